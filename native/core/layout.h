@@ -1,0 +1,268 @@
+/* Shared memory layouts: everything that one process reads in memory that another one writes.
+ *
+ * Four objects:
+ *   directory  a file beside the agent's socket ("<socket>.dir"); written by the agent alone, mapped
+ *              read-only by every shim: which address, port and network namespace has a listener that
+ *              can negotiate.
+ *   claims     a sealed memfd per listener, written by the listener's processes and by its clients:
+ *              a hash table of hints "the connection with this 4-tuple is slot S of link L".  A hint is
+ *              never trusted: the slot itself holds the whole tuple.
+ *   link       a sealed memfd between one client process and one listener: slots (a connection each)
+ *              and their rings.
+ *   table      a memfd per process family (a process and its forked children): the connections it has,
+ *              readable by the agent for `bertha ps`.
+ *
+ * Included by C and, through the cffi extension, used by the agent.  All integers are in the machine's
+ * own order: the memory never leaves the host.
+ */
+#ifndef BERTHA_LAYOUT_H
+#define BERTHA_LAYOUT_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define BERTHA_LAYOUT_VERSION 1u
+#define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
+#define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
+#define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
+#define BERTHA_MAGIC_TABLE 0x4254424cu /* "BTBL" */
+
+#define BERTHA_CACHELINE 64
+
+/* An address is always 16 bytes; IPv4 is written v4-mapped (RFC 4291, 2.5.5.2).  Ports are in host order. */
+struct bertha_tuple {
+  uint8_t client_addr[16];
+  uint8_t server_addr[16];
+  uint16_t client_port;
+  uint16_t server_port;
+  uint32_t reserved;
+};
+
+/* ---- directory ---------------------------------------------------------------------------------- */
+
+struct bertha_dir_header {
+  uint32_t magic;
+  uint32_t version;
+  _Atomic uint64_t generation; /* changes with every agent that takes over; 0: no agent is serving */
+  uint32_t agent_pid;
+  uint32_t entry_count; /* a power of two */
+  uint8_t pad[BERTHA_CACHELINE - 24];
+};
+
+/* Found by bertha_dir_hash(addr, port) and linear probing; a probe ends at an entry with port 0.  A
+ * removed entry keeps its port and has listener 0.  `seq` is odd while the agent writes. */
+struct bertha_dir_entry {
+  _Atomic uint32_t seq;
+  uint16_t port;
+  uint16_t flags; /* BERTHA_DIR_* */
+  uint8_t addr[16];
+  uint64_t netns;    /* SO_NETNS_COOKIE of the listening socket */
+  uint64_t listener; /* 0: removed */
+  uint32_t uid;
+  uint32_t pid;
+  uint8_t pad[16];
+};
+#define BERTHA_DIR_LOOPBACK 1u /* a loopback address: only meant for its own namespace */
+
+#define BERTHA_DIR_ENTRIES 8192u
+
+/* ---- claims ------------------------------------------------------------------------------------- */
+
+struct bertha_claims_header {
+  uint32_t magic;
+  uint32_t version;
+  uint64_t listener;
+  uint32_t bucket_count; /* a power of two */
+  uint8_t pad[BERTHA_CACHELINE - 20];
+};
+
+/* A word is tag:24 | link:24 | slot:16, 0 when empty; the tag is never 0. */
+#define BERTHA_CLAIM_WAYS 8
+struct bertha_claims_bucket {
+  _Atomic uint64_t word[BERTHA_CLAIM_WAYS];
+};
+#define BERTHA_CLAIM_BUCKETS 4096u
+
+/* ---- link --------------------------------------------------------------------------------------- */
+
+#define BERTHA_LINK_SLOTS 1024u
+#define BERTHA_RING_MAX (1u << 20)    /* bytes of address space each direction of a slot has */
+#define BERTHA_SLEEPERS 256u          /* a side; index 0 is never used */
+#define BERTHA_SIDE_CLIENT 0
+#define BERTHA_SIDE_SERVER 1
+
+/* A thread or an epoll set of one side that may be asleep.  `armed` is set by the sleeper before it
+ * looks at the rings a last time; whoever takes it from 1 to 0 must ring `bell`. */
+struct bertha_sleeper {
+  _Atomic uint32_t armed;
+  _Atomic uint32_t bell;  /* the agent's number of an eventfd; 0: ring on the kernel's connection */
+  _Atomic uint32_t owner; /* pid that has taken this entry, 0: free */
+  uint8_t pad[BERTHA_CACHELINE - 12];
+};
+
+/* One direction of a connection: a single-producer single-consumer ring of bytes.
+ *
+ * Positions count the bytes that went through the ring since the connection began.  Byte p lies at
+ * offset (p - base) % size; the producer changes `base` and `size` only while the ring is empty and
+ * before it publishes a new tail, so a small request always uses the same few cache lines and an idle
+ * connection keeps a page or two.
+ *
+ * The bytes before the ring: `switch_at` is the number of bytes the producer gave to the kernel before
+ * its first ring byte (UINT64_MAX: it has not switched).  The bytes after it: `ring_end` is the position
+ * at which the producer went back to the kernel for good (UINT64_MAX: it has not). */
+struct bertha_direction {
+  /* written by the producer */
+  _Atomic uint64_t tail;
+  _Atomic uint64_t base;
+  _Atomic uint32_t size;
+  _Atomic uint32_t closed; /* the producer's end was closed or shut down: a hint, the kernel's FIN decides */
+  _Atomic uint64_t switch_at;
+  _Atomic uint64_t ring_end;
+  _Atomic uint32_t space_wanted; /* the producer waits for free space */
+  uint8_t pad0[BERTHA_CACHELINE - 44];
+  /* written by the consumer */
+  _Atomic uint64_t head;
+  _Atomic uint32_t want_kernel; /* the consumer asks the producer to go back to the kernel */
+  uint8_t pad1[BERTHA_CACHELINE - 12];
+  /* The bell of last resort: bytes on the kernel's connection, which make the consumer's descriptor
+   * readable for everybody (poll, any epoll, io_uring, a process without a shim). */
+  _Atomic uint32_t bell_out; /* 1: a bell byte lies in the kernel's queue */
+  _Atomic uint32_t bells;    /* how many were ever sent; the consumer skips them after ring_end */
+  uint8_t pad2[BERTHA_CACHELINE - 8];
+};
+
+/* Who of one side waits for this slot: indices into this side's sleepers, 0: nobody. */
+struct bertha_watch {
+  _Atomic uint16_t epoll;
+  _Atomic uint16_t rx;
+  _Atomic uint16_t tx;
+  _Atomic uint16_t kernel; /* 1: somebody watches the kernel's descriptor; ring on the connection */
+  _Atomic uint32_t done;   /* this side will not touch the slot any more */
+  _Atomic uint32_t cpu;    /* processor this side last ran on, plus one */
+  uint8_t pad[BERTHA_CACHELINE - 16];
+};
+
+enum bertha_slot_state {
+  BERTHA_SLOT_FREE = 0,
+  BERTHA_SLOT_CLAIMED = 1,  /* the client has made the kernel's connection and waits for the server */
+  BERTHA_SLOT_ATTACHED = 2, /* the server has tied its half to it */
+  BERTHA_SLOT_REFUSED = 3,  /* the server will not: plain for good */
+};
+
+struct bertha_slot {
+  _Atomic uint32_t state;
+  _Atomic uint32_t use; /* how often the slot was claimed */
+  uint64_t netns;       /* the client's */
+  struct bertha_tuple tuple;
+  uint32_t nonce; /* what the client put into its SYN (cross-namespace), 0: nothing */
+  uint32_t client_pid;
+  uint32_t server_pid;
+  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 12];
+  struct bertha_watch watch[2];
+  struct bertha_direction dir[2]; /* [side that produces] */
+};
+
+struct bertha_link_header {
+  uint32_t magic;
+  uint32_t version;
+  uint64_t listener;
+  uint32_t index; /* of this link at its listener, from 1 */
+  uint32_t slot_count;
+  uint32_t ring_max;
+  uint32_t client_pid;
+  uint64_t dirty_offset[2]; /* bitmaps: slots in which something changed for that side */
+  uint64_t sleeper_offset[2];
+  uint64_t slot_offset;
+  uint64_t ring_offset; /* ring of slot s, side d: ring_offset + (2 * s + d) * ring_max */
+  uint64_t total_size;
+  _Atomic uint32_t dead; /* set by the agent: the client process is gone */
+  uint8_t pad[BERTHA_CACHELINE * 2 - 92];
+};
+
+/* ---- table -------------------------------------------------------------------------------------- */
+
+enum bertha_conn_kind {
+  BERTHA_CONN_FREE = 0,
+  BERTHA_CONN_SOCKET = 1,   /* a TCP socket, neither listening nor connected yet */
+  BERTHA_CONN_LISTENER = 2,
+  BERTHA_CONN_PLAIN = 3,    /* the kernel carries it, for good */
+  BERTHA_CONN_CLAIMED = 4,  /* client: plain until the server attaches */
+  BERTHA_CONN_MAYBE = 5,    /* server: plain until the client's claim is seen */
+  BERTHA_CONN_SHM = 6,
+  BERTHA_CONN_UNIX = 7,
+};
+
+/* What the agent and `bertha ps` read of a connection; the first member of the shim's own record. */
+struct bertha_conn_info {
+  _Atomic uint32_t kind;
+  _Atomic uint32_t refs;
+  uint32_t pid;
+  uint32_t role;   /* BERTHA_SIDE_* */
+  uint32_t reason; /* enum bertha_reason */
+  uint32_t setup_us;
+  uint64_t opened_ns; /* CLOCK_REALTIME */
+  uint8_t local_addr[16];
+  uint8_t peer_addr[16];
+  uint16_t local_port;
+  uint16_t peer_port;
+  uint32_t family;
+  _Atomic uint64_t tx_bytes;
+  _Atomic uint64_t rx_bytes;
+};
+
+struct bertha_table_header {
+  uint32_t magic;
+  uint32_t version;
+  uint32_t conn_count;
+  uint32_t conn_size; /* stride of the records */
+  uint64_t conn_offset;
+  _Atomic uint32_t used; /* records ever used: readers look at no more than these */
+  uint8_t pad[BERTHA_CACHELINE - 28];
+};
+
+/* Why a connection is plain, or not on a better implementation.  The texts are in reason.c, and
+ * the same in bertha_socket/reasons.py (a test compares them). */
+enum bertha_reason {
+  BERTHA_WHY_NONE = 0,
+  BERTHA_WHY_NO_AGENT = 1,
+  BERTHA_WHY_PEER_UNAWARE = 2,
+  BERTHA_WHY_NOT_LISTED = 3,
+  BERTHA_WHY_NOT_ATTACHED = 4,
+  BERTHA_WHY_REFUSED_BY_AGENT = 5,
+  BERTHA_WHY_POLICY = 6,
+  BERTHA_WHY_OTHER_USER = 7,
+  BERTHA_WHY_NO_MEMORY = 8,
+  BERTHA_WHY_NO_DESCRIPTOR = 9,
+  BERTHA_WHY_LINK_FULL = 10,
+  BERTHA_WHY_CLAIMS_FULL = 11,
+  BERTHA_WHY_TABLE_FULL = 12,
+  BERTHA_WHY_IO_URING = 13,
+  BERTHA_WHY_INHERITED = 14,
+  BERTHA_WHY_CORRUPT = 15,
+  BERTHA_WHY_AMBIGUOUS = 16,
+  BERTHA_WHY_KERNEL_ASKED = 17,
+  BERTHA_WHY_DISABLED = 18,
+  BERTHA_WHY_VERSION = 19,
+  BERTHA_WHY_FASTOPEN = 20,
+  BERTHA_WHY_PASSED_ON = 21,
+  BERTHA_WHY_SHM_PROHIBITED = 22,
+  BERTHA_WHY_NEVER_CONNECTED = 23,
+  BERTHA_WHY_COUNT
+};
+
+/* FNV-1a over address and port; the agent's writer and the shim's reader both call it. */
+static inline uint32_t bertha_dir_hash(const uint8_t addr[16], uint16_t port) {
+  uint32_t h = 2166136261u;
+  for (int i = 0; i < 16; i++) {
+    h = (h ^ addr[i]) * 16777619u;
+  }
+  h = (h ^ (port & 0xffu)) * 16777619u;
+  h = (h ^ (uint32_t)(port >> 8)) * 16777619u;
+  return h;
+}
+
+static inline uint64_t bertha_claim_word(uint32_t tag, uint32_t link, uint32_t slot) {
+  return ((uint64_t)(tag & 0xffffffu) << 40) | ((uint64_t)(link & 0xffffffu) << 16) | (slot & 0xffffu);
+}
+
+#endif

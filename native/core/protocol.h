@@ -1,0 +1,137 @@
+/* Messages between a shim and its agent.
+ *
+ * A unix SOCK_SEQPACKET connection, one request and one reply at a time, both begun by the shim.  Every
+ * message is a bertha_msg header followed by a body of the op's struct; descriptors travel beside it
+ * (SCM_RIGHTS).  The agent ends the connection at a message that it cannot understand.  A reply has the
+ * request's op and seq; `status` is 0 or an enum bertha_reason, and with a status other than 0 there is
+ * no body and there are no descriptors.
+ *
+ * The agent knows the caller by SO_PEERCRED and SO_PEERPIDFD; the end of the connection ends everything
+ * that the process registered.
+ */
+#ifndef BERTHA_PROTOCOL_H
+#define BERTHA_PROTOCOL_H
+
+#include <stdint.h>
+
+#define BERTHA_MSG_MAGIC 0x41545242u /* "BRTA" */
+#define BERTHA_PROTOCOL_VERSION 1u
+#define BERTHA_MSG_MAX 16384u /* bytes of header and body together */
+
+enum bertha_op {
+  BERTHA_OP_HELLO = 1,
+  BERTHA_OP_LISTEN = 2,
+  BERTHA_OP_UNLISTEN = 3,
+  BERTHA_OP_CONNECT = 4,
+  BERTHA_OP_LINK = 5,
+  BERTHA_OP_BELL_NEW = 6,
+  BERTHA_OP_BELL_GET = 7,
+  BERTHA_OP_RESOLVE = 8,
+  BERTHA_OP_STATUS = 100,
+  BERTHA_OP_STOP = 101,
+};
+
+struct bertha_msg {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t op;
+  uint32_t seq;
+  uint32_t status;
+};
+
+/* HELLO + descriptor: the process family's table (may be missing).  Must come first. */
+struct bertha_hello {
+  uint32_t pid;           /* as the process sees it */
+  uint32_t layout_version;
+  char program[64];       /* basename of the executable, NUL-terminated */
+  char name[64];          /* --name, or empty */
+  char exe[512];          /* path of the executable */
+  char policy[512];       /* absolute path of the policy file, or empty */
+  char args[2048];        /* argv, NUL-separated, cut */
+  uint32_t args_len;
+  char package_version[32];
+};
+struct bertha_hello_reply {
+  uint64_t generation; /* of the directory */
+  uint32_t agent_pid;
+  uint32_t reserved;
+};
+
+/* Implementations of local_or_remote, as bits. */
+#define BERTHA_IMPL_SHM 1u
+#define BERTHA_IMPL_UNIX 2u
+#define BERTHA_IMPL_TCP 4u
+
+/* LISTEN + descriptors: the listening socket; a NETLINK_ROUTE and a NETLINK_SOCK_DIAG socket of the
+ * caller's network namespace (by which the agent sees for itself which addresses that namespace has, and
+ * which sockets).  The agent closes its copy of the listening socket before it answers. */
+struct bertha_listen {
+  uint64_t reserved;
+};
+struct bertha_listen_reply { /* + descriptor: claims */
+  uint64_t listener;
+  uint32_t implementations; /* allowed by the listener's policy */
+  uint32_t reserved;
+};
+
+struct bertha_unlisten { /* no reply */
+  uint64_t listener;
+};
+
+/* How one pair of a client process and a listener talks. */
+struct bertha_plan {
+  uint32_t implementation; /* one of BERTHA_IMPL_* */
+  uint32_t spin_us;        /* bound on spinning by policy; UINT32_MAX: none given */
+  uint32_t ring_size;      /* bytes a ring may grow to (a power of two), 0: default */
+  uint32_t reason;         /* why not a better implementation */
+};
+
+/* CONNECT: a link from this process to that listener. */
+struct bertha_connect {
+  uint64_t listener;
+  uint8_t server_addr[16];
+  uint16_t server_port;
+  uint16_t reserved;
+  uint32_t reserved2;
+  uint64_t netns; /* the client's */
+};
+struct bertha_link_reply { /* + descriptors: link, claims (claims for CONNECT only) */
+  uint64_t listener;
+  uint32_t index;
+  uint32_t reserved;
+  struct bertha_plan plan;
+};
+
+/* LINK: the listener's side asks for link number `index` of its listener. */
+struct bertha_link {
+  uint64_t listener;
+  uint32_t index;
+  uint32_t reserved;
+};
+
+/* BELL_NEW + descriptor: an eventfd; BELL_GET: the eventfd of somebody with whom the caller has a link. */
+struct bertha_bell {
+  uint32_t bell;
+  uint32_t reserved;
+};
+
+/* RESOLVE: several listeners in other namespaces have the address that a client has just connected to;
+ * which of them has the other half of this connection?  (sock_diag in their namespaces.)  The reply's
+ * listener is 0 when none, or more than one, has it. */
+#define BERTHA_RESOLVE_MAX 8
+struct bertha_resolve {
+  uint8_t client_addr[16];
+  uint8_t server_addr[16];
+  uint16_t client_port;
+  uint16_t server_port;
+  uint32_t count;
+  uint64_t listeners[BERTHA_RESOLVE_MAX];
+};
+struct bertha_resolve_reply {
+  uint64_t listener;
+};
+
+/* STATUS: reply carries a memfd with a JSON text (for `bertha ps` and `bertha doctor`).  STOP ends the
+ * agent (same user only). */
+
+#endif

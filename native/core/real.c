@@ -1,0 +1,16 @@
+#define _GNU_SOURCE
+#include "real.h"
+
+#include <dlfcn.h>
+#include <stdlib.h>
+
+struct bertha_real bertha_real_table;
+
+/* A function that this C library does not have (epoll_pwait2 before 2.35, close_range before 2.34)
+ * stays NULL: our wrapper of it is then never called, because no program could link to it either. */
+void bertha_real_init(void) {
+#define X(name, ret, params) bertha_real_table.name = (ret(*) params)dlsym(RTLD_NEXT, #name);
+  BERTHA_REAL_CALLS(X)
+#undef X
+  __atomic_store_n(&bertha_real_table.ready, 1, __ATOMIC_RELEASE);
+}

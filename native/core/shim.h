@@ -1,0 +1,214 @@
+/* What every part of the shim shares: the process's state, its connections, and the few words
+ * (side, direction, phase) that the rest is written in. */
+#ifndef BERTHA_SHIM_H
+#define BERTHA_SHIM_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "layout.h"
+#include "protocol.h"
+#include "real.h"
+
+#define BERTHA_EXPORT __attribute__((visibility("default")))
+#define LIKELY(x) __builtin_expect(!!(x), 1)
+#define UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define BERTHA_TLS __thread __attribute__((tls_model("initial-exec")))
+
+#define BERTHA_CONNS 65536u
+#define BERTHA_FDS (1u << 20) /* descriptors above are not ours to follow: they stay plain */
+
+static inline void bertha_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield" ::: "memory");
+#endif
+}
+
+/* Where the bytes of one direction are, seen from one end. */
+enum phase {
+  PHASE_BEFORE = 0, /* the kernel: the producer has not switched yet */
+  PHASE_RING = 1,
+  PHASE_AFTER = 2, /* the kernel again, for good */
+};
+
+struct listener { /* of this process: one it listens on, or one it has connected to */
+  uint64_t id;
+  uint64_t generation; /* of the directory when registered */
+  struct bertha_claims_header *claims;
+  struct listener *next;
+};
+
+struct link { /* this process's mapping of a link */
+  struct bertha_link_header *header;
+  uint8_t *base;
+  size_t size;
+  uint64_t listener;
+  uint32_t index;
+  uint32_t slot_count;
+  uint32_t ring_max;
+  uint8_t side;
+  struct bertha_plan plan;
+  int fd;          /* hidden; -1 once given up */
+  int owner_pid;   /* the process that may take slots (client) */
+  _Atomic uint64_t *dirty[2];
+  struct bertha_sleeper *sleepers[2];
+  struct bertha_slot *slots;
+  struct bertha_claims_header *claims;
+  _Atomic uint32_t lock; /* of the free list */
+  uint32_t free_count;
+  uint32_t next_fresh;
+  uint16_t *free_slots;
+  struct link *next;
+};
+
+enum conn_flag {
+  CONN_NONBLOCK = 1u << 0,
+  CONN_FIN = 1u << 1,         /* the kernel has delivered the peer's FIN */
+  CONN_RD_SHUT = 1u << 2,
+  CONN_WR_SHUT = 1u << 3,
+  CONN_NODELAY_SET = 1u << 4, /* the program's own setting */
+  CONN_NODELAY_FORCED = 1u << 5,
+  CONN_CORK_SET = 1u << 6,
+  CONN_NO_ATTACH = 1u << 7,   /* this connection is to stay in the kernel */
+  CONN_LOGGED = 1u << 8,
+  CONN_LAST_RECV_DATA = 1u << 9,
+  CONN_RST = 1u << 10,
+  CONN_NODELAY_KNOWN = 1u << 11,
+  CONN_SHM_DONE = 1u << 12,
+  CONN_BROKEN = 1u << 13,     /* the ring's contents make no sense */
+};
+
+/* A connection (or a socket that may become one).  Lives in the table, which forked children share: the
+ * positions must be one truth for parent and child.  Pointers in it are good in the process that made the
+ * connection and in those forked from it afterwards, which are the only ones that have its descriptor. */
+struct conn {
+  struct bertha_conn_info info;
+  _Atomic uint32_t rx_lock; /* tid of the holder */
+  _Atomic uint32_t tx_lock;
+  _Atomic uint32_t flags;
+  _Atomic uint32_t next_free;
+  struct link *link;
+  struct listener *listener;
+  struct bertha_slot *slot;
+  uint32_t slot_index;
+  uint8_t side;
+  uint8_t rx_phase;
+  uint8_t tx_phase;
+  uint8_t pad;
+  uint8_t *rx_mem;
+  uint8_t *tx_mem;
+  uint64_t rx_head; /* private truth of what the slot's `head` and `tail` say */
+  uint64_t tx_tail;
+  uint64_t tx_base;
+  uint32_t tx_size;
+  uint32_t tx_limit; /* size may grow to this */
+  _Atomic uint64_t krx; /* bytes that went by the kernel before the ring */
+  _Atomic uint64_t ktx;
+  _Atomic uint32_t kernel_sends; /* in the kernel just now */
+  _Atomic uint32_t kernel_waiters; /* threads asleep in the kernel on the descriptor itself */
+  _Atomic uint32_t kernel_regs;  /* epoll registrations that the kernel alone serves */
+  _Atomic uint32_t bell_debt;    /* bell bytes announced and not yet arrived */
+  uint32_t bells_seen;
+  int32_t error; /* errno that the kernel reported and the program has not seen */
+  int64_t rcv_timeout_ns; /* 0: none */
+  int64_t snd_timeout_ns;
+  int32_t rcv_lowat;
+  uint32_t spin_score;
+};
+
+struct fd_entry {
+  _Atomic uint32_t conn; /* index + 1, 0: none */
+  _Atomic uint32_t set;  /* epoll: SET_* */
+};
+
+struct bertha_process {
+  int pid;
+  bool enabled;
+  bool require;
+  bool table_ready;
+  bool log_open;
+  _Atomic bool io_uring;
+  uint32_t max_fd; /* highest tracked descriptor + 1 */
+  int table_fd;
+  struct bertha_table_header *table;
+  struct fd_entry *fds;
+  uint64_t netns;
+  int64_t spin_ns;    /* default bound */
+  bool spin_given;    /* by BERTHA_SPIN_US */
+  char program[64];
+  char name[64];
+  char agent_path[108];
+  char policy[512];
+  char connlog[512];
+};
+extern struct bertha_process bertha;
+
+/* process.c */
+void bertha_init(void);
+bool bertha_table_open(void);
+bool bertha_in_forked_stranger(void); /* in a vfork child, or one that a raw clone made */
+int bertha_hide_fd(int fd);          /* moves it out of the program's sight; -1 when it cannot */
+bool bertha_is_hidden(int fd);
+int bertha_unhide(int fd); /* the program wants this very number: moves ours elsewhere */
+uint32_t bertha_tid(void);
+int64_t bertha_now_ns(void);
+void bertha_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
+extern int bertha_log_level;
+
+/* lock.c */
+bool bertha_lock(_Atomic uint32_t *lock); /* false: this very thread holds it (a signal handler) */
+void bertha_unlock(_Atomic uint32_t *lock);
+
+/* table.c */
+struct conn *conn_new(int fd, enum bertha_conn_kind kind);
+void conn_free(struct conn *c);
+void conn_track(int fd, struct conn *c); /* takes over a reference */
+uint32_t conn_index(const struct conn *c);
+struct conn *conn_by_index(uint32_t index);
+void conn_forget(int fd);
+void conn_fork_prepare(void);
+void conn_fork_failed(void);
+
+static inline struct conn *conn_of(int fd) {
+  if (UNLIKELY((unsigned)fd >= BERTHA_FDS || bertha.fds == NULL)) {
+    return NULL;
+  }
+  uint32_t i = atomic_load_explicit(&bertha.fds[fd].conn, memory_order_acquire);
+  return LIKELY(i == 0) ? NULL : conn_by_index(i - 1);
+}
+static inline uint32_t conn_kind(const struct conn *c) {
+  return atomic_load_explicit(&c->info.kind, memory_order_acquire);
+}
+static inline uint32_t conn_flags(const struct conn *c) {
+  return atomic_load_explicit(&c->flags, memory_order_relaxed);
+}
+static inline void conn_set_flag(struct conn *c, uint32_t f) {
+  if ((conn_flags(c) & f) != f) {
+    atomic_fetch_or_explicit(&c->flags, f, memory_order_relaxed);
+  }
+}
+static inline void conn_clear_flag(struct conn *c, uint32_t f) {
+  if (conn_flags(c) & f) {
+    atomic_fetch_and_explicit(&c->flags, ~f, memory_order_relaxed);
+  }
+}
+static inline void count_bytes(_Atomic uint64_t *counter, uint64_t n) {
+  atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+static inline struct bertha_direction *conn_rx(const struct conn *c) {
+  return &c->slot->dir[1 - c->side];
+}
+static inline struct bertha_direction *conn_tx(const struct conn *c) {
+  return &c->slot->dir[c->side];
+}
+
+#endif
