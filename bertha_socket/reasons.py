@@ -1,0 +1,74 @@
+"""Why a connection is plain TCP, or not on a better implementation.
+
+The numbers are `enum bertha_reason` of native/core/layout.h; the texts are the `reason` of the connection
+log and of `bertha ps`, and the same ones that native/core/reason.c holds for the shim (a test compares the
+three).  A text is one ASCII sentence that needs no escaping in JSON and says, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+__all__ = ["Reason", "text_of"]
+
+
+class Reason(IntEnum):
+    """`enum bertha_reason`, without its prefix BERTHA_WHY_."""
+
+    NONE = 0
+    NO_AGENT = 1
+    PEER_UNAWARE = 2
+    NOT_LISTED = 3
+    NOT_ATTACHED = 4
+    REFUSED_BY_AGENT = 5
+    POLICY = 6
+    OTHER_USER = 7
+    NO_MEMORY = 8
+    NO_DESCRIPTOR = 9
+    LINK_FULL = 10
+    CLAIMS_FULL = 11
+    TABLE_FULL = 12
+    IO_URING = 13
+    INHERITED = 14
+    CORRUPT = 15
+    AMBIGUOUS = 16
+    KERNEL_ASKED = 17
+    DISABLED = 18
+    VERSION = 19
+    FASTOPEN = 20
+    PASSED_ON = 21
+    SHM_PROHIBITED = 22
+    NEVER_CONNECTED = 23
+
+
+_TEXTS: dict[int, str] = {
+    Reason.NONE: "no reason: nothing better was possible",
+    Reason.NO_AGENT: "no agent answered on this host: start one with 'bertha agent'",
+    Reason.PEER_UNAWARE: "the peer does not run under bertha-run",
+    Reason.NOT_LISTED: "no program under bertha-run listens on this address on this host",
+    Reason.NOT_ATTACHED: "the peer never tied its end of the connection to shared memory",
+    Reason.REFUSED_BY_AGENT: "the agent refused: it could not confirm the listener, or the caller may not reach it",
+    Reason.POLICY: "a rule of the policy file chose this implementation",
+    Reason.OTHER_USER: "the peer belongs to another user, and only a system agent run by root may join the two",
+    Reason.NO_MEMORY: "shared memory could not be made or mapped: a memory limit is reached",
+    Reason.NO_DESCRIPTOR: "no file descriptor was left: raise the limit with 'ulimit -n'",
+    Reason.LINK_FULL: "all slots between this process and this listener are taken",
+    Reason.CLAIMS_FULL: "the listener's table of waiting connections is full",
+    Reason.TABLE_FULL: "this process's table of connections is full",
+    Reason.IO_URING: "the program uses io_uring, whose operations cannot be seen from outside the kernel",
+    Reason.INHERITED: "the connection was inherited from a program that did not run under bertha-run",
+    Reason.CORRUPT: "the peer wrote something impossible into shared memory",
+    Reason.AMBIGUOUS: "several listeners have this address and the right one could not be told",
+    Reason.KERNEL_ASKED: "the program made a call that only the kernel can serve on this connection",
+    Reason.DISABLED: "BERTHA_DISABLE is set",
+    Reason.VERSION: "the two ends, or a program and its agent, have different versions of bertha-socket",
+    Reason.FASTOPEN: "the program sent data with the connection request (TCP Fast Open)",
+    Reason.PASSED_ON: "the descriptor was passed to a process that does not run under bertha-run",
+    Reason.SHM_PROHIBITED: "a rule of the policy file prohibits shared memory",
+    Reason.NEVER_CONNECTED: "the connection was never established",
+}
+
+
+def text_of(reason: int) -> str:
+    """The sentence for a number of `enum bertha_reason`; an unknown number gets a sentence that names it."""
+    return _TEXTS.get(reason) or f"unknown reason {reason}: the shim is newer than this package"
