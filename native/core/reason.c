@@ -12,10 +12,10 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_NOT_LISTED] = "no program under bertha-run listens on this address on this host",
     [BERTHA_WHY_NOT_ATTACHED] = "the peer never tied its end of the connection to shared memory",
     [BERTHA_WHY_REFUSED_BY_AGENT] =
-        "the agent refused: it could not confirm the listener, or the caller may not reach it",
+        "the agent refused: the listener is not confirmed, or not to be reached by this caller",
     [BERTHA_WHY_POLICY] = "a rule of the policy file chose this implementation",
     [BERTHA_WHY_OTHER_USER] =
-        "the peer belongs to another user, and only a system agent run by root may join the two",
+        "the peer belongs to another user; only a system agent (run by root) may join the two",
     [BERTHA_WHY_NO_MEMORY] = "shared memory could not be made or mapped: a memory limit is reached",
     [BERTHA_WHY_NO_DESCRIPTOR] = "no file descriptor was left: raise the limit with 'ulimit -n'",
     [BERTHA_WHY_LINK_FULL] = "all slots between this process and this listener are taken",
