@@ -47,7 +47,7 @@ _TEXTS: dict[int, str] = {
     Reason.PEER_UNAWARE: "the peer does not run under bertha-run",
     Reason.NOT_LISTED: "no program under bertha-run listens on this address on this host",
     Reason.NOT_ATTACHED: "the peer never tied its end of the connection to shared memory",
-    Reason.REFUSED_BY_AGENT: "the agent refused: the listener is not confirmed, or out of reach for the caller",
+    Reason.REFUSED_BY_AGENT: "the agent refused: the listener is unconfirmed, or out of reach for the caller",
     Reason.POLICY: "a rule of the policy file chose this implementation",
     Reason.OTHER_USER: "the peer belongs to another user; only a system agent (run by root) may join the two",
     Reason.NO_MEMORY: "shared memory could not be made or mapped: a memory limit is reached",

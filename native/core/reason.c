@@ -12,7 +12,7 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_NOT_LISTED] = "no program under bertha-run listens on this address on this host",
     [BERTHA_WHY_NOT_ATTACHED] = "the peer never tied its end of the connection to shared memory",
     [BERTHA_WHY_REFUSED_BY_AGENT] =
-        "the agent refused: the listener is not confirmed, or out of reach for the caller",
+        "the agent refused: the listener is unconfirmed, or out of reach for the caller",
     [BERTHA_WHY_POLICY] = "a rule of the policy file chose this implementation",
     [BERTHA_WHY_OTHER_USER] =
         "the peer belongs to another user; only a system agent (run by root) may join the two",
