@@ -1,0 +1,68 @@
+"""Builds the native parts that go into the wheel; everything declarative is in pyproject.toml.
+
+The preload library is built by native/Makefile (it is no Python extension, and developers build it
+without Python too), the cffi extension by cffi's setuptools support, against the stable ABI, so that one
+wheel serves every Python from 3.11 on.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+from setuptools.dist import Distribution
+from setuptools.errors import ExecError
+
+ROOT = Path(__file__).resolve().parent
+SHIM = Path("bertha_socket/lib/libbertha_shim.so")
+CFFI_SCRIPT = Path("native/cffi_build.py")
+
+
+class BuildNative(build_py):
+    """Copies the Python files as usual, then builds the preload library beside them."""
+
+    editable_mode: bool
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:  # the package is the checkout's, so the library goes there too
+            self._make(ROOT / "native/build", ROOT / SHIM)
+            return
+        # Away from the checkout's own objects: a wheel holds nothing left over from development.
+        scratch = Path(self.get_finalized_command("build").build_temp).resolve() / "native"
+        self._make(scratch, Path(self.build_lib).resolve() / SHIM)
+
+    def _make(self, build: Path, shim: Path) -> None:
+        make = shutil.which("make")
+        if make is None:
+            raise ExecError("native/Makefile needs make and a C compiler: install build-essential")
+        jobs = min(2, os.cpu_count() or 1)
+        command = [make, "-C", str(ROOT / "native"), f"-j{jobs}", f"BUILD={build}", f"LIBDIR={shim.parent}"]
+        try:
+            subprocess.run(command, check=True)
+        except subprocess.CalledProcessError as error:
+            raise ExecError(f"building {SHIM} failed (status {error.returncode}): see make's output") from error
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        outputs: list[str] = super().get_outputs(include_bytecode)
+        shim = Path(self.build_lib) / SHIM
+        return [*outputs, str(shim)] if shim.exists() else outputs
+
+
+class NativeDistribution(Distribution):
+    """Says that the wheel is for one platform even before the cffi extension is known."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(
+    cmdclass={"build_py": BuildNative},
+    distclass=NativeDistribution,
+    cffi_modules=[f"{CFFI_SCRIPT}:ffibuilder"] if (ROOT / CFFI_SCRIPT).exists() else [],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
