@@ -1,0 +1,87 @@
+"""Fixtures of all tests: hosts with their own agent, namespaces, and the proof that nothing is left behind."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Host, NamespaceTrio, namespaces_unavailable
+from tests.harness.hosts import DIRECTORY_PREFIX, Adoption
+from tests.harness.namespaces import leftover_namespaces
+
+_HOSTS = pytest.StashKey[list[Host]]()
+MakeHost = Callable[..., Host]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rehearse",
+        action="store_true",
+        help="run the end-to-end tests of tests/programs without agent and shim and without looking at the"
+        " connection log: what fails then is the test's fault, not the shim's",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        for number, host in enumerate(item.stash.get(_HOSTS, [])):
+            if host.dir.exists():
+                report.sections.append((f"host {number}", host.report()))
+    return report
+
+
+@pytest.fixture
+def make_host(request: pytest.FixtureRequest) -> Iterator[MakeHost]:
+    """`make_host(user=None, agent=True)`: a new Host; everything it started is ended after the test."""
+    hosts = request.node.stash[_HOSTS] = []
+    adoption = Adoption()
+    adoption.start()
+
+    def make(*, user: str | None = None, agent: bool = True) -> Host:
+        host = Host(user=user, agent=False, rehearse=request.config.getoption("rehearse"))
+        hosts.append(host)
+        if agent and not host.rehearse:
+            host.start_agent()
+        return host
+
+    yield make
+    wrong = [line for host in hosts for line in host.close()]
+    wrong += adoption.end()
+    reports = [host.report() for host in hosts] if wrong else []
+    for host in hosts:
+        host.remove()
+    if wrong:
+        pytest.fail("\n".join([*wrong, *reports]), pytrace=False)
+
+
+@pytest.fixture
+def host(make_host: MakeHost) -> Host:
+    """One host with its agent."""
+    return make_host()
+
+
+@pytest.fixture
+def netns() -> Iterator[NamespaceTrio]:
+    """Two joined namespaces and the trap; skips, saying why, where they cannot be made."""
+    why = namespaces_unavailable()
+    if why is not None:
+        pytest.skip(why)
+    trio = NamespaceTrio()
+    yield trio
+    trio.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """At the end of the session no namespace and no directory of ours may be left (processes: `make_host`)."""
+    yield
+    assert not leftover_namespaces(), f"namespaces left behind: {leftover_namespaces()}"
+    left = sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*"))
+    assert not left, f"directories left behind: {left}"

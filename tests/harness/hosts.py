@@ -1,0 +1,265 @@
+"""A "host" of a test: an agent of its own, a connection log, and the programs that run there.
+
+Programs of different agents are on different hosts, whatever the kernel shares (the design's words), so a
+test that needs two hosts makes two of these. Nothing a host starts outlives it: everything is ended by its
+process number, and descendants that lost their parent are adopted by the test process and ended as well.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+import pytest
+
+from .connlog import REHEARSED, Connection, read_connlog
+from .directory import listed_ports, listening_ports
+from .namespaces import Namespace
+from .poll import eventually
+from .programs import Program
+
+# Below the range from which Linux takes client ports, so that no connection sits on a port before its server.
+_PORTS = range(11000, 32000)
+_BIN = Path(sys.executable).parent
+DIRECTORY_PREFIX = f"bertha-test-{os.getpid()}-"
+
+
+def free_port() -> int:
+    """A TCP port that nobody on loopback uses now."""
+    for _ in range(200):
+        port = random.choice(_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("no free port found")
+
+
+class Host:
+    """Use through the fixtures `host` and `make_host`."""
+
+    def __init__(self, *, user: str | None = None, agent: bool = True, rehearse: bool = False) -> None:
+        # Not pytest's tmp_path: its parents are closed to other users, and a unix socket's path has only
+        # 107 characters.
+        self.dir = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
+        self.user = user
+        self.rehearse = rehearse
+        if user is not None:
+            shutil.chown(self.dir, user, user)
+        self.connlog_path = self.dir / "connections.jsonl"
+        self.agent_path = self.dir / "run" / "agent.sock"
+        self.programs: list[Program] = []
+        self.agent: Program | None = None
+        self._count = 0
+        if agent and not rehearse:
+            self.start_agent()
+
+    # ---- starting -------------------------------------------------------------------------------
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of the host's programs: ours without any BERTHA_ name, plus this host's."""
+        env = {k: v for k, v in os.environ.items() if not k.startswith(("BERTHA_", "PYTEST_"))}
+        env["BERTHA_AGENT"] = str(self.agent_path)
+        env["BERTHA_CONNLOG"] = str(self.connlog_path)
+        env["LC_ALL"] = "C"
+        if self.user is not None:
+            env["HOME"] = str(self.dir)
+        env.update(more or {})
+        return env
+
+    def start_agent(self) -> Program:
+        """Start this host's agent and wait until it answers."""
+        self.agent_path.parent.mkdir(mode=0o700, exist_ok=True)
+        if self.user is not None:
+            shutil.chown(self.agent_path.parent, self.user, self.user)
+        self.agent = agent = self._start([str(_BIN / "bertha"), "agent"], label="agent")
+
+        def answers() -> bool:
+            assert agent.running, f"{agent.describe()} ended\n{agent.text()}"
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                return probe.connect_ex(str(self.agent_path)) == 0
+
+        eventually(answers, "the agent's socket")
+        return agent
+
+    def spawn(
+        self,
+        command: Sequence[str | Path],
+        *,
+        shim: bool = True,
+        netns: Namespace | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = None,
+        label: str | None = None,
+        run_options: Sequence[str] = (),
+    ) -> Program:
+        """Start `command`, under bertha-run when `shim`; its output goes to a file (see Program.text)."""
+        words = [str(word) for word in command]
+        argv = list(words)
+        if shim and not self.rehearse:
+            argv = [str(_BIN / "bertha-run"), "--require", *run_options, "--", *argv]
+        if netns is not None:
+            argv = netns.wrap(argv)
+        name = label or Path(words[0]).name
+        return self._start(argv, label=name, env=env, cwd=cwd, stdin=stdin, stdout=stdout, shim=shim)
+
+    def _start(
+        self,
+        argv: Sequence[str],
+        *,
+        label: str,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = None,
+        shim: bool = False,
+    ) -> Program:
+        self._count += 1
+        program = Program(
+            argv,
+            label=label,
+            output=self.dir / f"{self._count:03d}-{label}.out",
+            env=self.environment(env),
+            cwd=cwd or self.dir,
+            stdin=stdin,
+            stdout=stdout,
+            user=self.user,
+            shim=shim,
+        )
+        self.programs.append(program)
+        return program
+
+    def run(
+        self,
+        command: Sequence[str | Path],
+        *,
+        shim: bool = True,
+        netns: Namespace | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        feed: bytes | None = None,
+        timeout: float = 20.0,
+        check: bool = True,
+    ) -> str:
+        """Run `command` to its end, `feed` on its standard input; what it printed."""
+        if feed is None:
+            return self.spawn(command, shim=shim, netns=netns, env=env, cwd=cwd).wait(timeout, check)
+        with tempfile.TemporaryFile() as source:
+            source.write(feed)
+            source.seek(0)
+            program = self.spawn(command, shim=shim, netns=netns, env=env, cwd=cwd, stdin=source)
+            return program.wait(timeout, check)
+
+    def server(
+        self,
+        command: Sequence[str | Path],
+        port: int,
+        *,
+        shim: bool = True,
+        netns: Namespace | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+        label: str | None = None,
+    ) -> Program:
+        """Start a server and wait until `port` listens and, with the shim, is in the agent's directory."""
+        program = self.spawn(command, shim=shim, netns=netns, env=env, cwd=cwd, label=label)
+        self.wait_port(program, port)
+        return program
+
+    def wait_port(self, program: Program, port: int, timeout: float = 15.0) -> None:
+        """Wait until `program`'s namespace has `port` in LISTEN (and, with the shim, the agent knows it)."""
+
+        def listening() -> bool:
+            assert program.running, f"{program.describe()} ended\n{program.text()[-3000:]}"
+            return port in listening_ports(program.pid)
+
+        eventually(listening, f"{program.label} listening on {port}", timeout)
+        if program.shim and self.agent is not None and self.agent.running:
+            directory = Path(f"{self.agent_path}.dir")
+            eventually(lambda: port in listed_ports(directory), f"{program.label} in the directory", timeout)
+
+    # ---- looking and ending ---------------------------------------------------------------------
+
+    def connlog(self) -> list[Connection]:
+        """The lines written so far."""
+        return REHEARSED if self.rehearse else read_connlog(self.connlog_path)
+
+    def stop(self, *programs: Program, number: int = signal.SIGTERM) -> None:
+        """End these programs with a signal; AssertionError when one crashed or had to be killed."""
+        wrong = [w for w in [p.stop(number) for p in programs] if w]
+        assert not wrong, "; ".join(wrong)
+
+    def finish(self) -> list[Connection]:
+        """End all programs (last started first; not the agent) and return the complete log."""
+        self.stop(*(p for p in reversed(self.programs) if p is not self.agent))
+        return self.connlog()
+
+    def close(self) -> list[str]:
+        """End everything, the agent last, and remove the directory; what went wrong, one line each."""
+        wrong = [p.stop() for p in reversed(self.programs) if p is not self.agent]
+        if self.agent is not None:
+            wrong.append(self.agent.stop())
+        return [w for w in wrong if w]
+
+    def remove(self) -> None:
+        """Remove the host's directory."""
+        shutil.rmtree(self.dir)
+
+    def report(self) -> str:
+        """For a failure: every program's last output, and the end of the connection log."""
+        parts = [f"--- {p.describe()}\n{p.text()[-3000:]}" for p in self.programs]
+        if self.connlog_path.exists():
+            parts.append("--- connection log\n" + self.connlog_path.read_text()[-6000:])
+        return "\n".join(parts)
+
+
+class Adoption:
+    """While active, orphans among our descendants come to us, so that none can hide from `leftovers`."""
+
+    _PR_SET_CHILD_SUBREAPER = 36
+
+    def __init__(self) -> None:
+        self._before: set[int] = set()
+
+    def start(self) -> None:
+        self._prctl(1)
+        self._before = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    def end(self) -> list[str]:
+        """End what is left by pid and reap it; a line for each that was still running."""
+        wrong: list[str] = []
+        for child in psutil.Process().children(recursive=True):
+            if child.pid in self._before:
+                continue
+            try:
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    wrong.append(f"left behind: pid {child.pid} {' '.join(child.cmdline())}")
+                    child.kill()
+                child.wait(5)
+            except psutil.NoSuchProcess:
+                continue
+        self._prctl(0)
+        return wrong
+
+    def _prctl(self, on: int) -> None:
+        if sys.platform != "linux":
+            pytest.skip("only Linux has child subreapers")
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(self._PR_SET_CHILD_SUBREAPER, on, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
