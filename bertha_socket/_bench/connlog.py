@@ -1,0 +1,72 @@
+"""Proof of what carried the bytes: the connection log (``BERTHA_CONNLOG``), one JSON object a line.
+
+A figure that is labelled shm must have been shm.  The log is the shim's own word for each connection, written
+when it closes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PLAIN = "plain"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One line of the log, as far as a measurement needs it."""
+
+    role: str
+    implementation: str  # "shm", "unix", or "plain"
+    reason: str | None
+    tx_bytes: int
+    rx_bytes: int
+    setup_us: float
+
+    @classmethod
+    def parse(cls, line: str) -> Connection:
+        entry: dict[str, Any] = json.loads(line)
+        implementation = PLAIN
+        if not entry["plain"]:
+            for chunnel in entry["chunnels"]:
+                if chunnel["type"] == "local_or_remote":
+                    implementation = chunnel["implementation"]
+        return cls(
+            role=entry["role"],
+            implementation=PLAIN if implementation == "tcp" else implementation,
+            reason=entry.get("reason"),
+            tx_bytes=entry.get("tx_bytes") or 0,
+            rx_bytes=entry.get("rx_bytes") or 0,
+            setup_us=entry.get("setup_us") or 0,
+        )
+
+
+def read(path: Path, role: str | None = None) -> list[Connection]:
+    """The closed connections in a log, of one role or of both; no file means none."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    found = [Connection.parse(line) for line in lines if line.strip()]
+    return [c for c in found if role is None or c.role == role]
+
+
+def carried(connections: list[Connection]) -> Counter[str]:
+    """How many connections each implementation carried."""
+    return Counter(c.implementation for c in connections)
+
+
+def objection(connections: list[Connection], expected: str) -> str | None:
+    """Why these connections may not be called ``expected``; None when every one of them was."""
+    if not connections:
+        return f"the connection log is empty, so nothing shows that {expected} carried anything"
+    wrong = Counter((c.implementation, c.reason) for c in connections if c.implementation != expected)
+    if not wrong:
+        return None
+    parts = [
+        f"{n} of {len(connections)} {what} ({why or 'no reason given'})" for (what, why), n in wrong.items()
+    ]
+    return f"expected {expected} for every connection, but the log says: " + "; ".join(parts)

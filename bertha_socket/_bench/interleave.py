@@ -1,0 +1,50 @@
+"""A B C A B C ...: every cell once in each round, so that what the machine does meanwhile hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from bertha_socket._bench.report import Report
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+@dataclass
+class Options:
+    """What the caller of a bench chooses.
+
+    ``rounds`` 0 means the bench's own number; ``budget_s`` bounds the measuring: a run that would take longer
+    ends after a whole round and says so.  ``scale`` shrinks the amount of work of a round (the tests use it).
+    """
+
+    rounds: int = 0
+    quick: bool = False
+    budget_s: float = 600.0
+    scale: float = 1.0
+    only: tuple[str, ...] = ()
+    progress: Callable[[str], None] = field(default=_silent)
+
+    def rounds_or(self, quick: int, full: int) -> int:
+        return self.rounds or (quick if self.quick else full)
+
+    def amount(self, quick: int, full: int, least: int = 1) -> int:
+        return max(least, int((quick if self.quick else full) * self.scale))
+
+
+def run(report: Report, rounds: int, options: Options) -> None:
+    """Measure every cell of the report in each round; notes it when the time budget ends that early."""
+    begin = time.monotonic()
+    for number in range(rounds):
+        spent = time.monotonic() - begin
+        if number > 0 and spent + spent / number > options.budget_s:
+            report.notes.append(
+                f"ended after {number} of {rounds} rounds, at the time budget of {options.budget_s:g} s"
+            )
+            return
+        for at, cell in enumerate(report.cells):
+            options.progress(f"round {number + 1}/{rounds}, {at + 1}/{len(report.cells)}: {cell.name}")
+            cell.samples.append(cell.measure())

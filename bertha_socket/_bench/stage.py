@@ -1,0 +1,251 @@
+"""Where a bench plays: its hosts, its agent, its processes; everything it started ends with it, by pid.
+
+The agent is a private one (its own ``BERTHA_AGENT``), started on demand by the first program under
+``bertha-run`` as it would be for a user; nothing of the caller's environment that begins with ``BERTHA_``
+leaks in.  Children die with this process (``setpriv --pdeathsig``), also when it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from bertha_socket._bench import netns, tools
+
+_DIRECTORY_AGENT_PID = 16  # offset of agent_pid in struct bertha_dir_header (native/core/layout.h)
+
+
+@dataclass(frozen=True)
+class Shim:
+    """How a program is put under ``bertha-run``: nothing but what its user could say."""
+
+    policy: Path | None = None
+    spin_us: int | None = None
+    log: Path | None = None
+
+    def logged(self, path: Path) -> Shim:
+        return replace(self, log=path)
+
+
+@dataclass
+class Running:
+    """A program that was started and is used by others."""
+
+    process: subprocess.Popen[bytes]
+    output: Path
+    log: Path | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def text(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL after 5 s."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(timeout=5)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+
+
+class Failed(OSError):
+    """A program of a measurement failed; the message has its command and what it said."""
+
+
+@dataclass
+class Stage:
+    """Use as a context manager."""
+
+    tmp: Path = field(init=False)
+    hosts: list[netns.Host] = field(default_factory=list)
+    running: list[Running] = field(default_factory=list)
+    _port: int = 20000
+    _serial: int = 0
+
+    def __enter__(self) -> Stage:
+        self.tmp = Path(tempfile.mkdtemp(prefix="bertha-bench-"))
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        for running in reversed(self.running):
+            running.stop()
+        self._stop_agent()
+        for host in self.hosts:
+            host.close()
+        shutil.rmtree(self.tmp, ignore_errors=True)
+
+    def one_host(self) -> netns.Host:
+        host = netns.single()
+        self.hosts.append(host)
+        return host
+
+    def two_hosts(self) -> tuple[netns.Host, netns.Host]:
+        """Client's and server's namespace, joined by veth; raises Unavailable without root."""
+        client, server = netns.pair()
+        self.hosts += [client, server]
+        return client, server
+
+    def port(self, host: netns.Host) -> int:
+        """A TCP port that nothing uses on this host."""
+        if host.holder is None:
+            with socket.socket() as probe:
+                probe.bind((host.address, 0))
+                return int(probe.getsockname()[1])
+        self._port += 1
+        return self._port
+
+    def path(self, suffix: str) -> Path:
+        """A new path in the bench's own directory."""
+        self._serial += 1
+        return self.tmp / f"{self._serial:05d}{suffix}"
+
+    def policy(self, **rule: object) -> Path:
+        """A policy file with one rule for everything; values are strings, integers or lists of strings."""
+        path = self.path(".toml")
+        lines = [f"{key} = {_toml(value)}" for key, value in rule.items()]
+        path.write_text("[[rule]]\n" + "\n".join(lines) + "\n", encoding="utf-8")
+        return path
+
+    # -- processes ------------------------------------------------------------------------------
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.tmp / "agent.sock"
+
+    def environment(self, shim: Shim | None) -> dict[str, str]:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_") and k != "LD_PRELOAD"}
+        if shim is not None:
+            env["BERTHA_AGENT"] = str(self.agent_socket)
+            if shim.spin_us is not None:
+                env["BERTHA_SPIN_US"] = str(shim.spin_us)
+            if shim.log is not None:
+                env["BERTHA_CONNLOG"] = str(shim.log)
+        return env
+
+    def command(
+        self, argv: Sequence[str], host: netns.Host, cpus: Sequence[int] | None, shim: Shim | None
+    ) -> list[str]:
+        command = [tools.find("setpriv"), "--pdeathsig", "KILL", *host.enter]
+        if cpus is not None:
+            command += [tools.find("taskset"), "-c", ",".join(map(str, cpus))]
+        if shim is not None:
+            command += tools.bertha_run()
+            if shim.policy is not None:
+                command += ["--policy", str(shim.policy)]
+            command.append("--")
+        return [*command, *argv]
+
+    def start(
+        self,
+        argv: Sequence[str],
+        host: netns.Host,
+        *,
+        ready: str,
+        cpus: Sequence[int] | None = None,
+        shim: Shim | None = None,
+        stdin: bool = False,
+        timeout_s: float = 20.0,
+    ) -> Running:
+        """Start a program and wait until its output contains ``ready``."""
+        output = self.path(".out")
+        command = self.command(argv, host, cpus, shim)
+        with output.open("wb") as sink:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                env=self.environment(shim),
+                cwd=self.tmp,
+            )
+        running = Running(process, output, shim.log if shim else None)
+        self.running.append(running)
+        deadline = time.monotonic() + timeout_s
+        while ready not in running.text():
+            if process.poll() is not None:
+                raise Failed(f"{shlex.join(argv)}: ended with {process.returncode}: {running.text().strip()}")
+            if time.monotonic() > deadline:
+                raise Failed(
+                    f"{shlex.join(argv)}: not ready within {timeout_s:g} s: {running.text().strip()}"
+                )
+            time.sleep(0.01)
+        return running
+
+    def run(
+        self,
+        argv: Sequence[str],
+        host: netns.Host,
+        *,
+        cpus: Sequence[int] | None = None,
+        shim: Shim | None = None,
+        timeout_s: float = 60.0,
+    ) -> str:
+        """Run a program to its end and return its standard output; raises Failed otherwise."""
+        command = self.command(argv, host, cpus, shim)
+        try:
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=self.environment(shim),
+                cwd=self.tmp,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{shlex.join(argv)}: did not end within {timeout_s:g} s") from None
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()
+            raise Failed(f"{shlex.join(argv)}: ended with {done.returncode}: {said}")
+        return done.stdout.decode(errors="replace")
+
+    def agent_pid(self) -> int | None:
+        """Pid of the private agent, as it says itself in its directory file; None when there is none."""
+        try:
+            header = Path(f"{self.agent_socket}.dir").read_bytes()[: _DIRECTORY_AGENT_PID + 4]
+            pid = int(struct.unpack_from("=I", header, _DIRECTORY_AGENT_PID)[0])
+        except (OSError, struct.error):
+            return None
+        return pid or None
+
+    def _stop_agent(self) -> None:
+        pid = self.agent_pid()
+        if pid is None:
+            return
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+        except OSError:
+            return
+        if b"bertha" not in command:  # the number may belong to somebody else by now
+            return
+        for sig in (signal.SIGTERM, signal.SIGKILL):
+            try:
+                os.kill(pid, sig)
+            except ProcessLookupError:
+                return
+            deadline = time.monotonic() + 3
+            while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+                time.sleep(0.01)
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return f'"{value}"' if isinstance(value, str) else str(value)

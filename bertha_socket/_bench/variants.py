@@ -1,0 +1,102 @@
+"""The ways of talking that the benches compare, and the proof that each was what its name says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bertha_socket._bench import connlog, tools
+from bertha_socket._bench.report import Report
+from bertha_socket._bench.stage import Failed, Shim, Stage
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``shim`` None: without bertha.  ``expects``: what the connection log must say when there is a shim.
+    ``optional``: where the log says otherwise, skip it with that reason instead of failing."""
+
+    name: str
+    label: str
+    unix: bool = False
+    nodelay: bool = False
+    shim: Shim | None = None
+    expects: str = connlog.PLAIN
+    optional: bool = False
+
+    def target(self, address: str, port: int, path: Path) -> str:
+        """What our programs connect to or listen at."""
+        return f"unix:{path}" if self.unix else f"{address}:{port}"
+
+    @property
+    def flags(self) -> list[str]:
+        return ["--nodelay", "1"] if self.nodelay else []
+
+    def logged(self, path: Path) -> Variant:
+        return self if self.shim is None else replace(self, shim=self.shim.logged(path))
+
+
+TCP_NAGLE = "tcp-nagle"
+TCP = "tcp"
+UNIX_SOCKET = "unix-socket"
+SHM = "shm"
+SHM_NOSPIN = "shm-nospin"
+UNIX = "unix"
+
+
+def standard(stage: Stage, names: tuple[str, ...], report: Report) -> list[Variant]:
+    """The named variants, in this order; those that need a shim that is not built are reported as skipped."""
+    known = {
+        TCP_NAGLE: Variant(TCP_NAGLE, "TCP (Nagle, as in the paper)"),
+        TCP: Variant(TCP, "TCP_NODELAY", nodelay=True),
+        UNIX_SOCKET: Variant(UNIX_SOCKET, "hard-coded unix socket", unix=True),
+        SHM: Variant(SHM, "bertha-run: shm", shim=Shim(), expects="shm"),
+        SHM_NOSPIN: Variant(SHM_NOSPIN, "bertha-run: shm, no spin", shim=Shim(spin_us=0), expects="shm"),
+        UNIX: Variant(
+            UNIX,
+            "bertha-run: unix",
+            shim=Shim(policy=stage.policy(prohibit=["shm"])),
+            expects="unix",
+            optional=True,
+        ),
+    }
+    wanted = [known[name] for name in names]
+    try:
+        tools.shim_library()
+    except tools.Unavailable as missing:
+        for variant in wanted:
+            if variant.shim is not None:
+                report.skipped[variant.name] = str(missing)
+        return [v for v in wanted if v.shim is None]
+    return wanted
+
+
+def prove(stage: Stage, report: Report, variant: Variant, use: Callable[[Variant], object]) -> bool:
+    """Let ``use`` run the variant's client once, logged; is it what it is called?  Else skipped or a failure.
+
+    What the log said is added to ``report.carried``.  A variant without a shim needs no proof, but is run all
+    the same: everyone warms up alike.
+    """
+    log = stage.path(".log")
+    try:
+        use(variant.logged(log))
+    except Failed as failed:
+        report.failures.append(f"{variant.name}: {failed}")
+        return False
+    if variant.shim is None:
+        return True
+    return check(report, variant, log)
+
+
+def check(report: Report, variant: Variant, log: Path) -> bool:
+    """Count what a client's connection log says; everything must be what the variant expects."""
+    connections = connlog.read(log, "client")
+    report.carried.setdefault(variant.name, connlog.carried([])).update(connlog.carried(connections))
+    wrong = connlog.objection(connections, variant.expects)
+    if wrong is None:
+        return True
+    if variant.optional:
+        report.skipped.setdefault(variant.name, wrong)
+    else:
+        report.failures.append(f"{variant.name}: {wrong}")
+    return False
