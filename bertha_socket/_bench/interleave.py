@@ -25,7 +25,6 @@ class Options:
     quick: bool = False
     budget_s: float = 600.0
     scale: float = 1.0
-    only: tuple[str, ...] = ()
     progress: Callable[[str], None] = field(default=_silent)
 
     def rounds_or(self, quick: int, full: int) -> int:

@@ -8,6 +8,7 @@ leaks in.  Children die with this process (``setpriv --pdeathsig``), also when i
 from __future__ import annotations
 
 import os
+import resource
 import shlex
 import shutil
 import signal
@@ -122,6 +123,11 @@ class Stage:
         lines = [f"{key} = {_toml(value)}" for key, value in rule.items()]
         path.write_text("[[rule]]\n" + "\n".join(lines) + "\n", encoding="utf-8")
         return path
+
+    def raise_descriptor_limit(self) -> None:
+        """Let the children have as many descriptors as the hard limit allows."""
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     # -- processes ------------------------------------------------------------------------------
 

@@ -1,0 +1,88 @@
+"""redis-server, and redis-benchmark against it, each with or without a shim."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bertha_socket._bench import netns, tools
+from bertha_socket._bench.report import Sample
+from bertha_socket._bench.stage import Failed, Running, Shim, Stage
+
+TESTS = ("set", "get")
+UNITS = {f"{test}_rps": "1/s" for test in TESTS} | {
+    f"{test}_{p}": "ms" for test in TESTS for p in ("p50", "p99")
+}
+UNITS |= {"server_cpu": "us/request"}
+_CALIBRATION = 20000
+
+
+def processor_ns(pid: int) -> int:
+    """Processor time that the threads of a process have had, by the scheduler's own count."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        total += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+    return total
+
+
+@dataclass
+class RedisServer:
+    """A redis-server that keeps nothing on disk, at a TCP port and at a unix socket."""
+
+    stage: Stage
+    host: netns.Host
+    shim: Shim | None = None
+    port: int = field(init=False)
+    socket: Path = field(init=False)
+    running: Running = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.port = self.stage.port(self.host)
+        self.socket = self.stage.path(".sock")
+        argv = [tools.find("redis-server"), "--port", str(self.port), "--bind", self.host.address]
+        argv += ["--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+        self.running = self.stage.start(argv, self.host, ready="Ready to accept connections", shim=self.shim)
+
+
+@dataclass
+class RedisLoad:
+    """redis-benchmark, SET and GET, against one server."""
+
+    server: RedisServer
+    shim: Shim | None = None
+    unix: bool = False
+    clients: int = 50
+    pipeline: int = 1
+    requests: int = _CALIBRATION
+
+    def argv(self, requests: int) -> list[str]:
+        where = ["-s", str(self.server.socket)]
+        if not self.unix:
+            where = ["-h", self.server.host.address, "-p", str(self.server.port)]
+        argv = [tools.find("redis-benchmark"), *where, "-t", ",".join(TESTS), "-n", str(requests)]
+        argv += ["-c", str(self.clients), "--csv"]
+        return [*argv, "-P", str(self.pipeline)] if self.pipeline > 1 else argv
+
+    def run(self, requests: int = 0, shim: Shim | None = None) -> Sample:
+        """One run of redis-benchmark; ``shim`` replaces ours (to have it logged)."""
+        count = requests or self.requests
+        before = processor_ns(self.server.running.pid)
+        said = self.server.stage.run(self.argv(count), self.server.host, shim=shim or self.shim)
+        spent = processor_ns(self.server.running.pid) - before
+        rows = {row["test"].lower(): row for row in csv.DictReader(said.splitlines())}
+        values: dict[str, float] = {}
+        for test in TESTS:
+            if test not in rows:
+                raise Failed(f"redis-benchmark did not report {test.upper()}: {said.strip()}")
+            values[f"{test}_rps"] = float(rows[test]["rps"])
+            values[f"{test}_p50"] = float(rows[test]["p50_latency_ms"])
+            values[f"{test}_p99"] = float(rows[test]["p99_latency_ms"])
+        values["server_cpu"] = spent / 1000 / (count * len(TESTS))
+        return Sample(values)
+
+    def calibrate(self, seconds: float, least: int, shim: Shim | None = None) -> None:
+        """Choose the number of requests so that each of the two tests takes about ``seconds``."""
+        first = self.run(max(least, min(_CALIBRATION, least * 10)), shim)
+        rate = min(first.values[f"{test}_rps"] for test in TESTS)
+        self.requests = max(least, int(rate * seconds))

@@ -1,0 +1,314 @@
+"""`bertha bench`: every bench works, its JSON has what it should, and a lying label is caught.
+
+Nothing here looks at how fast anything was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertha_socket._bench import connlog, host, interleave, netns, registry, stats, tools, variants
+from bertha_socket._bench.report import Cell, Report, Sample, Target
+from bertha_socket._bench.stage import Failed, Stage
+from bertha_socket.cli import bench
+
+TINY = ["--rounds", "1", "--quick", "--scale", "0.02"]
+# What is measured without any shim, so that it must be there wherever the tests run.
+PLAIN_CELLS = {
+    "fig3": {"tcp-nagle", "tcp", "unix-socket"},
+    "redis": {"tcp", "unix-socket"},
+    "bulk": {"tcp"},
+    "setup": {"tcp"},
+    "plain-overhead": {"none"},
+    "idle": {"tcp"},
+    "pingpong": {"tcp", "unix-socket"},
+}
+METRICS = {
+    "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
+    "redis": {"get_rps", "set_rps", "get_p50", "get_p99"},
+    "bulk": {"rate"},
+    "setup": {"rate"},
+    "idle": {"descriptors", "memory"},
+    "pingpong": {"p50", "p99"},
+}
+
+
+def _needs(name: str) -> None:
+    for program in ("cc", *registry.programs(name)):
+        try:
+            tools.find(program)
+        except tools.Unavailable as missing:
+            pytest.skip(str(missing))
+
+
+def _descendants() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True)}
+
+
+@pytest.fixture
+def run_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run one bench in its smallest form; gives the exit code and the JSON."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def run(name: str, *more: str) -> tuple[int, dict[str, Any]]:
+        _needs(name)
+        out = tmp_path / "out.json"
+        before = _descendants()
+        code = bench.main([name, *TINY, "--json", str(out), *more])
+        assert _descendants() <= before
+        assert not list(tmp_path.glob("bertha-bench-*"))
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return code, found
+
+    return run
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("name", list(registry.BENCHES))
+def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    code, found = run_bench(name)
+
+    assert found["failures"] == []
+    assert code == 0
+    assert found["schema"] == 1
+    assert found["bench"] == name
+    for key in ("kernel", "cpu_model", "cpus", "python", "bertha_socket", "programs"):
+        assert found["host"][key] is not None
+    cells = found["cells"]
+    names = {cell["variant"] for cell in cells}
+    assert names >= PLAIN_CELLS[name]
+    for cell in cells:
+        assert cell["metrics"].keys() >= METRICS.get(name, set())
+        for metric in cell["metrics"].values():
+            assert metric["rounds"] == 1
+            assert metric["low"] <= metric["median"] <= metric["high"]
+    # Whatever was called shm (or unix) was that, by the connection log, and nothing else.
+    for variant, counts in found["carried"].items():
+        if variant in names and variant.startswith(("shm", "unix")):
+            assert set(counts) == {variant.partition("-")[0]}
+    for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "server"}:
+        assert sum(found["carried"][variant].values()) > 0
+    try:
+        tools.shim_library()
+    except tools.Unavailable:
+        return
+    if name != "plain-overhead":
+        assert "shm" in names
+
+
+@pytest.mark.program
+def test_fig3_has_every_cell_and_percentile(run_bench: Callable[..., tuple[int, dict[str, Any]]]) -> None:
+    _code, found = run_bench("fig3")
+
+    cells = [cell for cell in found["cells"] if cell["variant"] == "tcp-nagle"]
+    cores = {"one", "two"} if len(host.cpus()) > 1 else {"one"}
+    assert {(c["params"]["size"], c["params"]["cores"]) for c in cells} == {
+        (size, core) for size in (8, 256, 10240) for core in cores
+    }
+    for cell in cells:
+        connections = found["options"]["connections_per_round"]
+        assert cell["pooled_us"]["request"]["samples"] == 3 * connections
+        assert cell["pooled_us"]["with_setup"]["samples"] == connections
+        marks = [cell["pooled_us"]["request"][f"p{p}"] for p in (5, 25, 50, 75, 95)]
+        assert marks == sorted(marks)
+        assert marks[0] > 0
+    if netns.available():
+        assert not any("loopback" in note for note in found["notes"])
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("name", ["fig3", "setup"])
+def test_plot(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    try:
+        tools.shim_library()
+    except tools.Unavailable as missing:
+        pytest.skip(str(missing))
+    code, _found = run_bench(name, "--plot", str(tmp_path / "plot.png"))
+    assert code == 0
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+# A stand-in for bertha-run that runs the program as it is and writes what it was told to into the log.
+LIAR = """\
+import json, os, sys
+log = os.environ.get("BERTHA_CONNLOG")
+if log:
+    entry = {"role": "client", "plain": PLAIN, "reason": "no agent", "chunnels": CHUNNELS}
+    with open(log, "a") as f:
+        f.write(json.dumps(entry) + "\\n")
+argv = sys.argv[sys.argv.index("--") + 1:]
+os.execv(argv[0], argv)
+"""
+
+
+def _pretend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, implementation: str | None) -> None:
+    chunnels = [{"type": "local_or_remote", "implementation": implementation, "where": "host"}]
+    script = tmp_path / "liar.py"
+    text = LIAR.replace("PLAIN", str(implementation is None))
+    script.write_text(text.replace("CHUNNELS", str(chunnels if implementation else [])), encoding="utf-8")
+    monkeypatch.setattr(tools, "bertha_run", lambda: [sys.executable, str(script)])
+    monkeypatch.setattr(tools, "shim_library", lambda: script)
+
+
+@pytest.mark.program
+def test_plain_called_shm_is_a_failure(
+    run_bench: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _pretend(monkeypatch, tmp_path, None)
+    code, found = run_bench("pingpong")
+    assert code == 1
+    assert any("expected shm" in failure and "no agent" in failure for failure in found["failures"])
+    assert "unix" in found["skipped"]
+    assert {cell["variant"] for cell in found["cells"]} == {"tcp", "unix-socket"}
+
+
+@pytest.mark.program
+def test_a_log_that_says_shm_lets_shm_be_measured(
+    run_bench: Callable[..., tuple[int, dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _pretend(monkeypatch, tmp_path, "shm")
+    code, found = run_bench("pingpong")
+    assert code == 0
+    assert found["carried"]["shm"].keys() == {"shm"}
+    assert any(figure["what"].endswith("shm/tcp") for figure in found["figures"])
+    assert "expected unix" in found["skipped"]["unix"]
+
+
+@pytest.mark.program
+def test_a_program_that_fails_is_named(tmp_path: Path) -> None:
+    programs = tools.build()
+    with Stage() as stage:
+        host = stage.one_host()
+        with pytest.raises(Failed, match="Connection refused"):
+            stage.run([str(programs["ping"]), f"127.0.0.1:{stage.port(host)}"], host)
+        with pytest.raises(Failed, match="not a mode"):
+            stage.start(
+                [str(programs["server"]), "no-such", f"127.0.0.1:{stage.port(host)}"], host, ready="never"
+            )
+
+
+def test_programs_are_built_once(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("cc is not installed")
+    first = tools.build(tmp_path)
+    times = {name: path.stat().st_mtime_ns for name, path in first.items()}
+    assert tools.build(tmp_path) == first
+    assert {name: path.stat().st_mtime_ns for name, path in first.items()} == times
+    assert set(first) == set(tools.PROGRAMS)
+
+
+def test_without_a_compiler_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(tools.Unavailable, match="no-such-compiler is not installed"):
+        tools.build(tmp_path)
+
+
+def test_list_and_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(registry.BENCHES)
+    assert bench.main(["no-such"]) == 2
+    assert "no such bench: no-such" in capsys.readouterr().err
+    assert bench.main(["pingpong", "--json", "/no/such/dir/x.json"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert bench.main(["pingpong", "--rounds", "-1"]) == 2
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=2, max_size=200))
+def test_percentiles_are_those_of_the_standard_library(samples: list[float]) -> None:
+    expected = statistics.quantiles(samples, n=100, method="inclusive")
+    found = stats.percentiles(samples)
+    for p in stats.PERCENTILES:
+        assert found[f"p{p}"] == pytest.approx(expected[p - 1])
+
+
+def test_no_samples() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        stats.percentiles([])
+
+
+def _filled(variant: str, values: list[float]) -> Cell:
+    cell = Cell(variant, {"size": 8}, lambda: Sample({}), {"p50": "us"})
+    cell.samples = [Sample({"p50": value}) for value in values]
+    return cell
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    report = Report("x", "y", cells=[_filled("a", [2, 40, 6]), _filled("b", [1, 10, 2])])
+    figure = report.ratio("a/b", "p50", ("a", {"size": 8}), ("b", {"size": 8}), Target(2.5, at_least=False))
+    assert figure is not None
+    # 2, 4, 3: not the ratio of the medians, which is 6 / 2.
+    assert (figure.spread.low, figure.spread.median, figure.spread.high) == (2, 3, 4)
+    assert figure.holds is False
+    assert report.ratio("a/c", "p50", ("a", {}), ("c", {})) is None
+
+
+def test_cells_are_interleaved_and_the_budget_ends_whole_rounds() -> None:
+    order: list[str] = []
+
+    def cell(name: str) -> Cell:
+        def measure() -> Sample:
+            order.append(name)
+            return Sample({"x": 1.0})
+
+        return Cell(name, {}, measure, {})
+
+    report = Report("x", "y", cells=[cell("a"), cell("b")])
+    interleave.run(report, 3, interleave.Options())
+    assert "".join(order) == "ababab"
+
+    order.clear()
+    interleave.run(report, 3, interleave.Options(budget_s=1e-9))
+    assert "".join(order) == "ab"
+    assert "after 1 of 3 rounds" in report.notes[0]
+
+
+def _connection(implementation: str, reason: str | None = None) -> connlog.Connection:
+    return connlog.Connection("client", implementation, reason, 1, 1, 1)
+
+
+def test_objections() -> None:
+    assert connlog.objection([_connection("shm")] * 3, "shm") is None
+    assert "empty" in (connlog.objection([], "shm") or "")
+    said = connlog.objection([_connection("shm"), _connection("plain", "no agent")], "shm")
+    assert said is not None
+    assert "1 of 2 plain (no agent)" in said
+
+
+def test_log_lines(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    chunnels = [{"type": "local_or_remote", "implementation": "tcp", "where": "host"}]
+    common = {"chunnels": chunnels, "reason": None, "tx_bytes": 5, "rx_bytes": 6, "setup_us": 7}
+    entries = [{"role": "client", "plain": False} | common, {"role": "server", "plain": True} | common]
+    entries[0]["chunnels"] = [{"type": "local_or_remote", "implementation": "shm", "where": "host"}]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
+    assert connlog.carried(connlog.read(log)) == {"shm": 1, "plain": 1}
+    assert [c.implementation for c in connlog.read(log, "server")] == ["plain"]
+    assert connlog.read(tmp_path / "none") == []
+
+
+def test_variants_without_a_shim_are_skipped_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> Path:
+        raise tools.Unavailable("the preload library is missing")
+
+    monkeypatch.setattr(tools, "shim_library", missing)
+    report = Report("x", "y")
+    with Stage() as stage:
+        names = [
+            v.name for v in variants.standard(stage, (variants.TCP, variants.SHM, variants.UNIX), report)
+        ]
+    assert names == [variants.TCP]
+    assert set(report.skipped) == {variants.SHM, variants.UNIX}
