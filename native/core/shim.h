@@ -3,9 +3,6 @@
 #ifndef BERTHA_SHIM_H
 #define BERTHA_SHIM_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
 
 #include <errno.h>
 #include <stdbool.h>

@@ -1,0 +1,37 @@
+/* Shared by the interposed calls. */
+#ifndef BERTHA_CALLS_H
+#define BERTHA_CALLS_H
+
+#include "../core/conn.h"
+#include "../core/connlog.h"
+#include "../core/eset.h"
+#include "../core/shim.h"
+
+/* A connection that may be, or become, something else than the kernel's: else NULL. */
+static inline struct conn *stream_of(int fd) {
+  struct conn *c = conn_of(fd);
+  if (LIKELY(c == NULL)) {
+    return NULL;
+  }
+  uint32_t kind = conn_kind(c);
+  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE ? c : NULL;
+}
+
+/* The result of a call in the form that programs know. */
+static inline ssize_t errno_result(ssize_t n) {
+  if (UNLIKELY(n < 0)) {
+    errno = (int)-n;
+    return -1;
+  }
+  return n;
+}
+
+/* Counts what the kernel carried for a plain connection. */
+static inline void plain_count(int fd, ssize_t n, bool sent) {
+  struct conn *c;
+  if (n > 0 && (c = conn_of(fd)) != NULL) {
+    count_bytes(sent ? &c->info.tx_bytes : &c->info.rx_bytes, (uint64_t)n);
+  }
+}
+
+#endif

@@ -1,0 +1,163 @@
+/* close, dup and their like: which descriptor is which connection. */
+#include <fcntl.h>
+#include <stdarg.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "calls.h"
+
+/* The books only; the kernel's close is the caller's.  Returns the connection if this was its last
+ * descriptor in this family of processes: conn_after_close() is then due. */
+static struct conn *forget(int fd) {
+  eset_forget(fd);
+  struct conn *c = conn_of(fd);
+  if (c == NULL) {
+    return NULL;
+  }
+  conn_forget(fd);
+  if (atomic_fetch_sub(&c->info.refs, 1) != 1) {
+    return NULL;
+  }
+  connlog_write(c, fd);
+  conn_last_close(c, fd);
+  return c;
+}
+
+static bool tracked(int fd) {
+  return bertha.fds != NULL && (unsigned)fd < BERTHA_FDS &&
+         (atomic_load_explicit(&bertha.fds[fd].conn, memory_order_relaxed) != 0 ||
+          atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed) != 0);
+}
+
+BERTHA_EXPORT int close(int fd) {
+  if (LIKELY(!tracked(fd)) || bertha_in_forked_stranger()) {
+    return REAL(close)(fd);
+  }
+  if (bertha_is_hidden(fd)) { /* a daemon that closes everything means its own */
+    errno = EBADF;
+    return -1;
+  }
+  int saved = errno;
+  struct conn *last = forget(fd);
+  errno = saved;
+  int result = REAL(close)(fd);
+  if (last != NULL) {
+    saved = errno;
+    conn_after_close(last);
+    errno = saved;
+  }
+  return result;
+}
+
+static void share(int from, int to) {
+  struct conn *c = conn_of(from);
+  if (c != NULL && (unsigned)to < BERTHA_FDS) {
+    atomic_fetch_add(&c->info.refs, 1);
+    conn_track(to, c);
+  } else if (tracked(from)) {
+    eset_dup(from, to);
+  }
+}
+
+BERTHA_EXPORT int dup(int fd) {
+  int to = REAL(dup)(fd);
+  if (to >= 0 && tracked(fd) && !bertha_in_forked_stranger()) {
+    share(fd, to);
+  }
+  return to;
+}
+
+static int dup_onto(int from, int to, int flags, bool three) {
+  bool ours = (tracked(from) || tracked(to)) && from != to && !bertha_in_forked_stranger();
+  struct conn *last = NULL;
+  if (ours && tracked(to)) {
+    if (bertha_is_hidden(to)) {
+      if (bertha_unhide(to) != 0) {
+        return -1;
+      }
+    } else if (REAL(fcntl)(from, F_GETFD) >= 0) { /* otherwise `to` stays open (dup2(2)) */
+      last = forget(to);
+    }
+  }
+  int result = three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
+  int saved = errno;
+  if (last != NULL) {
+    conn_after_close(last);
+  }
+  if (ours && result >= 0) {
+    share(from, to);
+  }
+  errno = saved;
+  return result;
+}
+
+BERTHA_EXPORT int dup2(int from, int to) {
+  return dup_onto(from, to, 0, false);
+}
+
+BERTHA_EXPORT int dup3(int from, int to, int flags) {
+  return dup_onto(from, to, flags, true);
+}
+
+BERTHA_EXPORT int close_range(unsigned int first, unsigned int last, int flags) {
+  if (bertha.fds == NULL || bertha.max_fd <= first || bertha_in_forked_stranger() ||
+      (flags & 4 /* CLOSE_RANGE_CLOEXEC */)) {
+    return REAL(close_range)(first, last, flags);
+  }
+  if (first > last) {
+    errno = EINVAL;
+    return -1;
+  }
+  unsigned int from = first;
+  for (unsigned int fd = first; fd <= last && fd < bertha.max_fd; fd++) {
+    if (!tracked((int)fd)) {
+      continue;
+    }
+    if (fd > from && REAL(close_range)(from, fd - 1, flags) != 0) {
+      return -1;
+    }
+    if (!bertha_is_hidden((int)fd)) {
+      close((int)fd);
+    }
+    from = fd + 1;
+  }
+  return from > last ? 0 : REAL(close_range)(from, last, flags);
+}
+
+BERTHA_EXPORT void closefrom(int first) {
+  close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);
+}
+
+static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argument) {
+  int result = real(fd, op, argument);
+  if (result < 0 || !tracked(fd)) {
+    return result;
+  }
+  struct conn *c = conn_of(fd);
+  if ((op == F_DUPFD || op == F_DUPFD_CLOEXEC) && !bertha_in_forked_stranger()) {
+    share(fd, result);
+  } else if (op == F_SETFL && c != NULL) {
+    if ((intptr_t)argument & O_NONBLOCK) {
+      conn_set_flag(c, CONN_NONBLOCK);
+    } else {
+      conn_clear_flag(c, CONN_NONBLOCK);
+    }
+  }
+  return result;
+}
+
+BERTHA_EXPORT int fcntl(int fd, int op, ...) {
+  va_list args;
+  va_start(args, op);
+  void *argument = va_arg(args, void *);
+  va_end(args);
+  return fcntl_common(REAL(fcntl), fd, op, argument);
+}
+
+BERTHA_EXPORT int fcntl64(int fd, int op, ...) {
+  va_list args;
+  va_start(args, op);
+  void *argument = va_arg(args, void *);
+  va_end(args);
+  return fcntl_common(bertha_real()->fcntl64 != NULL ? REAL(fcntl64) : REAL(fcntl), fd, op, argument);
+}

@@ -1,0 +1,46 @@
+/* epoll: sets without connections on rings are the kernel's alone. */
+#include "calls.h"
+
+BERTHA_EXPORT int epoll_create(int size) {
+  return REAL(epoll_create)(size);
+}
+
+BERTHA_EXPORT int epoll_create1(int flags) {
+  return REAL(epoll_create1)(flags);
+}
+
+BERTHA_EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event) {
+  if (LIKELY(conn_of(fd) == NULL) && eset_of(fd) == NULL && eset_of(epfd) == NULL) {
+    return REAL(epoll_ctl)(epfd, op, fd, event);
+  }
+  if (bertha_in_forked_stranger()) {
+    return REAL(epoll_ctl)(epfd, op, fd, event);
+  }
+  return (int)errno_result(eset_ctl(epfd, op, fd, event));
+}
+
+BERTHA_EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int timeout) {
+  struct eset *s = eset_of(epfd);
+  if (LIKELY(s == NULL)) {
+    return REAL(epoll_wait)(epfd, events, max, timeout);
+  }
+  return (int)errno_result(eset_wait(s, events, max, timeout < 0 ? -1 : (int64_t)timeout * 1000000, NULL));
+}
+
+BERTHA_EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout, const sigset_t *mask) {
+  struct eset *s = eset_of(epfd);
+  if (LIKELY(s == NULL)) {
+    return REAL(epoll_pwait)(epfd, events, max, timeout, mask);
+  }
+  return (int)errno_result(eset_wait(s, events, max, timeout < 0 ? -1 : (int64_t)timeout * 1000000, mask));
+}
+
+BERTHA_EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
+                               const sigset_t *mask) {
+  struct eset *s = eset_of(epfd);
+  if (LIKELY(s == NULL)) {
+    return REAL(epoll_pwait2)(epfd, events, max, timeout, mask);
+  }
+  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec;
+  return (int)errno_result(eset_wait(s, events, max, ns, mask));
+}

@@ -1,0 +1,278 @@
+/* read, write, recv, send and their families. */
+#include <limits.h>
+#include <string.h>
+
+#include "calls.h"
+
+#ifndef IOV_MAX
+#define IOV_MAX 1024
+#endif
+
+BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL)) {
+    ssize_t got = REAL(read)(fd, buf, n);
+    plain_count(fd, got, false);
+    return got;
+  }
+  struct iovec iov = {buf, n};
+  return errno_result(stream_recv(c, fd, &iov, 1, 0));
+}
+
+BERTHA_EXPORT ssize_t write(int fd, const void *buf, size_t n) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL)) {
+    ssize_t sent = REAL(write)(fd, buf, n);
+    plain_count(fd, sent, true);
+    return sent;
+  }
+  struct iovec iov = {(void *)(uintptr_t)buf, n};
+  return errno_result(n == 0 ? 0 : stream_send(c, fd, &iov, 1, 0));
+}
+
+static bool bad_vector(const struct iovec *iov, int count) {
+  if (count < 0 || count > IOV_MAX) {
+    return true;
+  }
+  size_t total = 0;
+  for (int i = 0; i < count; i++) {
+    if (iov[i].iov_len > SSIZE_MAX - total) {
+      return true;
+    }
+    total += iov[i].iov_len;
+  }
+  return false;
+}
+
+BERTHA_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || bad_vector(iov, count)) {
+    ssize_t got = REAL(readv)(fd, iov, count);
+    plain_count(fd, got, false);
+    return got;
+  }
+  return errno_result(stream_recv(c, fd, iov, count, 0));
+}
+
+BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || bad_vector(iov, count)) {
+    ssize_t sent = REAL(writev)(fd, iov, count);
+    plain_count(fd, sent, true);
+    return sent;
+  }
+  return errno_result(iov_bytes(iov, count) == 0 ? 0 : stream_send(c, fd, iov, count, 0));
+}
+
+/* On a socket the position must be -1 (preadv2(2)); RWF_NOWAIT is MSG_DONTWAIT. */
+#define NOWAIT_FLAG(flags) ((flags) & 8 /* RWF_NOWAIT */ ? MSG_DONTWAIT : 0)
+
+#define PREADV2(name, off_type)                                                                              \
+  BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
+    struct conn *c = stream_of(fd);                                                                          \
+    if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count)) {                                           \
+      ssize_t got = REAL(name)(fd, iov, count, at, flags);                                                   \
+      plain_count(fd, got, false);                                                                           \
+      return got;                                                                                            \
+    }                                                                                                        \
+    return errno_result(stream_recv(c, fd, iov, count, NOWAIT_FLAG(flags)));                                 \
+  }
+#define PWRITEV2(name, off_type)                                                                             \
+  BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
+    struct conn *c = stream_of(fd);                                                                          \
+    if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count)) {                                           \
+      ssize_t sent = REAL(name)(fd, iov, count, at, flags);                                                  \
+      plain_count(fd, sent, true);                                                                           \
+      return sent;                                                                                           \
+    }                                                                                                        \
+    return errno_result(stream_send(c, fd, iov, count, NOWAIT_FLAG(flags)));                                 \
+  }
+PREADV2(preadv2, off_t)
+PREADV2(preadv64v2, off64_t)
+PWRITEV2(pwritev2, off_t)
+PWRITEV2(pwritev64v2, off64_t)
+
+/* What only the kernel's half knows about: urgent data, its error queue. */
+#define KERNELS_OWN (MSG_OOB | MSG_ERRQUEUE)
+
+static bool rx_special(struct conn *c, int fd, int flags) {
+  (void)c;
+  (void)fd;
+  return flags & KERNELS_OWN;
+}
+
+/* Urgent data has its place among the bytes: from here on the kernel carries this direction. */
+static void tx_special(struct conn *c, int fd, int flags) {
+  if ((flags & MSG_OOB) && conn_ripe(c, fd)) {
+    conn_leave_ring(c, BERTHA_WHY_KERNEL_ASKED);
+  } else if (flags & MSG_OOB) {
+    conn_set_flag(c, CONN_NO_ATTACH);
+  }
+}
+
+BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
+    ssize_t got = REAL(recv)(fd, buf, n, flags);
+    if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
+      plain_count(fd, got, false);
+    }
+    return got;
+  }
+  struct iovec iov = {buf, n};
+  return errno_result(stream_recv(c, fd, &iov, 1, flags));
+}
+
+BERTHA_EXPORT ssize_t send(int fd, const void *buf, size_t n, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL)) {
+    ssize_t sent = REAL(send)(fd, buf, n, flags);
+    plain_count(fd, sent, true);
+    return sent;
+  }
+  tx_special(c, fd, flags);
+  struct iovec iov = {(void *)(uintptr_t)buf, n};
+  return errno_result(stream_send(c, fd, &iov, 1, flags));
+}
+
+BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *size) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
+    ssize_t got = REAL(recvfrom)(fd, buf, n, flags, from, size);
+    if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
+      plain_count(fd, got, false);
+    }
+    return got;
+  }
+  struct iovec iov = {buf, n};
+  ssize_t got = stream_recv(c, fd, &iov, 1, flags);
+  if (got >= 0 && from != NULL && size != NULL) {
+    *size = 0; /* a connected stream gives none (recvfrom(2)) */
+  }
+  return errno_result(got);
+}
+
+BERTHA_EXPORT ssize_t sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to,
+                             socklen_t size) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || (flags & MSG_FASTOPEN)) {
+    ssize_t sent = REAL(sendto)(fd, buf, n, flags, to, size);
+    plain_count(fd, sent, true);
+    if ((flags & MSG_FASTOPEN) && (c = conn_of(fd)) != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
+      conn_make_plain(c, BERTHA_WHY_FASTOPEN);
+    }
+    return sent;
+  }
+  tx_special(c, fd, flags);
+  struct iovec iov = {(void *)(uintptr_t)buf, n};
+  return errno_result(stream_send(c, fd, &iov, 1, flags));
+}
+
+static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int flags) {
+  ssize_t n = stream_recv(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags);
+  if (n >= 0) {
+    msg->msg_namelen = 0;
+    msg->msg_controllen = 0;
+    msg->msg_flags = 0;
+  }
+  return n;
+}
+
+BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || rx_special(c, fd, flags) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
+    ssize_t got = REAL(recvmsg)(fd, msg, flags);
+    if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
+      plain_count(fd, got, false);
+    }
+    return got;
+  }
+  return errno_result(recvmsg_stream(c, fd, msg, flags));
+}
+
+BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
+    ssize_t sent = REAL(sendmsg)(fd, msg, flags);
+    plain_count(fd, sent, true);
+    return sent;
+  }
+  tx_special(c, fd, flags);
+  return errno_result(stream_send(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags));
+}
+
+BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags,
+                           struct timespec *timeout) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
+    return REAL(recvmmsg)(fd, messages, count, flags, timeout);
+  }
+  int64_t end = timeout != NULL ? bertha_now_ns() + (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;
+  unsigned int done = 0;
+  while (done < count) {
+    ssize_t n = recvmsg_stream(c, fd, &messages[done].msg_hdr, flags & ~MSG_WAITFORONE);
+    if (n < 0) {
+      return done > 0 ? (int)done : (int)errno_result(n);
+    }
+    messages[done++].msg_len = (unsigned int)n;
+    if (flags & MSG_WAITFORONE) {
+      flags |= MSG_DONTWAIT;
+    }
+    if (n == 0 || (timeout != NULL && bertha_now_ns() >= end)) {
+      break;
+    }
+  }
+  return (int)done;
+}
+
+BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c == NULL)) {
+    return REAL(sendmmsg)(fd, messages, count, flags);
+  }
+  tx_special(c, fd, flags);
+  unsigned int done = 0;
+  while (done < count) {
+    struct msghdr *m = &messages[done].msg_hdr;
+    size_t want = iov_bytes(m->msg_iov, (int)m->msg_iovlen);
+    ssize_t n = stream_send(c, fd, m->msg_iov, (int)m->msg_iovlen, flags);
+    if (n < 0) {
+      return done > 0 ? (int)done : (int)errno_result(n);
+    }
+    messages[done++].msg_len = (unsigned int)n;
+    if ((size_t)n < want) {
+      break;
+    }
+  }
+  return (int)done;
+}
+
+/* ---- the fortified forms (gcc -D_FORTIFY_SOURCE) ------------------------------------------------ */
+
+__attribute__((noreturn)) void __chk_fail(void);
+BERTHA_EXPORT ssize_t __read_chk(int fd, void *buf, size_t n, size_t size);
+BERTHA_EXPORT ssize_t __recv_chk(int fd, void *buf, size_t n, size_t size, int flags);
+BERTHA_EXPORT ssize_t __recvfrom_chk(int fd, void *buf, size_t n, size_t size, int flags, struct sockaddr *from,
+                                     socklen_t *from_size);
+
+ssize_t __read_chk(int fd, void *buf, size_t n, size_t size) {
+  if (n > size) {
+    __chk_fail();
+  }
+  return read(fd, buf, n);
+}
+
+ssize_t __recv_chk(int fd, void *buf, size_t n, size_t size, int flags) {
+  if (n > size) {
+    __chk_fail();
+  }
+  return recv(fd, buf, n, flags);
+}
+
+ssize_t __recvfrom_chk(int fd, void *buf, size_t n, size_t size, int flags, struct sockaddr *from,
+                       socklen_t *from_size) {
+  if (n > size) {
+    __chk_fail();
+  }
+  return recvfrom(fd, buf, n, flags, from, from_size);
+}

@@ -1,0 +1,125 @@
+/* Socket options and ioctl: the kernel's socket keeps them; what concerns the ring we learn in passing. */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdarg.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/time.h>
+
+#include <linux/sockios.h>
+
+#include "calls.h"
+
+static int64_t timeout_ns(const void *value, socklen_t size) {
+  struct timeval t;
+  if (size < (socklen_t)sizeof t) {
+    return 0;
+  }
+  memcpy(&t, value, sizeof t);
+  return (int64_t)t.tv_sec * 1000000000 + (int64_t)t.tv_usec * 1000;
+}
+
+static void flag_by(struct conn *c, uint32_t flag, bool on) {
+  if (on) {
+    conn_set_flag(c, flag);
+  } else {
+    conn_clear_flag(c, flag);
+  }
+}
+
+static void note_option(struct conn *c, int level, int name, const void *value, socklen_t size) {
+  int number = 0;
+  if (value != NULL && size >= (socklen_t)sizeof number) {
+    memcpy(&number, value, sizeof number);
+  }
+  if (level == SOL_SOCKET) {
+    if (name == SO_RCVTIMEO) {
+      c->rcv_timeout_ns = timeout_ns(value, size);
+    } else if (name == SO_SNDTIMEO) {
+      c->snd_timeout_ns = timeout_ns(value, size);
+    } else if (name == SO_RCVLOWAT) {
+      c->rcv_lowat = number > 0 ? number : 1;
+    } else if (name == SO_ZEROCOPY && number != 0) { /* completions come from the kernel alone */
+      conn_set_flag(c, CONN_NO_ATTACH);
+      c->info.reason = BERTHA_WHY_KERNEL_ASKED;
+      conn_leave_ring(c, BERTHA_WHY_KERNEL_ASKED);
+    }
+  } else if (level == IPPROTO_TCP) {
+    if (name == TCP_NODELAY) {
+      conn_set_flag(c, CONN_NODELAY_KNOWN);
+      flag_by(c, CONN_NODELAY_SET, number != 0);
+      conn_clear_flag(c, CONN_NODELAY_FORCED);
+    } else if (name == TCP_CORK) {
+      flag_by(c, CONN_CORK_SET, number != 0);
+    } else if (name == TCP_REPAIR || name == TCP_ULP) {
+      conn_set_flag(c, CONN_NO_ATTACH);
+      c->info.reason = BERTHA_WHY_KERNEL_ASKED;
+      conn_leave_ring(c, BERTHA_WHY_KERNEL_ASKED);
+    }
+  }
+}
+
+BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t size) {
+  struct conn *c = conn_of(fd);
+  if (UNLIKELY(c != NULL) && level == IPPROTO_TCP && name == TCP_CORK && conn_kind(c) == BERTHA_CONN_SHM &&
+      size >= (socklen_t)sizeof(int)) {
+    note_option(c, level, name, value, size); /* a corked connection would hold bell bytes back */
+    return 0;
+  }
+  int result = REAL(setsockopt)(fd, level, name, value, size);
+  if (result == 0 && c != NULL) {
+    note_option(c, level, name, value, size);
+  }
+  return result;
+}
+
+BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *size) {
+  struct conn *c = stream_of(fd);
+  int answer = -1;
+  if (c != NULL && conn_kind(c) == BERTHA_CONN_SHM && value != NULL && size != NULL && *size >= sizeof(int)) {
+    if (level == IPPROTO_TCP && name == TCP_NODELAY && (conn_flags(c) & CONN_NODELAY_FORCED)) {
+      answer = conn_flags(c) & CONN_NODELAY_SET ? 1 : 0;
+    } else if (level == IPPROTO_TCP && name == TCP_CORK) {
+      answer = conn_flags(c) & CONN_CORK_SET ? 1 : 0;
+    } else if (level == SOL_SOCKET && name == SO_ERROR && c->error != 0) {
+      answer = c->error;
+      c->error = 0;
+    }
+  }
+  if (answer < 0) {
+    return REAL(getsockopt)(fd, level, name, value, size);
+  }
+  memcpy(value, &answer, sizeof answer);
+  *size = sizeof answer;
+  return 0;
+}
+
+BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
+  va_list args;
+  va_start(args, request);
+  void *argument = va_arg(args, void *);
+  va_end(args);
+  struct conn *c = conn_of(fd);
+  int result = REAL(ioctl)(fd, request, argument);
+  if (LIKELY(c == NULL) || result != 0) {
+    return result;
+  }
+  if (request == FIONBIO) {
+    flag_by(c, CONN_NONBLOCK, *(int *)argument != 0);
+  } else if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
+    bool ring = conn_ripe(c, fd);
+    if (request == FIONREAD && ring) { /* the kernel's count is bell bytes, but for what came before the ring */
+      int kernel = *(int *)argument;
+      uint64_t before = atomic_load(&conn_rx(c)->switch_at) - atomic_load(&c->krx);
+      if (c->rx_phase == PHASE_RING) {
+        kernel = 0;
+      } else if (c->rx_phase == PHASE_BEFORE && before < (uint64_t)kernel) {
+        kernel = (int)before;
+      }
+      *(int *)argument = kernel + (int)conn_readable_bytes(c);
+    } else if (request == SIOCOUTQ && ring && c->tx_phase == PHASE_RING) {
+      *(int *)argument = 0; /* what is in the ring has been delivered */
+    }
+  }
+  return result;
+}

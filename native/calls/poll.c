@@ -1,0 +1,138 @@
+/* poll and select, by way of wait_fds(). */
+#include <stdlib.h>
+#include <string.h>
+
+#include "calls.h"
+
+static bool any_of_ours(const struct pollfd *fds, nfds_t count) {
+  if (bertha.fds == NULL) {
+    return false;
+  }
+  for (nfds_t i = 0; i < count; i++) {
+    if ((unsigned)fds[i].fd < bertha.max_fd &&
+        (stream_of(fds[i].fd) != NULL || atomic_load_explicit(&bertha.fds[fds[i].fd].set, memory_order_relaxed))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+BERTHA_EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout) {
+  if (LIKELY(!any_of_ours(fds, count))) {
+    return REAL(poll)(fds, count, timeout);
+  }
+  return (int)errno_result(wait_fds(fds, count, timeout < 0 ? -1 : (int64_t)timeout * 1000000, NULL));
+}
+
+BERTHA_EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask) {
+  if (LIKELY(!any_of_ours(fds, count))) {
+    return REAL(ppoll)(fds, count, timeout, mask);
+  }
+  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec;
+  return (int)errno_result(wait_fds(fds, count, ns, mask));
+}
+
+__attribute__((noreturn)) void __chk_fail(void);
+BERTHA_EXPORT int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size);
+BERTHA_EXPORT int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
+                              const sigset_t *mask, size_t size);
+
+int __poll_chk(struct pollfd *fds, nfds_t count, int timeout, size_t size) {
+  if (size / sizeof *fds < count) {
+    __chk_fail();
+  }
+  return poll(fds, count, timeout);
+}
+
+int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask,
+                size_t size) {
+  if (size / sizeof *fds < count) {
+    __chk_fail();
+  }
+  return ppoll(fds, count, timeout, mask);
+}
+
+static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_set *e) {
+  if (bertha.fds == NULL || n <= 0) {
+    return false;
+  }
+  for (int fd = 0; fd < n && (uint32_t)fd < bertha.max_fd && fd < FD_SETSIZE; fd++) {
+    if (((r != NULL && FD_ISSET(fd, r)) || (w != NULL && FD_ISSET(fd, w)) || (e != NULL && FD_ISSET(fd, e))) &&
+        (stream_of(fd) != NULL || atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed))) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/* select()'s three sets in poll()'s terms (select(2), "Correspondence between select() and poll()"). */
+static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, const sigset_t *mask) {
+  struct pollfd *p = calloc((size_t)n, sizeof *p);
+  if (p == NULL) {
+    return -ENOMEM;
+  }
+  nfds_t count = 0;
+  for (int fd = 0; fd < n; fd++) {
+    short events = 0;
+    events |= r != NULL && FD_ISSET(fd, r) ? POLLIN | POLLRDNORM : 0;
+    events |= w != NULL && FD_ISSET(fd, w) ? POLLOUT | POLLWRNORM : 0;
+    events |= e != NULL && FD_ISSET(fd, e) ? POLLPRI : 0;
+    if (events != 0) {
+      p[count++] = (struct pollfd){.fd = fd, .events = events};
+    }
+  }
+  int result = wait_fds(p, count, ns, mask);
+  if (result >= 0) {
+    int bits = 0;
+    for (nfds_t i = 0; i < count; i++) {
+      if (p[i].revents & POLLNVAL) {
+        free(p);
+        return -EBADF;
+      }
+    }
+    for (nfds_t i = 0; i < count; i++) {
+      int fd = p[i].fd;
+      short got = p[i].revents;
+      fd_set *sets[3] = {r, w, e};
+      static const short means[3] = {POLLIN | POLLRDNORM | POLLHUP | POLLERR, POLLOUT | POLLWRNORM | POLLERR,
+                                     POLLPRI};
+      for (int k = 0; k < 3; k++) {
+        if (sets[k] != NULL && FD_ISSET(fd, sets[k])) {
+          if (got & means[k]) {
+            bits++;
+          } else {
+            FD_CLR(fd, sets[k]);
+          }
+        }
+      }
+    }
+    result = bits;
+  }
+  free(p);
+  return result;
+}
+
+BERTHA_EXPORT int select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout) {
+  if (LIKELY(!select_has_ours(n, r, w, e)) || n > FD_SETSIZE) {
+    return REAL(select)(n, r, w, e, timeout);
+  }
+  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + (int64_t)timeout->tv_usec * 1000;
+  int64_t begin = bertha_now_ns();
+  int result = select_by_poll(n, r, w, e, ns, NULL);
+  if (timeout != NULL && result >= 0) { /* Linux leaves the time not slept (select(2)) */
+    int64_t left = ns - (bertha_now_ns() - begin);
+    left = left > 0 ? left : 0;
+    timeout->tv_sec = left / 1000000000;
+    timeout->tv_usec = left % 1000000000 / 1000;
+  }
+  return (int)errno_result(result);
+}
+
+BERTHA_EXPORT int pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *timeout,
+                          const sigset_t *mask) {
+  if (LIKELY(!select_has_ours(n, r, w, e)) || n > FD_SETSIZE) {
+    return REAL(pselect)(n, r, w, e, timeout, mask);
+  }
+  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec;
+  return (int)errno_result(select_by_poll(n, r, w, e, ns, mask));
+}

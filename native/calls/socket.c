@@ -1,0 +1,186 @@
+/* socket, bind, listen, accept, connect, shutdown. */
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+
+#include "../core/agentc.h"
+#include "calls.h"
+
+static bool is_tcp(int family, int type, int protocol) {
+  return (family == AF_INET || family == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
+         (protocol == 0 || protocol == IPPROTO_TCP);
+}
+
+static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
+  struct conn *c = conn_new(fd, kind);
+  if (c != NULL) {
+    if (type & SOCK_NONBLOCK) {
+      conn_set_flag(c, CONN_NONBLOCK);
+    }
+    conn_track(fd, c);
+  }
+  return c;
+}
+
+BERTHA_EXPORT int socket(int family, int type, int protocol) {
+  int fd = REAL(socket)(family, type, protocol);
+  if (fd >= 0 && is_tcp(family, type, protocol) && bertha.enabled && !bertha_in_forked_stranger()) {
+    int saved = errno;
+    track(fd, type, BERTHA_CONN_SOCKET);
+    errno = saved;
+  }
+  return fd;
+}
+
+/* A socket that came to us by inheritance or over a unix socket is not in the books yet. */
+static struct conn *adopt_unknown(int fd) {
+  int value;
+  socklen_t size = sizeof value;
+  if (!bertha.enabled || bertha_in_forked_stranger() || bertha_is_hidden(fd) ||
+      REAL(getsockopt)(fd, SOL_SOCKET, SO_PROTOCOL, &value, &size) != 0 || value != IPPROTO_TCP ||
+      REAL(getsockopt)(fd, SOL_SOCKET, SO_DOMAIN, &value, &size) != 0 ||
+      (value != AF_INET && value != AF_INET6)) {
+    return NULL;
+  }
+  int flags = REAL(fcntl)(fd, 3 /* F_GETFL */);
+  return track(fd, flags >= 0 && (flags & SOCK_NONBLOCK) ? SOCK_NONBLOCK : 0, BERTHA_CONN_SOCKET);
+}
+
+BERTHA_EXPORT int bind(int fd, const struct sockaddr *address, socklen_t size) {
+  return REAL(bind)(fd, address, size);
+}
+
+static void start_listening(struct conn *c, int fd) {
+  uint32_t why = 0;
+  c->listener = listener_register(fd, &why);
+  c->info.reason = why;
+  atomic_store(&c->info.kind, BERTHA_CONN_LISTENER);
+  if (c->listener == NULL && bertha_log_level > 0) {
+    bertha_debug("listener on descriptor %d stays plain (reason %u)", fd, why);
+  }
+}
+
+BERTHA_EXPORT int listen(int fd, int backlog) {
+  int result = REAL(listen)(fd, backlog);
+  if (result == 0 && bertha.enabled) {
+    int saved = errno;
+    struct conn *c = conn_of(fd);
+    if (c == NULL) {
+      c = adopt_unknown(fd);
+    }
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
+      start_listening(c, fd);
+    }
+    errno = saved;
+  }
+  return result;
+}
+
+/* After an agent's death its successor has to be told anew; found out when somebody connects. */
+static struct listener *listener_now(struct conn *c, int fd) {
+  struct listener *l = c->listener;
+  static _Atomic int64_t not_before;
+  uint64_t generation = directory_generation();
+  if (generation == 0 || (l != NULL && l->generation == generation)) {
+    return l;
+  }
+  int64_t now = bertha_now_ns();
+  if (now < atomic_load(&not_before)) {
+    return l;
+  }
+  atomic_store(&not_before, now + 200000000);
+  uint32_t why = 0;
+  struct listener *fresh = listener_register(fd, &why);
+  if (fresh != NULL) {
+    c->listener = fresh;
+  }
+  return c->listener;
+}
+
+static int accepted(int listening, int fd, const struct sockaddr *from, int flags) {
+  struct conn *l = conn_of(listening);
+  if (l == NULL && bertha.enabled) {
+    l = adopt_unknown(listening);
+  }
+  if (l == NULL) {
+    return fd;
+  }
+  if (conn_kind(l) == BERTHA_CONN_SOCKET) {
+    atomic_store(&l->info.kind, BERTHA_CONN_LISTENER); /* inherited from a parent that we do not know */
+  }
+  int saved = errno;
+  struct conn *c = track(fd, flags, BERTHA_CONN_PLAIN);
+  if (c != NULL) {
+    conn_accepted(c, fd, listener_now(l, listening), from);
+    uint32_t options = conn_flags(l) & (CONN_NODELAY_SET | CONN_NODELAY_KNOWN); /* inherited (tcp(7)) */
+    conn_set_flag(c, options);
+    c->rcv_timeout_ns = l->rcv_timeout_ns;
+    c->snd_timeout_ns = l->snd_timeout_ns;
+    c->rcv_lowat = l->rcv_lowat > 1 ? l->rcv_lowat : 1;
+  }
+  errno = saved;
+  return fd;
+}
+
+static int accept_with(int listening, struct sockaddr *address, socklen_t *size, int flags, bool plain_call) {
+  struct sockaddr_storage from;
+  socklen_t from_size = sizeof from;
+  if (!bertha.enabled || (address != NULL && size == NULL)) {
+    return plain_call ? REAL(accept)(listening, address, size) : REAL(accept4)(listening, address, size, flags);
+  }
+  int fd = plain_call ? REAL(accept)(listening, (struct sockaddr *)&from, &from_size)
+                      : REAL(accept4)(listening, (struct sockaddr *)&from, &from_size, flags);
+  if (fd < 0) {
+    return fd;
+  }
+  if (address != NULL) {
+    memcpy(address, &from, *size < from_size ? *size : from_size);
+    *size = from_size;
+  }
+  bool tcp = from_size >= sizeof(struct sockaddr_in) &&
+             (from.ss_family == AF_INET || from.ss_family == AF_INET6) && !bertha_in_forked_stranger();
+  return tcp ? accepted(listening, fd, (struct sockaddr *)&from, flags) : fd;
+}
+
+BERTHA_EXPORT int accept(int fd, struct sockaddr *address, socklen_t *size) {
+  return accept_with(fd, address, size, 0, true);
+}
+
+BERTHA_EXPORT int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
+  return accept_with(fd, address, size, flags, false);
+}
+
+BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size) {
+  int result = REAL(connect)(fd, address, size);
+  if ((result != 0 && errno != EINPROGRESS && errno != EINTR) || address == NULL ||
+      size < sizeof(struct sockaddr_in) || (address->sa_family != AF_INET && address->sa_family != AF_INET6) ||
+      (address->sa_family == AF_INET6 && size < sizeof(struct sockaddr_in6)) || !bertha.enabled) {
+    return result;
+  }
+  int saved = errno;
+  struct conn *c = conn_of(fd);
+  if (c == NULL) {
+    c = adopt_unknown(fd);
+  }
+  /* Only the first time: a second connect() merely asks how the first is doing. */
+  if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
+    conn_connecting(c, fd, address, size);
+  }
+  errno = saved;
+  return result;
+}
+
+BERTHA_EXPORT int shutdown(int fd, int how) {
+  struct conn *c = stream_of(fd);
+  bool ring = c != NULL && conn_ripe(c, fd);
+  if (ring && (how == SHUT_WR || how == SHUT_RDWR)) {
+    bertha_lock(&c->tx_lock); /* what other threads are putting in comes before the end */
+    atomic_store_explicit(&conn_tx(c)->closed, 1, memory_order_release);
+    bertha_unlock(&c->tx_lock);
+  }
+  int result = REAL(shutdown)(fd, how);
+  if (result == 0 && ring) {
+    conn_set_flag(c, how == SHUT_RD ? CONN_RD_SHUT : how == SHUT_WR ? CONN_WR_SHUT : CONN_RD_SHUT | CONN_WR_SHUT);
+  }
+  return result;
+}

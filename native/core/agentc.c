@@ -1,0 +1,226 @@
+/* The conversation with the agent: one request, one reply, on a connection that stays open so that the
+ * agent learns of our end. */
+#include "agentc.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+enum { RETRY_NS = 200000000, ANSWER_SECONDS = 2, FDS_MAX = 4 };
+
+static struct {
+  _Atomic uint32_t lock;
+  int fd;
+  int pid; /* whose connection it is: a forked child makes its own */
+  uint32_t seq;
+  int64_t not_before;
+} agent = {.fd = -1};
+
+void bertha_close_hidden(int fd);
+
+void agent_after_fork(void) {
+  atomic_store(&agent.lock, 0);
+  if (agent.fd >= 0) {
+    bertha_close_hidden(agent.fd); /* the parent's: its end must mean the parent's end */
+    agent.fd = -1;
+  }
+  agent.not_before = 0;
+}
+
+void agent_fd_moved(int from, int to) {
+  if (agent.fd == from) {
+    agent.fd = to;
+  }
+}
+
+static void hang_up(void) {
+  if (agent.fd >= 0) {
+    bertha_close_hidden(agent.fd);
+    agent.fd = -1;
+  }
+  agent.not_before = bertha_now_ns() + RETRY_NS;
+}
+
+static int send_message(const struct bertha_msg *head, const void *body, size_t body_size, const int *fds,
+                        int count) {
+  struct iovec parts[2] = {{(void *)(uintptr_t)head, sizeof *head}, {(void *)(uintptr_t)body, body_size}};
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int) * FDS_MAX)];
+  } control;
+  struct msghdr msg = {.msg_iov = parts, .msg_iovlen = body_size > 0 ? 2 : 1};
+  if (count > 0) {
+    memset(&control, 0, sizeof control);
+    msg.msg_control = control.space;
+    msg.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+    memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)count);
+  }
+  ssize_t n;
+  do {
+    n = REAL(sendmsg)(agent.fd, &msg, MSG_NOSIGNAL);
+  } while (n < 0 && errno == EINTR);
+  return n == (ssize_t)(sizeof *head + body_size) ? 0 : -1;
+}
+
+static int receive_message(struct bertha_msg *head, void *body, size_t body_size, int *fds, int max_fds) {
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int) * FDS_MAX)];
+  } control;
+  struct iovec parts[2] = {{head, sizeof *head}, {body, body_size}};
+  struct msghdr msg = {.msg_iov = parts,
+                       .msg_iovlen = body_size > 0 ? 2 : 1,
+                       .msg_control = control.space,
+                       .msg_controllen = sizeof control.space};
+  ssize_t n;
+  do {
+    n = REAL(recvmsg)(agent.fd, &msg, MSG_CMSG_CLOEXEC);
+  } while (n < 0 && errno == EINTR);
+  if (n <= 0) {
+    return -1;
+  }
+  int got = 0;
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c != NULL; c = CMSG_NXTHDR(&msg, c)) {
+    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+      size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (size_t i = 0; i < count; i++) {
+        int fd;
+        memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
+        if (got < max_fds) {
+          fds[got++] = fd;
+        } else {
+          REAL(close)(fd);
+        }
+      }
+    }
+  }
+  bool whole = (size_t)n >= sizeof *head && (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
+               (head->status != 0 || (size_t)n == sizeof *head + body_size);
+  if (!whole) {
+    for (int i = 0; i < got; i++) {
+      REAL(close)(fds[i]);
+      fds[i] = -1;
+    }
+    return -1;
+  }
+  return 0;
+}
+
+static int exchange(enum bertha_op op, const void *body, size_t body_size, const int *send_fds, int send_count,
+                    void *reply, size_t reply_size, int *fds, int max_fds, uint32_t *status) {
+  struct bertha_msg head = {BERTHA_MSG_MAGIC, BERTHA_PROTOCOL_VERSION, (uint16_t)op, ++agent.seq, 0};
+  uint32_t seq = agent.seq;
+  if (send_message(&head, body, body_size, send_fds, send_count) != 0) {
+    return -1;
+  }
+  if (op == BERTHA_OP_UNLISTEN) {
+    *status = 0;
+    return 0;
+  }
+  if (receive_message(&head, reply, reply_size, fds, max_fds) != 0) {
+    return -1;
+  }
+  if (head.magic != BERTHA_MSG_MAGIC || head.version != BERTHA_PROTOCOL_VERSION || head.op != op ||
+      head.seq != seq) {
+    for (int i = 0; i < max_fds; i++) {
+      if (fds[i] >= 0) {
+        REAL(close)(fds[i]);
+        fds[i] = -1;
+      }
+    }
+    return -1;
+  }
+  *status = head.status;
+  return 0;
+}
+
+static void fill_hello(struct bertha_hello *hello) {
+  memset(hello, 0, sizeof *hello);
+  hello->pid = (uint32_t)bertha.pid;
+  hello->layout_version = BERTHA_LAYOUT_VERSION;
+  memcpy(hello->program, bertha.program, sizeof hello->program);
+  memcpy(hello->name, bertha.name, sizeof hello->name);
+  memcpy(hello->policy, bertha.policy, sizeof hello->policy);
+  ssize_t n = readlink("/proc/self/exe", hello->exe, sizeof hello->exe - 1);
+  hello->exe[n > 0 ? n : 0] = '\0';
+  int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+  if (fd >= 0) {
+    n = REAL(read)(fd, hello->args, sizeof hello->args);
+    hello->args_len = n > 0 ? (uint32_t)n : 0;
+    REAL(close)(fd);
+  }
+#ifdef BERTHA_VERSION
+  strncpy(hello->package_version, BERTHA_VERSION, sizeof hello->package_version - 1);
+#endif
+}
+
+/* 0 when connected and greeted. */
+static uint32_t dial(void) {
+  if (agent.fd >= 0 && agent.pid == bertha.pid) {
+    return 0;
+  }
+  if (bertha_now_ns() < agent.not_before) {
+    return BERTHA_WHY_NO_AGENT;
+  }
+  int fd = REAL(socket)(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  if (fd < 0) {
+    return errno == EMFILE || errno == ENFILE ? BERTHA_WHY_NO_DESCRIPTOR : BERTHA_WHY_NO_AGENT;
+  }
+  struct timeval patience = {ANSWER_SECONDS, 0};
+  REAL(setsockopt)(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  REAL(setsockopt)(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  struct sockaddr_un where = {.sun_family = AF_UNIX};
+  memcpy(where.sun_path, bertha.agent_path, sizeof where.sun_path - 1);
+  struct ucred owner;
+  socklen_t size = sizeof owner;
+  if (REAL(connect)(fd, (struct sockaddr *)&where, sizeof where) != 0 ||
+      REAL(getsockopt)(fd, SOL_SOCKET, SO_PEERCRED, &owner, &size) != 0 ||
+      (owner.uid != geteuid() && owner.uid != 0)) {
+    REAL(close)(fd);
+    agent.not_before = bertha_now_ns() + RETRY_NS;
+    return BERTHA_WHY_NO_AGENT;
+  }
+  agent.fd = bertha_hide_fd(fd);
+  agent.pid = bertha.pid;
+  struct bertha_hello hello;
+  struct bertha_hello_reply answer;
+  uint32_t status = 0;
+  fill_hello(&hello);
+  bertha_table_open();
+  if (exchange(BERTHA_OP_HELLO, &hello, sizeof hello, &bertha.table_fd, bertha.table_fd >= 0 ? 1 : 0, &answer,
+               sizeof answer, NULL, 0, &status) != 0) {
+    hang_up();
+    return BERTHA_WHY_NO_AGENT;
+  }
+  if (status != 0) {
+    hang_up();
+    agent.not_before = bertha_now_ns() + 10 * (int64_t)RETRY_NS;
+  }
+  return status;
+}
+
+uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds, int send_count,
+                    void *reply, size_t reply_size, int *fds, int max_fds) {
+  for (int i = 0; i < max_fds; i++) {
+    fds[i] = -1;
+  }
+  if (bertha_in_forked_stranger() || !bertha_lock(&agent.lock)) {
+    return BERTHA_WHY_NO_AGENT;
+  }
+  int saved = errno;
+  uint32_t status = dial();
+  if (status == 0 && exchange(op, body, body_size, send_fds, send_count, reply, reply_size, fds, max_fds,
+                              &status) != 0) {
+    hang_up();
+    status = BERTHA_WHY_NO_AGENT;
+  }
+  bertha_unlock(&agent.lock);
+  errno = saved;
+  return status;
+}

@@ -1,0 +1,44 @@
+/* The shim's side of the conversation with the agent (protocol.h), the directory, listeners and links. */
+#ifndef BERTHA_AGENTC_H
+#define BERTHA_AGENTC_H
+
+#include "shim.h"
+
+/* 0, or an enum bertha_reason.  `fds` receives up to `max_fds` descriptors, the rest -1. */
+uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds, int send_count,
+                    void *reply, size_t reply_size, int *fds, int max_fds);
+void agent_after_fork(void);
+void agent_fd_moved(int from, int to);
+
+/* directory.c */
+struct dir_hit {
+  uint64_t listener;
+  uint64_t netns;
+  uint32_t uid;
+};
+/* Listeners that a connect() to this address may reach; those of the caller's own namespace first. */
+int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max);
+uint64_t directory_generation(void); /* 0: no agent is serving */
+uint64_t bertha_netns(int any_socket);
+
+/* link.c */
+struct listener *listener_register(int fd, uint32_t *why);
+struct listener *listener_get(uint64_t id);
+struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd);
+struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns, uint32_t *why);
+struct link *link_fetch(struct listener *listener, uint32_t index);
+void link_fd_moved(int from, int to);
+uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
+int slot_take(struct link *link); /* -1: none free */
+void slot_give_back(struct link *link, uint32_t slot);
+
+/* claims.c */
+uint32_t tuple_tag(const uint8_t client_addr[16], uint16_t client_port);
+bool claim_publish(struct bertha_claims_header *claims, uint32_t tag, uint64_t word);
+void claim_withdraw(struct bertha_claims_header *claims, uint32_t tag, uint64_t word);
+int claim_find(struct bertha_claims_header *claims, uint32_t tag, uint64_t *words);
+
+/* inherit.c */
+void inherit_connections(void);
+
+#endif

@@ -1,0 +1,398 @@
+/* How a kernel connection gets tied to a slot of shared memory.
+ *
+ * The client claims a slot once its kernel connection has a local port, and leaves a hint; the server looks
+ * for the hint when it accepts, and at every call until it has read the first byte.  A client claims before
+ * it sends, so a server that has read a byte and sees no claim knows that there will be none.  Nobody waits
+ * for anybody: until a side sees the tie, it uses the kernel's connection. */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "agentc.h"
+#include "conn.h"
+#include "connlog.h"
+#include "eset.h"
+
+static const uint8_t v4_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+
+bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port) {
+  if (sa->sa_family == AF_INET) {
+    const struct sockaddr_in *in = (const void *)sa;
+    memcpy(addr, v4_prefix, 12);
+    memcpy(addr + 12, &in->sin_addr, 4);
+    *port = ntohs(in->sin_port);
+    return true;
+  }
+  if (sa->sa_family == AF_INET6) {
+    const struct sockaddr_in6 *in6 = (const void *)sa;
+    memcpy(addr, &in6->sin6_addr, 16);
+    *port = ntohs(in6->sin6_port);
+    return true;
+  }
+  return false;
+}
+
+static bool is_v4(const uint8_t addr[16]) {
+  return memcmp(addr, v4_prefix, 12) == 0;
+}
+
+/* connect() to "any" means this host (ip(7)). */
+static void any_to_loopback(uint8_t addr[16]) {
+  static const uint8_t v4_any[4];
+  static const uint8_t v6_any[16];
+  if (is_v4(addr) && memcmp(addr + 12, v4_any, 4) == 0) {
+    addr[12] = 127;
+    addr[15] = 1;
+  } else if (memcmp(addr, v6_any, 16) == 0) {
+    addr[15] = 1;
+  }
+}
+
+void conn_make_plain(struct conn *c, uint32_t why) {
+  c->info.reason = why;
+  atomic_store_explicit(&c->info.kind, BERTHA_CONN_PLAIN, memory_order_release);
+}
+
+void conn_refresh_watch(struct conn *c) {
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
+    return;
+  }
+  if (atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_regs) == 0) {
+    _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
+    if (atomic_load_explicit(kernel, memory_order_relaxed)) {
+      atomic_store(kernel, 0);
+    }
+  }
+}
+
+/* Both ends know of each other. */
+static void tied(struct conn *c, int fd, uint32_t from) {
+  struct link *l = c->link;
+  c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
+  c->tx_mem = link_ring(l, c->slot_index, c->side);
+  c->tx_limit = l->plan.ring_size != 0 && l->plan.ring_size < l->ring_max ? l->plan.ring_size : l->ring_max;
+  c->tx_size = c->tx_limit < 65536 ? c->tx_limit : 65536;
+  c->rx_head = 0;
+  c->tx_tail = 0;
+  c->tx_base = 0;
+  c->info.reason = l->plan.reason;
+  if (!atomic_compare_exchange_strong(&c->info.kind, &from, BERTHA_CONN_SHM)) {
+    return;
+  }
+  if (!eset_wants_upgrade(c, fd)) {
+    conn_refresh_watch(c);
+  }
+}
+
+/* ---- client ------------------------------------------------------------------------------------ */
+
+static uint64_t choose_listener(int fd, const uint8_t addr[16], uint16_t port, uint64_t netns,
+                                const struct bertha_tuple *tuple, uint32_t *why) {
+  struct dir_hit hits[BERTHA_RESOLVE_MAX];
+  int n = directory_find(addr, port, hits, BERTHA_RESOLVE_MAX);
+  bool loopback = is_v4(addr) && addr[12] == 127;
+  if (n == 0 && loopback) { /* 127.0.0.0/8 stands in the directory as 127.0.0.1 */
+    uint8_t one[16];
+    memcpy(one, addr, 16);
+    one[13] = one[14] = 0;
+    one[15] = 1;
+    n = directory_find(one, port, hits, BERTHA_RESOLVE_MAX);
+  }
+  (void)fd;
+  *why = BERTHA_WHY_NOT_LISTED;
+  for (int i = 0; i < n; i++) {
+    if (hits[i].netns == netns) {
+      return hits[i].listener; /* what is ours never leaves the namespace */
+    }
+  }
+  static const uint8_t v6_loopback[16] = {[15] = 1};
+  if (n == 0 || loopback || memcmp(addr, v6_loopback, 16) == 0) {
+    return 0;
+  }
+  if (n == 1) {
+    return hits[0].listener;
+  }
+  struct bertha_resolve body = {.client_port = tuple->client_port, .server_port = port, .count = (uint32_t)n};
+  memcpy(body.client_addr, tuple->client_addr, 16);
+  memcpy(body.server_addr, addr, 16);
+  for (int i = 0; i < n; i++) {
+    body.listeners[i] = hits[i].listener;
+  }
+  struct bertha_resolve_reply reply = {0};
+  *why = agent_call(BERTHA_OP_RESOLVE, &body, sizeof body, NULL, 0, &reply, sizeof reply, NULL, 0);
+  if (*why == 0 && reply.listener == 0) {
+    *why = BERTHA_WHY_AMBIGUOUS;
+  }
+  return *why == 0 ? reply.listener : 0;
+}
+
+static void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint64_t netns) {
+  atomic_fetch_add_explicit(&s->use, 1, memory_order_relaxed);
+  s->netns = netns;
+  s->tuple = *tuple;
+  s->nonce = 0;
+  s->client_pid = (uint32_t)bertha.pid;
+  s->server_pid = 0;
+  for (int side = 0; side < 2; side++) {
+    struct bertha_watch *w = &s->watch[side];
+    atomic_store_explicit(&w->epoll, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->rx, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->tx, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->kernel, 1, memory_order_relaxed);
+    atomic_store_explicit(&w->done, 0, memory_order_relaxed);
+    struct bertha_direction *d = &s->dir[side];
+    atomic_store_explicit(&d->tail, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->base, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->size, 65536, memory_order_relaxed);
+    atomic_store_explicit(&d->closed, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->switch_at, UINT64_MAX, memory_order_relaxed);
+    atomic_store_explicit(&d->ring_end, UINT64_MAX, memory_order_relaxed);
+    atomic_store_explicit(&d->space_wanted, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->head, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->want_kernel, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->bell_out, 0, memory_order_relaxed);
+    atomic_store_explicit(&d->bells, 0, memory_order_relaxed);
+  }
+}
+
+static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
+  struct bertha_tuple tuple = {.reserved = 0};
+  if (!address_of(to, tuple.server_addr, &tuple.server_port)) {
+    return BERTHA_WHY_NOT_LISTED;
+  }
+  any_to_loopback(tuple.server_addr);
+  memcpy(c->info.peer_addr, tuple.server_addr, 16);
+  c->info.peer_port = tuple.server_port;
+  if (directory_generation() == 0) {
+    return BERTHA_WHY_NO_AGENT;
+  }
+  struct dir_hit any;
+  if (directory_find(tuple.server_addr, tuple.server_port, &any, 1) == 0 &&
+      !(is_v4(tuple.server_addr) && tuple.server_addr[12] == 127)) {
+    return BERTHA_WHY_NOT_LISTED; /* the common case of a plain destination ends here */
+  }
+  if (conn_flags(c) & CONN_NO_ATTACH) {
+    return c->info.reason != 0 ? c->info.reason : BERTHA_WHY_KERNEL_ASKED;
+  }
+  struct sockaddr_storage local;
+  socklen_t size = sizeof local;
+  if (REAL(getsockname)(fd, (struct sockaddr *)&local, &size) != 0 ||
+      !address_of((struct sockaddr *)&local, tuple.client_addr, &tuple.client_port)) {
+    return BERTHA_WHY_NOT_LISTED;
+  }
+  memcpy(c->info.local_addr, tuple.client_addr, 16);
+  c->info.local_port = tuple.client_port;
+  uint64_t netns = bertha_netns(fd);
+  uint32_t why = 0;
+  uint64_t listener = choose_listener(fd, tuple.server_addr, tuple.server_port, netns, &tuple, &why);
+  if (listener == 0) {
+    return why;
+  }
+  struct link *l = link_to(listener, tuple.server_addr, tuple.server_port, netns, &why);
+  if (l == NULL) {
+    return why;
+  }
+  if (l->plan.implementation != BERTHA_IMPL_SHM) {
+    return l->plan.reason != 0 ? l->plan.reason : BERTHA_WHY_POLICY;
+  }
+  int s = slot_take(l);
+  if (s < 0) {
+    return BERTHA_WHY_LINK_FULL;
+  }
+  c->link = l;
+  c->side = BERTHA_SIDE_CLIENT;
+  c->slot_index = (uint32_t)s;
+  c->slot = &l->slots[s];
+  slot_prepare(c->slot, &tuple, netns);
+  atomic_store_explicit(&c->info.kind, BERTHA_CONN_CLAIMED, memory_order_release);
+  atomic_store_explicit(&c->slot->state, BERTHA_SLOT_CLAIMED, memory_order_release);
+  uint32_t tag = tuple_tag(tuple.client_addr, tuple.client_port);
+  if (!claim_publish(l->claims, tag, bertha_claim_word(tag, l->index, (uint32_t)s))) {
+    atomic_store(&c->slot->state, BERTHA_SLOT_FREE);
+    slot_give_back(l, (uint32_t)s);
+    c->slot = NULL;
+    return BERTHA_WHY_CLAIMS_FULL;
+  }
+  return 0;
+}
+
+static void withdraw(struct conn *c) {
+  struct bertha_slot *s = c->slot;
+  uint32_t claimed = BERTHA_SLOT_CLAIMED;
+  if (atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_FREE)) {
+    uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
+    claim_withdraw(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index));
+    atomic_store(&s->watch[BERTHA_SIDE_CLIENT].done, 1);
+    slot_give_back(c->link, c->slot_index);
+  } else { /* the server was quicker; it learns of our end by the kernel */
+    atomic_store(&s->watch[BERTHA_SIDE_CLIENT].done, 1);
+  }
+  c->slot = NULL;
+}
+
+/* After the kernel's connect() has succeeded or is under way. */
+void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_t size) {
+  int64_t began = bertha_now_ns();
+  (void)size;
+  c->info.role = BERTHA_SIDE_CLIENT;
+  c->info.family = to->sa_family;
+  c->info.opened_ns = connlog_clock();
+  uint32_t why = bertha.io_uring ? BERTHA_WHY_IO_URING : claim(c, fd, to);
+  if (why != 0) {
+    conn_make_plain(c, why);
+  }
+  c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
+}
+
+/* ---- server ------------------------------------------------------------------------------------ */
+
+void conn_accepted(struct conn *c, int fd, struct listener *listener, const struct sockaddr *from) {
+  c->info.role = BERTHA_SIDE_SERVER;
+  c->side = BERTHA_SIDE_SERVER;
+  c->info.family = from->sa_family;
+  c->info.opened_ns = connlog_clock();
+  if (!address_of(from, c->info.peer_addr, &c->info.peer_port) || listener == NULL || bertha.io_uring) {
+    conn_make_plain(c, bertha.io_uring ? BERTHA_WHY_IO_URING : BERTHA_WHY_NO_AGENT);
+    return;
+  }
+  c->listener = listener;
+  atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
+  conn_ripe(c, fd);
+}
+
+static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uint8_t local[16], uint16_t port) {
+  return s->tuple.client_port == c->info.peer_port && s->tuple.server_port == port &&
+         memcmp(s->tuple.client_addr, c->info.peer_addr, 16) == 0 &&
+         memcmp(s->tuple.server_addr, local, 16) == 0;
+}
+
+static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
+  struct link *l = link_fetch(c->listener, (uint32_t)(word >> 16) & 0xffffffu);
+  uint32_t index = (uint32_t)word & 0xffffu;
+  if (l == NULL || index >= l->slot_count) {
+    return false;
+  }
+  struct bertha_slot *s = &l->slots[index];
+  if (atomic_load_explicit(&s->state, memory_order_acquire) != BERTHA_SLOT_CLAIMED) {
+    return false;
+  }
+  struct sockaddr_storage address;
+  socklen_t size = sizeof address;
+  uint8_t local[16];
+  uint16_t port;
+  /* getpeername fails for a connection that was reset while it waited for us: the claim then belongs to a
+   * later connection from the same port. */
+  struct sockaddr_storage peer;
+  socklen_t peer_size = sizeof peer;
+  if (REAL(getsockname)(fd, (struct sockaddr *)&address, &size) != 0 ||
+      !address_of((struct sockaddr *)&address, local, &port) || !slot_is(s, c, local, port) ||
+      REAL(getpeername)(fd, (struct sockaddr *)&peer, &peer_size) != 0) {
+    return false;
+  }
+  uint32_t claimed = BERTHA_SLOT_CLAIMED;
+  if (!atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_ATTACHED)) {
+    return false;
+  }
+  if (!slot_is(s, c, local, port)) { /* withdrawn and claimed anew between our two looks */
+    atomic_store(&s->state, BERTHA_SLOT_REFUSED);
+    return false;
+  }
+  claim_withdraw(c->listener->claims, tag, word);
+  memcpy(c->info.local_addr, local, 16);
+  c->info.local_port = port;
+  s->server_pid = (uint32_t)bertha.pid;
+  c->link = l;
+  c->slot = s;
+  c->slot_index = index;
+  tied(c, fd, BERTHA_CONN_MAYBE);
+  return true;
+}
+
+static bool find_claim(struct conn *c, int fd) {
+  uint64_t words[2 * BERTHA_CLAIM_WAYS];
+  uint32_t tag = tuple_tag(c->info.peer_addr, c->info.peer_port);
+  int n = claim_find(c->listener->claims, tag, words);
+  if (n == 0 || !bertha_lock(&c->rx_lock)) {
+    return false;
+  }
+  bool found = conn_kind(c) == BERTHA_CONN_SHM;
+  int64_t began = bertha_now_ns();
+  for (int i = 0; i < n && !found; i++) {
+    found = take_claim(c, fd, words[i], tag);
+  }
+  c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
+  bertha_unlock(&c->rx_lock);
+  return found;
+}
+
+bool conn_ripe(struct conn *c, int fd) {
+  uint32_t kind = conn_kind(c);
+  if (LIKELY(kind == BERTHA_CONN_SHM)) {
+    return true;
+  }
+  if (conn_flags(c) & CONN_NO_ATTACH) {
+    return false;
+  }
+  if (kind == BERTHA_CONN_MAYBE) {
+    return find_claim(c, fd);
+  }
+  if (kind != BERTHA_CONN_CLAIMED) {
+    return false;
+  }
+  uint32_t state = atomic_load_explicit(&c->slot->state, memory_order_acquire);
+  if (state == BERTHA_SLOT_ATTACHED) {
+    if (!bertha_lock(&c->rx_lock)) {
+      return false;
+    }
+    if (conn_kind(c) == BERTHA_CONN_CLAIMED) {
+      tied(c, fd, BERTHA_CONN_CLAIMED);
+    }
+    bertha_unlock(&c->rx_lock);
+    return true;
+  }
+  if (state == BERTHA_SLOT_REFUSED) {
+    conn_make_plain(c, BERTHA_WHY_NOT_ATTACHED);
+  }
+  return false;
+}
+
+/* ---- the end ----------------------------------------------------------------------------------- */
+
+void conn_last_close(struct conn *c, int fd) {
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
+    return;
+  }
+  struct bertha_direction *rx = conn_rx(c);
+  atomic_store_explicit(&conn_tx(c)->closed, 1, memory_order_release);
+  bool unread = c->rx_phase == PHASE_RING && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;
+  if (unread) { /* the kernel resets a connection that is closed with unread data (RFC 1122, 4.2.2.13) */
+    struct linger reset = {1, 0};
+    REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+  } else if (c->rx_phase == PHASE_RING && bertha_lock(&c->rx_lock)) {
+    bell_settle(c, fd); /* a bell byte left in the queue would count as unread data */
+    bertha_unlock(&c->rx_lock);
+  }
+}
+
+void conn_after_close(struct conn *c) {
+  struct bertha_slot *s = c->slot;
+  uint32_t kind = conn_kind(c);
+  if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
+    withdraw(c);
+  } else if (kind == BERTHA_CONN_SHM) {
+    atomic_store_explicit(&s->watch[c->side].done, 1, memory_order_release);
+    if (c->side == BERTHA_SIDE_CLIENT &&
+        atomic_load_explicit(&s->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
+      slot_give_back(c->link, c->slot_index);
+    }
+  }
+  conn_free(c);
+}
+
+void conn_release(struct conn *c, int fd) {
+  (void)fd;
+  if (atomic_fetch_sub(&c->info.refs, 1) == 1) {
+    connlog_write(c, fd);
+    conn_after_close(c);
+  }
+}

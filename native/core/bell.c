@@ -1,0 +1,196 @@
+/* Telling the other end that something has changed, at the least cost that will do.
+ *
+ * Awake: a bit in its dirty map.  Asleep in user space's keeping: the eventfd of the sleeper, rung once for
+ * all that it waits for.  Anything else: one byte on the kernel's connection. */
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "agentc.h"
+#include "conn.h"
+
+/* ---- bells of others, by the agent's number ------------------------------------------------------ */
+
+#define BELLS 4096u
+static struct {
+  _Atomic uint32_t id; /* written last */
+  int fd;
+} known_bells[BELLS];
+static _Atomic uint32_t bells_lock;
+static _Atomic int64_t no_fetch_before;
+
+static int known_bell(uint32_t id) {
+  for (uint32_t i = id % BELLS, n = 0; n < 16; n++, i = (i + 1) % BELLS) {
+    uint32_t at = atomic_load_explicit(&known_bells[i].id, memory_order_acquire);
+    if (at == id) {
+      return known_bells[i].fd;
+    }
+    if (at == 0) {
+      break;
+    }
+  }
+  return -1;
+}
+
+static int fetch_bell(uint32_t id) {
+  int64_t now = bertha_now_ns();
+  if (now < atomic_load_explicit(&no_fetch_before, memory_order_relaxed) || !bertha_lock(&bells_lock)) {
+    return -1;
+  }
+  int fd = known_bell(id);
+  if (fd < 0) {
+    struct bertha_bell body = {.bell = id}, reply;
+    if (agent_call(BERTHA_OP_BELL_GET, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 || fd < 0) {
+      fd = -1;
+      atomic_store(&no_fetch_before, now + 100000000);
+    } else {
+      fd = bertha_hide_fd(fd);
+      uint32_t i = id % BELLS;
+      uint32_t n = 0;
+      while (n < 15 && atomic_load(&known_bells[i].id) != 0) {
+        i = (i + 1) % BELLS;
+        n++;
+      }
+      if (atomic_load(&known_bells[i].id) != 0) { /* an old one has to go: its owner is rung by a byte, or asks again */
+        extern void bertha_close_hidden(int);
+        int old = known_bells[i].fd;
+        known_bells[i].fd = fd;
+        bertha_close_hidden(old);
+      }
+      known_bells[i].fd = fd;
+      atomic_store_explicit(&known_bells[i].id, id, memory_order_release);
+    }
+  }
+  bertha_unlock(&bells_lock);
+  return fd;
+}
+
+void bell_fd_moved(int from, int to) {
+  for (uint32_t i = 0; i < BELLS; i++) {
+    if (atomic_load(&known_bells[i].id) != 0 && known_bells[i].fd == from) {
+      known_bells[i].fd = to;
+    }
+  }
+}
+
+/* Our own: registered, so that others may ask for it. */
+uint32_t bell_create(int *fd) {
+  int e = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  if (e < 0) {
+    return 0;
+  }
+  struct bertha_bell body = {0}, reply = {0};
+  if (agent_call(BERTHA_OP_BELL_NEW, &body, sizeof body, &e, 1, &reply, sizeof reply, NULL, 0) != 0 ||
+      reply.bell == 0) {
+    REAL(close)(e);
+    return 0;
+  }
+  *fd = bertha_hide_fd(e);
+  return reply.bell;
+}
+
+/* ---- ringing ----------------------------------------------------------------------------------- */
+
+/* One byte on the kernel's connection, at most one outstanding. */
+void bell_on_connection(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_tx(c);
+  if (fd < 0 || atomic_exchange(&d->bell_out, 1) != 0) {
+    return;
+  }
+  if ((conn_flags(c) & (CONN_NODELAY_KNOWN | CONN_NODELAY_SET)) != (CONN_NODELAY_KNOWN | CONN_NODELAY_SET) &&
+      !(conn_flags(c) & CONN_NODELAY_FORCED)) { /* Nagle would hold the second bell back for 40 ms */
+    int on = 1;
+    REAL(setsockopt)(fd, 6 /* IPPROTO_TCP */, 1 /* TCP_NODELAY */, &on, sizeof on);
+    conn_set_flag(c, CONN_NODELAY_FORCED);
+  }
+  atomic_fetch_add_explicit(&d->bells, 1, memory_order_release);
+  if (REAL(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
+    atomic_fetch_sub_explicit(&d->bells, 1, memory_order_release);
+    if (errno == EAGAIN) {
+      atomic_store(&d->bell_out, 0); /* its queue is full of other bytes: readable all the same */
+    }
+  }
+}
+
+static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
+  uint32_t id = atomic_load_explicit(&s->bell, memory_order_relaxed);
+  int bell = id != 0 ? known_bell(id) : -1;
+  if (bell < 0 && id != 0) {
+    bell = fetch_bell(id);
+  }
+  uint64_t one = 1;
+  if (bell < 0 || REAL(write)(bell, &one, sizeof one) != sizeof one) {
+    bell_on_connection(c, fd);
+  }
+}
+
+static void wake(struct conn *c, int fd, uint32_t index) {
+  if (index != 0 && index < BERTHA_SLEEPERS) {
+    struct bertha_sleeper *s = &c->link->sleepers[1 - c->side][index];
+    if (atomic_load(&s->armed) && atomic_exchange(&s->armed, 0)) {
+      ring(c, fd, s);
+    }
+  }
+}
+
+static void mark_dirty(struct conn *c) {
+  _Atomic uint64_t *word = &c->link->dirty[1 - c->side][c->slot_index / 64];
+  uint64_t bit = (uint64_t)1 << (c->slot_index % 64);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (!(atomic_load(word) & bit)) {
+    atomic_fetch_or(word, bit);
+  }
+}
+
+/* The tail has been published. */
+void signal_data(struct conn *c, int fd) {
+  int saved = errno;
+  struct bertha_watch *w = &c->slot->watch[1 - c->side];
+  mark_dirty(c);
+  wake(c, fd, atomic_load(&w->epoll));
+  wake(c, fd, atomic_load(&w->rx));
+  if (atomic_load(&w->kernel)) {
+    bell_on_connection(c, fd);
+  }
+  errno = saved;
+}
+
+/* The head has been published, and the producer had asked for space. */
+void signal_space(struct conn *c, int fd) {
+  int saved = errno;
+  struct bertha_watch *w = &c->slot->watch[1 - c->side];
+  mark_dirty(c);
+  wake(c, fd, atomic_load(&w->epoll));
+  wake(c, fd, atomic_load(&w->tx));
+  errno = saved;
+}
+
+/* ---- the consumer's half of the byte on the connection -------------------------------------------- */
+
+bool bell_take_byte(struct conn *c, int fd) {
+  char byte;
+  if (REAL(recv)(fd, &byte, 1, MSG_DONTWAIT) == 1) {
+    c->bells_seen++;
+    return true;
+  }
+  return false;
+}
+
+/* With the rx lock held and the ring drained: takes the byte off, unless the ring has filled meanwhile.
+ * The order (forget, look, take) is what makes it safe against a producer that publishes between any two
+ * of these steps; see the model in tests/model. */
+void bell_settle(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_rx(c);
+  int saved = errno;
+  while (atomic_load(&c->bell_debt) > 0 && bell_take_byte(c, fd)) {
+    atomic_fetch_sub(&c->bell_debt, 1);
+  }
+  if (atomic_load(&d->bell_out) != 0) {
+    atomic_store(&d->bell_out, 0);
+    atomic_thread_fence(memory_order_seq_cst);
+    bool filled = atomic_load(&d->tail) != c->rx_head;
+    if (!(filled && atomic_exchange(&d->bell_out, 1) == 0) && !bell_take_byte(c, fd)) {
+      atomic_fetch_add(&c->bell_debt, 1); /* announced, still on its way */
+    }
+  }
+  errno = saved;
+}

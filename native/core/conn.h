@@ -1,0 +1,55 @@
+/* A connection's life: claim, attach, bytes out, bytes in, the end. */
+#ifndef BERTHA_CONN_H
+#define BERTHA_CONN_H
+
+#include "shim.h"
+
+/* attach.c */
+void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_t size);
+void conn_accepted(struct conn *c, int fd, struct listener *listener, const struct sockaddr *from);
+/* Looks whether the other end has come: true when the connection is (now) on shared memory. */
+bool conn_ripe(struct conn *c, int fd);
+void conn_make_plain(struct conn *c, uint32_t why);
+void conn_refresh_watch(struct conn *c); /* after kernel_waiters or kernel_regs went down */
+void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
+void conn_after_close(struct conn *c);        /* after it */
+void conn_release(struct conn *c, int fd);    /* one reference less, without closing anything */
+bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);
+
+/* rx.c, tx.c: a byte count, 0 at the end of the stream, or -errno */
+ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+/* As above for a connection in any state. */
+ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+size_t conn_readable_bytes(struct conn *c);
+/* Free space in the ring, held under the lock, for a producer that reads into it directly (sendfile): NULL
+ * when there is none just now (`*error` then says why: EAGAIN: full). */
+uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error);
+void tx_commit(struct conn *c, int fd, size_t n);
+void tx_to_kernel(struct conn *c); /* with the tx lock held: from here on, for good */
+void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
+
+/* ready.c: which of `want` (poll's bits) hold now, as the rings say; POLLERR and POLLHUP always count. */
+short conn_events(struct conn *c, int fd, short want);
+void conn_kernel_events(struct conn *c, uint32_t epoll_events); /* what the kernel reported of its half */
+bool conn_look_at_kernel(struct conn *c, int fd);               /* true: something was learnt */
+
+/* bell.c */
+void signal_data(struct conn *c, int fd);
+void signal_space(struct conn *c, int fd);
+void bell_settle(struct conn *c, int fd); /* with the rx lock held, the ring drained */
+void bell_on_connection(struct conn *c, int fd);
+void bell_fd_moved(int from, int to);
+bool bell_take_byte(struct conn *c, int fd);
+uint32_t bell_create(int *fd); /* 0: none */
+
+static inline size_t iov_bytes(const struct iovec *iov, int count) {
+  size_t n = 0;
+  for (int i = 0; i < count; i++) {
+    n += iov[i].iov_len;
+  }
+  return n;
+}
+
+#endif

@@ -1,0 +1,127 @@
+#include "connlog.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include "conn.h"
+#include "reason.h"
+
+uint64_t connlog_clock(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_REALTIME, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void address_text(char *to, size_t size, const uint8_t addr[16], uint16_t port) {
+  static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  char text[INET6_ADDRSTRLEN];
+  if (memcmp(addr, v4, 12) == 0) {
+    inet_ntop(AF_INET, addr + 12, text, sizeof text);
+    snprintf(to, size, "%s:%u", text, port);
+  } else {
+    inet_ntop(AF_INET6, addr, text, sizeof text);
+    snprintf(to, size, "[%s]:%u", text, port);
+  }
+}
+
+static void ask_addresses(struct conn *c, int fd) {
+  struct sockaddr_storage a;
+  socklen_t size = sizeof a;
+  if (c->info.local_port == 0 && REAL(getsockname)(fd, (struct sockaddr *)&a, &size) == 0) {
+    address_of((struct sockaddr *)&a, c->info.local_addr, &c->info.local_port);
+  }
+  size = sizeof a;
+  if (c->info.peer_port == 0 && REAL(getpeername)(fd, (struct sockaddr *)&a, &size) == 0) {
+    address_of((struct sockaddr *)&a, c->info.peer_addr, &c->info.peer_port);
+  }
+}
+
+/* JSON's escapes (RFC 8259, 7) for a program's name. */
+static void escape(char *to, size_t size, const char *from) {
+  size_t n = 0;
+  for (; *from != '\0' && n + 7 < size; from++) {
+    unsigned char ch = (unsigned char)*from;
+    if (ch == '"' || ch == '\\') {
+      to[n++] = '\\';
+      to[n++] = (char)ch;
+    } else if (ch < 0x20 || ch >= 0x7f) {
+      n += (size_t)snprintf(to + n, 7, "\\u%04x", ch);
+    } else {
+      to[n++] = (char)ch;
+    }
+  }
+  to[n] = '\0';
+}
+
+void connlog_write(struct conn *c, int fd) {
+  uint32_t kind = conn_kind(c);
+  if (bertha.connlog[0] == '\0' || kind < BERTHA_CONN_PLAIN || (conn_flags(c) & CONN_LOGGED)) {
+    return;
+  }
+  conn_set_flag(c, CONN_LOGGED);
+  int saved = errno;
+  uint32_t why = c->info.reason;
+  if (kind == BERTHA_CONN_CLAIMED) {
+    why = BERTHA_WHY_NOT_ATTACHED;
+  } else if (kind == BERTHA_CONN_MAYBE) {
+    why = BERTHA_WHY_PEER_UNAWARE;
+  }
+  ask_addresses(c, fd);
+  char program[200], local[64], peer[64], reason[320] = "null";
+  escape(program, sizeof program, bertha.name[0] != '\0' ? bertha.name : bertha.program);
+  address_text(local, sizeof local, c->info.local_addr, c->info.local_port);
+  address_text(peer, sizeof peer, c->info.peer_addr, c->info.peer_port);
+  if (why != 0) {
+    snprintf(reason, sizeof reason, "\"%s\"", bertha_reason_text(why));
+  }
+  bool plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX;
+  const char *implementation = kind == BERTHA_CONN_SHM ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : "tcp";
+  uint64_t now = connlog_clock();
+  char line[1400];
+  int n = snprintf(line, sizeof line,
+                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"tcp\","
+                   "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":[{\"type\":\"local_or_remote\","
+                   "\"implementation\":\"%s\",\"where\":\"%s\"}],\"plain\":%s,\"reason\":%s,"
+                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
+                   (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
+                   program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer,
+                   implementation, plain ? "global" : "host", plain ? "true" : "false", reason,
+                   (unsigned long long)c->info.tx_bytes, (unsigned long long)c->info.rx_bytes,
+                   c->info.setup_us);
+  int log = open(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
+  if (log >= 0) {
+    if (n > 0 && REAL(write)(log, line, (size_t)n) < 0 && bertha_log_level > 0) {
+      bertha_debug("connection log %s: %s", bertha.connlog, strerror(errno));
+    }
+    REAL(close)(log);
+  }
+  errno = saved;
+}
+
+/* At exit the kernel closes what the program left open; who was the last to have it says so. */
+void connlog_close_all(void) {
+  if (!bertha.enabled || !bertha.table_ready || bertha_in_forked_stranger()) {
+    return;
+  }
+  static _Atomic int once;
+  if (atomic_exchange(&once, 1)) {
+    return;
+  }
+  for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
+    struct conn *c = conn_of((int)fd);
+    if (c == NULL) {
+      continue;
+    }
+    conn_forget((int)fd);
+    if (atomic_fetch_sub(&c->info.refs, 1) == 1) {
+      connlog_write(c, (int)fd);
+      conn_last_close(c, (int)fd);
+      if (conn_kind(c) == BERTHA_CONN_SHM) { /* a FIN that comes before the end is seen has to be the kernel's */
+        REAL(close)((int)fd);
+      }
+      conn_after_close(c);
+    }
+  }
+}

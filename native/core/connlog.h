@@ -1,0 +1,12 @@
+/* The connection log: one JSON object a line when a connection closes (BERTHA_CONNLOG). */
+#ifndef BERTHA_CONNLOG_H
+#define BERTHA_CONNLOG_H
+
+#include "shim.h"
+
+uint64_t connlog_clock(void); /* CLOCK_REALTIME, ns; 0 when nobody will want it */
+/* While the descriptor is still open: a plain connection's addresses are asked of the kernel only now. */
+void connlog_write(struct conn *c, int fd);
+void connlog_close_all(void); /* at the end of the process */
+
+#endif

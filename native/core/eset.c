@@ -1,0 +1,569 @@
+/* Who is in which epoll set, and who serves it: the kernel or the rings. */
+#include "eset.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include "agentc.h"
+#include "conn.h"
+
+enum { SETS = 4096 };
+#define SET_MANY 0x7fffffffu  /* of a connection: in more than one set */
+#define SET_PLAIN 0x7ffffffeu /* of an epoll descriptor: watched before it had members of ours */
+#define SET_HIDDEN 0xffffffffu
+
+uint64_t eset_magic;
+static struct eset *sets[SETS];
+static _Atomic uint32_t sets_lock;
+static uint32_t sets_used;
+
+extern void bertha_close_hidden(int fd);
+
+static uint32_t entry(int fd) {
+  return (unsigned)fd < BERTHA_FDS && bertha.fds != NULL
+             ? atomic_load_explicit(&bertha.fds[fd].set, memory_order_acquire)
+             : 0;
+}
+
+static void set_entry(int fd, uint32_t value) {
+  atomic_store_explicit(&bertha.fds[fd].set, value, memory_order_release);
+}
+
+static struct eset *by_entry(uint32_t e) {
+  return e > 0 && e <= SETS ? sets[e - 1] : NULL;
+}
+
+struct eset *eset_of(int epfd) {
+  uint32_t e = entry(epfd);
+  if (LIKELY(e == 0) || conn_of(epfd) != NULL) {
+    return NULL;
+  }
+  return by_entry(e);
+}
+
+static struct eset *set_new(int epfd) {
+  struct eset *s = NULL;
+  uint32_t index = 0;
+  if (!bertha_lock(&sets_lock)) {
+    return NULL;
+  }
+  if (eset_magic == 0) {
+    uint64_t random = 0;
+    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random) {
+      random = (uint64_t)bertha_now_ns() * 0x9e3779b97f4a7c15u;
+    }
+    eset_magic = (random | 0x8000000000000000u) & 0xffffffff00000000u; /* no user-space pointer */
+  }
+  for (index = 0; index < sets_used; index++) {
+    if (sets[index]->epfd < 0) {
+      s = sets[index];
+      break;
+    }
+  }
+  if (s == NULL && sets_used < SETS) {
+    size_t size = sizeof *s + sizeof(struct reg) * ESET_FDS;
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p != MAP_FAILED) {
+      s = p;
+      s->regs = (struct reg *)(void *)(s + 1);
+      index = sets_used++;
+      sets[index] = s;
+    }
+  }
+  if (s != NULL) {
+    s->epfd = epfd;
+    s->pid = bertha.pid;
+    s->bell_fd = -1;
+    s->plain = entry(epfd) == SET_PLAIN;
+    set_entry(epfd, index + 1);
+    if ((uint32_t)epfd >= bertha.max_fd) {
+      bertha.max_fd = (uint32_t)epfd + 1;
+    }
+  }
+  bertha_unlock(&sets_lock);
+  return s;
+}
+
+/* ---- rings of a set ------------------------------------------------------------------------------ */
+
+static struct slink *slink_for(struct eset *s, struct link *l) {
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->link == l) {
+      return k;
+    }
+  }
+  struct slink *k = mmap(NULL, sizeof *k, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (k == MAP_FAILED) {
+    return NULL;
+  }
+  k->link = l;
+  k->sleeper = sleeper_take(l, s->bell);
+  if (k->sleeper == 0) {
+    munmap(k, sizeof *k);
+    return NULL;
+  }
+  k->next = s->slinks;
+  s->slinks = k;
+  return k;
+}
+
+static void ring_on(struct slink *k, uint32_t slot) {
+  k->mask[slot / 64] |= (uint64_t)1 << (slot % 64);
+  slink_mark(k, slot);
+}
+
+static void ring_off(struct slink *k, uint32_t slot) {
+  k->mask[slot / 64] &= ~((uint64_t)1 << (slot % 64));
+  k->pending[slot / 64] &= ~((uint64_t)1 << (slot % 64));
+}
+
+static uint32_t sticky_events(uint32_t events) {
+  return EPOLLIN | EPOLLRDHUP | EPOLLET | (events & EPOLLPRI);
+}
+
+/* With the lock held: from now on the rings serve it.  `op` says whether the kernel knows it already. */
+static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
+  struct reg *r = &s->regs[fd];
+  struct slink *k = slink_for(s, c->link);
+  if (k == NULL) {
+    return -ENOSPC;
+  }
+  struct epoll_event e = {.events = sticky_events(r->events), .data.u64 = eset_magic | (uint32_t)fd};
+  if (REAL(epoll_ctl)(s->epfd, op, fd, &e) != 0) {
+    if (op != EPOLL_CTL_MOD || errno != EINVAL) { /* EPOLLEXCLUSIVE cannot be modified */
+      return -errno;
+    }
+    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
+    if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_ADD, fd, &e) != 0) {
+      return -errno;
+    }
+  }
+  r->slink = k;
+  r->conn = conn_index(c) + 1;
+  r->state = REG_RING;
+  k->fd[c->slot_index] = fd;
+  k->count++;
+  s->ring_count++;
+  ring_on(k, c->slot_index);
+  atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)k->sleeper);
+  return 0;
+}
+
+static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
+  struct slink *k = r->slink;
+  uint16_t mine = (uint16_t)k->sleeper;
+  ring_off(k, c->slot_index);
+  atomic_compare_exchange_strong(&c->slot->watch[c->side].epoll, &mine, 0);
+  k->count--;
+  s->ring_count--;
+  r->slink = NULL;
+}
+
+static void kernel_reg(struct eset *s, struct conn *c, int by) {
+  s->kernel_streams += (uint32_t)by;
+  if (!s->inherited) {
+    atomic_fetch_add(&c->kernel_regs, (uint32_t)by);
+  }
+}
+
+/* With the lock held: back to the kernel, with the program's own events; its waits must then hear the byte
+ * on the connection. */
+static void to_kernel(struct eset *s, int fd) {
+  struct reg *r = &s->regs[fd];
+  struct conn *c = conn_by_index(r->conn - 1);
+  struct epoll_event e = {.events = r->events, .data.u64 = r->data};
+  leave_ring(s, r, c);
+  atomic_store(&c->slot->watch[c->side].kernel, 1);
+  r->state = REG_KERNEL;
+  kernel_reg(s, c, 1);
+  REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+}
+
+void eset_upgrade_queued(struct eset *s) {
+  while (s->upgrades != 0) {
+    int fd = (int)s->upgrades - 1;
+    struct reg *r = &s->regs[fd];
+    s->upgrades = r->next_upgrade;
+    r->queued = 0;
+    struct conn *c = conn_of(fd);
+    if (r->state != REG_KERNEL || c == NULL || conn_index(c) + 1 != r->conn || conn_kind(c) != BERTHA_CONN_SHM ||
+        s->plain || entry(fd) == SET_MANY) {
+      continue;
+    }
+    if (to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+      kernel_reg(s, c, -1);
+      conn_refresh_watch(c);
+    }
+  }
+}
+
+bool eset_wants_upgrade(struct conn *c, int fd) {
+  if (atomic_load(&c->kernel_regs) == 0) {
+    return false;
+  }
+  struct eset *s = by_entry(entry(fd));
+  if (s != NULL && fd < ESET_FDS && !s->inherited && bertha_lock(&s->lock)) {
+    struct reg *r = &s->regs[fd];
+    if (r->state == REG_KERNEL && !r->queued) {
+      r->queued = 1;
+      r->next_upgrade = s->upgrades;
+      s->upgrades = (uint32_t)fd + 1;
+    }
+    bertha_unlock(&s->lock);
+  }
+  return true;
+}
+
+/* A child that goes on with its parent's set (a daemon's second life) waits under its own name. */
+void eset_adopt(struct eset *s) {
+  s->inherited = false;
+  s->pid = bertha.pid;
+  s->bell = 0;
+  s->bell_fd = -1;
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    k->sleeper = sleeper_take(k->link, 0);
+    for (uint32_t slot = 0; slot < k->link->slot_count; slot++) {
+      if (k->mask[slot / 64] >> (slot % 64) & 1) {
+        slink_mark(k, slot);
+        struct bertha_slot *at = &k->link->slots[slot];
+        atomic_store(&at->watch[k->link->side].epoll, (uint16_t)k->sleeper);
+      }
+    }
+  }
+}
+
+void eset_after_fork(void) {
+  atomic_store(&sets_lock, 0);
+  for (uint32_t i = 0; i < sets_used; i++) {
+    if (sets[i]->epfd >= 0) {
+      atomic_store(&sets[i]->lock, 0);
+      sets[i]->inherited = true;
+      if (sets[i]->bell_fd >= 0) {
+        bertha_close_hidden(sets[i]->bell_fd);
+        sets[i]->bell_fd = -1;
+      }
+    }
+  }
+}
+
+void eset_fd_moved(int from, int to) {
+  for (uint32_t i = 0; i < sets_used; i++) {
+    if (sets[i]->bell_fd == from) {
+      sets[i]->bell_fd = to;
+    }
+  }
+}
+
+/* ---- epoll_ctl ----------------------------------------------------------------------------------- */
+
+static void clear_stale(struct eset *s, int fd, struct conn *c) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_NONE || (c != NULL && r->conn == conn_index(c) + 1)) {
+    return;
+  }
+  r->state = REG_NONE; /* the number was closed and given out anew behind our back */
+}
+
+static int real_ctl(int epfd, int op, int fd, struct epoll_event *event) {
+  return REAL(epoll_ctl)(epfd, op, fd, event) == 0 ? 0 : -errno;
+}
+
+static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_RING || r->state == REG_KERNEL) {
+    return -EEXIST;
+  }
+  uint32_t in = entry(fd);
+  struct eset *other = by_entry(in);
+  bool many = in == SET_MANY || (other != NULL && other != s);
+  bool was_off = r->state == REG_OFF;
+  r->events = event->events;
+  r->data = event->data.u64;
+  r->conn = conn_index(c) + 1;
+  if (was_off && !many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
+    r->state = REG_RING;
+    r->slink->fd[c->slot_index] = fd;
+    s->ring_count++;
+    r->slink->count++;
+    ring_on(r->slink, c->slot_index);
+    atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)r->slink->sleeper);
+    return 0;
+  }
+  int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+  if (!many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
+    int result = to_ring(s, fd, c, op);
+    if (result != -ENOSPC) {
+      if (result == 0) {
+        set_entry(fd, entry(s->epfd));
+      }
+      return result;
+    }
+  }
+  if (conn_kind(c) == BERTHA_CONN_SHM) {
+    atomic_store(&c->slot->watch[c->side].kernel, 1);
+  }
+  int result = real_ctl(s->epfd, op, fd, event);
+  if (result == 0) {
+    r->state = REG_KERNEL;
+    kernel_reg(s, c, 1);
+    set_entry(fd, many ? SET_MANY : entry(s->epfd));
+  }
+  return result;
+}
+
+static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_OFF || r->state == REG_NONE) {
+    return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
+  }
+  if (r->state == REG_KERNEL) {
+    int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
+    if (result == 0) {
+      r->events = event->events;
+      r->data = event->data.u64;
+    }
+    return result;
+  }
+  if (event->events & EPOLLEXCLUSIVE) {
+    return -EINVAL;
+  }
+  bool pri = (r->events ^ event->events) & EPOLLPRI;
+  r->events = event->events;
+  r->data = event->data.u64;
+  ring_on(r->slink, c->slot_index);
+  if (pri) {
+    struct epoll_event e = {.events = sticky_events(r->events), .data.u64 = eset_magic | (uint32_t)fd};
+    return real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
+  }
+  return 0;
+}
+
+static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_OFF || r->state == REG_NONE) {
+    return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
+  }
+  if (r->state == REG_KERNEL) {
+    int result = real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
+    r->state = REG_NONE;
+    kernel_reg(s, c, -1);
+    if (entry(fd) != SET_MANY) {
+      set_entry(fd, 0);
+    }
+    conn_refresh_watch(c);
+    return result;
+  }
+  struct slink *k = r->slink;
+  leave_ring(s, r, c);
+  r->slink = k;
+  r->state = REG_OFF;
+  return 0;
+}
+
+int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
+  struct conn *c = conn_of(fd);
+  uint32_t kind = c != NULL ? conn_kind(c) : BERTHA_CONN_FREE;
+  struct eset *s = eset_of(epfd);
+  bool known = s != NULL && (unsigned)fd < ESET_FDS && s->regs[fd].state != REG_NONE;
+  if (c == NULL && op == EPOLL_CTL_ADD) {
+    eset_polled(fd); /* a set within a set */
+  }
+  if (!known && (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
+                 (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
+    if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
+      atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
+      atomic_store(&c->slot->watch[c->side].kernel, 1);
+    }
+    return real_ctl(epfd, op, fd, event);
+  }
+  if (op != EPOLL_CTL_DEL && event == NULL) {
+    return -EFAULT;
+  }
+  if (s == NULL && conn_of(epfd) == NULL && !bertha_is_hidden(epfd)) {
+    s = set_new(epfd);
+  }
+  if (s == NULL || !bertha_lock(&s->lock)) {
+    return real_ctl(epfd, op, fd, event);
+  }
+  if (s->inherited) {
+    eset_adopt(s);
+  }
+  clear_stale(s, fd, c);
+  if (c != NULL && kind == BERTHA_CONN_CLAIMED) {
+    bertha_unlock(&s->lock); /* it may have come to the rings by now */
+    conn_ripe(c, fd);
+    bertha_lock(&s->lock);
+    eset_upgrade_queued(s);
+  }
+  int result;
+  if (c == NULL) {
+    result = real_ctl(epfd, op, fd, event);
+  } else if (op == EPOLL_CTL_ADD) {
+    struct eset *other = by_entry(entry(fd));
+    if (other != NULL && other != s) { /* in two sets: one map of changes cannot serve both */
+      bertha_unlock(&s->lock);
+      bertha_lock(&other->lock);
+      if (other->regs[fd].state == REG_RING) {
+        to_kernel(other, fd);
+      }
+      bertha_unlock(&other->lock);
+      bertha_lock(&s->lock);
+    }
+    result = ctl_add(s, fd, c, event);
+  } else if (op == EPOLL_CTL_MOD) {
+    result = ctl_mod(s, fd, c, event);
+  } else if (op == EPOLL_CTL_DEL) {
+    result = ctl_del(s, fd, c, event);
+  } else {
+    result = real_ctl(epfd, op, fd, event);
+  }
+  /* A thread that sleeps on the set must see the new interest: it is as if something had happened. */
+  bool wake = result == 0 && op != EPOLL_CTL_DEL && c != NULL && s->regs[fd].state == REG_RING;
+  int bell = -1;
+  if (wake) {
+    for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+      if (atomic_load(&k->link->sleepers[k->link->side][k->sleeper].armed)) {
+        bell = s->bell_fd;
+      }
+    }
+  }
+  bertha_unlock(&s->lock);
+  uint64_t one = 1;
+  if (bell >= 0 && REAL(write)(bell, &one, sizeof one) < 0) {
+    return result;
+  }
+  return result;
+}
+
+/* ---- descriptors that go, sets that are watched ------------------------------------------------- */
+
+static void forget_in(struct eset *s, int fd, struct conn *c) {
+  if (fd >= ESET_FDS || !bertha_lock(&s->lock)) {
+    return;
+  }
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_RING && r->conn == conn_index(c) + 1) {
+    leave_ring(s, r, c);
+  } else if (r->state == REG_KERNEL && r->conn == conn_index(c) + 1) {
+    kernel_reg(s, c, -1);
+  }
+  r->state = REG_NONE;
+  bertha_unlock(&s->lock);
+}
+
+static void forget_set(struct eset *s) {
+  if (!bertha_lock(&s->lock)) {
+    return;
+  }
+  for (struct slink *k = s->slinks; k != NULL;) {
+    struct slink *next = k->next;
+    for (uint32_t slot = 0; k->count > 0 && slot < BERTHA_LINK_SLOTS; slot++) {
+      int fd = k->fd[slot];
+      if ((k->mask[slot / 64] >> (slot % 64) & 1) && s->regs[fd].state == REG_RING) {
+        struct conn *c = conn_by_index(s->regs[fd].conn - 1);
+        leave_ring(s, &s->regs[fd], c);
+        s->regs[fd].state = REG_NONE;
+        set_entry(fd, 0);
+      }
+    }
+    if (!s->inherited) {
+      sleeper_give_back(k->link, k->sleeper);
+    }
+    munmap(k, sizeof *k);
+    k = next;
+  }
+  s->slinks = NULL;
+  s->ring_count = 0;
+  if (s->kernel_streams > 0) {
+    for (uint32_t fd = 0; fd < ESET_FDS && fd < bertha.max_fd; fd++) {
+      struct conn *c = conn_of((int)fd);
+      if (s->regs[fd].state == REG_KERNEL && c != NULL && s->regs[fd].conn == conn_index(c) + 1) {
+        kernel_reg(s, c, -1);
+        conn_refresh_watch(c);
+        if (by_entry(entry((int)fd)) == s) {
+          set_entry((int)fd, 0);
+        }
+      }
+    }
+  }
+  memset(s->regs, 0, sizeof(struct reg) * (bertha.max_fd < ESET_FDS ? bertha.max_fd : ESET_FDS));
+  if (s->bell_fd >= 0) {
+    bertha_close_hidden(s->bell_fd);
+  }
+  s->bell_fd = -1;
+  s->bell = 0;
+  s->upgrades = 0;
+  s->kernel_streams = 0;
+  s->starved = false;
+  s->plain = false;
+  s->inherited = false;
+  s->epfd = -1;
+  bertha_unlock(&s->lock);
+}
+
+void eset_forget(int fd) {
+  uint32_t e = entry(fd);
+  if (LIKELY(e == 0) || e == SET_HIDDEN) {
+    return;
+  }
+  struct conn *c = conn_of(fd);
+  if (c == NULL) {
+    struct eset *s = by_entry(e);
+    set_entry(fd, 0);
+    if (s != NULL) {
+      for (uint32_t i = 0; i < bertha.max_fd; i++) { /* a duplicate of the set lives on */
+        if (atomic_load(&bertha.fds[i].set) == e && conn_of((int)i) == NULL) {
+          s->epfd = (int)i;
+          return;
+        }
+      }
+      forget_set(s);
+    }
+    return;
+  }
+  if (e == SET_MANY) {
+    for (uint32_t i = 0; i < sets_used; i++) {
+      if (sets[i]->epfd >= 0) {
+        forget_in(sets[i], fd, c);
+      }
+    }
+  } else if (by_entry(e) != NULL) {
+    forget_in(by_entry(e), fd, c);
+  }
+  set_entry(fd, 0);
+}
+
+void eset_dup(int from, int to) {
+  uint32_t e = entry(from);
+  if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL) {
+    set_entry(to, e);
+    if ((uint32_t)to >= bertha.max_fd) {
+      bertha.max_fd = (uint32_t)to + 1;
+    }
+  }
+}
+
+/* The kernel alone can tell others that this set has events: its members go back to it. */
+void eset_polled(int fd) {
+  if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {
+    return;
+  }
+  struct eset *s = by_entry(entry(fd));
+  if (LIKELY(s == NULL) || s->plain) {
+    return;
+  }
+  if (!bertha_lock(&s->lock)) {
+    return;
+  }
+  s->plain = true;
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    for (uint32_t slot = 0; slot < BERTHA_LINK_SLOTS; slot++) {
+      if (k->mask[slot / 64] >> (slot % 64) & 1) {
+        to_kernel(s, k->fd[slot]);
+      }
+    }
+  }
+  bertha_unlock(&s->lock);
+}

@@ -1,0 +1,85 @@
+/* A program's epoll set, as far as connections on rings are in it.
+ *
+ * The kernel's set stays and holds every descriptor.  A connection on a ring is in it once and for all with
+ * EPOLLIN | EPOLLRDHUP | EPOLLET (the kernel's half: end, reset, bell byte), while what the program asked for
+ * is kept here: epoll_ctl on it then costs no system call, and epoll_wait finds its events in the link's map
+ * of changed slots. */
+#ifndef BERTHA_ESET_H
+#define BERTHA_ESET_H
+
+#include "shim.h"
+#include "wait.h"
+
+#define ESET_FDS 65536
+#define ESET_WORDS (BERTHA_LINK_SLOTS / 64)
+
+enum reg_state {
+  REG_NONE = 0,
+  REG_KERNEL = 1, /* the kernel serves it, with the program's own events and data */
+  REG_RING = 2,
+  REG_OFF = 3, /* removed by the program, still in the kernel's set (until it closes the descriptor) */
+};
+
+struct reg {
+  uint64_t data;
+  uint32_t events;
+  uint32_t conn; /* index + 1 */
+  struct slink *slink;
+  uint32_t next_upgrade; /* fd + 1 */
+  uint8_t state;
+  uint8_t queued;
+};
+
+struct slink { /* a link, as far as this set has connections of it */
+  struct link *link;
+  uint32_t sleeper;
+  uint32_t count;
+  uint64_t mask[ESET_WORDS];
+  uint64_t pending[ESET_WORDS];
+  int fd[BERTHA_LINK_SLOTS];
+  struct slink *next;
+};
+
+struct eset {
+  int epfd;
+  int pid;
+  _Atomic uint32_t lock;
+  bool plain;     /* watched from outside: everything stays with the kernel */
+  bool inherited; /* across a fork, and not yet used by the child */
+  bool starved;   /* somebody waits for space in a ring */
+  uint32_t ring_count;
+  uint32_t kernel_streams; /* REG_KERNEL registrations */
+  uint32_t upgrades;       /* list of fd + 1 */
+  uint32_t bell;
+  int bell_fd;
+  uint32_t sleeps;
+  struct spinner spin;
+  int64_t kernel_seen; /* when the kernel was last asked */
+  unsigned cursor;
+  struct slink *slinks;
+  struct reg *regs;
+};
+
+/* The upper half of the data of our own registrations in the program's kernel set; random, per process. */
+extern uint64_t eset_magic;
+#define ESET_BELL 0xffffffffu
+
+struct eset *eset_of(int epfd);
+int eset_ctl(int epfd, int op, int fd, struct epoll_event *event); /* 0 or -errno */
+int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns, const sigset_t *mask);
+void eset_forget(int fd); /* the program closes this descriptor: a member, or a set */
+void eset_dup(int from, int to);
+bool eset_wants_upgrade(struct conn *c, int fd);
+void eset_polled(int fd); /* the program waits for this descriptor by poll, select or another set */
+void eset_after_fork(void);
+void eset_fd_moved(int from, int to);
+
+/* between eset.c and eset_wait.c, with the lock held */
+void eset_upgrade_queued(struct eset *s);
+void eset_adopt(struct eset *s);
+
+static inline void slink_mark(struct slink *l, uint32_t slot) {
+  l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);
+}
+
+#endif

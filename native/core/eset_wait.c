@@ -1,0 +1,343 @@
+/* epoll_wait: the rings first, the kernel now and then, asleep in the kernel when there is nothing. */
+#include "conn.h"
+#include "eset.h"
+
+#include <string.h>
+
+enum { BELL_AFTER = 16, KERNEL_EVENTS = 512, LOOKS_PER_CLOCK = 16, NO_BELL_MS = 1, STARVED_MS = 20 };
+#define KERNEL_EVERY_NS 50000
+
+#define POLL_BITS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM)
+
+/* With the lock held: what the rings have, up to `max` events. */
+static int collect(struct eset *s, struct epoll_event *events, int max) {
+  int n = 0;
+  for (struct slink *k = s->slinks; k != NULL && n < max; k = k->next) {
+    struct link *l = k->link;
+    _Atomic uint64_t *dirty = l->dirty[l->side];
+    unsigned words = (l->slot_count + 63) / 64;
+    if (k->count == 0) {
+      continue;
+    }
+    for (unsigned i = 0; i < words && n < max; i++) {
+      uint64_t changed = atomic_load_explicit(&dirty[i], memory_order_relaxed) & k->mask[i];
+      if (changed != 0) {
+        atomic_fetch_and(&dirty[i], ~changed); /* before the look: a later change sets it again */
+        atomic_thread_fence(memory_order_seq_cst);
+      }
+      uint64_t todo = (changed | k->pending[i]) & k->mask[i];
+      k->pending[i] = todo;
+      while (todo != 0 && n < max) {
+        unsigned bit = (unsigned)__builtin_ctzll(todo);
+        todo &= todo - 1;
+        int fd = k->fd[i * 64 + bit];
+        struct reg *r = &s->regs[fd];
+        struct conn *c = conn_by_index(r->conn - 1);
+        uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
+        ready &= r->events | EPOLLERR | EPOLLHUP;
+        bool starved = (r->events & EPOLLOUT) && !(ready & EPOLLOUT);
+        s->starved |= starved;
+        if (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT))) {
+          k->pending[i] &= ~((uint64_t)1 << bit);
+        }
+        if (ready != 0) {
+          events[n].events = ready;
+          events[n++].data.u64 = r->data;
+          if (r->events & EPOLLONESHOT) {
+            k->mask[i] &= ~((uint64_t)1 << bit);
+          }
+        }
+      }
+    }
+  }
+  return n;
+}
+
+/* So that under steady load the first links and slots of a set do not keep the others waiting. */
+static void rotate(struct eset *s) {
+  struct slink *first = s->slinks;
+  if (first != NULL && first->next != NULL) {
+    struct slink *last = first;
+    while (last->next != NULL) {
+      last = last->next;
+    }
+    s->slinks = first->next;
+    first->next = NULL;
+    last->next = first;
+  }
+}
+
+/* A registration that the kernel serves though its connection is on a ring: what it saw may be a bell byte,
+ * and its room for output is not ours. */
+static uint32_t judged(struct eset *s, uint64_t data, uint32_t seen) {
+  for (uint32_t fd = 0; s->kernel_streams > 0 && fd < bertha.max_fd && fd < ESET_FDS; fd++) {
+    struct reg *r = &s->regs[fd];
+    if (r->state != REG_KERNEL || r->data != data) {
+      continue;
+    }
+    struct conn *c = conn_of((int)fd);
+    if (c == NULL || conn_index(c) + 1 != r->conn) {
+      continue;
+    }
+    conn_ripe(c, (int)fd);
+    if (conn_kind(c) != BERTHA_CONN_SHM) {
+      return seen;
+    }
+    conn_kernel_events(c, seen);
+    uint32_t ready = (uint16_t)conn_events(c, (int)fd, (short)(r->events & POLL_BITS));
+    if (ready == 0 && c->rx_phase == PHASE_RING && (seen & EPOLLIN) && conn_look_at_kernel(c, (int)fd)) {
+      ready = (uint16_t)conn_events(c, (int)fd, (short)(r->events & POLL_BITS));
+    }
+    return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
+  }
+  return seen;
+}
+
+/* What the kernel reported: our own registrations are taken note of, the program's passed on. */
+static int sort_out(struct eset *s, struct epoll_event *from, int count, struct epoll_event *to) {
+  int n = 0;
+  for (int i = 0; i < count; i++) {
+    uint64_t data = from[i].data.u64;
+    if ((data & 0xffffffff00000000u) != eset_magic) {
+      struct epoll_event e = from[i];
+      if (s->kernel_streams > 0 && (s->plain || s->ring_count > 0)) {
+        e.events = judged(s, data, e.events);
+      }
+      if (e.events != 0) {
+        to[n++] = e;
+      }
+      continue;
+    }
+    uint32_t fd = (uint32_t)data;
+    struct reg *r = fd < ESET_FDS ? &s->regs[fd] : NULL;
+    if (r == NULL || r->state != REG_RING) {
+      continue;
+    }
+    struct conn *c = conn_by_index(r->conn - 1);
+    conn_kernel_events(c, from[i].events);
+    if ((from[i].events & EPOLLIN) && c->rx_phase == PHASE_RING) {
+      conn_look_at_kernel(c, (int)fd);
+    }
+    if ((from[i].events & EPOLLPRI) && (r->events & EPOLLPRI)) {
+      to[n].events = EPOLLPRI;
+      to[n++].data.u64 = r->data;
+    }
+    if (r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1) {
+      slink_mark(r->slink, c->slot_index);
+    }
+  }
+  return n;
+}
+
+static int kernel_wait(struct eset *s, struct epoll_event *events, int max, int64_t ns, const sigset_t *mask) {
+  struct timespec timeout = {ns / 1000000000, ns % 1000000000};
+  static _Atomic bool no_pwait2;
+  if (bertha_real()->epoll_pwait2 != NULL && !atomic_load(&no_pwait2)) {
+    int n = REAL(epoll_pwait2)(s->epfd, events, max, ns >= 0 ? &timeout : NULL, mask);
+    if (n >= 0 || errno != ENOSYS) {
+      return n >= 0 ? n : -errno;
+    }
+    atomic_store(&no_pwait2, true);
+  }
+  int64_t ms = ns < 0 ? -1 : (ns + 999999) / 1000000;
+  int n = REAL(epoll_pwait)(s->epfd, events, max, ms > 0x7fffffff ? 0x7fffffff : (int)ms, mask);
+  return n >= 0 ? n : -errno;
+}
+
+/* Rings and the kernel, without waiting.  With the lock held. */
+static int look(struct eset *s, struct epoll_event *events, int max, bool kernel) {
+  int n = collect(s, events, max);
+  if (kernel && n < max) {
+    struct epoll_event seen[64];
+    int got = kernel_wait(s, seen, max - n < 64 ? max - n : 64, 0, NULL);
+    if (got > 0) {
+      int added = sort_out(s, seen, got, events + n);
+      n += added;
+      if (added < got && n < max) { /* some were ours: the rings may have more now */
+        struct epoll_event more[64];
+        int room = max - n < 64 ? max - n : 64;
+        int extra = n == added ? collect(s, more, room) : 0;
+        memcpy(events + n, more, (size_t)extra * sizeof *more);
+        n += extra;
+      }
+    }
+  }
+  return n;
+}
+
+static void want_bell(struct eset *s) {
+  if (s->bell != 0 || (!s->starved && ++s->sleeps % BELL_AFTER != 0)) {
+    return;
+  }
+  int fd;
+  uint32_t bell = bell_create(&fd);
+  if (bell == 0) {
+    return;
+  }
+  /* edge-triggered and never read: every ring is an event, and costs its sleeper no further call */
+  struct epoll_event e = {.events = EPOLLIN | EPOLLET, .data.u64 = eset_magic | ESET_BELL};
+  if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_ADD, fd, &e) != 0) {
+    extern void bertha_close_hidden(int);
+    bertha_close_hidden(fd);
+    return;
+  }
+  s->bell = bell;
+  s->bell_fd = fd;
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    atomic_store(&k->link->sleepers[k->link->side][k->sleeper].bell, bell);
+  }
+}
+
+static void set_armed(struct eset *s, uint32_t value) {
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->count > 0) {
+      _Atomic uint32_t *armed = &k->link->sleepers[k->link->side][k->sleeper].armed;
+      if (atomic_load_explicit(armed, memory_order_relaxed) != value) {
+        atomic_store(armed, value);
+      }
+    }
+  }
+}
+
+static int64_t spin_bound(struct eset *s) {
+  int64_t bound = 0;
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->count > 0 && !same_processor(k->link)) {
+      int64_t b = link_spin_bound(k->link);
+      bound = b > bound ? b : bound;
+    }
+  }
+  return bound;
+}
+
+/* No member is on a ring: the kernel's wait, but for connections that come to the rings while we sleep. */
+static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns,
+                            const sigset_t *mask) {
+  int64_t begin = timeout_ns > 0 ? bertha_now_ns() : 0;
+  for (;;) {
+    int64_t left = timeout_ns;
+    if (timeout_ns > 0) {
+      left -= bertha_now_ns() - begin;
+      left = left > 0 ? left : 0;
+    }
+    int n = kernel_wait(s, events, max, left, mask);
+    if (n <= 0 || s->kernel_streams == 0) {
+      return n;
+    }
+    struct epoll_event seen[KERNEL_EVENTS];
+    int got = n < KERNEL_EVENTS ? n : KERNEL_EVENTS;
+    memcpy(seen, events, (size_t)got * sizeof *seen);
+    int kept = got;
+    if (s->plain && bertha_lock(&s->lock)) {
+      kept = sort_out(s, seen, got, events);
+      bertha_unlock(&s->lock);
+      memmove(events + kept, events + got, (size_t)(n - got) * sizeof *events);
+    }
+    if (kept + (n - got) > 0) {
+      return kept + (n - got);
+    }
+    struct timespec pause = {0, 100000}; /* a full ring looks writable to the kernel */
+    nanosleep(&pause, NULL);
+  }
+}
+
+int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns, const sigset_t *mask) {
+  if (max <= 0 || !bertha_lock(&s->lock)) {
+    return kernel_wait(s, events, max, timeout_ns, mask);
+  }
+  if (s->inherited) {
+    eset_adopt(s);
+  }
+  eset_upgrade_queued(s);
+  if (s->ring_count == 0) {
+    bertha_unlock(&s->lock);
+    return wait_kernel_only(s, events, max, timeout_ns, mask);
+  }
+  int64_t begin = bertha_now_ns();
+  int64_t now = begin;
+  int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
+  int64_t bound = 0;
+  int64_t spin_end = begin;
+  bool waited = false;
+  int n;
+  rotate(s);
+  for (;;) {
+    bool ask_kernel = now - s->kernel_seen >= KERNEL_EVERY_NS;
+    n = look(s, events, max, ask_kernel);
+    if (ask_kernel) {
+      s->kernel_seen = now;
+    }
+    if (n != 0) {
+      break;
+    }
+    if (!waited) {
+      waited = true;
+      bound = timeout_ns == 0 ? 0 : spin_bound(s);
+      spin_end = begin + spin_budget(&s->spin, begin, bound);
+    }
+    if (timeout_ns == 0) {
+      n = ask_kernel ? 0 : look(s, events, max, true);
+      break;
+    }
+    if (now < spin_end) {
+      bertha_unlock(&s->lock); /* epoll_ctl of another thread gets in */
+      for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
+        bertha_pause();
+      }
+      now = bertha_now_ns();
+      if (!bertha_lock(&s->lock)) {
+        return -EINTR;
+      }
+      if (deadline >= 0 && now >= deadline) {
+        n = look(s, events, max, true);
+        break;
+      }
+      continue;
+    }
+    want_bell(s);
+    set_armed(s, 1);
+    atomic_thread_fence(memory_order_seq_cst);
+    n = collect(s, events, max);
+    if (n != 0) {
+      set_armed(s, 0);
+      break;
+    }
+    int64_t ns = -1;
+    if (deadline >= 0) {
+      now = bertha_now_ns();
+      ns = deadline > now ? deadline - now : 0;
+    }
+    if (s->starved) {
+      int64_t cap = (s->bell != 0 ? STARVED_MS : NO_BELL_MS) * (int64_t)1000000;
+      ns = ns >= 0 && ns < cap ? ns : cap;
+      s->starved = false;
+    }
+    int room = max < KERNEL_EVENTS ? max : KERNEL_EVENTS;
+    struct epoll_event seen[KERNEL_EVENTS];
+    bertha_unlock(&s->lock);
+    int got = kernel_wait(s, seen, room, ns, mask);
+    if (!bertha_lock(&s->lock)) {
+      return -EINTR;
+    }
+    set_armed(s, 0);
+    if (got < 0) {
+      n = got;
+      break;
+    }
+    now = bertha_now_ns();
+    s->kernel_seen = now;
+    n = sort_out(s, seen, got, events);
+    eset_upgrade_queued(s);
+    if (n < max) {
+      n += collect(s, events + n, max - n);
+    }
+    if (n != 0 || (deadline >= 0 && now >= deadline)) {
+      break;
+    }
+  }
+  bertha_unlock(&s->lock);
+  if (waited && bound > 0) {
+    spin_learn(&s->spin, bertha_now_ns() - begin, bound);
+  }
+  return n;
+}

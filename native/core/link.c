@@ -1,0 +1,320 @@
+/* Listeners and links of this process: what the agent has handed out, mapped. */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include <linux/netlink.h>
+
+#include "agentc.h"
+
+enum { REFUSALS = 16 };
+static const int64_t refusal_ns = 1000000000;
+
+static struct {
+  _Atomic uint32_t lock; /* of the two lists; both only grow at their head */
+  struct listener *_Atomic listeners;
+  struct link *_Atomic links;
+  struct {
+    uint64_t listener;
+    int64_t until;
+    uint32_t why;
+  } refused[REFUSALS];
+  unsigned next_refused;
+} here;
+
+void bertha_close_hidden(int fd);
+
+void link_fd_moved(int from, int to) {
+  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+    if (l->fd == from) {
+      l->fd = to;
+    }
+  }
+}
+
+struct listener *listener_get(uint64_t id) {
+  for (struct listener *l = atomic_load(&here.listeners); l != NULL; l = l->next) {
+    if (l->id == id) {
+      return l;
+    }
+  }
+  return NULL;
+}
+
+/* Sealed against shrinking, or we would take a SIGBUS at the other side's pleasure. */
+static void *map_sealed(int fd, size_t least, size_t *size) {
+  struct stat st;
+  int seals = REAL(fcntl)(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(fd, &st) != 0 || (size_t)st.st_size < least) {
+    return NULL;
+  }
+  *size = (size_t)st.st_size;
+  void *p = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (p == MAP_FAILED) {
+    return NULL;
+  }
+  madvise(p, *size, MADV_DONTDUMP);
+  return p;
+}
+
+/* Takes the descriptor over. */
+struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd) {
+  struct listener *known = listener_get(id);
+  if (known != NULL) {
+    known->generation = generation;
+    REAL(close)(claims_fd);
+    return known;
+  }
+  size_t size;
+  struct bertha_claims_header *claims = map_sealed(
+      claims_fd, sizeof *claims + BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket), &size);
+  REAL(close)(claims_fd);
+  if (claims == NULL) {
+    return NULL;
+  }
+  struct listener *l = calloc(1, sizeof *l);
+  if (l == NULL || claims->magic != BERTHA_MAGIC_CLAIM || claims->version != BERTHA_LAYOUT_VERSION ||
+      claims->bucket_count != BERTHA_CLAIM_BUCKETS) {
+    munmap(claims, size);
+    free(l);
+    return NULL;
+  }
+  l->id = id;
+  l->generation = generation;
+  l->claims = claims;
+  bertha_lock(&here.lock);
+  l->next = atomic_load(&here.listeners);
+  atomic_store(&here.listeners, l);
+  bertha_unlock(&here.lock);
+  return l;
+}
+
+/* Tells the agent of a listening socket; the agent sees by the socket itself that we own its address. */
+struct listener *listener_register(int fd, uint32_t *why) {
+  uint64_t generation = directory_generation();
+  int fds[3] = {fd, -1, -1};
+  fds[1] = REAL(socket)(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+  fds[2] = REAL(socket)(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+  struct listener *l = NULL;
+  if (fds[1] < 0 || fds[2] < 0) {
+    *why = BERTHA_WHY_NO_DESCRIPTOR;
+  } else {
+    struct bertha_listen body = {0};
+    struct bertha_listen_reply reply;
+    int claims = -1;
+    *why = agent_call(BERTHA_OP_LISTEN, &body, sizeof body, fds, 3, &reply, sizeof reply, &claims, 1);
+    if (*why == 0 && claims >= 0) {
+      l = listener_add(reply.listener, generation != 0 ? generation : directory_generation(), claims);
+      *why = l != NULL ? 0 : BERTHA_WHY_NO_MEMORY;
+    }
+  }
+  for (int i = 1; i < 3; i++) {
+    if (fds[i] >= 0) {
+      REAL(close)(fds[i]);
+    }
+  }
+  return l;
+}
+
+static bool header_sane(const struct bertha_link_header *h, size_t size, uint64_t listener, uint32_t index) {
+  size_t slots = (size_t)h->slot_count * sizeof(struct bertha_slot);
+  size_t rings = (size_t)h->slot_count * 2 * h->ring_max;
+  size_t words = (h->slot_count + 63) / 64 * 8;
+  if (h->magic != BERTHA_MAGIC_LINK || h->version != BERTHA_LAYOUT_VERSION || h->listener != listener ||
+      h->index != index || h->slot_count == 0 || h->slot_count > BERTHA_LINK_SLOTS ||
+      h->ring_max < 4096 || h->ring_max > BERTHA_RING_MAX || (h->ring_max & (h->ring_max - 1)) != 0) {
+    return false;
+  }
+  for (int side = 0; side < 2; side++) {
+    if (h->dirty_offset[side] % 64 != 0 || h->dirty_offset[side] > size || words > size - h->dirty_offset[side] ||
+        h->sleeper_offset[side] % 64 != 0 || h->sleeper_offset[side] > size ||
+        BERTHA_SLEEPERS * sizeof(struct bertha_sleeper) > size - h->sleeper_offset[side]) {
+      return false;
+    }
+  }
+  return h->slot_offset % 64 == 0 && h->slot_offset <= size && slots <= size - h->slot_offset &&
+         h->ring_offset % 4096 == 0 && h->ring_offset <= size && rings <= size - h->ring_offset;
+}
+
+static struct link *map_link(int fd, const struct bertha_link_reply *reply, int side) {
+  size_t size = 0;
+  struct bertha_link_header *h = map_sealed(fd, sizeof *h, &size);
+  if (h == NULL) {
+    REAL(close)(fd);
+    return NULL;
+  }
+  struct link *l = calloc(1, sizeof *l);
+  uint16_t *stack = side == BERTHA_SIDE_CLIENT ? calloc(2 * BERTHA_LINK_SLOTS, sizeof *stack) : NULL;
+  if (l == NULL || (side == BERTHA_SIDE_CLIENT && stack == NULL) ||
+      !header_sane(h, size, reply->listener, reply->index)) {
+    munmap(h, size);
+    REAL(close)(fd);
+    free(l);
+    free(stack);
+    return NULL;
+  }
+  l->header = h;
+  l->base = (uint8_t *)h;
+  l->size = size;
+  l->listener = reply->listener;
+  l->index = reply->index;
+  l->slot_count = h->slot_count;
+  l->ring_max = h->ring_max;
+  l->side = (uint8_t)side;
+  l->plan = reply->plan;
+  l->owner_pid = bertha.pid;
+  for (int s = 0; s < 2; s++) {
+    l->dirty[s] = (_Atomic uint64_t *)(void *)(l->base + h->dirty_offset[s]);
+    l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
+  }
+  l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
+  l->free_slots = stack;
+  l->fd = bertha_hide_fd(fd);
+  bertha_lock(&here.lock);
+  l->next = atomic_load(&here.links);
+  atomic_store(&here.links, l);
+  bertha_unlock(&here.lock);
+  return l;
+}
+
+uint8_t *link_ring(const struct link *link, uint32_t slot, int side) {
+  return link->base + link->header->ring_offset + ((size_t)slot * 2 + (size_t)side) * link->ring_max;
+}
+
+static uint32_t refused(uint64_t listener) {
+  for (unsigned i = 0; i < REFUSALS; i++) {
+    if (here.refused[i].listener == listener && bertha_now_ns() < here.refused[i].until) {
+      return here.refused[i].why;
+    }
+  }
+  return 0;
+}
+
+static void remember_refusal(uint64_t listener, uint32_t why) {
+  unsigned i = here.next_refused++ % REFUSALS;
+  here.refused[i].listener = listener;
+  here.refused[i].why = why;
+  here.refused[i].until = bertha_now_ns() + refusal_ns;
+}
+
+static bool has_room(struct link *l) {
+  return l->free_count > 0 || l->next_fresh < l->slot_count;
+}
+
+/* Slots that both sides have left since we last looked (a child of ours, or the server, was the later). */
+static void sweep(struct link *l) {
+  l->free_count = 0;
+  for (uint32_t s = 0; s < l->next_fresh; s++) {
+    struct bertha_slot *slot = &l->slots[s];
+    uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
+    if (state == BERTHA_SLOT_FREE ||
+        (atomic_load_explicit(&slot->watch[BERTHA_SIDE_CLIENT].done, memory_order_acquire) &&
+         (state == BERTHA_SLOT_CLAIMED || state == BERTHA_SLOT_REFUSED ||
+          atomic_load_explicit(&slot->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)))) {
+      l->free_slots[l->free_count++] = (uint16_t)s;
+    }
+  }
+}
+
+struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns, uint32_t *why) {
+  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+    if (l->listener == listener && l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid) {
+      if (has_room(l)) {
+        return l;
+      }
+      if (bertha_lock(&l->lock)) {
+        sweep(l);
+        bertha_unlock(&l->lock);
+      }
+      if (has_room(l)) {
+        return l;
+      }
+    }
+  }
+  *why = refused(listener);
+  if (*why != 0) {
+    return NULL;
+  }
+  struct bertha_connect body = {.listener = listener, .server_port = port, .netns = netns};
+  memcpy(body.server_addr, addr, 16);
+  struct bertha_link_reply reply;
+  int fds[2];
+  *why = agent_call(BERTHA_OP_CONNECT, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2);
+  struct link *l = NULL;
+  if (*why == 0) {
+    struct listener *to = NULL;
+    if (fds[0] >= 0 && fds[1] >= 0) {
+      to = listener_add(reply.listener, directory_generation(), fds[1]);
+      fds[1] = -1;
+    }
+    if (to != NULL) {
+      l = map_link(fds[0], &reply, BERTHA_SIDE_CLIENT);
+      fds[0] = -1;
+    }
+    if (l != NULL) {
+      l->claims = to->claims;
+    } else {
+      *why = BERTHA_WHY_NO_MEMORY;
+    }
+    for (int i = 0; i < 2; i++) {
+      if (fds[i] >= 0) {
+        REAL(close)(fds[i]);
+      }
+    }
+  }
+  if (l == NULL) {
+    remember_refusal(listener, *why);
+  }
+  return l;
+}
+
+struct link *link_fetch(struct listener *listener, uint32_t index) {
+  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+    if (l->listener == listener->id && l->index == index && l->side == BERTHA_SIDE_SERVER) {
+      return l;
+    }
+  }
+  struct bertha_link body = {.listener = listener->id, .index = index};
+  struct bertha_link_reply reply;
+  int fd = -1;
+  if (agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 || fd < 0) {
+    return NULL;
+  }
+  return map_link(fd, &reply, BERTHA_SIDE_SERVER);
+}
+
+/* The slot last given back first: its pages are warm. */
+int slot_take(struct link *l) {
+  int s = -1;
+  if (!bertha_lock(&l->lock)) {
+    return -1;
+  }
+  if (l->free_count == 0 && l->next_fresh >= l->slot_count) {
+    sweep(l);
+  }
+  if (l->free_count > 0) {
+    s = l->free_slots[--l->free_count];
+  } else if (l->next_fresh < l->slot_count) {
+    s = (int)l->next_fresh++;
+  }
+  if (s >= 0) { /* so that a sweep does not take it for free before the claim stands in it */
+    atomic_store(&l->slots[s].watch[BERTHA_SIDE_CLIENT].done, 0);
+    atomic_store(&l->slots[s].state, BERTHA_SLOT_REFUSED);
+  }
+  bertha_unlock(&l->lock);
+  return s;
+}
+
+/* Called by the process that took it, once neither side will touch the slot again; otherwise a later sweep
+ * finds it. */
+void slot_give_back(struct link *l, uint32_t slot) {
+  if (l->owner_pid != bertha.pid || l->side != BERTHA_SIDE_CLIENT || !bertha_lock(&l->lock)) {
+    return;
+  }
+  if (l->free_count < l->slot_count) {
+    l->free_slots[l->free_count++] = (uint16_t)slot;
+  }
+  bertha_unlock(&l->lock);
+}

@@ -1,0 +1,242 @@
+/* The process as a whole: start, settings, hidden descriptors, fork. */
+#include "shim.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include "agentc.h"
+#include "connlog.h"
+#include "wait.h"
+
+#ifndef BERTHA_VERSION
+#define BERTHA_VERSION "0"
+#endif
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
+
+struct bertha_process bertha = {.table_fd = -1};
+int bertha_log_level;
+
+/* bertha-run reads this in the file, without loading it. */
+__attribute__((used)) static const char version_mark[] = "bertha_shim_version=" BERTHA_VERSION;
+
+static BERTHA_TLS uint32_t my_tid;
+
+uint32_t bertha_tid(void) {
+  if (UNLIKELY(my_tid == 0)) {
+    my_tid = (uint32_t)syscall(SYS_gettid);
+  }
+  return my_tid;
+}
+
+int64_t bertha_now_ns(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* Only when BERTHA_LOG asks for it: never otherwise on a program's stderr. */
+void bertha_debug(const char *format, ...) {
+  char line[512];
+  int saved = errno;
+  int n = snprintf(line, sizeof line, "bertha[%d]: ", bertha.pid);
+  va_list args;
+  va_start(args, format);
+  int m = vsnprintf(line + n, sizeof line - (size_t)n - 1, format, args);
+  va_end(args);
+  if (m > 0) {
+    n += m < (int)sizeof line - n - 1 ? m : (int)sizeof line - n - 2;
+  }
+  line[n] = '\n';
+  if (REAL(write)(2, line, (size_t)n + 1) < 0) {
+    errno = saved;
+  }
+  errno = saved;
+}
+
+/* getpid() of the kernel, not a cached one: a vfork child shares our memory and must not touch our
+ * books; a child that a raw clone() made never ran the fork handlers. */
+bool bertha_in_forked_stranger(void) {
+  return (int)REAL(syscall)(SYS_getpid) != bertha.pid;
+}
+
+/* ---- hidden descriptors ------------------------------------------------------------------------ */
+
+#define FD_HIDDEN 0xffffffffu /* in fd_entry.conn's place nothing, in .set this */
+
+bool bertha_is_hidden(int fd) {
+  return bertha.fds != NULL && (unsigned)fd < BERTHA_FDS &&
+         atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed) == FD_HIDDEN;
+}
+
+/* High numbers, so that the program gets the low ones it would have got; not at the very top, because
+ * the kernel's table of a process grows with its highest descriptor and fork copies it. */
+int bertha_hide_fd(int fd) {
+  struct rlimit limit;
+  int start = 960;
+  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 1024) {
+    start = (int)limit.rlim_cur - 64;
+  }
+  int moved = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, start > 3 ? start : 3);
+  if (moved < 0) {
+    moved = fd; /* better visible than not at all */
+  } else {
+    REAL(close)(fd);
+  }
+  if ((unsigned)moved < BERTHA_FDS && bertha.fds != NULL) {
+    atomic_store(&bertha.fds[moved].set, FD_HIDDEN);
+    if ((uint32_t)moved >= bertha.max_fd) {
+      bertha.max_fd = (uint32_t)moved + 1;
+    }
+  }
+  return moved;
+}
+
+int bertha_unhide(int fd) {
+  int moved = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, fd + 1);
+  if (moved < 0) {
+    return -1;
+  }
+  atomic_store(&bertha.fds[fd].set, 0);
+  if ((unsigned)moved < BERTHA_FDS) {
+    atomic_store(&bertha.fds[moved].set, FD_HIDDEN);
+    if ((uint32_t)moved >= bertha.max_fd) {
+      bertha.max_fd = (uint32_t)moved + 1;
+    }
+  }
+  agent_fd_moved(fd, moved);
+  link_fd_moved(fd, moved);
+  wait_fd_moved(fd, moved);
+  if (bertha.table_fd == fd) {
+    bertha.table_fd = moved;
+  }
+  return 0;
+}
+
+void bertha_close_hidden(int fd) {
+  if (fd >= 0) {
+    if ((unsigned)fd < BERTHA_FDS && bertha.fds != NULL) {
+      atomic_store(&bertha.fds[fd].set, 0);
+    }
+    REAL(close)(fd);
+  }
+}
+
+/* ---- start ------------------------------------------------------------------------------------- */
+
+static void copy_text(char *to, size_t size, const char *from) {
+  if (from != NULL) {
+    strncpy(to, from, size - 1);
+    to[size - 1] = '\0';
+  }
+}
+
+static void find_agent_path(void) {
+  const char *given = getenv("BERTHA_AGENT");
+  if (given != NULL && *given != '\0') {
+    copy_text(bertha.agent_path, sizeof bertha.agent_path, given);
+    return;
+  }
+  const char *run = getenv("XDG_RUNTIME_DIR");
+  if (geteuid() == 0) {
+    copy_text(bertha.agent_path, sizeof bertha.agent_path, "/run/bertha/agent.sock");
+  } else if (run != NULL && *run != '\0') {
+    snprintf(bertha.agent_path, sizeof bertha.agent_path, "%s/bertha/agent.sock", run);
+  } else {
+    snprintf(bertha.agent_path, sizeof bertha.agent_path, "/tmp/bertha-%u/agent.sock", (unsigned)geteuid());
+  }
+}
+
+static void before_fork(void) {
+  if (!bertha_in_forked_stranger()) {
+    conn_fork_prepare();
+  }
+}
+
+static void in_child(void) {
+  bertha.pid = (int)REAL(syscall)(SYS_getpid);
+  my_tid = 0;
+  agent_after_fork();
+  wait_after_fork();
+}
+
+/* `bertha-run --require` asks for a sign of life. */
+static void answer_probe(void) {
+  const char *probe = getenv("BERTHA_PROBE_FD");
+  if (probe == NULL) {
+    return;
+  }
+  int fd = atoi(probe);
+  static const char ok[] = "ok " BERTHA_VERSION "\n";
+  if (fd > 2 && REAL(write)(fd, ok, sizeof ok - 1) > 0) {
+    REAL(close)(fd);
+  }
+  unsetenv("BERTHA_PROBE_FD");
+}
+
+void bertha_init(void) {
+  static _Atomic int begun;
+  if (atomic_exchange(&begun, 1)) {
+    return;
+  }
+  int saved = errno;
+  bertha.pid = (int)REAL(syscall)(SYS_getpid);
+  answer_probe();
+  const char *text = getenv("BERTHA_LOG");
+  if (text != NULL && *text != '\0') {
+    bertha_log_level = strcmp(text, "debug") == 0 ? 2 : strcmp(text, "info") == 0 ? 1 : atoi(text);
+  }
+  text = getenv("BERTHA_DISABLE");
+  if (text != NULL && *text != '\0' && strcmp(text, "0") != 0) {
+    errno = saved;
+    return;
+  }
+  bertha.fds = mmap(NULL, sizeof(struct fd_entry) * BERTHA_FDS, PROT_READ | PROT_WRITE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (bertha.fds == MAP_FAILED) {
+    bertha.fds = NULL;
+    errno = saved;
+    return;
+  }
+  madvise(bertha.fds, sizeof(struct fd_entry) * BERTHA_FDS, MADV_DONTDUMP);
+  copy_text(bertha.program, sizeof bertha.program, program_invocation_short_name);
+  copy_text(bertha.name, sizeof bertha.name, getenv("BERTHA_NAME"));
+  copy_text(bertha.policy, sizeof bertha.policy, getenv("BERTHA_POLICY"));
+  copy_text(bertha.connlog, sizeof bertha.connlog, getenv("BERTHA_CONNLOG"));
+  find_agent_path();
+  bertha.spin_ns = 20000; /* beyond the time a peer needs for a batch of 50 small requests */
+  text = getenv("BERTHA_SPIN_US");
+  if (text != NULL && *text != '\0') {
+    char *end;
+    long us = strtol(text, &end, 10);
+    if (*end == '\0' && us >= 0 && us <= 1000000) {
+      bertha.spin_ns = us * 1000;
+      bertha.spin_given = true;
+    } else if (bertha_log_level > 0) {
+      bertha_debug("BERTHA_SPIN_US=%s is not a number of microseconds from 0 to 1000000: ignored", text);
+    }
+  }
+  if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+    bertha.spin_ns = 0; /* nobody could fill a ring while we look at it */
+  }
+  pthread_atfork(before_fork, NULL, in_child);
+  bertha.enabled = true;
+  inherit_connections();
+  errno = saved;
+}
+
+__attribute__((constructor)) static void at_load(void) {
+  bertha_real_init();
+  bertha_init();
+}
+
+__attribute__((destructor)) static void at_exit(void) {
+  connlog_close_all();
+}

@@ -1,0 +1,139 @@
+/* What holds of a connection just now, as the rings and the kernel's half together say. */
+#include "conn.h"
+
+static short kernel_poll(int fd, short want) {
+  struct pollfd p = {.fd = fd, .events = want};
+  int saved = errno;
+  int n = REAL(poll)(&p, 1, 0);
+  errno = saved;
+  return n > 0 ? p.revents : 0;
+}
+
+static bool ring_filled(const struct conn *c) {
+  return atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) != c->rx_head;
+}
+
+static short rx_events(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_rx(c);
+  for (;;) {
+    uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
+    bool ring = c->rx_phase == PHASE_RING || (c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) == switch_at);
+    if (ring) {
+      if (ring_filled(c)) {
+        return POLLIN;
+      }
+      if (atomic_load_explicit(&d->ring_end, memory_order_acquire) != c->rx_head) {
+        return 0;
+      }
+      /* bell bytes that are yet to be skipped may make this POLLIN a false alarm, as the kernel's may be */
+      return kernel_poll(fd, POLLIN | POLLRDHUP);
+    }
+    short r = kernel_poll(fd, POLLIN | POLLRDHUP);
+    if (atomic_load_explicit(&d->switch_at, memory_order_acquire) == switch_at) {
+      return r;
+    }
+  }
+}
+
+static short tx_events(struct conn *c, int fd) {
+  if (c->tx_phase == PHASE_AFTER) {
+    return kernel_poll(fd, POLLOUT);
+  }
+  if (conn_flags(c) & CONN_WR_SHUT) {
+    return POLLOUT;
+  }
+  struct bertha_direction *d = conn_tx(c);
+  uint64_t enough = c->tx_size / 8; /* worth waking up for */
+  for (int looks = 0; looks < 2; looks++) {
+    uint64_t used = c->tx_tail - atomic_load_explicit(&d->head, memory_order_acquire);
+    if (used > c->tx_size || c->tx_size - used >= enough) {
+      return POLLOUT; /* nonsense counts as writable: the send then tells */
+    }
+    atomic_store(&d->space_wanted, 1);
+    atomic_thread_fence(memory_order_seq_cst);
+  }
+  return 0;
+}
+
+short conn_events(struct conn *c, int fd, short want) {
+  uint32_t flags = conn_flags(c);
+  short r = 0;
+  if (UNLIKELY(flags & (CONN_RST | CONN_BROKEN))) {
+    r = kernel_poll(fd, POLLIN | POLLOUT | POLLRDHUP);
+  }
+  if (want & (POLLIN | POLLRDNORM | POLLRDHUP)) {
+    r |= rx_events(c, fd);
+  }
+  if (flags & (CONN_FIN | CONN_RD_SHUT)) {
+    r |= POLLIN | POLLRDHUP;
+    if (flags & CONN_WR_SHUT) {
+      r |= POLLHUP;
+    }
+  }
+  if (c->error != 0) {
+    r |= POLLIN | POLLERR | POLLHUP;
+  }
+  if (want & (POLLOUT | POLLWRNORM)) {
+    r |= tx_events(c, fd);
+  }
+  if (r & POLLIN) {
+    r |= POLLRDNORM;
+  }
+  if (r & POLLOUT) {
+    r |= POLLWRNORM;
+  }
+  return (short)(r & (want | POLLERR | POLLHUP));
+}
+
+/* Epoll's bits have poll's values (epoll_ctl(2)). */
+void conn_kernel_events(struct conn *c, uint32_t events) {
+  if (events & EPOLLRDHUP) {
+    conn_set_flag(c, CONN_FIN);
+  }
+  if (events & (EPOLLERR | EPOLLHUP)) {
+    conn_set_flag(c, CONN_RST);
+  }
+}
+
+/* The ring was found empty: has the kernel's half ended, or is there a bell byte to take off? */
+bool conn_look_at_kernel(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_rx(c);
+  bool learnt = false;
+  if (!bertha_lock(&c->rx_lock)) {
+    return false;
+  }
+  int saved = errno;
+  for (int looks = 0; looks < 4; looks++) {
+    char byte;
+    ssize_t n = REAL(recv)(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    if (n == 0) {
+      conn_set_flag(c, CONN_FIN);
+      learnt = true;
+      break;
+    }
+    if (n < 0) {
+      if (errno != EAGAIN && errno != EINTR) {
+        c->error = errno;
+        conn_set_flag(c, CONN_RST);
+        learnt = true;
+      }
+      break;
+    }
+    if (ring_filled(c) || atomic_load_explicit(&d->ring_end, memory_order_acquire) == c->rx_head) {
+      learnt = true;
+      break;
+    }
+    if (atomic_load(&d->bell_out) || atomic_load(&c->bell_debt)) {
+      bell_settle(c, fd);
+    } else {
+      bell_take_byte(c, fd); /* nobody announced it: while the ring is in use it can only be a bell */
+    }
+    learnt = ring_filled(c);
+    if (learnt) {
+      break;
+    }
+  }
+  errno = saved;
+  bertha_unlock(&c->rx_lock);
+  return learnt;
+}

@@ -1,0 +1,307 @@
+/* Bytes in: from the kernel until the producer switched, from the ring, from the kernel again. */
+#include <limits.h>
+#include <string.h>
+
+#include "conn.h"
+#include "wait.h"
+
+/* The first `cap` bytes of an iovec that starts `skip` bytes in; returns the count of parts. */
+static int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip, size_t cap) {
+  int n = 0;
+  for (int i = 0; i < count && cap > 0 && n < max; i++) {
+    if (skip >= from[i].iov_len) {
+      skip -= from[i].iov_len;
+      continue;
+    }
+    size_t part = from[i].iov_len - skip;
+    to[n].iov_base = (uint8_t *)from[i].iov_base + skip;
+    to[n].iov_len = part < cap ? part : cap;
+    cap -= to[n].iov_len;
+    skip = 0;
+    n++;
+  }
+  return n;
+}
+
+static ssize_t kernel_recv(int fd, const struct iovec *iov, int count, int flags) {
+  struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+  ssize_t n = REAL(recvmsg)(fd, &msg, flags);
+  return n >= 0 ? n : -errno;
+}
+
+/* With the rx lock held.  The producer's word on where its ring begins may come while bytes of it are
+ * already in our hands: of n bytes read, how many are data?  The rest were bell bytes. */
+static size_t without_bells(struct conn *c, size_t n, bool peek) {
+  uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
+  uint64_t left = switch_at - atomic_load(&c->krx);
+  size_t data = n < left ? n : (size_t)left;
+  if (!peek) {
+    atomic_fetch_add(&c->krx, data);
+    count_bytes(&c->info.rx_bytes, data);
+    if (data < n) {
+      c->bells_seen += (uint32_t)(n - data);
+      atomic_store(&conn_rx(c)->bell_out, 0);
+    }
+  }
+  return data;
+}
+
+enum { IOV_PARTS = 64 };
+
+static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+  struct bertha_direction *d = conn_rx(c);
+  for (;;) {
+    uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
+    uint64_t krx = atomic_load(&c->krx);
+    if (switch_at != UINT64_MAX && krx >= switch_at) {
+      c->rx_phase = PHASE_RING;
+      return -EINPROGRESS;
+    }
+    struct iovec part[IOV_PARTS];
+    uint64_t cap = switch_at == UINT64_MAX ? SSIZE_MAX : switch_at - krx;
+    int parts = iov_window(part, IOV_PARTS, iov, count, skip, cap);
+    if (parts == 0) {
+      return 0;
+    }
+    if (!bertha_lock(&c->rx_lock)) {
+      return -EAGAIN;
+    }
+    ssize_t n = kernel_recv(fd, part, parts, (flags & MSG_PEEK) | MSG_DONTWAIT);
+    if (n > 0) {
+      n = (ssize_t)without_bells(c, (size_t)n, flags & MSG_PEEK);
+    }
+    bool moved = atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at;
+    bertha_unlock(&c->rx_lock);
+    if (n == 0 && !moved) {
+      conn_set_flag(c, CONN_FIN);
+    }
+    if (n > 0 || (!moved && n <= 0)) {
+      return n;
+    }
+  }
+}
+
+/* Copies out of the ring, with the rx lock held.  Every index is masked: whatever the other side writes
+ * into the slot, we stay within this slot's memory. */
+static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, bool peek) {
+  struct bertha_direction *d = conn_rx(c);
+  uint64_t tail = atomic_load_explicit(&d->tail, memory_order_acquire);
+  uint64_t head = c->rx_head;
+  uint64_t used = tail - head;
+  if (used == 0) {
+    return 0;
+  }
+  uint32_t size = atomic_load_explicit(&d->size, memory_order_relaxed);
+  uint64_t base = atomic_load_explicit(&d->base, memory_order_relaxed);
+  if (size == 0 || (size & (size - 1)) != 0 || size > c->link->ring_max || used > size) {
+    conn_set_flag(c, CONN_BROKEN);
+    return -ECONNRESET;
+  }
+  size_t taken = 0;
+  for (int i = 0; i < count && used > 0; i++) {
+    if (skip >= iov[i].iov_len) {
+      skip -= iov[i].iov_len;
+      continue;
+    }
+    uint8_t *to = (uint8_t *)iov[i].iov_base + skip;
+    size_t part = iov[i].iov_len - skip;
+    skip = 0;
+    part = part < used ? part : (size_t)used;
+    uint32_t at = (uint32_t)(head - base) & (size - 1);
+    size_t first = part < size - at ? part : size - at;
+    memcpy(to, c->rx_mem + at, first);
+    memcpy(to + first, c->rx_mem, part - first);
+    head += part;
+    used -= part;
+    taken += part;
+  }
+  if (!peek) {
+    c->rx_head = head;
+    atomic_store_explicit(&d->head, head, memory_order_release);
+  }
+  return (ssize_t)taken;
+}
+
+static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+  uint32_t bells = atomic_load_explicit(&conn_rx(c)->bells, memory_order_acquire);
+  while (c->bells_seen < bells) {
+    char junk[16];
+    size_t left = bells - c->bells_seen;
+    ssize_t n = REAL(recv)(fd, junk, left < sizeof junk ? left : sizeof junk, MSG_DONTWAIT);
+    if (n <= 0) {
+      return n == 0 ? 0 : -errno;
+    }
+    c->bells_seen += (uint32_t)n;
+  }
+  struct iovec part[IOV_PARTS];
+  int parts = iov_window(part, IOV_PARTS, iov, count, skip, SSIZE_MAX);
+  ssize_t n = kernel_recv(fd, part, parts, (flags & MSG_PEEK) | MSG_DONTWAIT);
+  if (n > 0 && !(flags & MSG_PEEK)) {
+    count_bytes(&c->info.rx_bytes, (uint64_t)n);
+  }
+  return n;
+}
+
+/* One try at the ring: > 0, 0 at the end, -EAGAIN, another -errno, or -EINPROGRESS: the phase has changed. */
+static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+  struct bertha_direction *d = conn_rx(c);
+  bool fin = conn_flags(c) & CONN_FIN; /* before the look at the ring: what it holds was written earlier */
+  if (!bertha_lock(&c->rx_lock)) {
+    return -EAGAIN;
+  }
+  if (UNLIKELY(conn_of(fd) != c)) { /* closed by another thread meanwhile */
+    bertha_unlock(&c->rx_lock);
+    return -EBADF;
+  }
+  ssize_t n = ring_read(c, iov, count, skip, flags & MSG_PEEK);
+  if (n > 0) {
+    bool wanted = false;
+    if (!(flags & MSG_PEEK)) {
+      count_bytes(&c->info.rx_bytes, (uint64_t)n);
+      atomic_thread_fence(memory_order_seq_cst);
+      wanted = atomic_load_explicit(&d->space_wanted, memory_order_relaxed) &&
+               atomic_exchange(&d->space_wanted, 0);
+      if (UNLIKELY(atomic_load_explicit(&d->bell_out, memory_order_relaxed) || atomic_load(&c->bell_debt)) &&
+          atomic_load(&d->tail) == c->rx_head) {
+        bell_settle(c, fd);
+      }
+    }
+    bertha_unlock(&c->rx_lock);
+    conn_set_flag(c, CONN_LAST_RECV_DATA);
+    if (wanted) {
+      signal_space(c, fd);
+    }
+    return n;
+  }
+  if (n == 0 && atomic_load_explicit(&d->ring_end, memory_order_acquire) == c->rx_head) {
+    c->rx_phase = PHASE_AFTER;
+    n = -EINPROGRESS;
+  }
+  bertha_unlock(&c->rx_lock);
+  if (n < 0) {
+    return n;
+  }
+  if (fin || (conn_flags(c) & CONN_RD_SHUT)) {
+    return 0;
+  }
+  if (c->error != 0) {
+    int error = c->error;
+    c->error = 0;
+    return -error;
+  }
+  /* Whether the kernel's half has ended costs a system call to know.  Not asked directly after data: a
+   * program that reads until EAGAIN would pay it for each message; the producer's `closed` tells of an
+   * orderly end, and any wait asks the kernel anyway. */
+  if ((conn_flags(c) & CONN_LAST_RECV_DATA) && !atomic_load_explicit(&d->closed, memory_order_acquire)) {
+    conn_clear_flag(c, CONN_LAST_RECV_DATA);
+    return -EAGAIN;
+  }
+  return conn_look_at_kernel(c, fd) ? -EINPROGRESS : -EAGAIN;
+}
+
+ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  size_t want = iov_bytes(iov, count);
+  size_t got = 0;
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  size_t least = (flags & MSG_WAITALL) && !(flags & MSG_PEEK) ? want : 1;
+  if ((size_t)c->rcv_lowat > least && !(flags & MSG_PEEK)) {
+    least = (size_t)c->rcv_lowat < want ? (size_t)c->rcv_lowat : want;
+  }
+  int64_t deadline = patient && c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
+  if (want == 0) {
+    return 0;
+  }
+  for (;;) {
+    ssize_t n = c->rx_phase == PHASE_RING    ? recv_ring(c, fd, iov, count, got, flags)
+                : c->rx_phase == PHASE_BEFORE ? recv_before(c, fd, iov, count, got, flags)
+                                              : recv_after(c, fd, iov, count, got, flags);
+    if (n == -EINPROGRESS) {
+      continue;
+    }
+    if (n > 0) {
+      got += (size_t)n;
+      if (got >= least || !patient) {
+        return (ssize_t)got;
+      }
+      continue;
+    }
+    if (n != -EAGAIN || !patient) {
+      return got > 0 ? (ssize_t)got : n;
+    }
+    n = wait_conn(c, fd, POLLIN, deadline);
+    if (n < 0) {
+      return got > 0 ? (ssize_t)got : n;
+    }
+  }
+}
+
+/* Still with the kernel: the client until it sees the server come, the server until it sees the claim. */
+ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  size_t got = 0;
+  while (!conn_ripe(c, fd)) {
+    uint32_t kind = conn_kind(c);
+    if (kind != BERTHA_CONN_CLAIMED && kind != BERTHA_CONN_MAYBE) {
+      ssize_t n = kernel_recv(fd, iov, count, flags);
+      if (n > 0 && !(flags & MSG_PEEK)) {
+        count_bytes(&c->info.rx_bytes, (uint64_t)n);
+      }
+      return n;
+    }
+    /* A blocked MSG_WAITALL would count bell bytes as data and wait on. */
+    struct iovec part[IOV_PARTS];
+    int parts = iov_window(part, IOV_PARTS, iov, count, got, SSIZE_MAX);
+    if (parts == 0) {
+      return kernel_recv(fd, iov, count, flags);
+    }
+    atomic_fetch_add(&c->kernel_waiters, 1);
+    if (conn_kind(c) == BERTHA_CONN_SHM) {
+      atomic_fetch_sub(&c->kernel_waiters, 1);
+      break;
+    }
+    ssize_t n = kernel_recv(fd, part, parts, flags & ~MSG_WAITALL);
+    atomic_fetch_sub(&c->kernel_waiters, 1);
+    if (n > 0) {
+      if (kind == BERTHA_CONN_CLAIMED || conn_kind(c) == BERTHA_CONN_SHM) {
+        if (bertha_lock(&c->rx_lock)) {
+          n = (ssize_t)without_bells(c, (size_t)n, flags & MSG_PEEK);
+          bertha_unlock(&c->rx_lock);
+        }
+        conn_refresh_watch(c);
+        if (n == 0) {
+          continue; /* bells only: the server has come */
+        }
+      } else {
+        if (!(flags & MSG_PEEK)) {
+          atomic_fetch_add(&c->krx, (uint64_t)n);
+          count_bytes(&c->info.rx_bytes, (uint64_t)n);
+        }
+        if (!conn_ripe(c, fd)) { /* it sent without a claim: it does not know us */
+          conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE);
+        }
+      }
+      got += (size_t)n;
+      if (!(flags & MSG_WAITALL) || (flags & MSG_PEEK) || got == iov_bytes(iov, count)) {
+        return (ssize_t)got;
+      }
+      continue;
+    }
+    conn_refresh_watch(c);
+    return got > 0 ? (ssize_t)got : n;
+  }
+  if (got > 0) { /* MSG_WAITALL, and the tie came in the middle */
+    struct iovec part[IOV_PARTS];
+    int parts = iov_window(part, IOV_PARTS, iov, count, got, SSIZE_MAX);
+    ssize_t n = conn_recv(c, fd, part, parts, flags);
+    return n > 0 ? (ssize_t)got + n : (ssize_t)got;
+  }
+  return conn_recv(c, fd, iov, count, flags);
+}
+
+/* What FIONREAD would say, without the kernel's share. */
+size_t conn_readable_bytes(struct conn *c) {
+  if (c->rx_phase == PHASE_AFTER) {
+    return 0;
+  }
+  uint64_t used = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) - c->rx_head;
+  return used <= c->link->ring_max ? (size_t)used : 0;
+}

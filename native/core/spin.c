@@ -1,0 +1,67 @@
+/* When to spin, and for how long.
+ *
+ * A wait shorter than the bound is a gain (a wake-up costs far more), a wait of some bounds is a loss (the
+ * spin was for nothing and shows in the CPU time), a wait of very many bounds is neither (idle: the spin is
+ * lost in it).  A thread that has lost often stops; since both ends have to spin for either to gain, those
+ * that have stopped try again at the same moments, which the common clock gives them. */
+#include <sched.h>
+
+#include "wait.h"
+
+enum { SCORE_MAX = 16, LONG_WAIT = 50 };
+
+int64_t spin_budget(const struct spinner *s, int64_t now, int64_t bound_ns) {
+  bool trial = ((uint64_t)now >> 22 & 15) == 0; /* 4 ms in every 67 */
+  return s->score >= 0 || trial ? bound_ns : 0;
+}
+
+void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns) {
+  if (waited_ns < bound_ns) {
+    s->score = s->score < 0 ? 0 : s->score < SCORE_MAX ? s->score + 1 : s->score;
+  } else if (waited_ns < LONG_WAIT * bound_ns) {
+    s->score = s->score > -SCORE_MAX ? s->score - 1 : s->score;
+  }
+}
+
+int64_t link_spin_bound(const struct link *l) {
+  int64_t bound = bertha.spin_ns;
+  if (l->plan.spin_us != UINT32_MAX) {
+    int64_t policy = (int64_t)l->plan.spin_us * 1000;
+    bound = bertha.spin_given && bound < policy ? bound : policy;
+  }
+  return bound;
+}
+
+bool same_processor(struct link *l) {
+  /* sleeper 0 is nobody's: it carries the processor */
+  uint32_t me = (uint32_t)sched_getcpu() + 1;
+  _Atomic uint32_t *mine = &l->sleepers[l->side][0].owner;
+  if (atomic_load_explicit(mine, memory_order_relaxed) != me) {
+    atomic_store_explicit(mine, me, memory_order_relaxed);
+  }
+  return atomic_load_explicit(&l->sleepers[1 - l->side][0].owner, memory_order_relaxed) == me;
+}
+
+uint32_t sleeper_take(struct link *l, uint32_t bell) {
+  struct bertha_sleeper *s = l->sleepers[l->side];
+  uint32_t me = (uint32_t)bertha.pid;
+  for (int round = 0; round < 2; round++) {
+    for (uint32_t i = 1; i < BERTHA_SLEEPERS; i++) {
+      uint32_t owner = atomic_load_explicit(&s[i].owner, memory_order_relaxed);
+      bool takeable = owner == 0 || (round == 1 && kill((pid_t)owner, 0) != 0 && errno == ESRCH);
+      if (takeable && atomic_compare_exchange_strong(&s[i].owner, &owner, me)) {
+        atomic_store(&s[i].armed, 0);
+        atomic_store(&s[i].bell, bell);
+        return i;
+      }
+    }
+  }
+  return 0;
+}
+
+void sleeper_give_back(struct link *l, uint32_t index) {
+  struct bertha_sleeper *s = &l->sleepers[l->side][index];
+  atomic_store(&s->armed, 0);
+  atomic_store(&s->bell, 0);
+  atomic_store(&s->owner, 0);
+}

@@ -1,0 +1,147 @@
+/* The table of connections, shared by a process and its forked children, and which descriptor of this
+ * process is which of them. */
+#include "shim.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "agentc.h"
+
+#define RECORD_SIZE 512u
+_Static_assert(sizeof(struct conn) <= RECORD_SIZE, "a connection's record has outgrown its stride");
+
+static uint8_t *records;
+static _Atomic uint64_t *free_head; /* count of changes << 32 | index + 1 */
+
+static size_t records_offset(void) {
+  return 4096;
+}
+
+bool bertha_table_open(void) {
+  if (LIKELY(bertha.table_ready)) {
+    return true;
+  }
+  static _Atomic uint32_t once;
+  if (!bertha_lock(&once)) {
+    return false;
+  }
+  if (!bertha.table_ready) {
+    size_t size = records_offset() + (size_t)RECORD_SIZE * BERTHA_CONNS;
+    int fd = memfd_create("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    void *p = MAP_FAILED;
+    if (fd >= 0 && ftruncate(fd, (off_t)size) == 0 &&
+        REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0) {
+      p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    }
+    if (p == MAP_FAILED) { /* no memfd to be had: works as well, only `bertha ps` cannot look */
+      if (fd >= 0) {
+        REAL(close)(fd);
+        fd = -1;
+      }
+      p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    }
+    if (p != MAP_FAILED) {
+      madvise(p, size, MADV_DONTDUMP);
+      bertha.table = p;
+      bertha.table->version = BERTHA_LAYOUT_VERSION;
+      bertha.table->conn_count = BERTHA_CONNS;
+      bertha.table->conn_size = RECORD_SIZE;
+      bertha.table->conn_offset = records_offset();
+      bertha.table->magic = BERTHA_MAGIC_TABLE;
+      free_head = (_Atomic uint64_t *)(void *)((uint8_t *)p + 1024);
+      records = (uint8_t *)p + records_offset();
+      bertha.table_fd = fd >= 0 ? bertha_hide_fd(fd) : -1;
+      bertha.table_ready = true;
+    }
+  }
+  bertha_unlock(&once);
+  return bertha.table_ready;
+}
+
+struct conn *conn_by_index(uint32_t index) {
+  return (struct conn *)(void *)(records + (size_t)index * RECORD_SIZE);
+}
+
+uint32_t conn_index(const struct conn *c) {
+  return (uint32_t)((size_t)((const uint8_t *)c - records) / RECORD_SIZE);
+}
+
+static struct conn *take_record(void) {
+  uint64_t head = atomic_load(free_head);
+  while ((uint32_t)head != 0) {
+    struct conn *c = conn_by_index((uint32_t)head - 1);
+    uint64_t next = ((head >> 32) + 1) << 32 | atomic_load_explicit(&c->next_free, memory_order_relaxed);
+    if (atomic_compare_exchange_weak(free_head, &head, next)) {
+      return c;
+    }
+  }
+  uint32_t fresh = atomic_fetch_add(&bertha.table->used, 1);
+  if (fresh >= BERTHA_CONNS) {
+    atomic_fetch_sub(&bertha.table->used, 1);
+    return NULL;
+  }
+  return conn_by_index(fresh);
+}
+
+/* NULL when the table is full: the socket then stays plain and unlogged. */
+struct conn *conn_new(int fd, enum bertha_conn_kind kind) {
+  if ((unsigned)fd >= BERTHA_FDS || !bertha.enabled || !bertha_table_open()) {
+    return NULL;
+  }
+  struct conn *c = take_record();
+  if (c == NULL) {
+    return NULL;
+  }
+  memset(c, 0, sizeof *c);
+  c->info.pid = (uint32_t)bertha.pid;
+  c->rcv_lowat = 1;
+  atomic_store(&c->info.refs, 1);
+  atomic_store_explicit(&c->info.kind, kind, memory_order_release);
+  return c;
+}
+
+void conn_free(struct conn *c) {
+  atomic_store_explicit(&c->info.kind, BERTHA_CONN_FREE, memory_order_release);
+  uint64_t head = atomic_load(free_head);
+  uint64_t next;
+  do {
+    atomic_store_explicit(&c->next_free, (uint32_t)head, memory_order_relaxed);
+    next = ((head >> 32) + 1) << 32 | (conn_index(c) + 1);
+  } while (!atomic_compare_exchange_weak(free_head, &head, next));
+}
+
+void conn_track(int fd, struct conn *c) {
+  if ((uint32_t)fd >= bertha.max_fd) {
+    bertha.max_fd = (uint32_t)fd + 1;
+  }
+  atomic_store_explicit(&bertha.fds[fd].set, 0, memory_order_relaxed);
+  atomic_store_explicit(&bertha.fds[fd].conn, conn_index(c) + 1, memory_order_release);
+}
+
+void conn_forget(int fd) {
+  atomic_store_explicit(&bertha.fds[fd].conn, 0, memory_order_release);
+}
+
+/* A child has every descriptor that the parent has.  Counted before the fork, so that the parent cannot
+ * close its last one before the child has counted its own. */
+static void all_refs(uint32_t by) {
+  if (!bertha.table_ready) {
+    return;
+  }
+  for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
+    struct conn *c = conn_of((int)fd);
+    if (c != NULL) {
+      atomic_fetch_add(&c->info.refs, by);
+    }
+  }
+}
+
+void conn_fork_prepare(void) {
+  all_refs(1);
+}
+
+void conn_fork_failed(void) {
+  all_refs((uint32_t)-1);
+}

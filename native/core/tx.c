@@ -1,0 +1,305 @@
+/* Bytes out: into the kernel until the other end is there, into the ring from then on. */
+#include <string.h>
+
+#include "conn.h"
+#include "wait.h"
+
+#define TCP_LEVEL 6
+#define TCP_CORK_OPTION 3
+
+static ssize_t kernel_send(int fd, const struct iovec *iov, int count, int flags) {
+  struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+  ssize_t n = REAL(sendmsg)(fd, &msg, flags);
+  return n >= 0 ? n : -errno;
+}
+
+/* The kernel's own verdict on a send: EPIPE with its SIGPIPE, ECONNRESET, or nothing wrong. */
+static int kernel_verdict(int fd, int flags) {
+  return REAL(send)(fd, "", 0, flags & MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+/* With the tx lock held: from this byte on, the ring.  Not while a thread is inside a kernel send, whose
+ * bytes would come after ours. */
+static bool switch_to_ring(struct conn *c, int fd) {
+  if (atomic_load(&c->kernel_sends) != 0) {
+    return false;
+  }
+  if (conn_flags(c) & CONN_CORK_SET) {
+    int off = 0;
+    REAL(setsockopt)(fd, TCP_LEVEL, TCP_CORK_OPTION, &off, sizeof off);
+  }
+  atomic_store_explicit(&conn_tx(c)->size, c->tx_size, memory_order_relaxed);
+  atomic_store_explicit(&conn_tx(c)->switch_at, atomic_load(&c->ktx), memory_order_release);
+  c->tx_phase = PHASE_RING;
+  return true;
+}
+
+void tx_to_kernel(struct conn *c) {
+  if (c->tx_phase == PHASE_RING) {
+    atomic_store_explicit(&conn_tx(c)->ring_end, c->tx_tail, memory_order_release);
+  }
+  c->tx_phase = PHASE_AFTER;
+}
+
+/* With the tx lock held: free bytes; < 0: the other side has written nonsense. */
+static int64_t ring_room(struct conn *c) {
+  struct bertha_direction *d = conn_tx(c);
+  uint64_t used = c->tx_tail - atomic_load_explicit(&d->head, memory_order_acquire);
+  if (used > c->tx_size) {
+    conn_set_flag(c, CONN_BROKEN);
+    return -ECONNRESET;
+  }
+  return (int64_t)(c->tx_size - used);
+}
+
+/* While the ring is empty it may start over, and grow: a small request finds the same cache lines each time,
+ * bulk gets the room it needs. */
+static void ring_restart(struct conn *c, size_t want) {
+  struct bertha_direction *d = conn_tx(c);
+  if (want >= c->tx_size / 2 && c->tx_size < c->tx_limit) {
+    c->tx_size = c->tx_size * 4 < c->tx_limit ? c->tx_size * 4 : c->tx_limit;
+    atomic_store_explicit(&d->size, c->tx_size, memory_order_relaxed);
+  }
+  c->tx_base = c->tx_tail;
+  atomic_store_explicit(&d->base, c->tx_base, memory_order_relaxed);
+}
+
+static int64_t ring_write(struct conn *c, const struct iovec *iov, int count, size_t skip, size_t want) {
+  int64_t room = ring_room(c);
+  if (room < 0) {
+    return room;
+  }
+  if ((uint64_t)room == c->tx_size) {
+    ring_restart(c, want);
+    room = c->tx_size;
+  }
+  size_t left = (size_t)room;
+  uint64_t tail = c->tx_tail;
+  for (int i = 0; i < count && left > 0; i++) {
+    if (skip >= iov[i].iov_len) {
+      skip -= iov[i].iov_len;
+      continue;
+    }
+    const uint8_t *from = (const uint8_t *)iov[i].iov_base + skip;
+    size_t part = iov[i].iov_len - skip;
+    skip = 0;
+    part = part < left ? part : left;
+    uint32_t at = (uint32_t)(tail - c->tx_base) & (c->tx_size - 1);
+    size_t first = part < c->tx_size - at ? part : c->tx_size - at;
+    memcpy(c->tx_mem + at, from, first);
+    memcpy(c->tx_mem, from + first, part - first);
+    tail += part;
+    left -= part;
+  }
+  int64_t n = (int64_t)(tail - c->tx_tail);
+  c->tx_tail = tail;
+  atomic_store_explicit(&conn_tx(c)->tail, tail, memory_order_release);
+  return n;
+}
+
+/* With the tx lock held: may this direction go by the ring just now? */
+static bool on_ring(struct conn *c, int fd) {
+  if (c->tx_phase == PHASE_BEFORE && !switch_to_ring(c, fd)) {
+    return false;
+  }
+  if (c->tx_phase == PHASE_RING &&
+      UNLIKELY(atomic_load_explicit(&conn_tx(c)->want_kernel, memory_order_relaxed) ||
+               atomic_load_explicit(&c->slot->watch[1 - c->side].done, memory_order_relaxed))) {
+    tx_to_kernel(c); /* asked to, or nobody is there to read: the kernel knows what to answer */
+  }
+  return c->tx_phase == PHASE_RING;
+}
+
+/* A full ring: ask to be told, then look again (the consumer does it in the other order). */
+static bool ask_for_space(struct conn *c) {
+  struct bertha_direction *d = conn_tx(c);
+  atomic_store(&d->space_wanted, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+  return ring_room(c) > 0;
+}
+
+static ssize_t send_by_kernel(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  ssize_t n = kernel_send(fd, iov, count, flags);
+  if (n > 0) {
+    count_bytes(&c->info.tx_bytes, (uint64_t)n);
+  }
+  return n;
+}
+
+/* One try: > 0, -EAGAIN, another -errno, or -EINPROGRESS: the kernel has to carry this one. */
+static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, size_t want,
+                         int flags) {
+  bool fin = conn_flags(c) & CONN_FIN;
+  if (UNLIKELY(fin || (conn_flags(c) & (CONN_WR_SHUT | CONN_RST)))) {
+    int verdict = kernel_verdict(fd, flags);
+    if (verdict < 0) {
+      return verdict;
+    }
+  }
+  if (!bertha_lock(&c->tx_lock)) {
+    return -EAGAIN;
+  }
+  if (UNLIKELY(conn_of(fd) != c)) {
+    bertha_unlock(&c->tx_lock);
+    return -EBADF;
+  }
+  if (!on_ring(c, fd)) {
+    atomic_fetch_add(&c->kernel_sends, 1);
+    bertha_unlock(&c->tx_lock);
+    return -EINPROGRESS;
+  }
+  int64_t n = ring_write(c, iov, count, skip, want);
+  if (n >= 0 && (size_t)n < want && ask_for_space(c)) {
+    int64_t more = ring_write(c, iov, count, skip + (size_t)n, want - (size_t)n);
+    n += more > 0 ? more : 0;
+  }
+  if (n > 0) {
+    count_bytes(&c->info.tx_bytes, (uint64_t)n);
+  }
+  bertha_unlock(&c->tx_lock);
+  if (n > 0) {
+    signal_data(c, fd);
+    if (UNLIKELY(fin)) {
+      /* After a FIN the peer may be gone or may have closed only its half.  A byte on the connection tells:
+       * a reader takes it off, a dead end answers with a RST. */
+      bell_on_connection(c, fd);
+    }
+  }
+  return n == 0 ? -EAGAIN : n;
+}
+
+ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  size_t want = iov_bytes(iov, count);
+  size_t sent = 0;
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  int64_t deadline = patient && c->snd_timeout_ns > 0 ? bertha_now_ns() + c->snd_timeout_ns : -1;
+  if (want == 0) {
+    return kernel_verdict(fd, flags);
+  }
+  for (;;) {
+    ssize_t n = send_ring(c, fd, iov, count, sent, want - sent, flags);
+    if (n == -EINPROGRESS) {
+      struct iovec rest[64];
+      int parts = 0;
+      size_t skip = sent;
+      for (int i = 0; i < count && parts < 64; i++) {
+        if (skip >= iov[i].iov_len) {
+          skip -= iov[i].iov_len;
+          continue;
+        }
+        rest[parts].iov_base = (uint8_t *)iov[i].iov_base + skip;
+        rest[parts++].iov_len = iov[i].iov_len - skip;
+        skip = 0;
+      }
+      n = send_by_kernel(c, fd, rest, parts, flags);
+      if (n > 0) {
+        atomic_fetch_add(&c->ktx, (uint64_t)n);
+      }
+      atomic_fetch_sub(&c->kernel_sends, 1);
+      if (n > 0 && sent + (size_t)n < want && patient) {
+        sent += (size_t)n;
+        continue;
+      }
+      return n > 0 ? n + (ssize_t)sent : sent > 0 ? (ssize_t)sent : n;
+    }
+    if (n > 0) {
+      sent += (size_t)n;
+      if (sent == want || !patient) {
+        return (ssize_t)sent;
+      }
+      continue;
+    }
+    if (n != -EAGAIN || !patient) {
+      return sent > 0 ? (ssize_t)sent : n;
+    }
+    n = wait_conn(c, fd, POLLOUT, deadline);
+    if (n < 0) {
+      return sent > 0 ? (ssize_t)sent : n;
+    }
+  }
+}
+
+ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  if (conn_ripe(c, fd)) {
+    return conn_send(c, fd, iov, count, flags);
+  }
+  uint32_t kind = conn_kind(c);
+  if (kind != BERTHA_CONN_CLAIMED && kind != BERTHA_CONN_MAYBE) {
+    return send_by_kernel(c, fd, iov, count, flags);
+  }
+  /* Counted in and out, so that another thread that finds the tie made does not put ring bytes before ours. */
+  if (!bertha_lock(&c->tx_lock)) {
+    return -EAGAIN;
+  }
+  bool tied = conn_kind(c) == BERTHA_CONN_SHM;
+  if (!tied) {
+    atomic_fetch_add(&c->kernel_sends, 1);
+  }
+  bertha_unlock(&c->tx_lock);
+  if (tied) {
+    return conn_send(c, fd, iov, count, flags);
+  }
+  ssize_t n = send_by_kernel(c, fd, iov, count, flags);
+  if (n > 0) {
+    atomic_fetch_add(&c->ktx, (uint64_t)n);
+  }
+  atomic_fetch_sub(&c->kernel_sends, 1);
+  return n;
+}
+
+uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
+  *error = EAGAIN;
+  if (!bertha_lock(&c->tx_lock)) {
+    return NULL;
+  }
+  if (conn_of(fd) != c || !on_ring(c, fd)) {
+    *error = ENOTCONN; /* the kernel has to carry it */
+    bertha_unlock(&c->tx_lock);
+    return NULL;
+  }
+  int64_t free_bytes = ring_room(c);
+  if (free_bytes > 0 && (uint64_t)free_bytes == c->tx_size) {
+    ring_restart(c, *room);
+    free_bytes = c->tx_size;
+  }
+  if (free_bytes <= 0 && !(free_bytes == 0 && ask_for_space(c))) {
+    *error = free_bytes < 0 ? ECONNRESET : EAGAIN;
+    bertha_unlock(&c->tx_lock);
+    return NULL;
+  }
+  uint32_t at = (uint32_t)(c->tx_tail - c->tx_base) & (c->tx_size - 1);
+  size_t straight = c->tx_size - at;
+  free_bytes = ring_room(c);
+  *room = *room < straight ? *room : straight;
+  *room = *room < (size_t)free_bytes ? *room : (size_t)free_bytes;
+  return c->tx_mem + at;
+}
+
+/* Ends the reservation. */
+void tx_commit(struct conn *c, int fd, size_t n) {
+  if (n > 0) {
+    c->tx_tail += n;
+    atomic_store_explicit(&conn_tx(c)->tail, c->tx_tail, memory_order_release);
+    count_bytes(&c->info.tx_bytes, n);
+  }
+  bertha_unlock(&c->tx_lock);
+  if (n > 0) {
+    signal_data(c, fd);
+  }
+}
+
+void conn_leave_ring(struct conn *c, uint32_t why) {
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
+    return;
+  }
+  c->info.reason = why;
+  atomic_store(&conn_rx(c)->want_kernel, 1);
+  if (bertha_lock(&c->tx_lock)) {
+    if (atomic_load(&c->kernel_sends) == 0 && c->tx_phase == PHASE_BEFORE) {
+      atomic_store_explicit(&conn_tx(c)->switch_at, atomic_load(&c->ktx), memory_order_release);
+      c->tx_phase = PHASE_RING;
+    }
+    tx_to_kernel(c);
+    bertha_unlock(&c->tx_lock);
+  }
+}

@@ -1,0 +1,650 @@
+#include "wait.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "conn.h"
+#include "eset.h"
+
+enum {
+  BELL_AFTER = 16,      /* sleeps on the connection's own byte before an eventfd is worth its set-up */
+  SLEEPERS_PER_THREAD = 240,
+  STACK_FDS = 64,
+  LOOKS_PER_CLOCK = 32,
+  NO_BELL_MS = 1,       /* how long to sleep where nobody can wake us */
+};
+#define KERNEL_EVERY_NS 20000 /* how often a spinning thread asks the kernel too */
+
+struct waiter { /* of a thread */
+  struct spinner spin;
+  uint32_t sleeps;
+  uint32_t bell;
+  int bell_fd;
+  int pid;
+  uint32_t count;
+  struct {
+    struct link *link;
+    uint32_t index;
+  } sleepers[SLEEPERS_PER_THREAD];
+  struct waiter *_Atomic next; /* all of the process, for fork and moved descriptors */
+};
+
+static BERTHA_TLS struct waiter *my_waiter;
+static pthread_key_t at_thread_end;
+static pthread_once_t key_once = PTHREAD_ONCE_INIT;
+static struct waiter *_Atomic all_waiters;
+
+extern void bertha_close_hidden(int fd);
+
+static void drop_sleepers(struct waiter *w) {
+  for (uint32_t i = 0; i < w->count; i++) {
+    sleeper_give_back(w->sleepers[i].link, w->sleepers[i].index);
+  }
+  w->count = 0;
+}
+
+/* The record itself stays, for the next thread that has none. */
+static void thread_ended(void *p) {
+  struct waiter *w = p;
+  if (w->pid == bertha.pid) {
+    drop_sleepers(w);
+    if (w->bell_fd >= 0) {
+      bertha_close_hidden(w->bell_fd);
+    }
+  }
+  w->bell_fd = -1;
+  w->bell = 0;
+  my_waiter = NULL;
+  __atomic_store_n(&w->pid, 0, __ATOMIC_RELEASE);
+}
+
+static void make_key(void) {
+  pthread_key_create(&at_thread_end, thread_ended);
+}
+
+static struct waiter *waiter_get(void) {
+  struct waiter *w = my_waiter;
+  if (LIKELY(w != NULL && w->pid == bertha.pid)) {
+    return w;
+  }
+  for (w = atomic_load(&all_waiters); w != NULL; w = atomic_load(&w->next)) {
+    int none = 0;
+    if (__atomic_compare_exchange_n(&w->pid, &none, bertha.pid, false, __ATOMIC_ACQUIRE, __ATOMIC_RELAXED)) {
+      break;
+    }
+  }
+  if (w == NULL) {
+    w = mmap(NULL, sizeof *w, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (w == MAP_FAILED) {
+      return NULL;
+    }
+    w->pid = bertha.pid;
+    struct waiter *head = atomic_load(&all_waiters);
+    do {
+      atomic_store(&w->next, head);
+    } while (!atomic_compare_exchange_weak(&all_waiters, &head, w));
+  }
+  w->bell_fd = -1;
+  w->bell = 0;
+  w->sleeps = 0;
+  w->count = 0;
+  w->spin.score = 0;
+  pthread_once(&key_once, make_key);
+  pthread_setspecific(at_thread_end, w);
+  my_waiter = w;
+  return w;
+}
+
+/* The child has one thread; the bells and sleepers are the parent's. */
+void wait_after_fork(void) {
+  for (struct waiter *w = atomic_load(&all_waiters); w != NULL; w = atomic_load(&w->next)) {
+    if (w->bell_fd >= 0) {
+      bertha_close_hidden(w->bell_fd);
+      w->bell_fd = -1;
+    }
+    w->count = 0;
+    w->pid = 0;
+  }
+  my_waiter = NULL;
+  eset_after_fork();
+}
+
+void wait_fd_moved(int from, int to) {
+  for (struct waiter *w = atomic_load(&all_waiters); w != NULL; w = atomic_load(&w->next)) {
+    if (w->bell_fd == from) {
+      w->bell_fd = to;
+    }
+  }
+  bell_fd_moved(from, to);
+  eset_fd_moved(from, to);
+}
+
+static uint32_t my_sleeper(struct waiter *w, struct link *l) {
+  for (uint32_t i = 0; i < w->count; i++) {
+    if (w->sleepers[i].link == l) {
+      return w->sleepers[i].index;
+    }
+  }
+  if (w->count == SLEEPERS_PER_THREAD) {
+    drop_sleepers(w); /* the slots that name them are set anew at each sleep */
+  }
+  uint32_t index = sleeper_take(l, w->bell);
+  if (index != 0) {
+    w->sleepers[w->count].link = l;
+    w->sleepers[w->count++].index = index;
+  }
+  return index;
+}
+
+static void want_bell(struct waiter *w, bool now) {
+  if (w->bell != 0 || (!now && ++w->sleeps % BELL_AFTER != 0)) {
+    return;
+  }
+  int fd;
+  uint32_t bell = bell_create(&fd);
+  if (bell != 0) {
+    w->bell = bell;
+    w->bell_fd = fd;
+    for (uint32_t i = 0; i < w->count; i++) {
+      struct link *l = w->sleepers[i].link;
+      atomic_store(&l->sleepers[l->side][w->sleepers[i].index].bell, bell);
+    }
+  }
+}
+
+/* ---- one connection ------------------------------------------------------------------------------ */
+
+/* By memory alone: no system call. */
+static inline bool quick_look(struct conn *c, short want) {
+  if (want & POLLIN) {
+    struct bertha_direction *d = conn_rx(c);
+    if (c->rx_phase == PHASE_RING ? atomic_load_explicit(&d->tail, memory_order_acquire) != c->rx_head
+                                  : atomic_load_explicit(&d->switch_at, memory_order_acquire) != UINT64_MAX) {
+      return true;
+    }
+  }
+  if (want & POLLOUT) {
+    uint64_t used = c->tx_tail - atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire);
+    return used == 0 || used < c->tx_size - c->tx_size / 8;
+  }
+  return false;
+}
+
+static bool spin_on(struct conn *c, short want, int64_t begin, int64_t budget) {
+  int64_t now = begin;
+  while (now - begin < budget) {
+    for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
+      if (quick_look(c, want)) {
+        return true;
+      }
+      bertha_pause();
+    }
+    now = bertha_now_ns();
+  }
+  return false;
+}
+
+/* Which handlers were installed without SA_RESTART: a recv() interrupted by one of those returns EINTR, by
+ * another goes on (signal(7)).  We cannot ask which one ran, so a mix returns EINTR. */
+static _Atomic uint64_t interrupting;
+
+void wait_note_signal(int number, const struct sigaction *action) {
+  if (number < 1 || number > 64) {
+    return;
+  }
+  uint64_t bit = (uint64_t)1 << (number - 1);
+  bool handler = action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN;
+  if (handler && !(action->sa_flags & SA_RESTART)) {
+    atomic_fetch_or(&interrupting, bit);
+  } else {
+    atomic_fetch_and(&interrupting, ~bit);
+  }
+}
+
+static int64_t at_most(int64_t deadline, int64_t now, int64_t ns) {
+  return deadline >= 0 && deadline - now < ns ? deadline - now : ns;
+}
+
+static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline) {
+  struct link *l = c->link;
+  struct bertha_watch *watch = &c->slot->watch[c->side];
+  want_bell(w, want & POLLOUT);
+  uint32_t index = my_sleeper(w, l);
+  _Atomic uint16_t *place = want & POLLOUT ? &watch->tx : &watch->rx;
+  struct bertha_sleeper *s = &l->sleepers[c->side][index];
+  if (index != 0) {
+    uint16_t other = atomic_load(place);
+    if (other != 0 && other != index && atomic_load(&l->sleepers[c->side][other].armed)) {
+      index = 0; /* another thread sleeps on this very thing: take turns by the clock */
+    } else {
+      atomic_store(place, (uint16_t)index);
+      atomic_store(&s->armed, 1);
+    }
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  int result = 0;
+  if (!conn_events(c, fd, want)) {
+    uint32_t flags = conn_flags(c);
+    struct pollfd p[2] = {{.fd = fd}, {.fd = w->bell_fd, .events = POLLIN}};
+    if (!(flags & CONN_FIN)) {
+      p[0].events = want & POLLIN ? POLLIN | POLLRDHUP : POLLRDHUP;
+    }
+    bool bell = index != 0 && (w->bell != 0 || (want & POLLIN));
+    int64_t now = deadline >= 0 || !bell ? bertha_now_ns() : 0;
+    int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
+    if (!bell) {
+      ns = at_most(deadline, now, NO_BELL_MS * 1000000);
+      ns = ns > 0 ? ns : 0;
+    }
+    struct timespec timeout = {ns / 1000000000, ns % 1000000000};
+    int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
+    if (n < 0) {
+      result = -errno;
+    } else if (n > 0) {
+      uint64_t count;
+      if (w->bell_fd >= 0 && p[1].revents != 0 && REAL(read)(w->bell_fd, &count, sizeof count) < 0) {
+        result = 0;
+      }
+      if (p[0].revents & (POLLERR | POLLHUP)) {
+        conn_set_flag(c, CONN_RST);
+      }
+      if (p[0].revents != 0 && c->rx_phase == PHASE_RING) {
+        conn_look_at_kernel(c, fd);
+      }
+    }
+  }
+  if (index != 0) {
+    atomic_store(&s->armed, 0);
+    atomic_store(place, 0);
+  }
+  return result;
+}
+
+int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
+  struct waiter *w = waiter_get();
+  if (w == NULL) {
+    return -ENOMEM;
+  }
+  int64_t begin = bertha_now_ns();
+  int64_t bound = same_processor(c->link) ? 0 : link_spin_bound(c->link);
+  int64_t budget = spin_budget(&w->spin, begin, bound);
+  bool found = false;
+  if (budget > 0) {
+    found = spin_on(c, want, begin, deadline >= 0 && deadline - begin < budget ? deadline - begin : budget);
+  }
+  int result = 0;
+  while (!found) {
+    if (deadline >= 0 && bertha_now_ns() >= deadline) {
+      result = -EAGAIN;
+      break;
+    }
+    result = sleep_on(w, c, fd, want, deadline);
+    if (result == -EINTR && deadline < 0 && atomic_load(&interrupting) == 0) {
+      result = 0;
+    }
+    if (result != 0) {
+      break;
+    }
+    if (conn_of(fd) != c) {
+      result = -EBADF;
+      break;
+    }
+    found = conn_events(c, fd, want) != 0;
+  }
+  if (bound > 0) {
+    spin_learn(&w->spin, bertha_now_ns() - begin, bound);
+  }
+  return result;
+}
+
+/* ---- poll, select -------------------------------------------------------------------------------- */
+
+enum class { KERNEL = 0, RING, BECOMING, NONE };
+
+struct poll_call {
+  struct pollfd *user;
+  nfds_t count;
+  uint8_t *class;
+  struct pollfd *kernel; /* count + 1 */
+  unsigned rings;
+  unsigned becoming;
+  bool same_cpu;
+  int64_t bound;
+};
+
+static bool is_stream(uint32_t kind) {
+  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE;
+}
+
+static void classify(struct poll_call *p) {
+  p->rings = p->becoming = 0;
+  p->same_cpu = true;
+  p->bound = 0;
+  for (nfds_t i = 0; i < p->count; i++) {
+    int fd = p->user[i].fd;
+    struct conn *c = fd >= 0 ? conn_of(fd) : NULL;
+    p->class[i] = KERNEL;
+    if (c == NULL || !is_stream(conn_kind(c))) {
+      if (fd >= 0) {
+        eset_polled(fd);
+      }
+      continue;
+    }
+    if (conn_kind(c) == BERTHA_CONN_CLAIMED ? conn_ripe(c, fd) : conn_kind(c) == BERTHA_CONN_SHM) {
+      p->class[i] = RING;
+      p->rings++;
+      if (!same_processor(c->link)) {
+        p->same_cpu = false;
+      }
+      int64_t bound = link_spin_bound(c->link);
+      p->bound = bound > p->bound ? bound : p->bound;
+    } else {
+      p->class[i] = BECOMING;
+      p->becoming++;
+    }
+  }
+}
+
+static int look_at_rings(struct poll_call *p) {
+  int ready = 0;
+  for (nfds_t i = 0; i < p->count; i++) {
+    if (p->class[i] != RING) {
+      continue;
+    }
+    struct conn *c = conn_of(p->user[i].fd);
+    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
+      p->user[i].revents = POLLNVAL;
+    } else {
+      p->user[i].revents = conn_events(c, p->user[i].fd, p->user[i].events);
+    }
+    ready += p->user[i].revents != 0;
+  }
+  return ready;
+}
+
+static void fill_kernel(struct poll_call *p) {
+  for (nfds_t i = 0; i < p->count; i++) {
+    p->kernel[i] = p->user[i];
+    p->kernel[i].revents = 0;
+    if (p->class[i] == RING) {
+      struct conn *c = conn_of(p->user[i].fd);
+      short want = p->user[i].events & POLLPRI;
+      if (c != NULL && !(conn_flags(c) & CONN_FIN)) {
+        want |= p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP) ? POLLIN | POLLRDHUP : POLLRDHUP;
+      }
+      if (c != NULL && c->tx_phase == PHASE_AFTER) {
+        want |= p->user[i].events & POLLOUT;
+      }
+      p->kernel[i].events = want;
+      if (c != NULL && conn_flags(c) & CONN_RST) {
+        p->kernel[i].fd = -1; /* its POLLHUP stands for ever and has been taken note of */
+      }
+    }
+  }
+}
+
+/* What the kernel said: of the rings' connections taken note, of the others passed on. */
+static int take_kernel(struct poll_call *p) {
+  int ready = 0;
+  for (nfds_t i = 0; i < p->count; i++) {
+    short r = p->kernel[i].revents;
+    if (p->class[i] != RING) {
+      p->user[i].revents = r;
+      ready += r != 0;
+    } else if (r != 0) {
+      struct conn *c = conn_of(p->user[i].fd);
+      if (c == NULL) {
+        continue;
+      }
+      if (r & (POLLERR | POLLHUP)) {
+        conn_set_flag(c, CONN_RST);
+      }
+      if (r & POLLRDHUP) {
+        conn_set_flag(c, CONN_FIN);
+      } else if ((r & POLLIN) && c->rx_phase == PHASE_RING) {
+        conn_look_at_kernel(c, p->user[i].fd);
+      }
+      if (r & POLLPRI) {
+        p->user[i].revents |= POLLPRI & p->user[i].events;
+      }
+    }
+  }
+  return ready;
+}
+
+static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const sigset_t *mask) {
+  struct timespec timeout = {ns / 1000000000, ns % 1000000000};
+  nfds_t n = p->count;
+  if (bell_fd >= 0) {
+    p->kernel[n++] = (struct pollfd){.fd = bell_fd, .events = POLLIN};
+  }
+  /* Waiting in the kernel on a descriptor whose other end may come to the rings: it must ring there. */
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    struct conn *c = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (c != NULL) {
+      atomic_fetch_add(&c->kernel_waiters, 1);
+    }
+  }
+  int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
+  int error = errno;
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    struct conn *c = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (c != NULL && is_stream(conn_kind(c))) {
+      atomic_fetch_sub(&c->kernel_waiters, 1);
+      conn_refresh_watch(c);
+    }
+  }
+  if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
+    uint64_t count;
+    if (REAL(read)(bell_fd, &count, sizeof count) == sizeof count) {
+      result--;
+    }
+  }
+  return result >= 0 ? result : -error;
+}
+
+static void disarm(struct waiter *w) {
+  for (uint32_t i = 0; i < w->count; i++) {
+    struct link *l = w->sleepers[i].link;
+    _Atomic uint32_t *armed = &l->sleepers[l->side][w->sleepers[i].index].armed;
+    if (atomic_load_explicit(armed, memory_order_relaxed)) {
+      atomic_store(armed, 0);
+    }
+  }
+}
+
+/* Registers this thread with every ring it waits for; false: somebody else sleeps on one of them, or there
+ * is no bell for what is waited for: sleep by the clock. */
+static bool arm(struct waiter *w, struct poll_call *p) {
+  bool sure = true;
+  bool out = false;
+  for (nfds_t i = 0; i < p->count; i++) {
+    out |= p->class[i] == RING && (p->user[i].events & POLLOUT);
+  }
+  want_bell(w, out);
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (c == NULL) {
+      continue;
+    }
+    uint32_t index = my_sleeper(w, c->link);
+    if (index == 0) {
+      sure = false;
+      continue;
+    }
+    struct bertha_watch *watch = &c->slot->watch[c->side];
+    _Atomic uint16_t *places[2] = {p->user[i].events & (POLLIN | POLLRDNORM) ? &watch->rx : NULL,
+                                   p->user[i].events & POLLOUT ? &watch->tx : NULL};
+    for (int k = 0; k < 2; k++) {
+      if (places[k] == NULL) {
+        continue;
+      }
+      uint16_t other = atomic_load(places[k]);
+      if (other != 0 && other != index && atomic_load(&c->link->sleepers[c->side][other].armed)) {
+        sure = false;
+      } else {
+        atomic_store(places[k], (uint16_t)index);
+      }
+    }
+    if ((p->user[i].events & POLLOUT) && w->bell == 0) {
+      sure = false;
+    }
+    atomic_store(&c->link->sleepers[c->side][index].armed, 1);
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  return sure;
+}
+
+static void unplace(struct waiter *w, struct poll_call *p) {
+  disarm(w);
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
+      continue;
+    }
+    uint32_t index = my_sleeper(w, c->link);
+    struct bertha_watch *watch = &c->slot->watch[c->side];
+    uint16_t mine = (uint16_t)index;
+    atomic_compare_exchange_strong(&watch->rx, &mine, 0);
+    mine = (uint16_t)index;
+    atomic_compare_exchange_strong(&watch->tx, &mine, 0);
+  }
+}
+
+static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *mask) {
+  struct waiter *w = waiter_get();
+  int64_t begin = bertha_now_ns();
+  int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
+  int64_t bound = p->same_cpu ? 0 : p->bound;
+  int64_t spin_end = begin + (w != NULL ? spin_budget(&w->spin, begin, bound) : 0);
+  int64_t kernel_next = begin;
+  bool only_rings = p->rings == p->count;
+  int ready;
+  bool first = true;
+  for (;;) {
+    ready = look_at_rings(p);
+    int64_t now = first ? begin : bertha_now_ns();
+    if (ready > 0 && (only_rings || !first)) {
+      break;
+    }
+    if (now >= kernel_next) {
+      fill_kernel(p);
+      int n = kernel_poll_call(p, -1, 0, NULL);
+      kernel_next = now + KERNEL_EVERY_NS;
+      if (n > 0) {
+        int others = take_kernel(p);
+        ready = look_at_rings(p) + others;
+      }
+    }
+    first = false;
+    if (ready > 0 || (deadline >= 0 && now >= deadline)) {
+      break;
+    }
+    if (now < spin_end) {
+      for (int i = 0; i < LOOKS_PER_CLOCK / 4; i++) {
+        bertha_pause();
+      }
+      continue;
+    }
+    if (w == NULL) {
+      ready = -ENOMEM;
+      break;
+    }
+    bool sure = arm(w, p);
+    ready = look_at_rings(p);
+    if (ready == 0) {
+      fill_kernel(p);
+      int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
+      if (!sure) {
+        ns = at_most(deadline, now, NO_BELL_MS * 1000000);
+        ns = ns > 0 ? ns : 0;
+      }
+      int n = kernel_poll_call(p, w->bell_fd, ns, mask);
+      unplace(w, p);
+      if (n < 0) {
+        return n;
+      }
+      int others = take_kernel(p);
+      if (p->becoming > 0) {
+        classify(p);
+        others = 0; /* what has come to the rings is judged there, the rest asked again */
+        for (nfds_t i = 0; i < p->count; i++) {
+          others += p->class[i] != RING && p->user[i].revents != 0;
+        }
+      }
+      ready = look_at_rings(p) + others;
+    } else {
+      unplace(w, p);
+    }
+    if (ready > 0) {
+      break;
+    }
+  }
+  if (bound > 0 && w != NULL && timeout_ns != 0) {
+    spin_learn(&w->spin, bertha_now_ns() - begin, bound);
+  }
+  return ready;
+}
+
+int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask) {
+  bool any = false;
+  for (nfds_t i = 0; i < count; i++) {
+    struct conn *c = fds[i].fd >= 0 ? conn_of(fds[i].fd) : NULL;
+    if (c != NULL && is_stream(conn_kind(c))) {
+      any = true;
+    } else if (fds[i].fd >= 0) {
+      eset_polled(fds[i].fd);
+    }
+  }
+  struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+  if (LIKELY(!any)) {
+    int n = REAL(ppoll)(fds, count, timeout_ns >= 0 ? &timeout : NULL, mask);
+    return n >= 0 ? n : -errno;
+  }
+  uint8_t class_space[STACK_FDS];
+  struct pollfd kernel_space[STACK_FDS + 1];
+  struct poll_call p = {.user = fds, .count = count, .class = class_space, .kernel = kernel_space};
+  void *heap = NULL;
+  if (count > STACK_FDS) {
+    heap = malloc((count + 1) * sizeof(struct pollfd) + count);
+    if (heap == NULL) {
+      return -ENOMEM;
+    }
+    p.kernel = heap;
+    p.class = (uint8_t *)heap + (count + 1) * sizeof(struct pollfd);
+  }
+  for (nfds_t i = 0; i < count; i++) {
+    fds[i].revents = 0;
+  }
+  classify(&p);
+  int64_t begin = bertha_now_ns();
+  int result;
+  for (;;) {
+    int64_t left = timeout_ns;
+    if (timeout_ns > 0) {
+      left = timeout_ns - (bertha_now_ns() - begin);
+      left = left > 0 ? left : 0;
+    }
+    if (p.rings > 0) {
+      result = poll_rings(&p, left, mask);
+      break;
+    }
+    fill_kernel(&p);
+    result = kernel_poll_call(&p, -1, left, mask);
+    if (result < 0) {
+      break;
+    }
+    take_kernel(&p);
+    if (result == 0) {
+      break;
+    }
+    classify(&p); /* a bell byte may be all there is: then the connection has come to the rings */
+    if (p.rings == 0) {
+      break;
+    }
+  }
+  free(heap);
+  return result;
+}

@@ -1,0 +1,30 @@
+/* Waiting: look at the rings, spin while that pays, then sleep in the kernel with a bell within reach. */
+#ifndef BERTHA_WAIT_H
+#define BERTHA_WAIT_H
+
+#include "shim.h"
+
+/* Until one of POLLIN, POLLOUT may hold for the connection.  `deadline` in bertha_now_ns() terms, -1: none.
+ * 0, -EAGAIN at the deadline, -EINTR. */
+int wait_conn(struct conn *c, int fd, short want, int64_t deadline);
+/* poll() over any descriptors; -errno instead of errno. */
+int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask);
+void wait_after_fork(void);
+void wait_fd_moved(int from, int to);
+void wait_note_signal(int number, const struct sigaction *action);
+
+/* How long to look before sleeping. */
+struct spinner {
+  int32_t score;
+};
+int64_t spin_budget(const struct spinner *s, int64_t now, int64_t bound_ns);
+void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns);
+int64_t link_spin_bound(const struct link *l);
+/* Publishes which processor this side runs on; true when the other side last ran on the same one. */
+bool same_processor(struct link *l);
+
+/* An entry among a link's sleepers for this side; 0: none left. */
+uint32_t sleeper_take(struct link *l, uint32_t bell);
+void sleeper_give_back(struct link *l, uint32_t index);
+
+#endif
