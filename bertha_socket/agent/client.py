@@ -35,10 +35,14 @@ def _dial(path: str, patience: float) -> socket.socket:
     except OSError as error:
         connection.close()
         number = error.errno or errno.ETIMEDOUT
-        raise AgentError(number, f"{path}: no agent answers ({os.strerror(number)}); start one: bertha agent") from None
+        raise AgentError(
+            number, f"{path}: no agent answers ({os.strerror(number)}); start one: bertha agent"
+        ) from None
     if os.geteuid() not in (0, uid) and uid != 0:
         connection.close()
-        raise AgentError(errno.EPERM, f"{path}: this agent belongs to another user (uid {uid}); set BERTHA_AGENT")
+        raise AgentError(
+            errno.EPERM, f"{path}: this agent belongs to another user (uid {uid}); set BERTHA_AGENT"
+        )
     return connection
 
 

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-__all__ = ["NO_EXEC", "NO_COMMAND", "Chain", "CommandError", "Step", "find_command", "follow"]
+__all__ = ["NO_EXEC", "NO_COMMAND", "Chain", "CommandError", "Step", "find_command", "follow", "is_text"]
 
 NO_EXEC = 126  # found, cannot be executed; as env(1) and every shell
 NO_COMMAND = 127  # not found
@@ -107,7 +107,7 @@ def _shebang(path: str) -> tuple[str, str | None] | None:
     return os.fsdecode(words[0]), argument or None
 
 
-def _is_text(path: str) -> bool:
+def is_text(path: str) -> bool:
     """Whether execvp(3) would hand the file to the shell (ENOEXEC): neither ELF nor anything binary."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -231,7 +231,7 @@ def follow(path: str, argv: Sequence[str], environ: Mapping[str, str]) -> Chain:
             depth = 0
             steps.append(Step(path, "started by env"))
             continue
-        if _is_text(path) and os.path.exists(_SHELL):
+        if is_text(path) and os.path.exists(_SHELL):
             words = [_SHELL, path, *words[1:]]
             path = _SHELL
             steps.append(Step(path, "shell for a file without #!"))

@@ -16,7 +16,16 @@ __all__ = ["Elf", "NotElf", "read_elf"]
 _PT_INTERP = 3
 _PT_DYNAMIC = 2
 _SHT_NOBITS = 8
-_MACHINES = {3: "i386", 8: "mips", 20: "ppc", 21: "ppc64", 22: "s390", 40: "arm", 62: "x86-64", 183: "aarch64"}
+_MACHINES = {
+    3: "i386",
+    8: "mips",
+    20: "ppc",
+    21: "ppc64",
+    22: "s390",
+    40: "arm",
+    62: "x86-64",
+    183: "aarch64",
+}
 _MACHINES |= {243: "riscv", 258: "loongarch"}
 _TABLE_MAX = 1 << 20  # bytes of a program or section header table; real ones have a few kilobytes
 _PATH_MAX = 4096

@@ -54,7 +54,9 @@ def probe(preload: str, environ: Mapping[str, str] | None = None) -> tuple[str |
             os.close(writer)
     if answer.startswith("ok "):
         return answer[3:], ""
-    return None, _first_line(done.stderr) or f"{command[0]} ran with exit code {done.returncode}, without the library"
+    return None, _first_line(
+        done.stderr
+    ) or f"{command[0]} ran with exit code {done.returncode}, without the library"
 
 
 def loader_takes(loader: str, program: str, preload: str, environ: Mapping[str, str]) -> str | None:
@@ -71,8 +73,7 @@ def loader_takes(loader: str, program: str, preload: str, environ: Mapping[str, 
             [loader, "--list", os.path.abspath(program)],
             env=env,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             errors="replace",
             timeout=_PATIENCE,

@@ -100,9 +100,9 @@ def _judge(chain: Chain, elf: Elf | None, shim: Elf | None) -> tuple[str, str, b
         return "libc", f"{name} uses {libc}, and the preload library is made for glibc", False
     if chain.environment:
         return "environment", f"{chain.environment}, so it does not reach {name}", True
-    if os.path.basename(name) in _CLEANERS:
-        text = f"{os.path.basename(name)} clears the environment: write '{os.path.basename(name)} bertha-run ...'"
-        return "environment", text, True
+    base = os.path.basename(name)
+    if base in _CLEANERS:
+        return "environment", f"{base} clears the environment (write '{base} bertha-run ...')", True
     return "ok", "", True
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-from bertha_socket.cli._command import NO_COMMAND, NO_EXEC, CommandError
+from bertha_socket.cli._command import NO_COMMAND, NO_EXEC, CommandError, is_text
 from bertha_socket.cli._judgement import Judgement, disabled, judge
 from bertha_socket.cli._preload import Library, compose, find_library
 from bertha_socket.cli._target import Target, inspect
@@ -170,7 +170,7 @@ def _restore_signals() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
 
 
-def _exec(path: str, argv: Sequence[str], env: dict[str, str]) -> NoReturn:
+def _exec(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:
     _restore_signals()
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -181,7 +181,7 @@ def _exec(path: str, argv: Sequence[str], env: dict[str, str]) -> NoReturn:
         except OSError as error:
             import errno
 
-            if error.errno != errno.ENOEXEC:
+            if error.errno != errno.ENOEXEC or not is_text(path):
                 raise
             # A script without #!: execvp(3) and every shell run it with the shell.
             os.execve("/bin/sh", ["/bin/sh", path, *argv[1:]], env)
@@ -208,7 +208,7 @@ def _hook(options: _Options, library: Library, target: Target, env: dict[str, st
         found = Judgement(str(error), False, True)
         preload = compose(existing, library.path, wanted=False)
     if found.obstacle is not None and (options.require or found.certain):
-        problem(found.obstacle, "it runs plain")
+        problem(found.obstacle, "the program runs plain")
     if preload:
         env["LD_PRELOAD"] = preload
     elif existing:
