@@ -33,6 +33,8 @@ PLAIN_CELLS = {
     "plain-overhead": {"none"},
     "idle": {"tcp"},
     "pingpong": {"tcp", "unix-socket"},
+    "memcached": {"tcp", "unix-socket"},
+    "nginx": {"tcp"},
 }
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
@@ -41,6 +43,8 @@ METRICS = {
     "setup": {"rate"},
     "idle": {"descriptors", "memory"},
     "pingpong": {"p50", "p99"},
+    "memcached": {"rate", "server_cpu"},
+    "nginx": {"rate"},
 }
 
 

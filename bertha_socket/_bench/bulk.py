@@ -68,14 +68,6 @@ def _settings(stage: Stage, report: Report, quick: bool) -> list[tuple[Variant, 
     return found
 
 
-def _measure(stage: Stage, report: Report, variant: Variant, stream: Stream, seconds: float) -> Sample:
-    log = stage.path(".log")
-    sample = stream.run(seconds, variant.logged(log).shim)
-    if variant.shim is not None:
-        variants.check(report, variant, log)
-    return sample
-
-
 def run(options: interleave.Options) -> Report:
     rounds = options.rounds_or(3, 7)
     seconds = (1.0 if options.quick else 2.0) * options.scale
@@ -94,7 +86,7 @@ def run(options: interleave.Options) -> Report:
                 stream.run(min(seconds, 0.05), logged.shim)
 
             if variants.prove(stage, report, variant, probe):
-                measure = partial(_measure, stage, report, variant, stream, seconds)
+                measure = partial(variants.measured, stage, report, variant, partial(stream.run, seconds))
                 report.cells.append(Cell(variant.name, params, measure, UNITS))
         interleave.run(report, rounds, options)
     for cell in report.cells:

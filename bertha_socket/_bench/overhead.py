@@ -140,4 +140,4 @@ def _check_server(report: Report, running: Running) -> None:
     report.carried.setdefault("server", connlog.carried([])).update(connlog.carried(connections))
     wrong = connlog.objection(connections, connlog.PLAIN)
     if wrong is not None:
-        report.failures.append(f"server: {wrong}")
+        report.fail(f"server: {wrong}")

@@ -11,7 +11,7 @@ from functools import partial
 
 from bertha_socket._bench import interleave, variants
 from bertha_socket._bench.redispair import TESTS, UNITS, RedisLoad, RedisServer
-from bertha_socket._bench.report import Cell, Report, Sample, Target
+from bertha_socket._bench.report import Cell, Report, Target
 from bertha_socket._bench.stage import Stage
 from bertha_socket._bench.variants import Variant
 
@@ -57,7 +57,7 @@ def run(options: interleave.Options) -> Report:
                 if not variants.prove(stage, report, variant, probe):
                     continue
                 report.commands.setdefault(variant.name, " ".join(load.argv(load.requests)))
-                measure = partial(_logged, stage, report, variant, load)
+                measure = partial(variants.measured, stage, report, variant, partial(load.run, load.requests))
                 report.cells.append(Cell(variant.name, configuration, measure, UNITS))
         report.cells.sort(key=lambda cell: CONFIGURATIONS.index(cell.params))
         interleave.run(report, rounds, options)
@@ -74,13 +74,3 @@ def run(options: interleave.Options) -> Report:
                         _WANTED.get((name, under)) if configuration is MAIN else None,
                     )
     return report
-
-
-def _logged(stage: Stage, report: Report, variant: Variant, load: RedisLoad) -> Sample:
-    """Every round is logged: a few dozen connections cost nothing beside their requests."""
-    log = stage.path(".log")
-    sample = load.run(shim=variant.logged(log).shim)
-    if variant.shim is not None:
-        variants.check(report, variant, log)
-        log.unlink(missing_ok=True)
-    return sample

@@ -124,6 +124,11 @@ class Report:
     started: str = ""
     took_s: float = 0.0
 
+    def fail(self, what: str) -> None:
+        """Something was not as it should be; the same is said only once."""
+        if what not in self.failures:
+            self.failures.append(what)
+
     def cell(self, variant: str, **params: Any) -> Cell | None:
         """The measured cell with this variant and these parameters, None when it was skipped."""
         for cell in self.cells:

@@ -15,7 +15,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-PROGRAMS = ("server", "ping", "rate", "hold")
+PROGRAMS = ("server", "ping", "rate", "hold", "load")
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra")
 _PACKAGES = {
     "cc": "gcc",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bertha_socket._bench import connlog, tools
-from bertha_socket._bench.report import Report
+from bertha_socket._bench.report import Report, Sample
 from bertha_socket._bench.stage import Failed, Shim, Stage
 
 
@@ -81,11 +81,22 @@ def prove(stage: Stage, report: Report, variant: Variant, use: Callable[[Variant
     try:
         use(variant.logged(log))
     except Failed as failed:
-        report.failures.append(f"{variant.name}: {failed}")
+        report.fail(f"{variant.name}: {failed}")
         return False
     if variant.shim is None:
         return True
     return check(report, variant, log)
+
+
+def measured(stage: Stage, report: Report, variant: Variant, use: Callable[[Shim | None], Sample]) -> Sample:
+    """One round that is logged and checked as well: for programs whose connections are few and long."""
+    if variant.shim is None:
+        return use(None)
+    log = stage.path(".log")
+    sample = use(variant.shim.logged(log))
+    check(report, variant, log)
+    log.unlink(missing_ok=True)
+    return sample
 
 
 def check(report: Report, variant: Variant, log: Path) -> bool:
@@ -98,5 +109,5 @@ def check(report: Report, variant: Variant, log: Path) -> bool:
     if variant.optional:
         report.skipped.setdefault(variant.name, wrong)
     else:
-        report.failures.append(f"{variant.name}: {wrong}")
+        report.fail(f"{variant.name}: {wrong}")
     return False
