@@ -45,7 +45,9 @@ class BuildNative(build_py):
         try:
             subprocess.run(command, check=True)
         except subprocess.CalledProcessError as error:
-            raise ExecError(f"building {SHIM} failed (status {error.returncode}): see make's output") from error
+            raise ExecError(
+                f"building {SHIM} failed (status {error.returncode}): see make's output"
+            ) from error
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = super().get_outputs(include_bytecode)

@@ -3,7 +3,7 @@
 # can: as root on Debian (or a derivative), with apt-get.  Everyone else is told what is missing, and the
 # rest goes on: what needs a missing program says so itself.
 #
-#   tools/deps.sh [--check] GROUP...      groups: build test lint demo bench
+#   tools/deps.sh [--check] GROUP...      groups: build test lint demo bench; from the top of the checkout
 #
 # --check only tells.  Services that come with a package are not started: while packages are installed,
 # /usr/sbin/policy-rc.d says no (an existing one is left as it is).  A machine with systemd may start
@@ -100,6 +100,9 @@ look() {
       bench)
         need redis-tools "benchmarks" has redis-benchmark
         need redis-server "benchmarks" has redis-server
+        need memcached "benchmarks" has memcached
+        need nginx-light "benchmarks" has nginx
+        need wrk "benchmarks" has wrk
         need iperf3 "benchmarks" has iperf3
         need iproute2 "network namespaces" has ip
         ;;
@@ -138,14 +141,24 @@ if [ ! -e "$policy" ]; then
 fi
 
 export DEBIAN_FRONTEND=noninteractive
+log=build/deps.log # below the checkout, from which make runs us
+mkdir -p build
+apt() {
+  echo "# apt-get $*" >>"$log"
+  apt-get -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -qq "$@" </dev/null >>"$log" 2>&1
+}
 install() {
   # shellcheck disable=SC2086 # a list of packages
-  apt-get -o DPkg::Lock::Timeout=300 -qq install -y --no-install-recommends $missing </dev/null
+  apt install -y --no-install-recommends $missing
 }
-echo "deps: installing" $missing
+: >"$log"
+echo "deps: installing $(echo $missing) (log: $log)"
 if ! has_file /var/lib/apt/lists/*_Packages* || ! install; then
   echo "deps: bringing the package lists up to date, then once more"
-  apt-get -o DPkg::Lock::Timeout=300 -qq update
+  apt update || echo "deps: apt-get update failed; trying with the lists there are"
   look >/dev/null # with lists, the names that depend on a version are known
-  install
+  install || {
+    tail -n 20 "$log" >&2
+    echo "deps: apt-get could not install $(echo $missing): see $log; going on without" >&2
+  }
 fi
