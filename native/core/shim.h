@@ -3,7 +3,6 @@
 #ifndef BERTHA_SHIM_H
 #define BERTHA_SHIM_H
 
-
 #include <errno.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -168,11 +167,18 @@ void bertha_unlock(_Atomic uint32_t *lock);
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
 void conn_track(int fd, struct conn *c); /* takes over a reference */
-uint32_t conn_index(const struct conn *c);
-struct conn *conn_by_index(uint32_t index);
 void conn_forget(int fd);
 void conn_fork_prepare(void);
 void conn_fork_failed(void);
+
+#define BERTHA_RECORD 512u /* bytes from one connection's record to the next */
+extern uint8_t *bertha_records;
+static inline struct conn *conn_by_index(uint32_t index) {
+  return (struct conn *)(void *)(bertha_records + (size_t)index * BERTHA_RECORD);
+}
+static inline uint32_t conn_index(const struct conn *c) {
+  return (uint32_t)((size_t)((const uint8_t *)c - bertha_records) / BERTHA_RECORD);
+}
 
 static inline struct conn *conn_of(int fd) {
   if (UNLIKELY((unsigned)fd >= BERTHA_FDS || bertha.fds == NULL)) {

@@ -9,10 +9,9 @@
 
 #include "agentc.h"
 
-#define RECORD_SIZE 512u
-_Static_assert(sizeof(struct conn) <= RECORD_SIZE, "a connection's record has outgrown its stride");
+_Static_assert(sizeof(struct conn) <= BERTHA_RECORD, "a connection's record has outgrown its stride");
 
-static uint8_t *records;
+uint8_t *bertha_records;
 static _Atomic uint64_t *free_head; /* count of changes << 32 | index + 1 */
 
 static size_t records_offset(void) {
@@ -28,7 +27,7 @@ bool bertha_table_open(void) {
     return false;
   }
   if (!bertha.table_ready) {
-    size_t size = records_offset() + (size_t)RECORD_SIZE * BERTHA_CONNS;
+    size_t size = records_offset() + (size_t)BERTHA_RECORD * BERTHA_CONNS;
     int fd = memfd_create("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     void *p = MAP_FAILED;
     if (fd >= 0 && ftruncate(fd, (off_t)size) == 0 &&
@@ -47,25 +46,17 @@ bool bertha_table_open(void) {
       bertha.table = p;
       bertha.table->version = BERTHA_LAYOUT_VERSION;
       bertha.table->conn_count = BERTHA_CONNS;
-      bertha.table->conn_size = RECORD_SIZE;
+      bertha.table->conn_size = BERTHA_RECORD;
       bertha.table->conn_offset = records_offset();
       bertha.table->magic = BERTHA_MAGIC_TABLE;
       free_head = (_Atomic uint64_t *)(void *)((uint8_t *)p + 1024);
-      records = (uint8_t *)p + records_offset();
+      bertha_records = (uint8_t *)p + records_offset();
       bertha.table_fd = fd >= 0 ? bertha_hide_fd(fd) : -1;
       bertha.table_ready = true;
     }
   }
   bertha_unlock(&once);
   return bertha.table_ready;
-}
-
-struct conn *conn_by_index(uint32_t index) {
-  return (struct conn *)(void *)(records + (size_t)index * RECORD_SIZE);
-}
-
-uint32_t conn_index(const struct conn *c) {
-  return (uint32_t)((size_t)((const uint8_t *)c - records) / RECORD_SIZE);
 }
 
 static struct conn *take_record(void) {
