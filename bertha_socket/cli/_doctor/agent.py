@@ -1,0 +1,86 @@
+"""Probes of the agent: may its socket be where it is, does it serve, could one be started."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from bertha_socket._version import __version__
+from bertha_socket.agent import client, paths
+from bertha_socket.cli._doctor import Finding, limited, no, ok, probe
+
+_AREA = "agent"
+
+
+@probe(_AREA, "place of the socket", essential=True)
+def place() -> Finding:
+    """The directory: ours, and nobody else's to write in."""
+    path = paths.default_path()
+    folder = os.path.dirname(path)
+    if not os.path.isabs(path):
+        return no(f"BERTHA_AGENT={path} is not an absolute path", "set BERTHA_AGENT to an absolute path")
+    if len(os.fsencode(path)) > paths.PATH_MAX:
+        return no(f"{path} is longer than a unix socket's path may be", "set BERTHA_AGENT to a shorter path")
+    if not os.path.exists(folder):
+        parent = os.path.dirname(folder)
+        if os.access(parent, os.W_OK | os.X_OK):
+            return ok(f"{folder} will be made by the first agent")
+        return no(
+            f"{folder} does not exist and cannot be made", "set BERTHA_AGENT to a path in your own directory"
+        )
+    try:
+        paths.check_folder(folder)
+    except paths.PlaceError as error:
+        reason, _, remedy = (error.strerror or str(error)).rpartition("; ")
+        return no(reason, remedy)
+    return ok(f"{folder}, owned by uid {os.stat(folder).st_uid}")
+
+
+@probe(_AREA, "agent", essential=True)
+def serving() -> Finding:
+    """The agent that programs would use; where there is none, whether one can start (elsewhere, and ended)."""
+    path = paths.default_path()
+    if client.is_serving(path):
+        try:
+            version = client.status(path).get("version")
+        except client.AgentError as error:
+            return no(f"{error}", "stop that agent; the next bertha-run starts another")
+        if version not in (None, __version__):
+            return limited(
+                f"serving at {path}, but as version {version}; this is {__version__}",
+                "stop that agent; the next bertha-run starts another",
+            )
+        return ok(f"serving at {path}")
+    if os.path.exists(path):
+        try:
+            client.status(path)
+        except client.AgentError as error:
+            owner = os.lstat(path).st_uid
+            if owner not in (0, os.geteuid()):
+                return no(
+                    f"{path} belongs to another user (uid {owner})", "set BERTHA_AGENT to your own path"
+                )
+            found = f"{error}"
+        else:
+            return no(f"{path}: that agent belongs to another user", "set BERTHA_AGENT to your own path")
+    else:
+        found = f"none at {path}"
+    problem = _cannot_start()
+    if problem:
+        return no(f"{found}; none can be started: {problem}", "bertha agent --help")
+    return ok(f"none at {path} now; one can be started, and bertha-run does it")
+
+
+def _cannot_start() -> str | None:
+    try:
+        from bertha_socket.agent.start import ensure_agent
+    except ImportError as error:
+        return str(error)
+    with tempfile.TemporaryDirectory(prefix="bertha-doctor-") as folder:
+        path = os.path.join(folder, "agent.sock")
+        try:
+            ensure_agent(path)
+            client.stop(path)
+        except OSError as error:
+            return str(error)
+    return None
