@@ -138,3 +138,29 @@ def test_native_tests_that_fail_fail_make(tree: Path) -> None:
     assert done.returncode != 0
     assert "test_bad FAILED (status 3)" in done.stdout
     assert "tests/test_bad" in done.stderr
+
+
+def test_fuzzers_run_a_bounded_time_and_what_they_find_fails_make(tree: Path) -> None:
+    if shutil.which("clang") is None:
+        pytest.skip("clang is not installed")
+    tests = tree / "native/tests"
+    tests.mkdir()
+    source = (
+        '#include "answer.h"\n#include <stddef.h>\n#include <stdint.h>\n#include <stdlib.h>\n'
+        "int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);\n"
+        "int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {\n"
+        "  if (size > 0 && data[0] == LIMIT && answer() == 42) {\n    abort();\n  }\n  return 0;\n}\n"
+    )
+    fuzzer = tests / "fuzz_answer.c"
+    fuzzer.write_text(source.replace("LIMIT", "256"), encoding="utf-8")
+    assert "found nothing" in _make(tree, "fuzz", "FUZZ_RUNS=500")
+    fuzzer.write_text(source.replace("LIMIT", "7"), encoding="utf-8")
+    _later(fuzzer)
+    done = subprocess.run(
+        ["make", "-C", str(tree / "native"), "fuzz", "FUZZ_RUNS=100000"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode != 0
+    assert list((tree / "native/build/fuzz").glob("fuzz_answer-crash-*"))
