@@ -30,7 +30,7 @@ PLAIN_CELLS = {
     "redis": {"tcp", "unix-socket"},
     "bulk": {"tcp"},
     "setup": {"tcp"},
-    "plain-overhead": {"none"},
+    "plain-overhead": {"none", "control"},
     "idle": {"tcp"},
     "pingpong": {"tcp", "unix-socket"},
     "memcached": {"tcp", "unix-socket"},
@@ -102,7 +102,7 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
     for variant, counts in found["carried"].items():
         if variant in names and variant.startswith(("shm", "unix")):
             assert set(counts) == {variant.partition("-")[0]}
-    for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "server"}:
+    for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "control"}:
         assert sum(found["carried"][variant].values()) > 0
     try:
         tools.shim_library()

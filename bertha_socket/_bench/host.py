@@ -30,6 +30,12 @@ def _cpu_model() -> str:
     return found.group(1).strip() if found else platform.machine()
 
 
+def _congestion_control() -> str:
+    """It decides how fast plain TCP is on the loopback interface; new namespaces begin with the same."""
+    path = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+    return path.read_text(encoding="ascii").strip() if path.exists() else "unknown"
+
+
 def _memory_mib() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // (1 << 20)
 
@@ -62,6 +68,7 @@ def describe(programs: tuple[str, ...] = ()) -> dict[str, object]:
         "cpus": cpus(),
         "memory_mib": _memory_mib(),
         "load_before": os.getloadavg()[0],
+        "tcp_congestion_control": _congestion_control(),
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),
         "bertha_socket": package_version(),

@@ -1,55 +1,109 @@
 """What a program under ``bertha-run`` pays when its peers are plain: throughput and set-up, with/without.
 
-``client``: only the client is under the shim; ``server``: only the server is; ``none``: the yardstick.  The
-small programs run on one processor, where nothing hides behind a wake-up.
+``client``: only the client is under the shim; ``server``: only the server is; ``none``: the yardstick;
+``control``: the yardstick once more, so that its ratio shows what this machine's noise alone does.  The
+small programs run on one processor, where nothing hides behind a wake-up; for them there is also the
+processor time of both ends together, which other work on the machine disturbs less than it does rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from bertha_socket._bench import connlog, interleave, tools, variants
+from bertha_socket._bench import connlog, interleave, netns, tools
 from bertha_socket._bench.bulk import UNITS as BULK_UNITS
 from bertha_socket._bench.bulk import Stream
 from bertha_socket._bench.pinger import Pinger
 from bertha_socket._bench.redispair import UNITS as REDIS_UNITS
-from bertha_socket._bench.redispair import RedisLoad, RedisServer
+from bertha_socket._bench.redispair import RedisLoad, RedisServer, processor_ns
 from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.setup import Rater
-from bertha_socket._bench.stage import Running, Shim, Stage
+from bertha_socket._bench.stage import Shim, Stage
 from bertha_socket._bench.variants import Variant
 
 PROGRAMS = ("redis-server", "redis-benchmark", "iperf3")
-WHO = ("none", "client", "server")
-_UNITS = BULK_UNITS | REDIS_UNITS | {"rate": "1/s", "connections": "1/s"}
+WHO = ("none", "control", "client", "server")
+_SHIMMED = ("client", "server")
+_UNITS = BULK_UNITS | REDIS_UNITS | {"rate": "1/s", "connections": "1/s", "cpu": "us"}
+_METRICS: Mapping[str, tuple[str, ...]] = {
+    "request/response 64 B": ("rate", "cpu"),
+    "redis c50": ("get_rps", "set_rps"),
+    "redis c50 P16": ("get_rps", "set_rps"),
+    "iperf3": ("rate",),
+    "set-up": ("connections", "cpu"),
+}
 
 
 @dataclass
-class _Sides:
-    """Which side has a shim, and where the server's connections are logged."""
+class _Set:
+    """One of WHO: its servers run, its clients can."""
 
     who: str
     client: Variant
-    server: Variant
+    pinger: Pinger
+    rater: Rater
+    stream: Stream
+    load: RedisLoad
+    piped: RedisLoad
+
+    @classmethod
+    def make(
+        cls, stage: Stage, programs: dict[str, Path], host: netns.Host, who: str, log: Path | None = None
+    ) -> _Set:
+        """``log``: where the server's side writes its connections, if it has a shim."""
+        plain = Variant("none", "without")
+        client = Variant(who, "client under bertha-run", shim=Shim()) if who == "client" else plain
+        server = Variant(who, "server under bertha-run", shim=Shim(log=log)) if who == "server" else plain
+        redis = RedisServer(stage, host, server.shim)
+        return cls(
+            who,
+            client,
+            Pinger(stage, programs, host, host, client, 64, "one", server),
+            Rater(stage, programs, host, client, 0, "one", server),
+            Stream(stage, host, client.shim, server.shim),
+            RedisLoad(redis, client.shim),
+            RedisLoad(redis, client.shim, pipeline=16),
+        )
+
+    def short(self, variant: Variant) -> None:
+        """A little of everything, for the proof."""
+        self.pinger.probe(variant)
+        self.rater.probe(variant)
+        self.load.run(1000, variant.shim)
+        self.stream.run(0.05, variant.shim)
+
+    def stop(self) -> None:
+        for running in (self.pinger.running, self.rater.running, self.stream.running):
+            running.stop()
+        self.load.server.running.stop()
+
+    def ping(self, requests: int) -> Sample:
+        before = processor_ns(self.pinger.running.pid)
+        times = self.pinger.ping(1, requests)
+        spent = (processor_ns(self.pinger.running.pid) - before) / 1000 + times.cpu_us
+        return Sample({"rate": requests / times.wall_us * 1e6, "cpu": spent / requests})
+
+    def connect(self, count: int) -> Sample:
+        before = processor_ns(self.rater.running.pid)
+        values = self.rater.measure(count, 4).values
+        spent = (processor_ns(self.rater.running.pid) - before) / 1000
+        return Sample({"connections": values["rate"], "cpu": values["client_cpu"] + spent / count})
 
 
-def _sides(stage: Stage, who: str) -> _Sides:
-    plain = Variant("none", "without")
-    shimmed = Variant(who, f"{who} under bertha-run", shim=Shim())
-    client = shimmed if who == "client" else plain
-    server = shimmed.logged(stage.path(".log")) if who == "server" else plain
-    return _Sides(who, client, server)
-
-
-def _ping(pinger: Pinger, requests: int) -> Sample:
-    times = pinger.ping(1, requests)
-    return Sample({"rate": requests / times.wall_us * 1e6})
-
-
-def _connections(rater: Rater, count: int) -> Sample:
-    return Sample({"connections": rater.measure(count, 4).values["rate"]})
+def _prove(stage: Stage, report: Report, programs: dict[str, Path], host: netns.Host, who: str) -> None:
+    """That all connections are plain, from the log of the side that has the shim."""
+    log = stage.path(".log")
+    made = _Set.make(stage, programs, host, who, log)
+    made.short(made.client.logged(log))
+    made.stop()
+    connections = connlog.read(log, who)
+    report.carried[who] = connlog.carried(connections)
+    wrong = connlog.objection(connections, connlog.PLAIN)
+    if wrong is not None:
+        report.fail(f"{who}: {wrong}")
 
 
 def run(options: interleave.Options) -> Report:
@@ -64,80 +118,44 @@ def run(options: interleave.Options) -> Report:
         options={"rounds": rounds, "requests": requests, "connections": count, "redis_seconds": seconds},
     )
     programs = tools.build()
+    chosen: tuple[str, ...] = WHO
+    try:
+        tools.shim_library()
+    except tools.Unavailable as missing:
+        report.skipped |= {who: str(missing) for who in _SHIMMED}
+        chosen = tuple(who for who in WHO if who not in _SHIMMED)
     with Stage() as stage:
         host = stage.one_host()
-        servers: list[tuple[str, Running]] = []
-        probes: dict[str, list[Callable[[Variant], object]]] = {}
-        try:
-            tools.shim_library()
-            chosen: tuple[str, ...] = WHO
-        except tools.Unavailable as missing:
-            report.skipped |= {who: str(missing) for who in WHO[1:]}
-            chosen = WHO[:1]
         for who in chosen:
-            sides = _sides(stage, who)
-            pinger = Pinger(stage, programs, host, host, sides.client, 64, "one", sides.server)
-            rater = Rater(stage, programs, host, sides.client, 0, "one", sides.server)
-            redis = RedisServer(stage, host, sides.server.shim)
-            stream = Stream(stage, host, sides.client.shim, sides.server.shim)
-            load = RedisLoad(redis, sides.client.shim)
-            load.calibrate(seconds, least)
-            piped = RedisLoad(redis, sides.client.shim, pipeline=16)
-            piped.calibrate(seconds, least)
-            servers += [(who, place.running) for place in (pinger, rater, redis, stream)]
-            probes[who] = [
-                pinger.probe,
-                rater.probe,
-                lambda v, load=load: load.run(1000, v.shim),  # type: ignore[misc]
-                lambda v, stream=stream: stream.run(0.05, v.shim),  # type: ignore[misc]
-            ]
-            measures: dict[str, Callable[[], Sample]] = {
-                "request/response 64 B": partial(_ping, pinger, requests),
-                "set-up": partial(_connections, rater, count),
-                "redis c50": load.run,
-                "redis c50 P16": piped.run,
-                "iperf3": partial(stream.run, 1.0 * options.scale),
-            }
-            for what, measure in measures.items():
-                report.cells.append(Cell(who, {"what": what}, measure, _UNITS))
-        report.cells.sort(key=lambda cell: str(cell.params["what"]))
-        if "client" in probes:
-            client = _sides(stage, "client").client
-            for probe in probes["client"]:
-                variants.prove(stage, report, client, probe)
+            if who in _SHIMMED:
+                _prove(stage, report, programs, host, who)
+        sets = [_Set.make(stage, programs, host, who) for who in chosen]
+        plain, piped = sets[0].load.calibrate(seconds, least), sets[0].piped.calibrate(seconds, least)
+        for made in sets:
+            made.load.requests, made.piped.requests = plain, piped
+        for what in _METRICS:
+            for made in sets:
+                measures: dict[str, Callable[[], Sample]] = {
+                    "request/response 64 B": partial(made.ping, requests),
+                    "set-up": partial(made.connect, count),
+                    "redis c50": made.load.run,
+                    "redis c50 P16": made.piped.run,
+                    "iperf3": partial(made.stream.run, 1.0 * options.scale),
+                }
+                report.cells.append(Cell(made.who, {"what": what}, measures[what], _UNITS))
         interleave.run(report, rounds, options)
-        for who, running in servers:
-            running.stop()
-            if who == "server" and running.log is not None:
-                _check_server(report, running)
-    metrics = {
-        "request/response 64 B": ("rate",),
-        "redis c50": ("get_rps", "set_rps"),
-        "redis c50 P16": ("get_rps", "set_rps"),
-        "iperf3": ("rate",),
-        "set-up": ("connections",),
-    }
-    for what, names in metrics.items():
-        target = Target(0.95 if what == "set-up" else 0.97, at_least=True)
-        for who in WHO[1:]:
-            for metric in names:
-                label = f"{what}{' ' + metric[:3].upper() if metric.endswith('_rps') else ''}"
-                params = {"what": what}
-                report.ratio(
-                    f"{label}, {who} under bertha-run/without",
-                    metric,
-                    (who, params),
-                    ("none", params),
-                    target,
-                )
+    _figures(report)
     return report
 
 
-def _check_server(report: Report, running: Running) -> None:
-    """What a server under the shim logged while its clients were plain."""
-    assert running.log is not None
-    connections = connlog.read(running.log, "server")
-    report.carried.setdefault("server", connlog.carried([])).update(connlog.carried(connections))
-    wrong = connlog.objection(connections, connlog.PLAIN)
-    if wrong is not None:
-        report.fail(f"server: {wrong}")
+def _figures(report: Report) -> None:
+    labels = {"get_rps": " GET", "set_rps": " SET", "cpu": " processor time"}
+    for what, metrics in _METRICS.items():
+        for metric in metrics:
+            bound = 0.95 if what == "set-up" else 0.97
+            for who in WHO[1:]:
+                judged = metric != "cpu" and who in _SHIMMED
+                target = Target(bound, at_least=True) if judged else None
+                name = f"{who} under bertha-run/without" if who in _SHIMMED else "control: without/without"
+                label = f"{what}{labels.get(metric, '')}, {name}"
+                report.ratio(label, metric, (who, {"what": what}), ("none", {"what": what}), target)

@@ -81,8 +81,9 @@ class RedisLoad:
         values["server_cpu"] = spent / 1000 / (count * len(TESTS))
         return Sample(values)
 
-    def calibrate(self, seconds: float, least: int, shim: Shim | None = None) -> None:
+    def calibrate(self, seconds: float, least: int, shim: Shim | None = None) -> int:
         """Choose the number of requests so that each of the two tests takes about ``seconds``."""
         first = self.run(max(least, min(_CALIBRATION, least * 10)), shim)
         rate = min(first.values[f"{test}_rps"] for test in TESTS)
         self.requests = max(least, int(rate * seconds))
+        return self.requests

@@ -63,7 +63,10 @@ def lines(report: Report) -> Iterator[str]:
     yield f"{report.bench}: {report.compared}"
     cpus = host.get("cpus")
     count = len(cpus) if isinstance(cpus, list) else 0
-    yield f"on Linux {host['kernel']}, {count} x {host['cpu_model']}, bertha-socket {host['bertha_socket']}"
+    yield (
+        f"on Linux {host['kernel']}, {count} x {host['cpu_model']}, "
+        f"TCP with {host['tcp_congestion_control']}, bertha-socket {host['bertha_socket']}"
+    )
     cells = [cell for cell in report.cells if cell.samples]
     if cells:
         yield from _pooled(cells)
