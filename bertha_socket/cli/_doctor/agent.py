@@ -38,7 +38,7 @@ def place() -> Finding:
 
 @probe(_AREA, "agent", essential=True)
 def serving() -> Finding:
-    """The agent that programs would use; where there is none, whether one can start (elsewhere, and ended)."""
+    """The agent that programs would use; where there is none, whether one can start (tried elsewhere)."""
     path = paths.default_path()
     if client.is_serving(path):
         try:

@@ -1,0 +1,186 @@
+"""`bertha explain PROGRAM ADDRESS`: which rules match, and what would be picked.
+
+Asks the same functions that the agent asks (policy and negotiation), about a connection that need not exist.
+What only a real connection shows (is the listener there, do memory and descriptors suffice) is not part of
+the answer; `bertha ps` and the connection log have it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import json
+import os
+import pwd
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from bertha_socket import policy
+from bertha_socket.cli._command import CommandError, find_command, follow
+from bertha_socket.negotiation.pick import Plan, Wishes, pick
+
+__all__ = ["main", "parse_address"]
+
+_ANY = "?"  # stands for a peer that was not named; no program is called that
+
+
+def parse_address(text: str) -> tuple[policy.Address, int]:
+    """`10.0.0.1:80`, `[::1]:80`, or `:80` for the loopback address.  Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"{text!r}: write ADDRESS:PORT, with an IPv6 address in brackets")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: write an IPv6 address in brackets, [::1]:{port}")
+    return ipaddress.ip_address({"": "127.0.0.1", "localhost": "127.0.0.1"}.get(host, host)), int(port)
+
+
+def _user(given: str | None) -> tuple[str, int]:
+    try:
+        if given is None:
+            entry = pwd.getpwuid(os.geteuid())
+        elif given.isascii() and given.isdigit():
+            entry = pwd.getpwuid(int(given))
+        else:
+            entry = pwd.getpwnam(given)
+    except KeyError:
+        if given is None or given.isdigit():
+            return "", os.geteuid() if given is None else int(given)
+        raise ValueError(f"there is no user {given!r}") from None
+    return entry.pw_name, entry.pw_uid
+
+
+def _subject(words: Sequence[str], user: str | None, name: str) -> policy.Subject:
+    """The process that `words` would become; a program that is not installed here has its name only."""
+    user_name, uid = _user(user)
+    try:
+        chain = follow(find_command(words[0], os.environ), words, os.environ)
+        exe, argv = os.path.realpath(chain.last), chain.argv
+    except CommandError:
+        exe, argv = (words[0] if words[0].startswith("/") else ""), tuple(words)
+    program = os.path.basename(exe) or os.path.basename(words[0])
+    return policy.Subject(program=program, exe=exe, argv=tuple(argv), user=user_name, uid=uid, name=name)
+
+
+def _given(rule: policy.Rule) -> dict[str, Any]:
+    """The rule's keys that say something, as in the file."""
+    plain = policy.Rule()
+    found: dict[str, Any] = {}
+    for key, value in asdict(rule).items():
+        if key == "wishes":
+            unset = Wishes()._asdict()
+            wishes = rule.wishes._asdict()
+            found |= {k: list(v) if isinstance(v, tuple) else v for k, v in wishes.items() if v != unset[k]}
+        elif value != getattr(plain, key):
+            low, high = rule.ports or (0, 0)
+            if key == "ports":
+                found["port"] = low if low == high else f"{low}-{high}"
+            else:
+                found[key] = str(value)
+    return found
+
+
+def _end(
+    rules: policy.Policy, subject: policy.Subject, side: str, address: policy.Address, port: int
+) -> tuple[dict[str, Any], Wishes]:
+    rule = rules.find(subject, side, "tcp", address, port)
+    described: dict[str, Any] = {
+        "side": side,
+        "program": subject.program,
+        "exe": subject.exe,
+        "user": subject.user or str(subject.uid),
+        "rule": None,
+        "says": {},
+    }
+    if rule is not None:
+        described["rule"] = next(i for i, each in enumerate(rules.rules, 1) if each is rule)
+        described["says"] = _given(rule)
+    return described, rule.wishes if rule is not None else Wishes()
+
+
+def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any]:
+    address, port = options.address
+    subject = _subject(options.program, options.user, options.name)
+    peer = _subject([options.peer or _ANY], options.peer_user or options.user, options.peer_name)
+    both = (peer, subject) if options.side == "server" else (subject, peer)
+    ends = list(zip(("client", "server"), both, strict=True))
+    described, wishes = zip(
+        *(_end(rules, subject, side, address, port) for side, subject in ends), strict=True
+    )
+    users = [{subject.user, str(subject.uid)} - {""} for _side, subject in ends]
+    picked = pick(
+        wishes[0],
+        wishes[1],
+        same_user=ends[0][1].uid == ends[1][1].uid,
+        client_user=users[0],
+        server_user=users[1],
+    )
+    plan: dict[str, Any] = {"implementation": "tcp", "cause": picked.cause.value, "spin_us": None}
+    plan["ring_size"] = None
+    if isinstance(picked, Plan):
+        plan |= picked._asdict()
+        plan["cause"] = picked.cause.value
+    return {
+        "address": str(address),
+        "port": port,
+        "policy": rules.path or None,
+        "ends": list(described),
+        "pick": plan,
+    }
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    lines = [f"policy  {found['policy'] or 'none'}"]
+    for end in found["ends"]:
+        who = "any program without a rule of its own" if end["program"] == _ANY else end["program"]
+        lines.append(f"{end['side']}  {who}, user {end['user']}")
+        if end["rule"] is None:
+            lines.append("        no rule matches")
+        else:
+            says = ", ".join(f"{key} = {json.dumps(value)}" for key, value in end["says"].items())
+            lines.append(f"        rule {end['rule']}: {says or '(empty)'}")
+    plan = found["pick"]
+    details = [f"{key}={plan[key]}" for key in ("spin_us", "ring_size") if plan[key] is not None]
+    if plan["cause"] != "none":
+        details.append(f"because: {plan['cause']}")
+    lines.append(f"pick    {plan['implementation']}" + (f" ({', '.join(details)})" if details else ""))
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bertha explain",
+        description="Which rules match a connection of PROGRAM, and what would be picked for it.",
+    )
+    parser.add_argument("program", metavar="PROGRAM", help="name or path, as one would start it")
+    parser.add_argument("address", metavar="ADDRESS", help="of the server: 10.0.0.1:80, [::1]:80, :80")
+    parser.add_argument("--side", choices=("client", "server"), help="which end PROGRAM is (default: client)")
+    parser.add_argument("--name", default="", help="as given with bertha-run --name")
+    parser.add_argument("--user", help="who runs PROGRAM (default: you)")
+    parser.add_argument("--args", default="", help="PROGRAM's arguments, as one would type them")
+    parser.add_argument("--peer", metavar="PROGRAM", help="the program at the other end")
+    parser.add_argument("--peer-name", default="", metavar="NAME", help="its --name")
+    parser.add_argument("--peer-user", metavar="USER", help="who runs it (default: the same user)")
+    parser.add_argument("--policy", metavar="FILE", help="instead of the policy file in force")
+    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0; 2 for an address, user or policy file that cannot be used."""
+    options = _parser().parse_args(argv)
+    try:
+        options.address = parse_address(options.address)
+        options.program = [options.program, *shlex.split(options.args)]
+        path = os.path.abspath(options.policy) if options.policy is not None else policy.find_file()
+        rules = policy.load(path) if path is not None else policy.EMPTY
+        found = _explain(options, rules)
+    except (ValueError, policy.PolicyError) as error:
+        print(f"bertha explain: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
+    return 0
