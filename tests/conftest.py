@@ -1,4 +1,4 @@
-"""Fixtures of all tests: hosts with their own agent, namespaces, and the proof that nothing is left behind."""
+"""Fixtures of all tests: hosts with their own agent, namespaces, and proof that nothing is left behind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed:
-        for number, host in enumerate(item.stash.get(_HOSTS, [])):
+        hosts: list[Host] = item.stash.get(_HOSTS, list[Host]())
+        for number, host in enumerate(hosts):
             if host.dir.exists():
                 report.sections.append((f"host {number}", host.report()))
     return report
@@ -80,7 +81,7 @@ def netns() -> Iterator[NamespaceTrio]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """At the end of the session no namespace and no directory of ours may be left (processes: `make_host`)."""
+    """At the end of the session no namespace and no directory of ours is left (processes: `make_host`)."""
     yield
     assert not leftover_namespaces(), f"namespaces left behind: {leftover_namespaces()}"
     left = sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*"))

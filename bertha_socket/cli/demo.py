@@ -1,8 +1,8 @@
 """`bertha demo`: a real server and its load, first plain and then under bertha-run, side by side.
 
-redis-server and redis-benchmark when they are installed; otherwise the two small programs of
-examples/legacy_apps, built on the spot.  The two ways alternate, a round each, so that whatever else the machine
-does meets both alike.  What carried the bytes is read from the connection log, never assumed.
+redis-server and redis-benchmark when they are installed; otherwise two small programs of
+examples/legacy_apps, built on the spot.  The two ways alternate, a round each, so that whatever else the
+machine does meets both alike.  What carried the bytes is read from the connection log, never assumed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bertha_socket._bench import connlog, netns, tools
+from bertha_socket._bench import connlog, tools
 from bertha_socket._bench.stage import Failed, Running, Shim, Stage
 
 __all__ = ["main"]
@@ -150,7 +150,7 @@ class _Progress:
 def _choose(stage: Stage) -> Pair:
     try:
         return Redis(stage)
-    except netns.Unavailable:
+    except tools.Unavailable:
         return KeyValue(stage)
 
 
@@ -241,7 +241,7 @@ def main(argv: Sequence[str]) -> int:
             _stop(stage.running)
             carried = _carried(log)
             about = pair.about
-    except (Failed, netns.Unavailable) as error:
+    except (Failed, tools.Unavailable) as error:
         progress.done()
         print(f"bertha demo: {error}", file=sys.stderr)
         return _EXIT_FAILED

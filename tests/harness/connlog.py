@@ -116,7 +116,7 @@ def assert_carried(
     role: str | None = None,
     port: int | None = None,
 ) -> list[Connection]:
-    """All lines of `program` (of that role and port) were carried by `implementation`, and there are enough."""
+    """All lines of `program` (of that role, port) were carried by `implementation`; there are enough."""
     if log is REHEARSED:
         return []
     chosen = connections(log, program=program, role=role, port=port)
@@ -126,7 +126,8 @@ def assert_carried(
         + _listing(log)
     )
     wrong = [c for c in chosen if c.implementation != implementation]
-    assert not wrong, f"{what}: {len(wrong)} of {len(chosen)} not carried by {implementation}:\n" + _listing(wrong)
+    summary = f"{what}: {len(wrong)} of {len(chosen)} not carried by {implementation}"
+    assert not wrong, f"{summary}:\n" + _listing(wrong)
     return chosen
 
 
@@ -149,7 +150,9 @@ def assert_balanced(log: Iterable[Connection], *, port: int | None = None, min_p
     """Both ends of every connection are in the log, agree on what carried it, and count the same bytes."""
     if log is REHEARSED:
         return
-    ends: dict[tuple[str, str], dict[str, list[Connection]]] = defaultdict(lambda: {"client": [], "server": []})
+    ends: dict[tuple[str, str], dict[str, list[Connection]]] = defaultdict(
+        lambda: {"client": [], "server": []}
+    )
     for c in connections(log, port=port):
         ends[c.ends][c.role].append(c)
     pairs = 0

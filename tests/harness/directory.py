@@ -33,6 +33,15 @@ def listed_ports(directory: Path) -> set[int]:
     }
 
 
+def agent_pid(directory: Path) -> int | None:
+    """The process number of the agent that serves the directory file; None when there is none."""
+    try:
+        header = _HEADER.unpack_from(directory.read_bytes())
+    except (OSError, struct.error):
+        return None
+    return int(header[3]) or None
+
+
 def listening_ports(pid: int) -> set[int]:
     """TCP ports in LISTEN in the network namespace of `pid`, from the kernel's own table."""
     ports: set[int] = set()

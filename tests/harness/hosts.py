@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from .connlog import REHEARSED, Connection, read_connlog
-from .directory import listed_ports, listening_ports
+from .directory import agent_pid, listed_ports, listening_ports
 from .namespaces import Namespace
 from .poll import eventually
 from .programs import Program
@@ -96,7 +96,7 @@ class Host:
 
     def spawn(
         self,
-        command: Sequence[str | Path],
+        command: Sequence[object],
         *,
         shim: bool = True,
         netns: Namespace | None = None,
@@ -105,13 +105,13 @@ class Host:
         stdin: int | IO[bytes] | None = subprocess.DEVNULL,
         stdout: int | IO[bytes] | None = None,
         label: str | None = None,
-        run_options: Sequence[str] = (),
+        run_options: Sequence[str] = ("--require",),
     ) -> Program:
         """Start `command`, under bertha-run when `shim`; its output goes to a file (see Program.text)."""
         words = [str(word) for word in command]
         argv = list(words)
         if shim and not self.rehearse:
-            argv = [str(_BIN / "bertha-run"), "--require", *run_options, "--", *argv]
+            argv = [str(_BIN / "bertha-run"), *run_options, "--", *argv]
         if netns is not None:
             argv = netns.wrap(argv)
         name = label or Path(words[0]).name
@@ -145,7 +145,7 @@ class Host:
 
     def run(
         self,
-        command: Sequence[str | Path],
+        command: Sequence[object],
         *,
         shim: bool = True,
         netns: Namespace | None = None,
@@ -154,19 +154,21 @@ class Host:
         feed: bytes | None = None,
         timeout: float = 20.0,
         check: bool = True,
+        require: bool = True,
     ) -> str:
         """Run `command` to its end, `feed` on its standard input; what it printed."""
-        if feed is None:
-            return self.spawn(command, shim=shim, netns=netns, env=env, cwd=cwd).wait(timeout, check)
+        options = ["--require"] if require else []
         with tempfile.TemporaryFile() as source:
-            source.write(feed)
+            source.write(feed or b"")
             source.seek(0)
-            program = self.spawn(command, shim=shim, netns=netns, env=env, cwd=cwd, stdin=source)
+            program = self.spawn(
+                command, shim=shim, netns=netns, env=env, cwd=cwd, stdin=source, run_options=options
+            )
             return program.wait(timeout, check)
 
     def server(
         self,
-        command: Sequence[str | Path],
+        command: Sequence[object],
         port: int,
         *,
         shim: bool = True,
@@ -191,6 +193,16 @@ class Host:
         if program.shim and self.agent is not None and self.agent.running:
             directory = Path(f"{self.agent_path}.dir")
             eventually(lambda: port in listed_ports(directory), f"{program.label} in the directory", timeout)
+
+    def stop_agent_on_demand(self) -> None:
+        """End the agent that a bertha-run has started: it is in the directory file, and was adopted by us."""
+        if self.rehearse:
+            return
+        pid = agent_pid(Path(f"{self.agent_path}.dir"))
+        assert pid is not None, "no agent has written a directory file"
+        agent = psutil.Process(pid)
+        agent.terminate()
+        agent.wait(10)
 
     # ---- looking and ending ---------------------------------------------------------------------
 

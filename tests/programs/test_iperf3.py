@@ -27,7 +27,13 @@ def _transfer(host: Host, port: int, *words: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "words",
-    [("-t", "2"), ("-t", "2", "-R"), ("-t", "2", "-P", "4"), ("-t", "2", "-P", "4", "-R"), ("-t", "2", "--bidir")],
+    [
+        ("-t", "2"),
+        ("-t", "2", "-R"),
+        ("-t", "2", "-P", "4"),
+        ("-t", "2", "-P", "4", "-R"),
+        ("-t", "2", "--bidir"),
+    ],
     ids=" ".join,
 )
 def test_bulk(host: Host, words: tuple[str, ...]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeHost
 from tests.harness import (
     Host,
     assert_balanced,
@@ -23,8 +24,10 @@ from tests.harness import (
 
 pytestmark = pytest.mark.program
 
+_NO_AGENT = ["--no-agent"]
 _CLIENTS = Path(__file__).parent / "clients"
 _PYTHON = Path(sys.executable).resolve().name
+_FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=10).read()) > 0)"
 _MODES = ["client-first", "server-first"]
 # connections, rounds, bytes up, bytes down: a request-response protocol; many at once; bulk both ways.
 _SHAPES = {"small": (1, 500, 30, 90), "many": (400, 3, 100, 3000), "bulk": (3, 4, 3_000_000, 5_000_000)}
@@ -96,29 +99,47 @@ def test_other_loopback_addresses(host: Host, address: str) -> None:
 
 @pytest.mark.parametrize(("bound", "asked"), [("0.0.0.0", "127.0.0.1"), ("::", "::1"), ("::", "127.0.0.1")])
 def test_wildcard(host: Host, bound: str, asked: str) -> None:
-    """A listener on every address; ("::", IPv4) arrives as a v4-mapped address, where the system does that."""
+    """A listener on every address; IPv4 arrives at "::" as a v4-mapped address."""
     port = free_port()
     # asyncio sets IPV6_V6ONLY, so the dual-stack server is the standard library's HTTP server.
     host.server([sys.executable, "-m", "http.server", str(port), "--bind", bound], port)
-    fetch = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=10).read()) > 0)"
     place = f"[{asked}]" if ":" in asked else asked
-    assert host.run([sys.executable, "-c", fetch, f"http://{place}:{port}/"]).strip() == "True"
+    assert host.run([sys.executable, "-c", _FETCH, f"http://{place}:{port}/"]).strip() == "True"
     _settled(host, 2)
     log = host.finish()
     assert_carried(log, _PYTHON, min_connections=2, port=port)
     assert_balanced(log, port=port)
 
 
-def test_no_agent(host: Host) -> None:
-    """The agent is killed, then both programs start: everything is plain, and works."""
-    if host.agent is not None:
-        host.agent.kill()
-    port = _exchange(host, "client-first", "many", server_shim=True, client_shim=True)
+def test_no_agent(make_host: MakeHost) -> None:
+    """Nobody may start an agent: everything is plain, and works."""
+    host = make_host(agent=False)
+    port = free_port()
+    words = ["client-first", "127.0.0.1", str(port)]
+    server = host.spawn([sys.executable, _CLIENTS / "exchange_server.py", *words], run_options=_NO_AGENT)
+    host.wait_port(server, port)
+    client = [sys.executable, _CLIENTS / "exchange_client.py", *words, "100", "3", "1000", "3000"]
+    assert host.spawn(client, run_options=_NO_AGENT).wait().split()[-1] == "ok"
+    _settled(host, 200)
     log = host.finish()
-    # bertha-run or the shim may have started an agent on demand; then shm is right too.
-    lines = connections(log, port=port)
-    assert host.rehearse or len(lines) >= 400
-    assert_balanced(log, port=port, min_pairs=400)
+    assert_plain(log, _PYTHON, 200, port=port)
+    assert_balanced(log, port=port, min_pairs=100)
+
+
+def test_agent_started_on_demand(make_host: MakeHost) -> None:
+    """No agent runs: the first bertha-run starts one, which a second one uses."""
+    host = make_host(agent=False)
+    port = free_port()
+    words = ["client-first", "127.0.0.1", str(port)]
+    server = host.spawn([sys.executable, _CLIENTS / "exchange_server.py", *words])
+    host.wait_port(server, port)
+    client = [sys.executable, _CLIENTS / "exchange_client.py", *words, "10", "3", "1000", "3000"]
+    assert host.run(client).split()[-1] == "ok"
+    _settled(host, 20)
+    log = host.finish()
+    host.stop_agent_on_demand()
+    assert_carried(log, _PYTHON, min_connections=20, port=port)
+    assert_balanced(log, port=port, min_pairs=10)
 
 
 def test_agent_killed_meanwhile(host: Host) -> None:
@@ -144,11 +165,8 @@ def test_disabled(host: Host) -> None:
     """BERTHA_DISABLE=1 is the same as no shim."""
     port = free_port()
     host.server([sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"], port)
-    fetch = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=10).read()) > 0)"
-    program = host.spawn(
-        ["env", "BERTHA_DISABLE=1", sys.executable, "-c", fetch, f"http://127.0.0.1:{port}/"], label="disabled"
-    )
-    assert program.wait().strip() == "True"
+    words = [sys.executable, "-c", _FETCH, f"http://127.0.0.1:{port}/"]
+    assert host.run(words, env={"BERTHA_DISABLE": "1"}, require=False).strip() == "True"
     _settled(host, 1)
     log = host.finish()
     assert_plain(log, _PYTHON, 1, role="server", port=port)

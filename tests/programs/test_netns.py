@@ -48,8 +48,14 @@ def test_an_agent_each(netns: NamespaceTrio, make_host: MakeHost, start_redis: S
 
 
 def _serve(netns_of: str, netns: NamespaceTrio, host: Host, port: int) -> None:
-    space = getattr(netns, netns_of)
-    command = [sys.executable, _CLIENTS / "exchange_server.py", "client-first", space.address, str(port)]
+    space = netns.trap if netns_of == "trap" else netns.server
+    command = [
+        sys.executable,
+        _CLIENTS / "exchange_server.py",
+        "client-first",
+        space.address,
+        str(port),
+    ]
     host.server(command, port, netns=space, label=netns_of)
 
 
@@ -60,7 +66,7 @@ def _ask(netns: NamespaceTrio, host: Host, port: int) -> None:
 
 
 def test_trap_with_the_same_address_and_port(netns: NamespaceTrio, host: Host) -> None:
-    """Two listeners with the same address and port, of which the client can reach one: bytes go to that one."""
+    """Two listeners, same address and port, of which the client can reach one: bytes go to that one."""
     port = free_port()
     _serve("trap", netns, host, port)
     _serve("server", netns, host, port)
@@ -75,7 +81,8 @@ def test_only_the_trap_is_listed(netns: NamespaceTrio, host: Host) -> None:
     port = free_port()
     _serve("trap", netns, host, port)
     space = netns.server
-    command = [sys.executable, _CLIENTS / "exchange_server.py", "client-first", space.address, str(port)]
+    words = ["client-first", space.address, str(port)]
+    command = [sys.executable, _CLIENTS / "exchange_server.py", *words]
     host.server(command, port, netns=space, label="server", shim=False)
     _ask(netns, host, port)
     log = host.finish()

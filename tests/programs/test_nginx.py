@@ -1,4 +1,4 @@
-"""nginx with curl and wrk: worker processes that share one listener, sendfile, reload under load, proxying."""
+"""nginx with curl and wrk: workers that share one listener, sendfile, reload under load, proxying."""
 
 from __future__ import annotations
 

@@ -92,7 +92,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     base = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
     if user is not None:
         shutil.chown(base, user)
-    command = [initdb, "-D", str(base / "data"), "-U", "tester", "-A", "trust", "-N", "--no-locale", "-E", "UTF8"]
+    command = [initdb, "-D", str(base / "data"), "-U", "tester", "-A", "trust", "-N"]
+    command += ["--no-locale", "-E", "UTF8"]
     done = subprocess.run(
         command, user=user, capture_output=True, text=True, cwd=base, timeout=60, check=False
     )
@@ -119,7 +120,8 @@ def database(make_host: MakeHost, cluster: Path) -> Database:
 
 def test_queries(database: Database) -> None:
     assert database.query("SELECT 6 * 7") == "42"
-    assert database.query("CREATE TABLE t (n int)", "INSERT INTO t VALUES (1), (2)", "SELECT sum(n) FROM t") == "3"
+    several = ["CREATE TABLE t (n int)", "INSERT INTO t VALUES (1), (2)", "SELECT sum(n) FROM t"]
+    assert database.query(*several) == "3"
     failed = database.host.run(database.psql("-c", "SELECT 1/0"), check=False)
     assert "division by zero" in failed
     database.finish(4)
@@ -129,7 +131,9 @@ def test_large_results(database: Database) -> None:
     """Many small rows, and a few very large values."""
     rows = database.query("SELECT n, md5(n::text) FROM generate_series(1, 100000) n").splitlines()
     assert len(rows) == 100_000
-    assert all(row.partition("|")[2] == hashlib.md5(row.partition("|")[0].encode()).hexdigest() for row in rows)
+    for row in rows:
+        number, _, digest = row.partition("|")
+        assert digest == hashlib.md5(number.encode()).hexdigest()
     values = database.query("SELECT repeat(n::text, 5000000) FROM generate_series(1, 4) n").splitlines()
     assert [(v[0], len(v), len(set(v))) for v in values] == [(str(n), 5_000_000, 1) for n in range(1, 5)]
     database.finish(3)

@@ -39,7 +39,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def _serve(host: Host, kind: str, *more: str | Path) -> tuple[Program, int]:
     port = free_port()
-    return host.server([sys.executable, _CLIENTS / "servers.py", kind, str(port), *more], port, label=kind), port
+    command = [sys.executable, _CLIENTS / "servers.py", kind, str(port), *more]
+    return host.server(command, port, label=kind), port
 
 
 def _check(host: Host, port: int, count: int, min_pairs: int | None = None) -> None:
@@ -76,7 +77,13 @@ def test_asyncio_client(host: Host, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["blocking", "asyncio"])
 @pytest.mark.parametrize(("connections", "lines", "size"), [(5, 40, 500), (2, 2, 1_500_000)])
 def test_tls(
-    host: Host, certificate: tuple[Path, Path], kind: str, client: str, connections: int, lines: int, size: int
+    host: Host,
+    certificate: tuple[Path, Path],
+    kind: str,
+    client: str,
+    connections: int,
+    lines: int,
+    size: int,
 ) -> None:
     """OpenSSL reads and writes the descriptor itself (blocking), or Python hands it bytes (asyncio)."""
     _, port = _serve(host, kind, *certificate)

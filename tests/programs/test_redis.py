@@ -140,7 +140,7 @@ def test_server_ends_a_client(host: Host, start_redis: StartRedis) -> None:
         return found[0].group(1) if found and found[0] else None
 
     victim_id = eventually(client_id, "the victim's BLPOP")
-    assert host.run(_cli(port, "CLIENT", "KILL", "ID", victim_id)).strip() == "1"
+    assert host.run(_cli(port, "CLIENT", "KILL", "ID", str(victim_id))).strip() == "1"
     text = victim.wait(check=False)
     assert "closed" in text.lower() or "reset" in text.lower(), text
     log = host.finish()
@@ -185,9 +185,7 @@ def test_clients_killed(host: Host, start_redis: StartRedis) -> None:
 
 
 @pytest.mark.parametrize(("clients", "pipeline", "requests"), [(50, 1, 6000), (50, 16, 40000), (1, 1, 2000)])
-def test_benchmark(
-    host: Host, start_redis: StartRedis, clients: int, pipeline: int, requests: int
-) -> None:
+def test_benchmark(host: Host, start_redis: StartRedis, clients: int, pipeline: int, requests: int) -> None:
     _, port = start_redis(host)
     words = ["-p", str(port), "-c", str(clients), "-n", str(requests), "-P", str(pipeline)]
     report = host.run([require_program("redis-benchmark"), *words, "-t", "set,get,lpush,lrange_100", "--csv"])

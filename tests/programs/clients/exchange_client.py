@@ -1,16 +1,14 @@
-"""MODE ADDRESS PORT CONNECTIONS ROUNDS UP DOWN: the client of exchange_server, on blocking sockets in threads.
+"""MODE ADDRESS PORT CONNECTIONS ROUNDS UP DOWN: exchange_server's client, blocking, in threads.
 
 All connections are open at once. Prints "ok" when every byte was right.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from exchange_server import GREETING
 from pattern import pattern, read_exactly
 

@@ -1,8 +1,8 @@
 """MODE ADDRESS PORT: an asyncio server for the mixed tests.
 
 Each connection begins with a line "SEED UP DOWN"; MODE "client-first": the client sends it, then UP bytes of
-pattern(SEED), and gets pattern(SEED + 1) of DOWN bytes; MODE "server-first": the server greets with a line of its
-own before that. A wrong byte ends the server with an error.
+pattern(SEED), and gets pattern(SEED + 1) of DOWN bytes; MODE "server-first": the server greets with a line of
+its own before that. A wrong byte ends the server with an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from pattern import pattern
 
 GREETING = b"220 ready\r\n"

@@ -1,4 +1,4 @@
-"""PORT [CERTIFICATE]: http.client on one kept connection, then urllib with one for each request; prints "ok"."""
+"""PORT [CERTIFICATE]: http.client on one kept connection, then urllib with one each; prints "ok"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""PORT CONNECTIONS LINES SIZE [CERTIFICATE]: the client of servers.py's line protocol, every connection in a thread.
+"""PORT CONNECTIONS LINES SIZE [CERTIFICATE]: servers.py's line protocol, a thread for each connection.
 
 Prints "ok" when each line came back in capital letters.
 """

@@ -1,4 +1,4 @@
-"""A memcached client: PORT CONNECTIONS ROUNDS SIZE. Prints "ok" when every value came back as it was stored."""
+"""A memcached client: PORT CONNECTIONS ROUNDS SIZE. "ok": every value came back as it was stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes that the tests' own programs exchange: position-dependent, so that any shift, loss or repetition shows."""
+"""The bytes that the tests' own programs exchange: any shift, loss or repetition shows."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def _blocking(port: int, context: ssl.SSLContext | None) -> None:
 
 
 def _inheriting(port: int, context: None) -> None:
-    """A fresh program for each connection, which finds it as its standard input and output (as inetd does)."""
+    """A fresh program for each connection, which is its standard input and output (as with inetd)."""
     listener = socket.create_server((_ADDRESS, port), backlog=256)
     code = "import os, sys\nfor line in sys.stdin.buffer:\n  if line == b'BYE\\n': break\n"
     code += "  sys.stdout.buffer.write(line.upper()); sys.stdout.buffer.flush()"
@@ -135,7 +135,9 @@ def _inheriting(port: int, context: None) -> None:
     while True:
         client, _ = listener.accept()
         with client:
-            children.append(subprocess.Popen([sys.executable, "-c", code], stdin=client, stdout=client))
+            children.append(
+                subprocess.Popen([sys.executable, "-c", code], stdin=client.fileno(), stdout=client.fileno())
+            )
         children = [child for child in children if child.poll() is None]
 
 
@@ -174,9 +176,7 @@ def _asyncio(port: int, context: ssl.SSLContext | None) -> None:
         await writer.wait_closed()
 
     async def run() -> None:
-        server = await asyncio.start_server(
-            serve, _ADDRESS, port, ssl=context, limit=2**24, backlog=256
-        )
+        server = await asyncio.start_server(serve, _ADDRESS, port, ssl=context, limit=2**24, backlog=256)
         await server.serve_forever()
 
     asyncio.run(run())
@@ -192,7 +192,7 @@ def _http(port: int, context: ssl.SSLContext | None, forking: bool = False) -> N
 
 def _xmlrpc(port: int, context: None) -> None:
     server = xmlrpc.server.SimpleXMLRPCServer((_ADDRESS, port), logRequests=False)
-    server.register_function(pow)
+    server.register_function(lambda base, exponent: base**exponent, "pow")
     server.register_function(lambda text: text[::-1], "reverse")
     server.serve_forever()
 

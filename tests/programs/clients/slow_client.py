@@ -7,7 +7,6 @@ import socket
 import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from pattern import pattern, read_exactly
 
 
