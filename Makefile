@@ -10,6 +10,7 @@
 # The first Python that is new enough; looked up when it is used, because `make deps` may install it.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
   "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; exit; }; done; echo python3)
+NATIVE = $(MAKE) --no-print-directory --silent -j$(shell nproc 2>/dev/null || echo 2) -C native
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
@@ -58,9 +59,11 @@ venv: deps-build
 _venv: native $(VENV)/stamp-extension
 
 native:
-	@$(MAKE) --no-print-directory -C native
+	@$(NATIVE)
 
 $(VENV)/stamp-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "venv: $(PYTHON) is older than Python 3.11: give another one with PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "venv: $(PYTHON) -> $(VENV)"
 	@rm -rf $(VENV)
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
@@ -88,8 +91,12 @@ demo: deps-demo venv
 # pytest comes last: its summary is the last thing to be read.
 test: deps-test venv test-native test-python
 
+# Also under sanitizers, and each fuzzer for some seconds: `make fuzz` takes longer.
 test-native: venv
-	@$(MAKE) --no-print-directory -C native test
+	@$(NATIVE) test
+	@$(NATIVE) test VARIANT=asan
+	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=10; \
+	else echo "native: clang is not installed: no fuzzing"; fi
 
 test-python: venv
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
@@ -106,7 +113,7 @@ lint-python: venv
 # headers of the system are not its business.
 lint-native: venv
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
-	@$(MAKE) --no-print-directory --silent -C native lib benchtools WERROR=-Werror BUILD=../build/lint \
+	@$(NATIVE) lib benchtools WERROR=-Werror BUILD=../build/lint \
 	  LIBDIR=../build/lint BENCH_OUT=../build/lint/bench
 	@if command -v cppcheck >/dev/null; then \
 	  set -x; cppcheck --quiet --std=c11 --language=c --enable=warning,performance,portability --inline-suppr \
@@ -128,10 +135,10 @@ wheel: venv
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 asan tsan fuzz: deps-test
-	@$(MAKE) --no-print-directory -C native $@
+	@$(NATIVE) $@
 
 clean:
-	@$(MAKE) --no-print-directory -C native clean
+	@$(NATIVE) clean
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_native.o
 	find bertha_socket tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
