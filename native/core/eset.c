@@ -161,6 +161,10 @@ static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   r->slink = NULL;
 }
 
+static struct epoll_event kernel_event(const struct reg *r, int fd) {
+  return (struct epoll_event){.events = r->events, .data.u64 = eset_magic | (uint32_t)fd};
+}
+
 static void kernel_reg(struct eset *s, struct conn *c, int by) {
   s->kernel_streams += (uint32_t)by;
   if (!s->inherited) {
@@ -173,7 +177,7 @@ static void kernel_reg(struct eset *s, struct conn *c, int by) {
 static void to_kernel(struct eset *s, int fd) {
   struct reg *r = &s->regs[fd];
   struct conn *c = conn_by_index(r->conn - 1);
-  struct epoll_event e = {.events = r->events, .data.u64 = r->data};
+  struct epoll_event e = kernel_event(r, fd);
   leave_ring(s, r, c);
   atomic_store(&c->slot->watch[c->side].kernel, 1);
   r->state = REG_KERNEL;
@@ -204,14 +208,17 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
     return false;
   }
   struct eset *s = by_entry(entry(fd));
-  if (s != NULL && fd < ESET_FDS && !s->inherited && bertha_lock(&s->lock)) {
+  if (s != NULL && fd < ESET_FDS && !s->inherited) {
+    bool taken = bertha_lock(&s->lock); /* or this thread has it: found out while it went through the set */
     struct reg *r = &s->regs[fd];
     if (r->state == REG_KERNEL && !r->queued) {
       r->queued = 1;
       r->next_upgrade = s->upgrades;
       s->upgrades = (uint32_t)fd + 1;
     }
-    bertha_unlock(&s->lock);
+    if (taken) {
+      bertha_unlock(&s->lock);
+    }
   }
   return true;
 }
@@ -304,7 +311,8 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   if (conn_kind(c) == BERTHA_CONN_SHM) {
     atomic_store(&c->slot->watch[c->side].kernel, 1);
   }
-  int result = real_ctl(s->epfd, op, fd, event);
+  struct epoll_event e = kernel_event(r, fd);
+  int result = real_ctl(s->epfd, op, fd, &e);
   if (result == 0) {
     r->state = REG_KERNEL;
     kernel_reg(s, c, 1);
@@ -315,14 +323,17 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
 
 static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
   struct reg *r = &s->regs[fd];
-  if (r->state == REG_OFF || r->state == REG_NONE) {
+  if (r->state != REG_KERNEL && r->state != REG_RING) {
     return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
   }
   if (r->state == REG_KERNEL) {
-    int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
-    if (result == 0) {
-      r->events = event->events;
-      r->data = event->data.u64;
+    struct reg before = *r;
+    r->events = event->events;
+    r->data = event->data.u64;
+    struct epoll_event e = kernel_event(r, fd);
+    int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
+    if (result != 0) {
+      *r = before;
     }
     return result;
   }
@@ -342,7 +353,7 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
 
 static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
   struct reg *r = &s->regs[fd];
-  if (r->state == REG_OFF || r->state == REG_NONE) {
+  if (r->state != REG_KERNEL && r->state != REG_RING) {
     return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
   }
   if (r->state == REG_KERNEL) {
@@ -444,12 +455,13 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
     return;
   }
   struct reg *r = &s->regs[fd];
+  bool kernel = r->state == REG_KERNEL && r->conn == conn_index(c) + 1;
   if (r->state == REG_RING && r->conn == conn_index(c) + 1) {
     leave_ring(s, r, c);
-  } else if (r->state == REG_KERNEL && r->conn == conn_index(c) + 1) {
+  } else if (kernel) {
     kernel_reg(s, c, -1);
   }
-  r->state = REG_NONE;
+  r->state = kernel ? REG_GONE : REG_NONE;
   bertha_unlock(&s->lock);
 }
 
@@ -533,6 +545,20 @@ void eset_forget(int fd) {
     forget_in(by_entry(e), fd, c);
   }
   set_entry(fd, 0);
+}
+
+/* The file behind `fd` is about to change for another one that stands for the same connection: `begin` takes
+ * it out of the sets, the second call puts it in again, served by the kernel from then on. */
+void eset_swap(int fd, bool begin) {
+  for (uint32_t i = 0; i < sets_used; i++) {
+    struct eset *s = sets[i];
+    if (s->epfd < 0 || fd >= ESET_FDS || s->regs[fd].state != REG_KERNEL || !bertha_lock(&s->lock)) {
+      continue;
+    }
+    struct epoll_event e = kernel_event(&s->regs[fd], fd);
+    REAL(epoll_ctl)(s->epfd, begin ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &e);
+    bertha_unlock(&s->lock);
+  }
 }
 
 void eset_dup(int from, int to) {

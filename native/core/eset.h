@@ -15,9 +15,10 @@
 
 enum reg_state {
   REG_NONE = 0,
-  REG_KERNEL = 1, /* the kernel serves it, with the program's own events and data */
+  REG_KERNEL = 1, /* the kernel serves it, with the program's own events */
   REG_RING = 2,
   REG_OFF = 3, /* removed by the program, still in the kernel's set (until it closes the descriptor) */
+  REG_GONE = 4, /* closed while the kernel served it; a duplicate may keep it in the set (epoll(7), Q6) */
 };
 
 struct reg {
@@ -69,6 +70,7 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event); /* 0 or -errn
 int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns, const sigset_t *mask);
 void eset_forget(int fd); /* the program closes this descriptor: a member, or a set */
 void eset_dup(int from, int to);
+void eset_swap(int fd, bool begin);
 bool eset_wants_upgrade(struct conn *c, int fd);
 void eset_polled(int fd); /* the program waits for this descriptor by poll, select or another set */
 void eset_after_fork(void);

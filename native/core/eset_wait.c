@@ -67,58 +67,56 @@ static void rotate(struct eset *s) {
   }
 }
 
-/* A registration that the kernel serves though its connection is on a ring: what it saw may be a bell byte,
- * and its room for output is not ours. */
-static uint32_t judged(struct eset *s, uint64_t data, uint32_t seen) {
-  for (uint32_t fd = 0; s->kernel_streams > 0 && fd < bertha.max_fd && fd < ESET_FDS; fd++) {
-    struct reg *r = &s->regs[fd];
-    if (r->state != REG_KERNEL || r->data != data) {
-      continue;
-    }
-    struct conn *c = conn_of((int)fd);
-    if (c == NULL || conn_index(c) + 1 != r->conn) {
-      continue;
-    }
-    conn_ripe(c, (int)fd);
-    if (conn_kind(c) != BERTHA_CONN_SHM) {
-      return seen;
-    }
-    conn_kernel_events(c, seen);
-    uint32_t ready = (uint16_t)conn_events(c, (int)fd, (short)(r->events & POLL_BITS));
-    if (ready == 0 && c->rx_phase == PHASE_RING && (seen & EPOLLIN) && conn_look_at_kernel(c, (int)fd)) {
-      ready = (uint16_t)conn_events(c, (int)fd, (short)(r->events & POLL_BITS));
-    }
-    return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
+/* The kernel serves this registration, but its connection may be on a ring (or come to it): what the kernel
+ * saw may be a bell byte, and its room for output is not ours. */
+static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
+  struct conn *c = conn_of(fd);
+  if (c == NULL || conn_index(c) + 1 != r->conn) {
+    return seen;
   }
-  return seen;
+  if (conn_kind(c) == BERTHA_CONN_CLAIMED) {
+    conn_ripe(c, fd);
+  }
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
+    return seen;
+  }
+  conn_kernel_events(c, seen);
+  uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
+  if (ready == 0 && c->rx_phase == PHASE_RING && (seen & EPOLLIN) && conn_look_at_kernel(c, fd)) {
+    ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
+  }
+  return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
 }
 
-/* What the kernel reported: our own registrations are taken note of, the program's passed on. */
-static int sort_out(struct eset *s, struct epoll_event *from, int count, struct epoll_event *to) {
+/* What the kernel reported: our own registrations are taken note of, the program's passed on.  `from` and
+ * `to` may be the same.  Does not need the lock for members that the kernel serves. */
+static int sort_out(struct eset *s, const struct epoll_event *from, int count, struct epoll_event *to) {
   int n = 0;
   for (int i = 0; i < count; i++) {
-    uint64_t data = from[i].data.u64;
-    if ((data & 0xffffffff00000000u) != eset_magic) {
-      struct epoll_event e = from[i];
-      if (s->kernel_streams > 0 && (s->plain || s->ring_count > 0)) {
-        e.events = judged(s, data, e.events);
-      }
+    struct epoll_event e = from[i];
+    if ((e.data.u64 & 0xffffffff00000000u) != eset_magic || eset_magic == 0) {
+      to[n++] = e;
+      continue;
+    }
+    uint32_t fd = (uint32_t)e.data.u64;
+    struct reg *r = fd < ESET_FDS ? &s->regs[fd] : NULL;
+    if (r == NULL || r->state == REG_NONE || r->state == REG_OFF) {
+      continue;
+    }
+    if (r->state != REG_RING) {
+      e.events = r->state == REG_KERNEL ? judged(r, (int)fd, e.events) : e.events;
+      e.data.u64 = r->data;
       if (e.events != 0) {
         to[n++] = e;
       }
       continue;
     }
-    uint32_t fd = (uint32_t)data;
-    struct reg *r = fd < ESET_FDS ? &s->regs[fd] : NULL;
-    if (r == NULL || r->state != REG_RING) {
-      continue;
-    }
     struct conn *c = conn_by_index(r->conn - 1);
-    conn_kernel_events(c, from[i].events);
-    if ((from[i].events & EPOLLIN) && c->rx_phase == PHASE_RING) {
+    conn_kernel_events(c, e.events);
+    if ((e.events & EPOLLIN) && c->rx_phase == PHASE_RING) {
       conn_look_at_kernel(c, (int)fd);
     }
-    if ((from[i].events & EPOLLPRI) && (r->events & EPOLLPRI)) {
+    if ((e.events & EPOLLPRI) && (r->events & EPOLLPRI)) {
       to[n].events = EPOLLPRI;
       to[n++].data.u64 = r->data;
     }
@@ -221,23 +219,25 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
       left = left > 0 ? left : 0;
     }
     int n = kernel_wait(s, events, max, left, mask);
-    if (n <= 0 || s->kernel_streams == 0) {
+    if (n <= 0) {
       return n;
     }
-    struct epoll_event seen[KERNEL_EVENTS];
-    int got = n < KERNEL_EVENTS ? n : KERNEL_EVENTS;
-    memcpy(seen, events, (size_t)got * sizeof *seen);
-    int kept = got;
-    if (s->plain && bertha_lock(&s->lock)) {
-      kept = sort_out(s, seen, got, events);
+    int kept = sort_out(s, events, n, events);
+    if (kept > 0 || timeout_ns == 0) {
+      return kept;
+    }
+    if (s->upgrades != 0 && bertha_lock(&s->lock)) { /* a bell byte only: its connection is on a ring now */
+      eset_upgrade_queued(s);
+      bool rings = s->ring_count > 0;
       bertha_unlock(&s->lock);
-      memmove(events + kept, events + got, (size_t)(n - got) * sizeof *events);
+      if (rings) {
+        return eset_wait(s, events, max, timeout_ns < 0 ? -1 : left, mask);
+      }
     }
-    if (kept + (n - got) > 0) {
-      return kept + (n - got);
+    if (s->plain) {
+      struct timespec pause = {0, 100000}; /* a full ring looks writable to the kernel */
+      nanosleep(&pause, NULL);
     }
-    struct timespec pause = {0, 100000}; /* a full ring looks writable to the kernel */
-    nanosleep(&pause, NULL);
   }
 }
 
