@@ -1,6 +1,7 @@
 #include "real.h"
 
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 struct bertha_real bertha_real_table;
@@ -11,5 +12,5 @@ void bertha_real_init(void) {
 #define X(name, ret, params) bertha_real_table.name = (ret(*) params)dlsym(RTLD_NEXT, #name);
   BERTHA_REAL_CALLS(X)
 #undef X
-  __atomic_store_n(&bertha_real_table.ready, 1, __ATOMIC_RELEASE);
+  atomic_store_explicit(&bertha_real_table.ready, 1, memory_order_release);
 }
