@@ -8,6 +8,7 @@
 # --check only tells.  Services that come with a package are not started: while packages are installed,
 # /usr/sbin/policy-rc.d says no (an existing one is left as it is).  A machine with systemd may start
 # them at its next boot, as with any package.
+# shellcheck disable=SC2086,SC2116,SC2046 # lists of packages are meant to be split
 set -eu
 
 PYTHON=${PYTHON:-python3}
@@ -45,6 +46,7 @@ need() { # need PACKAGE "what for" TEST...
   package=$1
   what=$2
   shift 2
+  case " $missing " in *" $package "*) return 0 ;; esac
   "$@" && return 0
   echo "deps: missing $package ($what)"
   missing="$missing $package"
@@ -148,17 +150,17 @@ apt() {
   apt-get -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 -qq "$@" </dev/null >>"$log" 2>&1
 }
 install() {
-  # shellcheck disable=SC2086 # a list of packages
-  apt install -y --no-install-recommends $missing
+  apt install -y --no-install-recommends "$@"
 }
 : >"$log"
 echo "deps: installing $(echo $missing) (log: $log)"
-if ! has_file /var/lib/apt/lists/*_Packages* || ! install; then
+if ! has_file /var/lib/apt/lists/*_Packages* || ! install $missing; then
   echo "deps: bringing the package lists up to date, then once more"
   apt update || echo "deps: apt-get update failed; trying with the lists there are"
   look >/dev/null # with lists, the names that depend on a version are known
-  install || {
-    tail -n 20 "$log" >&2
-    echo "deps: apt-get could not install $(echo $missing): see $log; going on without" >&2
-  }
+  if ! install $missing; then # one by one: a name that this release does not know holds up no other
+    for package in $missing; do
+      install "$package" || echo "deps: apt-get could not install $package: see $log; going on without" >&2
+    done
+  fi
 fi
