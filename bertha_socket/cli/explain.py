@@ -62,7 +62,7 @@ def _subject(words: Sequence[str], user: str | None, name: str) -> policy.Subjec
         exe, argv = os.path.realpath(chain.last), chain.argv
     except CommandError:
         exe, argv = (words[0] if words[0].startswith("/") else ""), tuple(words)
-    program = os.path.basename(exe) or os.path.basename(words[0])
+    program = os.path.basename(argv[0])  # what the shim calls it (program_invocation_short_name)
     return policy.Subject(program=program, exe=exe, argv=tuple(argv), user=user_name, uid=uid, name=name)
 
 

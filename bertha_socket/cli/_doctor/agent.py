@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 
 from bertha_socket._version import __version__
 from bertha_socket.agent import client, paths
@@ -17,22 +18,16 @@ def place() -> Finding:
     """The directory: ours, and nobody else's to write in."""
     path = paths.default_path()
     folder = os.path.dirname(path)
-    if not os.path.isabs(path):
-        return no(f"BERTHA_AGENT={path} is not an absolute path", "set BERTHA_AGENT to an absolute path")
-    if len(os.fsencode(path)) > paths.PATH_MAX:
-        return no(f"{path} is longer than a unix socket's path may be", "set BERTHA_AGENT to a shorter path")
-    if not os.path.exists(folder):
-        parent = os.path.dirname(folder)
-        if os.access(parent, os.W_OK | os.X_OK):
-            return ok(f"{folder} will be made by the first agent")
-        return no(
-            f"{folder} does not exist and cannot be made", "set BERTHA_AGENT to a path in your own directory"
-        )
+    existed = os.path.exists(folder)
     try:
-        paths.check_folder(folder)
+        paths.prepare(path)
     except paths.PlaceError as error:
         reason, _, remedy = (error.strerror or str(error)).rpartition("; ")
         return no(reason, remedy)
+    if not existed:
+        with suppress(OSError):  # an agent may have come meanwhile
+            os.rmdir(folder)
+        return ok(f"{folder} can be made; the first agent does it")
     return ok(f"{folder}, owned by uid {os.stat(folder).st_uid}")
 
 
