@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -111,5 +112,7 @@ def show(
     if as_json:
         print(json.dumps(described, indent=2))
     else:
+        # A path need not be valid text.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
         print("\n".join(_lines(described)))
     return 0

@@ -105,8 +105,12 @@ def writable(library: str) -> str:
     link = os.path.join(os.path.dirname(socket_path), name)
     if any(char in link for char in _UNWRITABLE):
         raise OSError(f"{library}: LD_PRELOAD cannot hold a path with a space, a colon or a dollar sign")
-    if os.path.islink(link) and os.readlink(link) == library:
-        return link
+    try:
+        # Another user's link could be made to lead elsewhere later.
+        if os.lstat(link).st_uid == os.geteuid() and os.readlink(link) == library:
+            return link
+    except OSError:
+        pass
     fresh = f"{link}.{os.getpid()}"
     os.symlink(library, fresh)
     os.replace(fresh, link)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bertha_socket._version import __version__
-from tests.cli.conftest import PATIENCE, Launcher, make_stand_in
+from tests.cli.conftest import PATIENCE, ROOT, Launcher, make_stand_in
 
 
 def script(path: Path, text: str) -> Path:
@@ -391,3 +391,48 @@ def test_setgid_bit_without_execution_is_no_setgid(launcher: Launcher, tmp_path:
     copy.write_bytes(hello.read_bytes())
     copy.chmod(0o705 | stat.S_ISGID)  # mandatory locking, once; not a setgid program
     assert json.loads(launcher.run("--info", "--json", str(copy)).stdout)["command"]["verdict"] == "ok"
+
+
+def test_info_of_a_path_that_is_no_text(launcher: Launcher, tmp_path: Path) -> None:
+    program = script(tmp_path / "odd\udcff", "#!/bin/sh\n")
+    assert "odd\\udcff" in launcher.run("--info", str(program)).stdout
+    assert json.loads(launcher.run("--info", "--json", str(program)).stdout)["command"]["path"] == str(
+        program
+    )
+
+
+# ---- what every program start pays for ----
+
+
+def test_few_modules_are_imported(launcher: Launcher, hello: Path) -> None:
+    """No argument parser, no TOML, no subprocess, no package metadata unless an option asks for them."""
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(ROOT)!r})
+before = set(sys.modules)
+from bertha_socket.cli import run
+os.execve = lambda *args: os._exit(print(*sorted(set(sys.modules) - before), flush=True) or 0)
+run.main([{str(hello)!r}])
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        env=launcher.environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stderr == ""
+    imported = set(done.stdout.split())
+    assert "bertha_socket.agent.client" in imported
+    heavy = {
+        "argparse",
+        "tomllib",
+        "subprocess",
+        "dataclasses",
+        "inspect",
+        "psutil",
+        "cffi",
+        "asyncio",
+        "pathlib",
+    }
+    assert not imported & (heavy | {"importlib.metadata", "bertha_socket.policy", "bertha_socket._native"})
