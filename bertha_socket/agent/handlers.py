@@ -1,0 +1,219 @@
+"""One function for each request: from a checked message to an answer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from bertha_socket.agent import memory, messages, sockets
+from bertha_socket.agent.messages import BadMessage, Op, Request, Why
+from bertha_socket.agent.model import Process, Refused
+from bertha_socket.agent.registry import Registry, why_of
+
+
+class Descriptors:
+    """Descriptors that came with a message.  Whatever nobody takes is closed at the end."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self._fds: list[int | None] = list(fds)
+
+    def __len__(self) -> int:
+        return len(self._fds)
+
+    def __enter__(self) -> Descriptors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for i in range(len(self._fds)):
+            self.close(i)
+
+    def look(self, i: int) -> int:
+        """The number, which stays ours."""
+        fd = self._fds[i]
+        assert fd is not None
+        return fd
+
+    def taken(self, i: int) -> None:
+        """Somebody has taken number `i` over."""
+        self._fds[i] = None
+
+    def close(self, i: int) -> None:
+        """Closes it now, if it has not been taken."""
+        fd = self._fds[i]
+        self._fds[i] = None
+        if fd is not None:
+            os.close(fd)
+
+
+class Answer(NamedTuple):
+    """What goes back.  `fds` are sent and stay whose they are, except `temporary`, closed after sending."""
+
+    status: Why = Why.NONE
+    body: bytes = b""
+    fds: tuple[int, ...] = ()
+    temporary: bool = False
+
+
+class Caller(Protocol):
+    """The connection that a request came by, as handlers see it."""
+
+    peer: sockets.Peer
+    process: Process | None
+
+
+class Service(Protocol):
+    """What handlers need of the server."""
+
+    registry: Registry
+    now: float
+
+    def greet(self, caller: Caller, hello: messages.Hello, table_fd: int) -> Answer | None:
+        """Takes a process in, now or (None) later."""
+
+    def status(self, caller: Caller) -> bytes:
+        """The JSON text of everything that the caller may see."""
+
+    def stop(self) -> None:
+        """Ends the agent after this answer."""
+
+
+def _need(fds: Descriptors, count: int) -> None:
+    if len(fds) != count:
+        raise BadMessage(f"{len(fds)} descriptors where {count} belong")
+
+
+def _greeted(caller: Caller) -> Process:
+    if caller.process is None:
+        raise BadMessage("HELLO must come first")
+    return caller.process
+
+
+def _hello(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
+    if caller.process is not None or len(fds) > 1:
+        raise BadMessage("one HELLO, with one descriptor at the most")
+    hello = messages.parse_hello(request.body)
+    if hello.layout_version != messages.LAYOUT_VERSION:
+        return Answer(Why.VERSION)
+    table_fd = -1
+    if len(fds) == 1:
+        if not memory.is_memory(fds.look(0)):
+            raise BadMessage("the table is no memory file")
+        table_fd = fds.look(0)
+        fds.taken(0)
+    return service.greet(caller, hello, table_fd)
+
+
+def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    messages.parse_listen(request.body)
+    _need(fds, 3)
+    try:
+        where = sockets.inspect_listening(fds.look(0))
+        fds.close(0)  # before the answer: a listening socket must end when its owner closes it
+        route = sockets.adopt_netlink(fds.look(1), sockets.ROUTE, where.netns)
+        fds.taken(1)
+        try:
+            diag = sockets.adopt_netlink(fds.look(2), sockets.DIAG, where.netns)
+        except sockets.NotUsable:
+            route.close()
+            raise
+        fds.taken(2)
+    except sockets.NotUsable:
+        return Answer(Why.REFUSED_BY_AGENT)
+    listener, bits = service.registry.listen(process, where, route, diag, service.now)
+    return Answer(
+        body=messages.LISTEN_REPLY.pack(listener.id, bits, 0),
+        fds=(listener.claims_fd,),
+    )
+
+
+def _unlisten(service: Service, caller: Caller, request: Request, fds: Descriptors) -> None:
+    process = _greeted(caller)
+    _need(fds, 0)
+    service.registry.unlisten(process, messages.parse_unlisten(request.body), service.now)
+
+
+def _connect(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    _need(fds, 0)
+    link = service.registry.connect(process, messages.parse_connect(request.body))
+    return Answer(
+        body=messages.pack_link_reply(link.listener.id, link.index, link.plan),
+        fds=(link.fd, link.listener.claims_fd),
+    )
+
+
+def _link(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    _need(fds, 0)
+    link = service.registry.link(process, *messages.parse_link(request.body))
+    return Answer(body=messages.pack_link_reply(link.listener.id, link.index, link.plan), fds=(link.fd,))
+
+
+def _bell_new(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    messages.parse_bell(request.body)
+    _need(fds, 1)
+    if not sockets.is_eventfd(fds.look(0)):
+        return Answer(Why.REFUSED_BY_AGENT)
+    number = service.registry.bell_new(process, fds.look(0))
+    fds.taken(0)
+    return Answer(body=messages.BELL.pack(number, 0))
+
+
+def _bell_get(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    _need(fds, 0)
+    number = messages.parse_bell(request.body)
+    return Answer(body=messages.BELL.pack(number, 0), fds=(service.registry.bell_get(process, number),))
+
+
+def _resolve(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    _need(fds, 0)
+    found = service.registry.resolve(process, messages.parse_resolve(request.body))
+    return Answer(body=messages.RESOLVE_REPLY.pack(found))
+
+
+def _status(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    _need(fds, 0)
+    if request.body:
+        raise BadMessage("STATUS has no body")
+    return Answer(fds=(memory.make_text("bertha-status", service.status(caller)),), temporary=True)
+
+
+def _stop(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    _need(fds, 0)
+    if request.body:
+        raise BadMessage("STOP has no body")
+    if caller.peer.uid not in (0, os.geteuid()):
+        return Answer(Why.OTHER_USER)
+    service.stop()
+    return Answer()
+
+
+_Handler = Callable[[Service, Caller, Request, Descriptors], "Answer | None"]
+_HANDLERS: dict[Op, _Handler] = {
+    Op.HELLO: _hello,
+    Op.LISTEN: _listen,
+    Op.UNLISTEN: _unlisten,
+    Op.CONNECT: _connect,
+    Op.LINK: _link,
+    Op.BELL_NEW: _bell_new,
+    Op.BELL_GET: _bell_get,
+    Op.RESOLVE: _resolve,
+    Op.STATUS: _status,
+    Op.STOP: _stop,
+}
+
+
+def handle(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
+    """The answer to a request; None: there is none, or it comes later.  Raises BadMessage."""
+    try:
+        return _HANDLERS[request.op](service, caller, request, fds)
+    except Refused as refused:
+        return Answer(refused.why)
+    except OSError as error:
+        return Answer(why_of(error))
+

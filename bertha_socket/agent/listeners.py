@@ -1,0 +1,282 @@
+"""Who listens where: the agent's listeners and their entries in the directory.
+
+The kernel is asked whenever two accounts differ: a passed socket proves that its holder listens there now,
+and where two registrations claim one address, the one whose socket the kernel would choose has it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+
+from bertha_socket.agent import addresses, limits, memory, plans, sockdiag
+from bertha_socket.agent.messages import Why
+from bertha_socket.agent.model import Listener, Namespace, Process, Refused
+from bertha_socket.agent.sockets import Listening
+
+_FIRST_CHECK_SECONDS = 1.0
+_CHECK_SECONDS = 10.0
+
+
+class Listeners:
+    """All listeners of this host that this agent knows."""
+
+    def __init__(self, directory: memory.Directory) -> None:
+        self._directory = directory
+        self._by_id: dict[int, Listener] = {}
+        self._by_place: dict[tuple[int, bytes, int], Listener] = {}
+        #: Who has the directory's entry for (namespace, address, port).
+        self._holders: dict[tuple[int, bytes, int], Listener] = {}
+        self._spaces: dict[tuple[int, int], Namespace] = {}
+
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(list(self._by_id.values()))
+
+    def get(self, number: int) -> Listener | None:
+        """The listener of that number, listed or (while its links live) not any more."""
+        return self._by_id.get(number)
+
+    def entries_of(self, uid: int) -> int:
+        """How many directory entries a user has."""
+        return sum(len(x.entries) for x in self._by_id.values() if x.uid == uid)
+
+    # -- coming ---------------------------------------------------------------------------------------
+
+    def register(
+        self, process: Process, where: Listening, route: socket.socket, diag: socket.socket, now: float
+    ) -> Listener:
+        """Enters a listening socket.  Takes the two netlink sockets over, whatever happens.
+
+        Raises Refused, or OSError when there is no memory or descriptor for it.
+        """
+        space = Namespace(process.peer.uid, where.netns, route, diag)
+        try:
+            known = self._known(process, where, diag)
+            local = addresses.local_addresses(route) if addresses.is_wildcard(where.addr) else []
+        except BaseException as error:
+            space.close()
+            if isinstance(error, OSError):
+                raise Refused(Why.REFUSED_BY_AGENT) from error
+            raise
+        reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
+        offered = [a for a in reach if plans.offered(process.policy, process.subject, a, where.port)]
+        if not offered:
+            space.close()
+            first = reach[0] if reach else where.addr
+            raise Refused(plans.refusal(process.policy, process.subject, first, where.port))
+        if known is None and process.peer.uid != 0:
+            if self.entries_of(process.peer.uid) + len(offered) > limits.ENTRIES_PER_USER:
+                space.close()
+                raise Refused(Why.TABLE_FULL)
+        if known is not None and known.uid != process.peer.uid:
+            space.close()  # the namespace's sockets are the listener's own user's
+            listener = known
+        else:
+            space = self._adopt(space)
+            listener = known or self._new(process, where, space)
+        listener.cookies.add(where.cookie)
+        listener.members.add(process)
+        listener.servers.add(process)
+        listener.subject, listener.policy = process.subject, process.policy
+        listener.check_at = None
+        process.listeners.add(listener)
+        self._place(listener, offered)
+        if not listener.entries and known is None:
+            self.leave(process, listener, now, closed=True)
+            raise Refused(Why.TABLE_FULL)
+        return listener
+
+    def _known(self, process: Process, where: Listening, diag: socket.socket) -> Listener | None:
+        """The listener that this socket belongs to, if it is registered already."""
+        known = self._by_place.get((where.netns, where.addr, where.port))
+        if known is None or known.uid == process.peer.uid or where.cookie in known.cookies:
+            return known
+        # Another user's.  The kernel does not let two users listen at one place, so one of them is gone.
+        found = sockdiag.is_listening(diag, where.addr, where.port)
+        if found is None or found.cookie != where.cookie:
+            raise Refused(Why.REFUSED_BY_AGENT)
+        self._delist(known)
+        return None
+
+    def _adopt(self, space: Namespace) -> Namespace:
+        """One pair of sockets for each user and namespace is enough: the latest, which surely works."""
+        key = (space.uid, space.netns)
+        known = self._spaces.get(key)
+        if known is None:
+            self._spaces[key] = space
+            return space
+        known.close()
+        known.route, known.diag = space.route, space.diag
+        return known
+
+    def _new(self, process: Process, where: Listening, space: Namespace) -> Listener:
+        number = 0
+        while number == 0 or number in self._by_id:
+            number = secrets.randbits(64)
+        try:
+            claims = memory.make_claims(number)
+        except OSError:
+            self._release(space)
+            raise
+        listener = Listener(
+            number,
+            process.peer.uid,
+            process.peer.pid,
+            where,
+            claims,
+            space,
+            process.subject,
+            process.policy,
+        )
+        space.listeners += 1
+        self._by_id[number] = listener
+        self._by_place[(where.netns, where.addr, where.port)] = listener
+        return listener
+
+    def _release(self, space: Namespace) -> None:
+        if space.listeners == 0:
+            space.close()
+            self._spaces.pop((space.uid, space.netns), None)
+
+    # -- the directory's entries ----------------------------------------------------------------------
+
+    def _place(self, listener: Listener, wanted: list[bytes]) -> None:
+        """Makes the listener's entries be `wanted`, as far as others do not hold them rightly."""
+        for addr in [a for a in listener.entries if a not in wanted]:
+            self._remove_entry(listener, addr)
+        where = listener.where
+        for addr in wanted:
+            key = (where.netns, addr, where.port)
+            holder = self._holders.get(key)
+            if holder is listener:
+                continue
+            if holder is not None:
+                if not self._is_chosen(listener, addr):
+                    continue
+                self._remove_entry(holder, addr)
+            flags = memory.LOOPBACK if addresses.is_loopback(addr) else 0
+            index = self._directory.insert(
+                addr, where.port, flags, where.netns, listener.id, listener.uid, listener.pid
+            )
+            if index is None:
+                return
+            listener.entries[addr] = index
+            self._holders[key] = listener
+
+    @staticmethod
+    def _is_chosen(listener: Listener, addr: bytes) -> bool:
+        """Whether the kernel would hand a connection to `addr` to this listener's socket."""
+        try:
+            found = sockdiag.is_listening(listener.space.diag, addr, listener.where.port)
+        except OSError:
+            return False
+        return found is not None and found.cookie in listener.cookies
+
+    def _remove_entry(self, listener: Listener, addr: bytes) -> None:
+        index = listener.entries.pop(addr)
+        self._directory.remove(index, listener.id)
+        del self._holders[(listener.where.netns, addr, listener.where.port)]
+
+    def refresh(self, listener: Listener) -> None:
+        """Brings a wildcard listener's entries in line with the addresses that its namespace has now."""
+        if not listener.listed or not listener.wildcard:
+            return
+        try:
+            local = addresses.local_addresses(listener.space.route)
+        except OSError:
+            return  # what was true a moment ago is a better guess than nothing
+        where = listener.where
+        reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
+        self._place(
+            listener,
+            [a for a in reach if plans.offered(listener.policy, listener.subject, a, where.port)],
+        )
+
+    # -- going ----------------------------------------------------------------------------------------
+
+    def leave(self, process: Process, listener: Listener, now: float, *, closed: bool = False) -> None:
+        """One process does not listen there any more.  `closed`: nor does anybody else."""
+        listener.members.discard(process)
+        process.listeners.discard(listener)
+        if listener.members or not listener.listed:
+            return
+        if closed or not self.still_listening(listener):
+            self._delist(listener)
+        else:  # a forked child has the socket, or its close is still under way
+            listener.checks = 0
+            listener.check_at = now + _FIRST_CHECK_SECONDS
+
+    def still_listening(self, listener: Listener) -> bool:
+        """Whether the kernel has a listening socket there that is this listener's, or its user's."""
+        where = listener.where
+        try:
+            found = sockdiag.is_listening(listener.space.diag, where.addr, where.port)
+        except OSError:
+            return False
+        return found is not None and (found.cookie in listener.cookies or found.uid == listener.uid)
+
+    def check_orphans(self, now: float) -> float | None:
+        """Looks after listeners for which no process vouches; the time at which to look again."""
+        next_at: float | None = None
+        for listener in self:
+            if listener.check_at is None or not listener.listed:
+                continue
+            if listener.check_at <= now:
+                if not self.still_listening(listener):
+                    self._delist(listener)
+                    continue
+                listener.checks += 1
+                listener.check_at = now + _CHECK_SECONDS
+            next_at = listener.check_at if next_at is None else min(next_at, listener.check_at)
+        return next_at
+
+    def drop_if_gone(self, listener: Listener) -> bool:
+        """For a listener without a process: whether it is gone; if so it is delisted."""
+        if listener.members or self.still_listening(listener):
+            return False
+        self._delist(listener)
+        return True
+
+    def _delist(self, listener: Listener) -> None:
+        where = listener.where
+        listener.listed = False
+        listener.check_at = None
+        for addr in list(listener.entries):
+            self._remove_entry(listener, addr)
+        self._by_place.pop((where.netns, where.addr, where.port), None)
+        for process in list(listener.members):
+            process.listeners.discard(listener)
+        listener.members.clear()
+        listener.space.listeners -= 1
+        self._release(listener.space)
+        self.forget_if_done(listener)
+        for other in self:  # a specific address may have hidden a wildcard's entry
+            if other.where.port == where.port and other.where.netns == where.netns:
+                self.refresh(other)
+
+    def forget_if_done(self, listener: Listener) -> None:
+        """A listener that has stopped lives on while somebody may still tie connections to its links."""
+        if listener.listed or (listener.links and listener.servers):
+            return
+        if self._by_id.pop(listener.id, None) is None:
+            return
+        os.close(listener.claims_fd)
+        for link in list(listener.links.values()):
+            link.client.links.pop((listener.id, link.index), None)
+            for server in link.servers:
+                server.served.discard(link)
+            link.close()
+        listener.links.clear()
+
+    def server_ended(self, process: Process) -> None:
+        """A process that may have served listeners has ended (after `leave` for each of its own)."""
+        for listener in self:
+            if process in listener.servers:
+                listener.servers.discard(process)
+                self.forget_if_done(listener)
+
+    def next_check(self) -> float | None:
+        """When `check_orphans` has something to look after; None while every listener has a process."""
+        return min((x.check_at for x in self._by_id.values() if x.check_at is not None), default=None)

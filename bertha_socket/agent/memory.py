@@ -1,0 +1,133 @@
+"""Shared memory that the agent makes: the directory file, claims and links.
+
+The layouts are C's (native/core/layout.h); this file gives them Python's types and lifetimes.  The agent
+never maps what somebody else may shrink or punch holes into: it writes headers with pwrite and reads
+tables with pread, so that no client can make it take a SIGBUS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from typing import Final
+
+from bertha_socket._native import ffi, lib
+
+_MFD_NOEXEC_SEAL: Final = 0x0008
+_SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_SEALS_READ_ONLY: Final = _SEALS | fcntl.F_SEAL_WRITE
+
+LOOPBACK: Final = int(lib.BERTHA_DIR_LOOPBACK)
+DIRECTORY_ENTRIES: Final = int(lib.BERTHA_DIR_ENTRIES)
+
+
+def netns_cookie(fd: int) -> int:
+    """The kernel's number of the network namespace of any socket; 0 when it does not say (before 5.14)."""
+    return int(lib.agent_netns_cookie(fd))
+
+
+def leave_netns() -> None:
+    """Goes to process 1's network namespace where that is allowed: a detached agent would otherwise keep
+    alive the namespace that it was started in."""
+    lib.agent_leave_netns()
+
+
+class Directory:
+    """The writable mapping of the directory file."""
+
+    def __init__(self, fd: int, generation: int) -> None:
+        """Takes over the file open at `fd` (not the descriptor): empties it and marks it as served.
+
+        Raises OSError when there is no room for it.
+        """
+        size = int(lib.agent_dir_size())
+        # Shims keep it mapped: it grows if it must, and never shrinks.  Its room is taken now, or writing
+        # to it would be a SIGBUS when the file system is full.
+        os.posix_fallocate(fd, 0, size)
+        self._map = mmap.mmap(fd, size)
+        self._view = ffi.from_buffer(self._map)
+        self.generation = generation
+        lib.agent_dir_format(self._view, generation, os.getpid())
+
+    def insert(
+        self, addr: bytes, port: int, flags: int, netns: int, listener: int, uid: int, pid: int
+    ) -> int | None:
+        """The entry's number; None when the directory is full."""
+        if len(addr) != 16:
+            raise ValueError("an address has 16 bytes")
+        index = int(lib.agent_dir_insert(self._view, addr, port, flags, netns, listener, uid, pid))
+        return None if index < 0 else index
+
+    def remove(self, index: int, listener: int) -> bool:
+        """Whether that entry was that listener's."""
+        return int(lib.agent_dir_remove(self._view, index, listener)) == 0
+
+    def count(self) -> int:
+        """How many entries are listed."""
+        return int(lib.agent_dir_count(self._view))
+
+    def leave(self) -> None:
+        """An orderly end: shims stop asking.  The mapping stays until the process ends."""
+        lib.agent_dir_leave(self._view)
+
+
+def previous_generation(fd: int) -> int:
+    """The generation that an earlier agent wrote (0: left in order, or a new file)."""
+    header = os.pread(fd, 16, 0)
+    return int(lib.agent_dir_generation(ffi.from_buffer(header))) if len(header) == 16 else 0
+
+
+def _memfd(name: str) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError:  # EINVAL before Linux 6.3; anything else comes again
+        return os.memfd_create(name, flags)
+
+
+def _sealed(name: str, size: int, head: bytes, seals: int) -> int:
+    fd = _memfd(name)
+    try:
+        os.ftruncate(fd, size)
+        done = 0
+        while done < len(head):
+            done += os.pwrite(fd, head[done:], done)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def make_claims(listener: int) -> int:
+    """A new claims table; its descriptor.  Raises OSError."""
+    head = ffi.new("struct bertha_claims_header *")
+    lib.agent_claims_header(head, listener)
+    return _sealed("bertha-claims", int(lib.agent_claims_size()), bytes(ffi.buffer(head)), _SEALS)
+
+
+def make_link(listener: int, index: int, client_pid: int) -> int:
+    """A new link; its descriptor.  Sparse: it takes memory only where somebody writes.  Raises OSError."""
+    head = ffi.new("struct bertha_link_header *")
+    lib.agent_link_header(head, listener, index, client_pid)
+    return _sealed("bertha-link", int(lib.agent_link_size()), bytes(ffi.buffer(head)), _SEALS)
+
+
+def mark_link_dead(fd: int) -> None:
+    """Tells the server's side that the client process is gone (one store of the word `dead`)."""
+    os.pwrite(fd, b"\1\0\0\0", int(lib.OFFSETOF_link_dead))
+
+
+def make_text(name: str, data: bytes) -> int:
+    """A read-only memfd that holds `data`.  Raises OSError."""
+    return _sealed(name, len(data), data, _SEALS_READ_ONLY)
+
+
+def is_memory(fd: int) -> bool:
+    """Whether reading from `fd` can never wait for somebody: only memory files have seals."""
+    try:
+        fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return False
+    return True

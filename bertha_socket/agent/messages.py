@@ -1,0 +1,229 @@
+"""The wire format between a shim and its agent: native/core/protocol.h, in Python.
+
+Packs and unpacks, and refuses whatever has not exactly the length and the form that the header states: a
+message comes from a process that may be hostile.  No I/O here.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
+
+MAGIC: Final = 0x41545242
+VERSION: Final = 1
+LAYOUT_VERSION: Final = 1
+MESSAGE_MAX: Final = 16384
+RESOLVE_MAX: Final = 8
+
+IMPL_SHM: Final = 1
+IMPL_UNIX: Final = 2
+IMPL_TCP: Final = 4
+UINT32_MAX: Final = 0xFFFFFFFF
+
+# "=": no padding of Python's own; the C structs are naturally aligned (a test compares the sizes).
+HEADER: Final = struct.Struct("=IHHII")
+HELLO: Final = struct.Struct("=II64s64s512s512s2048sI32s")
+HELLO_REPLY: Final = struct.Struct("=QII")
+LISTEN: Final = struct.Struct("=Q")
+LISTEN_REPLY: Final = struct.Struct("=QII")
+UNLISTEN: Final = struct.Struct("=Q")
+CONNECT: Final = struct.Struct("=Q16sHHIQ")
+LINK: Final = struct.Struct("=QII")
+LINK_REPLY: Final = struct.Struct("=QIIIIII")
+BELL: Final = struct.Struct("=II")
+RESOLVE: Final = struct.Struct("=16s16sHHI8Q")
+RESOLVE_REPLY: Final = struct.Struct("=Q")
+
+
+class Op(IntEnum):
+    """What a message asks for (enum bertha_op)."""
+
+    HELLO = 1
+    LISTEN = 2
+    UNLISTEN = 3
+    CONNECT = 4
+    LINK = 5
+    BELL_NEW = 6
+    BELL_GET = 7
+    RESOLVE = 8
+    STATUS = 100
+    STOP = 101
+
+
+class Why(IntEnum):
+    """Statuses that the agent gives (a part of enum bertha_reason; a test compares them)."""
+
+    NONE = 0
+    NOT_LISTED = 3
+    REFUSED_BY_AGENT = 5
+    POLICY = 6
+    OTHER_USER = 7
+    NO_MEMORY = 8
+    NO_DESCRIPTOR = 9
+    LINK_FULL = 10
+    TABLE_FULL = 12
+    AMBIGUOUS = 16
+    VERSION = 19
+    SHM_PROHIBITED = 22
+
+
+class BadMessage(Exception):
+    """The peer does not speak the protocol; its connection is to be ended."""
+
+
+class Request(NamedTuple):
+    """A message's header (checked) and its body (not yet)."""
+
+    op: Op
+    seq: int
+    body: bytes
+
+
+class Hello(NamedTuple):
+    """What a process says of itself.  Only `pid`, seen from its own namespace, is a number."""
+
+    pid: int
+    layout_version: int
+    program: str
+    name: str
+    exe: str
+    policy: str
+    argv: tuple[str, ...]
+    package_version: str
+
+
+class Connect(NamedTuple):
+    """A wish for a link to `listener`, reached under that address."""
+
+    listener: int
+    server_addr: bytes
+    server_port: int
+    netns: int
+
+
+class Resolve(NamedTuple):
+    """A connection's 4-tuple and the listeners one of which may have its other half."""
+
+    client_addr: bytes
+    server_addr: bytes
+    client_port: int
+    server_port: int
+    listeners: tuple[int, ...]
+
+
+class WirePlan(NamedTuple):
+    """struct bertha_plan: how one pair of a client process and a listener talks."""
+
+    implementation: int
+    spin_us: int
+    ring_size: int
+    reason: int
+
+
+def parse(data: bytes) -> Request:
+    """Checks a message's header.  Raises BadMessage."""
+    if len(data) < HEADER.size or len(data) > MESSAGE_MAX:
+        raise BadMessage(f"a message of {len(data)} bytes")
+    magic, version, op, seq, status = HEADER.unpack_from(data)
+    if magic != MAGIC or version != VERSION or status != 0:
+        raise BadMessage("not a request of this protocol's version")
+    try:
+        known = Op(op)
+    except ValueError:
+        raise BadMessage(f"unknown request {op}") from None
+    return Request(known, seq, data[HEADER.size :])
+
+
+def reply(op: int, seq: int, status: int, body: bytes = b"") -> bytes:
+    """The bytes of an answer; with a status other than 0 there is no body."""
+    return HEADER.pack(MAGIC, VERSION, op, seq, status) + (b"" if status else body)
+
+
+def _exact(form: struct.Struct, body: bytes) -> tuple[object, ...]:
+    if len(body) != form.size:
+        raise BadMessage(f"a body of {len(body)} bytes where {form.size} belong")
+    return form.unpack(body)
+
+
+def _text(raw: object, what: str) -> str:
+    assert isinstance(raw, bytes)
+    text, nul, _ = raw.partition(b"\0")
+    if not nul:
+        raise BadMessage(f"{what} has no end")
+    return text.decode("utf-8", "surrogateescape")
+
+
+def parse_hello(body: bytes) -> Hello:
+    """Raises BadMessage."""
+    pid, layout, program, name, exe, policy, args, args_len, version = _exact(HELLO, body)
+    assert isinstance(pid, int) and isinstance(layout, int)
+    assert isinstance(args, bytes) and isinstance(args_len, int)
+    if args_len > len(args):
+        raise BadMessage("arguments longer than their field")
+    policy_path = _text(policy, "policy")
+    if policy_path and not policy_path.startswith("/"):
+        raise BadMessage("the policy file's path is not absolute")
+    words = args[:args_len].split(b"\0") if args_len else []
+    if words and not words[-1]:
+        words.pop()
+    return Hello(
+        pid,
+        layout,
+        _text(program, "program"),
+        _text(name, "name"),
+        _text(exe, "exe"),
+        policy_path,
+        tuple(w.decode("utf-8", "surrogateescape") for w in words),
+        _text(version, "package version"),
+    )
+
+
+def parse_listen(body: bytes) -> None:
+    """Raises BadMessage."""
+    _exact(LISTEN, body)
+
+
+def parse_unlisten(body: bytes) -> int:
+    """The listener.  Raises BadMessage."""
+    (listener,) = _exact(UNLISTEN, body)
+    assert isinstance(listener, int)
+    return listener
+
+
+def parse_connect(body: bytes) -> Connect:
+    """Raises BadMessage."""
+    listener, addr, port, _, _, netns = _exact(CONNECT, body)
+    assert isinstance(listener, int) and isinstance(addr, bytes)
+    assert isinstance(port, int) and isinstance(netns, int)
+    return Connect(listener, addr, port, netns)
+
+
+def parse_link(body: bytes) -> tuple[int, int]:
+    """Listener and index.  Raises BadMessage."""
+    listener, index, _ = _exact(LINK, body)
+    assert isinstance(listener, int) and isinstance(index, int)
+    return listener, index
+
+
+def parse_bell(body: bytes) -> int:
+    """The bell's number.  Raises BadMessage."""
+    bell, _ = _exact(BELL, body)
+    assert isinstance(bell, int)
+    return bell
+
+
+def parse_resolve(body: bytes) -> Resolve:
+    """Raises BadMessage."""
+    client, server, client_port, server_port, count, *listeners = _exact(RESOLVE, body)
+    assert isinstance(client, bytes) and isinstance(server, bytes)
+    assert isinstance(client_port, int) and isinstance(server_port, int) and isinstance(count, int)
+    if count > RESOLVE_MAX:
+        raise BadMessage(f"{count} listeners to choose from")
+    ids = tuple(dict.fromkeys(i for i in listeners[:count] if isinstance(i, int)))
+    return Resolve(client, server, client_port, server_port, ids)
+
+
+def pack_link_reply(listener: int, index: int, plan: WirePlan) -> bytes:
+    """struct bertha_link_reply."""
+    return LINK_REPLY.pack(listener, index, 0, *plan)

@@ -1,0 +1,104 @@
+"""What the agent knows: processes, their listeners, links and bells.  Data only; registry.py has the rules."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, field
+
+from bertha_socket.agent import addresses
+from bertha_socket.agent.messages import Hello, WirePlan, Why
+from bertha_socket.agent.sockets import Listening, Peer
+from bertha_socket.policy import EMPTY, Policy, Subject
+
+
+class Refused(Exception):
+    """A request that is understood and not granted; `why` is the reply's status."""
+
+    def __init__(self, why: Why) -> None:
+        super().__init__(why.name)
+        self.why = why
+
+
+@dataclass(eq=False, slots=True)
+class Process:
+    """One greeted connection: a process, and everything that ends with it."""
+
+    peer: Peer
+    hello: Hello
+    subject: Subject
+    policy: Policy = EMPTY
+    #: Why the policy file is not in force; then nothing is negotiated, for it may have forbidden it.
+    policy_error: str | None = None
+    table_fd: int = -1
+    since: float = 0.0
+    listeners: set[Listener] = field(default_factory=set)
+    links: dict[tuple[int, int], Link] = field(default_factory=dict)
+    served: set[Link] = field(default_factory=set)
+    bells: dict[int, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Namespace:
+    """Two netlink sockets of one network namespace, as one user's processes have passed them."""
+
+    uid: int
+    netns: int
+    route: socket.socket
+    diag: socket.socket
+    listeners: int = 0
+
+    def close(self) -> None:
+        """Gives the sockets up."""
+        self.route.close()
+        self.diag.close()
+
+
+@dataclass(eq=False, slots=True)
+class Listener:
+    """One listening address in one namespace, which several processes (and sockets) may share."""
+
+    id: int
+    uid: int
+    pid: int
+    where: Listening
+    claims_fd: int
+    space: Namespace
+    #: Whose policy speaks for it: the process that registered it last.
+    subject: Subject
+    policy: Policy
+    cookies: set[int] = field(default_factory=set)
+    members: set[Process] = field(default_factory=set)
+    #: Processes that may still tie connections to its links, also after it has stopped listening.
+    servers: set[Process] = field(default_factory=set)
+    #: Directory entries by address.
+    entries: dict[bytes, int] = field(default_factory=dict)
+    links: dict[int, Link] = field(default_factory=dict)
+    next_index: int = 1
+    listed: bool = True
+    #: Monotonic time at which to look whether somebody still listens; None while a member vouches for it.
+    check_at: float | None = None
+    checks: int = 0
+
+    @property
+    def wildcard(self) -> bool:
+        """Whether it is reached under every address of its namespace."""
+        return addresses.is_wildcard(self.where.addr)
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """The memory between one client process and one listener."""
+
+    listener: Listener
+    index: int
+    client: Process
+    fd: int
+    plan: WirePlan
+    servers: set[Process] = field(default_factory=set)
+
+    def close(self) -> None:
+        """Gives the memory up; whoever has mapped it keeps it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

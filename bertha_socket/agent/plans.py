@@ -1,0 +1,89 @@
+"""From two processes' policies to the plan that goes over the wire."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import pwd
+from typing import Final
+
+from bertha_socket.agent import addresses, messages
+from bertha_socket.agent.messages import Why, WirePlan
+from bertha_socket.agent.model import Process, Refused
+from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
+from bertha_socket.policy import Policy, Subject
+
+_BITS: Final = {"shm": messages.IMPL_SHM, "unix": messages.IMPL_UNIX, "tcp": messages.IMPL_TCP}
+_NAMES: Final = {bit: name for name, bit in _BITS.items()}
+_WHY: Final = {
+    Cause.NONE: Why.NONE,
+    Cause.POLICY: Why.POLICY,
+    Cause.SHM_PROHIBITED: Why.SHM_PROHIBITED,
+    Cause.OTHER_USER: Why.OTHER_USER,
+}
+_user_names: dict[int, str] = {}
+
+
+def implementation_name(bit: int) -> str:
+    """`shm`, `unix` or `tcp`."""
+    return _NAMES[bit]
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or its number where it has none."""
+    if uid not in _user_names:
+        try:
+            _user_names[uid] = pwd.getpwuid(uid).pw_name
+        except KeyError:
+            _user_names[uid] = str(uid)
+    return _user_names[uid]
+
+
+def make_subject(program: str, exe: str, argv: tuple[str, ...], uid: int, name: str) -> Subject:
+    """A process as rules see it."""
+    return Subject(program or os.path.basename(exe), exe, argv, user_name(uid), uid, name)
+
+
+def wishes(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Wishes:
+    """What `policy` says about that end of a TCP connection to `addr`."""
+    if not policy.rules:
+        return Wishes()
+    return policy.wishes(subject, side, "tcp", ipaddress.ip_address(addresses.to_text(addr)), port)
+
+
+def offered(policy: Policy, subject: Subject, addr: bytes, port: int) -> int:
+    """The implementations that a listener's policy leaves under one address, as bits; 0: plain TCP only."""
+    left = allowed(wishes(policy, subject, "server", addr, port))
+    if not any(i in LOCAL for i in left):
+        return 0
+    return sum(_BITS[i] for i in left)
+
+
+def refusal(policy: Policy, subject: Subject, addr: bytes, port: int) -> Why:
+    """The status for a listener whose policy leaves plain TCP only."""
+    prohibited = "shm" in wishes(policy, subject, "server", addr, port).prohibit
+    return Why.SHM_PROHIBITED if prohibited else Why.POLICY
+
+
+def agree(
+    client: Process, server: Subject, server_policy: Policy, server_uid: int, addr: bytes, port: int
+) -> WirePlan:
+    """The plan for `client` at a listener that `server` runs.  Raises Refused."""
+    if client.policy_error is not None:
+        raise Refused(Why.POLICY)
+    uid = client.peer.uid
+    picked = pick(
+        wishes(client.policy, client.subject, "client", addr, port),
+        wishes(server_policy, server, "server", addr, port),
+        same_user=uid == server_uid,
+        client_user=(user_name(uid), str(uid)),
+        server_user=(user_name(server_uid), str(server_uid)),
+    )
+    if isinstance(picked, Refusal):
+        raise Refused(_WHY[picked.cause])
+    return WirePlan(
+        _BITS[picked.implementation],
+        messages.UINT32_MAX if picked.spin_us is None else picked.spin_us,
+        picked.ring_size or 0,
+        _WHY[picked.cause],
+    )

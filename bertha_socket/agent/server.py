@@ -1,0 +1,230 @@
+"""The agent's loop: one thread, one epoll, no call that can wait for a client."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bertha_socket.agent import limits, messages, plans, sockets
+from bertha_socket.agent.connection import Connection
+from bertha_socket.agent.handlers import Answer, Caller
+from bertha_socket.agent.model import Process
+from bertha_socket.agent.policies import Loaded, Policies
+from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.status import describe
+
+_BACKLOG: Final = 1024
+_FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Server:
+    """Serves one listening socket until told to stop, or until nobody has needed it for a while."""
+
+    def __init__(
+        self, listening: socket.socket, registry: Registry, policies: Policies, idle_seconds: float
+    ) -> None:
+        self.registry = registry
+        self.now = time.monotonic()
+        self.started = time.time()
+        self._policies = policies
+        self._idle_seconds = idle_seconds
+        self._idle_since = self.now
+        self._stopping = False
+        self._listening = listening
+        self._connections: dict[int, Connection] = {}
+        self._per_user: dict[int, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._next_orphans: float | None = None
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serves.  Returns when it is to end, with everything closed but the listening socket."""
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        old_wakeup = signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
+        old_handlers = {
+            number: signal.signal(number, lambda *_: self.stop())
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        }
+        self._watch(self._listening, self._accept)
+        self._watch(self._wake_in, self._woken)
+        try:
+            while not self._stopping:
+                self._turn()
+        finally:
+            signal.set_wakeup_fd(old_wakeup)
+            for number, handler in old_handlers.items():
+                signal.signal(number, handler)
+            for connection in list(self._connections.values()):
+                self._end(connection)
+            self._policies.close()
+            self._selector.close()
+            self._wake_in.close()
+            self._wake_out.close()
+            os.close(self._reserve)
+
+    def stop(self) -> None:
+        """Ends the loop after the present turn."""
+        self._stopping = True
+
+    def _watch(self, what: socket.socket | int, call: Callable[[], None]) -> None:
+        self._selector.register(what, selectors.EVENT_READ, call)
+
+    def _turn(self) -> None:
+        deadline = self._deadline()
+        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        for key, _ in self._selector.select(timeout):
+            self.now = time.monotonic()
+            call: Callable[[], None] = key.data
+            call()
+        self.now = time.monotonic()
+        if self._next_orphans is not None and self._next_orphans <= self.now:
+            self._check_orphans()
+        self._drop_silent()
+        self._policies.expire(self._selector, self.now)
+        if self.registry.processes or self._policies.busy:
+            self._idle_since = self.now
+        elif self.now - self._idle_since >= self._idle_seconds:
+            self._stopping = True
+
+    def _deadline(self) -> float | None:
+        times = [t for t in (self._next_orphans, self._policies.deadline()) if t is not None]
+        if not self.registry.processes:
+            times.append(self._idle_since + self._idle_seconds)
+        times += [
+            c.since + limits.GREETING_SECONDS for c in self._connections.values() if c.process is None
+        ]
+        return min(times, default=None)
+
+    def _check_orphans(self) -> None:
+        self._next_orphans = self.registry.listeners.check_orphans(self.now)
+
+    def _drop_silent(self) -> None:
+        for connection in list(self._connections.values()):
+            if connection.process is None and self.now - connection.since >= limits.GREETING_SECONDS:
+                self._end(connection)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wake_in.recv(512)
+
+    # -- connections ----------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listening.accept()
+        except OSError as error:
+            if error.errno in _FULL:
+                self._turn_away()
+            return
+        try:
+            peer = sockets.peer_of(sock)
+        except OSError:
+            sock.close()
+            return
+        mine = self._per_user.get(peer.uid, 0)
+        if len(self._connections) >= limits.CONNECTIONS or (
+            peer.uid != 0 and mine >= limits.CONNECTIONS_PER_USER
+        ):
+            sock.close()
+            return
+        sock.setblocking(False)
+        connection = Connection(sock, peer, self.now)
+        self._connections[sock.fileno()] = connection
+        self._per_user[peer.uid] = mine + 1
+        self._watch(sock, lambda: self._readable(connection))
+        if connection.pidfd is not None:
+            # The connection's end may be held open by a child that got it without exec.
+            self._watch(connection.pidfd, lambda: self._end(connection))
+
+    def _turn_away(self) -> None:
+        """No descriptor left: the client must hear of it, or it would wait for an answer."""
+        os.close(self._reserve)
+        with contextlib.suppress(OSError):
+            self._listening.accept()[0].close()
+        self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _readable(self, connection: Connection) -> None:
+        if connection.closed or connection.pending is not None:
+            return
+        if not connection.readable(self):
+            self._end(connection)
+        elif connection.pending is not None and not connection.closed:
+            connection.paused = True
+            self._selector.unregister(connection.sock)  # until the answer is there
+        self._next_orphans = self.registry.listeners.next_check()
+
+    def _end(self, connection: Connection) -> None:
+        if connection.closed:
+            return
+        self._connections.pop(connection.sock.fileno(), None)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(connection.sock)
+        if connection.pidfd is not None:
+            self._selector.unregister(connection.pidfd)
+        uid = connection.peer.uid
+        self._per_user[uid] -= 1
+        if not self._per_user[uid]:
+            del self._per_user[uid]
+        connection.close()
+        process, connection.process = connection.process, None
+        if process is not None:
+            self.registry.end(process, self.now)
+            self._idle_since = self.now
+            self._next_orphans = self.registry.listeners.next_check()
+
+    # -- what handlers need (handlers.Service) --------------------------------------------------------
+
+    def greet(self, caller: Caller, hello: messages.Hello, table_fd: int) -> Answer | None:
+        """Takes a process in as soon as its policy has been read."""
+        assert isinstance(caller, Connection)
+        subject = plans.make_subject(hello.program, hello.exe, hello.argv, caller.peer.uid, hello.name)
+        process = Process(caller.peer, hello, subject, table_fd=table_fd, since=time.time())
+        loaded = self._policies.look(caller.peer, hello.policy)
+        if loaded is not None:
+            return self._enter(caller, process, loaded)
+        self._policies.read_as(
+            self._selector,
+            caller.sock,
+            caller.peer,
+            hello.policy,
+            self.now,
+            lambda found: self._enter_late(caller, process, found),
+        )
+        return None
+
+    def _enter(self, connection: Connection, process: Process, loaded: Loaded) -> Answer:
+        process.policy, process.policy_error = loaded
+        connection.process = process
+        self.registry.greet(process)
+        return Answer(
+            body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), 0)
+        )
+
+    def _enter_late(self, connection: Connection, process: Process, loaded: Loaded) -> None:
+        """As `_enter`, for a connection that has been waiting (it may have ended meanwhile)."""
+        if connection.closed or connection.pending is None:
+            if process.table_fd >= 0:
+                os.close(process.table_fd)
+            return
+        request = connection.pending
+        if connection.send(request, self._enter(connection, process, loaded)):
+            if connection.paused:
+                connection.paused = False
+                self._watch(connection.sock, lambda: self._readable(connection))
+        else:
+            self._end(connection)
+
+    def status(self, caller: Caller) -> bytes:
+        """The JSON text of everything that the caller may see."""
+        return describe(self.registry, caller.peer.uid, self.started)

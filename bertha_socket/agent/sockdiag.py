@@ -1,0 +1,95 @@
+"""Exact look-ups of one TCP socket by its 4-tuple (NETLINK_SOCK_DIAG): what `ss` does, for one socket."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from typing import Final, NamedTuple
+
+from bertha_socket.agent import netlink
+from bertha_socket.agent.addresses import is_v4
+
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_REQUEST: Final = struct.Struct("=BBBBI")
+_PORTS: Final = struct.Struct("!HH")
+_NO_COOKIE: Final = b"\xff" * 8
+# struct inet_diag_msg: 4 bytes, inet_diag_sockid (48), then expires, rqueue, wqueue, uid, inode
+_ANSWER_SIZE: Final = 4 + 48 + 20
+
+ESTABLISHED: Final = 1
+SYN_RECV: Final = 3
+LISTEN: Final = 10
+#: States of a connection that is there: established, or one end has begun to close.
+CONNECTED: Final = frozenset({ESTABLISHED, 2, SYN_RECV, 4, 5, 8, 9, 11})
+
+
+class Found(NamedTuple):
+    """A TCP socket as the kernel describes it.  Addresses are its own (local) and its peer's (remote)."""
+
+    state: int
+    local_port: int
+    remote_port: int
+    remote: bytes
+    cookie: int
+    uid: int
+
+
+def _raw(addr: bytes, family: int) -> bytes:
+    return (addr[12:] + bytes(12)) if family == socket.AF_INET else addr
+
+
+def find(
+    diag: socket.socket, local: bytes, local_port: int, remote: bytes | None = None, remote_port: int = 0
+) -> Found | None:
+    """The socket that would take a packet from `remote` to `local`: the connection if there is one, else a
+    listener.  None when there is neither.  Raises OSError when the kernel does not tell."""
+    family = socket.AF_INET if is_v4(local) else socket.AF_INET6
+    if remote is None:
+        remote = bytes(16)
+    body = (
+        _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
+        + _PORTS.pack(local_port, remote_port)
+        + _raw(local, family)
+        + _raw(remote, family)
+        + bytes(4)  # any interface
+        + _NO_COOKIE
+    )
+    try:
+        answers = netlink.ask(diag, _SOCK_DIAG_BY_FAMILY, 0, body)
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+    for kind, data in answers:
+        if kind == _SOCK_DIAG_BY_FAMILY and len(data) >= _ANSWER_SIZE:
+            sport, dport = _PORTS.unpack_from(data, 4)
+            (cookie,) = struct.unpack_from("=Q", data, 44)
+            (uid,) = struct.unpack_from("=I", data, 64)
+            return Found(data[1], sport, dport, data[24:40], cookie, uid)
+    return None
+
+
+def is_listening(diag: socket.socket, addr: bytes, port: int) -> Found | None:
+    """The listening socket that would take a connection to `addr`; None when there is none.
+
+    Raises OSError when the kernel does not tell.
+    """
+    found = find(diag, addr, port)
+    return found if found is not None and found.state == LISTEN and found.local_port == port else None
+
+
+def has_connection(
+    diag: socket.socket, local: bytes, local_port: int, remote: bytes, remote_port: int
+) -> bool:
+    """Whether that namespace has the half of a connection whose own end is `local`.
+
+    Raises OSError when the kernel does not tell.
+    """
+    found = find(diag, local, local_port, remote, remote_port)
+    return (
+        found is not None
+        and found.state in CONNECTED
+        and found.local_port == local_port
+        and found.remote_port == remote_port
+    )

@@ -1,0 +1,150 @@
+"""What `bertha ps` and `bertha doctor` are told: the agent's state and every live connection, as JSON.
+
+Connections come from the processes' tables, memory that those processes write: it is read with pread (never
+mapped) and taken for a claim, not for the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any, Final
+
+from bertha_socket._native import ffi, lib
+from bertha_socket.agent import addresses, plans
+from bertha_socket.agent.model import Link, Listener, Process
+from bertha_socket.agent.registry import Registry
+
+_CHUNK: Final = 1 << 20
+#: Connections told of one process: a limit on what a hostile table can cost the agent.
+_CONNECTIONS_MAX: Final = 1 << 17
+
+_IMPLEMENTATION: Final = {lib.BERTHA_CONN_SHM: "shm", lib.BERTHA_CONN_UNIX: "unix"}
+
+
+def _reason_text(code: int) -> str | None:
+    if code == 0:
+        return None
+    try:
+        from bertha_socket import reasons
+    except ImportError:
+        return f"reason {code}"
+    text: str = reasons.text(code)
+    return text
+
+
+def _connection(conn: Any, process: Process) -> dict[str, object]:
+    implementation = _IMPLEMENTATION.get(conn.kind, "tcp")
+    return {
+        "time": conn.opened_ns / 1e9,
+        "pid": process.peer.pid if conn.pid == process.hello.pid else conn.pid,
+        "program": process.hello.program,
+        "role": "server" if conn.role == lib.BERTHA_SIDE_SERVER else "client",
+        "proto": "tcp",
+        "local": addresses.endpoint(bytes(conn.local_addr), conn.local_port),
+        "peer": addresses.endpoint(bytes(conn.peer_addr), conn.peer_port),
+        "chunnels": [
+            {"type": "local_or_remote", "implementation": implementation, "where": "host"}
+        ],
+        "plain": implementation == "tcp",
+        "reason": _reason_text(conn.reason),
+        "tx_bytes": conn.tx_bytes,
+        "rx_bytes": conn.rx_bytes,
+        "setup_us": conn.setup_us,
+    }
+
+
+def connections(process: Process) -> list[dict[str, object]]:
+    """The live connections in a process's table; none when it has no table or one that makes no sense."""
+    fd = process.table_fd
+    if fd < 0:
+        return []
+    found: list[dict[str, object]] = []
+    try:
+        size = os.fstat(fd).st_size
+        header = os.pread(fd, lib.SIZEOF_bertha_table_header, 0)
+        table = ffi.new("struct agent_table *")
+        if lib.agent_table_read(ffi.from_buffer(header), len(header), size, table) != 0:
+            return []
+        stride = table.conn_size
+        per_chunk = max(1, _CHUNK // stride)
+        out = ffi.new("struct agent_conn[]", per_chunk)
+        at = 0
+        while at < table.used and len(found) < _CONNECTIONS_MAX:
+            count = min(per_chunk, table.used - at)
+            data = os.pread(fd, count * stride, table.conn_offset + at * stride)
+            good = lib.agent_conns_read(ffi.from_buffer(data), len(data), stride, count, out)
+            found += [_connection(out[i], process) for i in range(good)]
+            if len(data) < count * stride:
+                break
+            at += count
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+def _process(process: Process) -> dict[str, object]:
+    return {
+        "pid": process.peer.pid,
+        "uid": process.peer.uid,
+        "program": process.hello.program,
+        "exe": process.hello.exe,
+        "name": process.hello.name,
+        "policy": process.hello.policy or process.policy.path,
+        "policy_error": process.policy_error,
+        "package_version": process.hello.package_version,
+        "since": process.since,
+        "listeners": len(process.listeners),
+        "links": len(process.links),
+        "bells": len(process.bells),
+    }
+
+
+def _listener(listener: Listener) -> dict[str, object]:
+    where = listener.where
+    return {
+        "id": f"{listener.id:016x}",
+        "address": addresses.endpoint(where.addr, where.port),
+        "entries": [addresses.endpoint(a, where.port) for a in listener.entries],
+        "netns": where.netns,
+        "uid": listener.uid,
+        "pid": listener.pid,
+        "pids": sorted(p.peer.pid for p in listener.members),
+        "program": listener.subject.program,
+        "listed": listener.listed,
+        "links": len(listener.links),
+    }
+
+
+def _link(link: Link) -> dict[str, object]:
+    return {
+        "listener": f"{link.listener.id:016x}",
+        "index": link.index,
+        "client_pid": link.client.peer.pid,
+        "server_pids": sorted(p.peer.pid for p in link.servers),
+        "implementation": plans.implementation_name(link.plan.implementation),
+    }
+
+
+def describe(registry: Registry, uid: int, started: float) -> bytes:
+    """Everything for root and for the agent's own user; for others what is theirs."""
+    sees_all = uid in (0, os.geteuid())
+    processes = [p for p in registry.processes if sees_all or p.peer.uid == uid]
+    processes.sort(key=lambda p: p.peer.pid)
+    listeners = [x for x in registry.listeners if sees_all or x.uid == uid]
+    document = {
+        "agent": {
+            "pid": os.getpid(),
+            "uid": os.geteuid(),
+            "generation": registry.directory.generation,
+            "uptime": round(time.time() - started, 3),
+            "entries": registry.directory.count(),
+            "descriptors": len(os.listdir("/proc/self/fd")),
+        },
+        "processes": [_process(p) for p in processes],
+        "listeners": [_listener(x) for x in listeners],
+        "links": [_link(link) for p in processes for link in p.links.values()],
+        "connections": [c for p in processes for c in connections(p)],
+    }
+    return json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode("ascii")

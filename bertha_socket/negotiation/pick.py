@@ -1,0 +1,121 @@
+"""Which implementation of local_or_remote carries the connections of one client process to one listener.
+
+A pure function of what both ends want and what is there.  An implementation that either end prohibits, or
+that is missing where an end requires others, is out.  What is left is ordered by the client's wishes, then
+the server's, then by speed; the first is the plan.  `tcp` is plain TCP, for which nothing need be set up:
+to pick it is a refusal with its cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from enum import Enum
+from typing import Final, NamedTuple
+
+#: Fastest first.
+IMPLEMENTATIONS: Final = ("shm", "unix", "tcp")
+LOCAL: Final = ("shm", "unix")
+#: In allow_users: everybody.
+ANYBODY: Final = "*"
+
+
+class Cause(Enum):
+    """Why a plan is not the best, or why there is none."""
+
+    NONE = "none"
+    POLICY = "policy"
+    SHM_PROHIBITED = "shm prohibited"
+    OTHER_USER = "other user"
+
+
+class Wishes(NamedTuple):
+    """What a policy's rule says about one end's connections."""
+
+    require: tuple[str, ...] = ()
+    prefer: tuple[str, ...] = ()
+    avoid: tuple[str, ...] = ()
+    prohibit: tuple[str, ...] = ()
+    #: Microseconds an end may spin; None: not said.
+    spin_us: int | None = None
+    #: Bytes a ring may grow to, a power of two; None: not said.
+    ring_size: int | None = None
+    #: Users (names or numbers) with whom memory may be shared, besides the end's own.
+    allow_users: tuple[str, ...] = ()
+
+
+class Plan(NamedTuple):
+    """What both ends do."""
+
+    implementation: str
+    spin_us: int | None
+    ring_size: int | None
+    cause: Cause
+
+
+class Refusal(NamedTuple):
+    """The connection is plain TCP."""
+
+    cause: Cause
+
+
+def allowed(wishes: Wishes) -> tuple[str, ...]:
+    """The implementations that one end's wishes leave, fastest first."""
+    return tuple(
+        i
+        for i in IMPLEMENTATIONS
+        if i not in wishes.prohibit and (not wishes.require or i in wishes.require)
+    )
+
+
+def _rank(wishes: Wishes, implementation: str) -> int:
+    if implementation in wishes.prefer:
+        return wishes.prefer.index(implementation)
+    middle = len(IMPLEMENTATIONS)
+    if implementation in wishes.avoid:
+        return middle + 1 + wishes.avoid.index(implementation)
+    return middle
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    given = [n for n in (one, other) if n is not None]
+    return min(given) if given else None
+
+
+def _may_share(wishes: Wishes, other: Collection[str]) -> bool:
+    return ANYBODY in wishes.allow_users or any(u in wishes.allow_users for u in other)
+
+
+def pick(
+    client: Wishes,
+    server: Wishes,
+    *,
+    same_user: bool,
+    client_user: Collection[str] = (),
+    server_user: Collection[str] = (),
+    available: Collection[str] = IMPLEMENTATIONS,
+) -> Plan | Refusal:
+    """The plan for one client process and one listener.
+
+    `client_user` and `server_user` are the names and numbers that each end's user goes by; users who differ
+    share memory only if both ends' policies allow the other.  `available` is what both ends can do.
+    """
+    left = [i for i in allowed(client) if i in allowed(server) and (i in available or i == "tcp")]
+    local = [i for i in left if i in LOCAL]
+    if "shm" in client.prohibit or "shm" in server.prohibit:
+        lost_shm = Cause.SHM_PROHIBITED
+    else:
+        lost_shm = Cause.POLICY
+    if not local:
+        return Refusal(lost_shm)
+    best = min(left, key=lambda i: (_rank(client, i), _rank(server, i), IMPLEMENTATIONS.index(i)))
+    if best == "tcp":
+        return Refusal(Cause.POLICY)
+    # Every local implementation meets in shared memory, so this decides about all of them.
+    if not same_user and not (_may_share(client, server_user) and _may_share(server, client_user)):
+        return Refusal(Cause.OTHER_USER)
+    cause = Cause.NONE
+    if best != "shm":
+        cause = Cause.POLICY if "shm" in left else lost_shm
+    return Plan(
+        best, _least(client.spin_us, server.spin_us), _least(client.ring_size, server.ring_size), cause
+    )

@@ -1,0 +1,328 @@
+"""The policy file `bertha.toml`: which program's connections get what.
+
+    [[rule]]
+    program = "redis-server"     # a name or glob; with a "/" in it, matched with the executable's path
+    side = "server"              # client, server, any
+    port = "6379-6400"
+    prohibit = ["unix"]
+    spin_us = 20
+
+The first rule that matches a connection's end decides about that end.  Parsing is strict: a key or a value
+that is not understood is an error that names file, rule and key, because a rule that silently says nothing
+may have been the one that forbade something.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
+
+SIDES: Final = ("client", "server", "any")
+PROTOCOLS: Final = ("tcp", "any")
+#: Bytes; a ring's address space is BERTHA_RING_MAX of native/core/layout.h.
+RING_MIN: Final = 4096
+RING_MAX: Final = 1 << 20
+#: A second: a bound that is longer is a mistake in the unit.
+SPIN_MAX_US: Final = 1_000_000
+FILE_MAX: Final = 1 << 18
+
+_INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class PolicyError(OSError):
+    """The policy file cannot be read or does not make sense; one line with place and remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A process, as rules see it."""
+
+    program: str
+    exe: str = ""
+    argv: tuple[str, ...] = ()
+    user: str = ""
+    uid: int = -1
+    name: str = ""
+
+    def names(self) -> frozenset[str]:
+        """What the program goes by: its executable, its argv[0] and, under an interpreter, its script."""
+        found = {self.program, os.path.basename(self.exe)}
+        if self.argv:
+            found.add(os.path.basename(self.argv[0]))
+        if any(_INTERPRETERS.fullmatch(n) for n in found):
+            found |= _script(self.argv[1:])
+        return frozenset(found - {""})
+
+
+def _script(words: tuple[str, ...]) -> set[str]:
+    for i, word in enumerate(words):
+        if word == "-m" and i + 1 < len(words):
+            return {words[i + 1]}
+        if word == "-c":
+            return set()
+        if not word.startswith("-"):
+            return {os.path.basename(word)}
+    return set()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One [[rule]].  None: the key is not given, everything matches."""
+
+    program: str | None = None
+    argv: str | None = None
+    user: str | None = None
+    name: str | None = None
+    side: str = "any"
+    proto: str = "any"
+    address: Network | None = None
+    ports: tuple[int, int] | None = None
+    dag: str = ""
+    wishes: Wishes = Wishes()
+
+    def matches(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> bool:
+        """Whether this rule is about that end of a connection to `address`:`port`."""
+        return (
+            self.side in ("any", side)
+            and self.proto in ("any", proto)
+            and (self.ports is None or self.ports[0] <= port <= self.ports[1])
+            and (self.address is None or _inside(address, self.address))
+            and (self.program is None or self._is_program(subject))
+            and (self.name is None or fnmatch.fnmatchcase(subject.name, self.name))
+            and (self.user is None or self.user in (subject.user, str(subject.uid)))
+            and (self.argv is None or fnmatch.fnmatchcase(" ".join(subject.argv), self.argv))
+        )
+
+    def _is_program(self, subject: Subject) -> bool:
+        assert self.program is not None
+        if "/" in self.program:
+            return fnmatch.fnmatchcase(subject.exe, self.program)
+        return any(fnmatch.fnmatchcase(n, self.program) for n in subject.names())
+
+
+def _inside(address: Address, network: Network) -> bool:
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.version == network.version and address in network
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """All rules of one file, in order."""
+
+    rules: tuple[Rule, ...] = ()
+    path: str = ""
+
+    def find(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> Rule | None:
+        """The first rule that matches, None when none does."""
+        for rule in self.rules:
+            if rule.matches(subject, side, proto, address, port):
+                return rule
+        return None
+
+    def wishes(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> Wishes:
+        """What the first matching rule wants; nothing in particular when there is none."""
+        rule = self.find(subject, side, proto, address, port)
+        return rule.wishes if rule is not None else Wishes()
+
+
+EMPTY: Final = Policy()
+
+
+class _Reader:
+    """Takes the keys of one rule out of its table, with errors that say where."""
+
+    def __init__(self, path: str, number: int, table: Mapping[str, object]) -> None:
+        self._where = f"{path}: rule {number}"
+        self._table = dict(table)
+
+    def fail(self, key: str, problem: str) -> PolicyError:
+        return PolicyError(f"{self._where}, {key}: {problem}")
+
+    def text(self, key: str, choices: tuple[str, ...] = ()) -> str | None:
+        value = self._table.pop(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, str) or not value:
+            raise self.fail(key, f"must be a text, not {value!r}; write {key} = \"...\"")
+        if choices and value not in choices:
+            raise self.fail(key, f"{value!r} is none of {', '.join(choices)}")
+        return value
+
+    def user(self, key: str) -> str | None:
+        value = self._table.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            self._table.pop(key)
+            return str(value)
+        return self.text(key)
+
+    def number(self, key: str, low: int, high: int, unit: str) -> int | None:
+        value = self._table.pop(key, None)
+        if value is None:
+            return None
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise self.fail(key, f"must be a whole number of {unit} from {low} to {high}, not {value!r}")
+        return value
+
+    def names(self, key: str, choices: tuple[str, ...] = ()) -> tuple[str, ...]:
+        value = self._table.pop(key, None)
+        if value is None:
+            return ()
+        if not isinstance(value, list):
+            raise self.fail(key, f'must be a list, not {value!r}; write {key} = ["..."]')
+        found: list[str] = []
+        for item in value:
+            if not choices and isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+                item = str(item)
+            if not isinstance(item, str) or not item:
+                raise self.fail(key, f"must be a list of texts; {item!r} is none")
+            if choices and item not in choices:
+                raise self.fail(key, f"there is no implementation {item!r}; write {', '.join(choices)}")
+            if item in found:
+                raise self.fail(key, f"{item!r} is given twice; remove one")
+            found.append(item)
+        return tuple(found)
+
+    def address(self, key: str) -> Network | None:
+        value = self.text(key)
+        if value is None:
+            return None
+        try:
+            return ipaddress.ip_network(value, strict=False)
+        except ValueError:
+            raise self.fail(key, f'{value!r} is no address; write "10.0.0.0/8" or "::1"') from None
+
+    def ports(self, key: str) -> tuple[int, int] | None:
+        value = self._table.pop(key, None)
+        if value is None:
+            return None
+        low: object = value
+        high: object = value
+        if isinstance(value, str):
+            match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)
+            if match:
+                low, high = int(match[1]), int(match[2] or match[1])
+        if not isinstance(low, int) or not isinstance(high, int) or isinstance(value, bool):
+            raise self.fail(key, f'must be a port or a range, not {value!r}; write 6379 or "6379-6400"')
+        if not 1 <= low <= high <= 65535:
+            raise self.fail(key, f"{value!r} is not within 1 to 65535 in rising order")
+        return low, high
+
+    def done(self, known: tuple[str, ...]) -> None:
+        for key in self._table:
+            raise self.fail(key, f"unknown key; a rule has {', '.join(known)}")
+
+
+_KEYS: Final = (
+    "program", "argv", "user", "name", "side", "proto", "address", "port", "dag",
+    "require", "prefer", "avoid", "prohibit", "spin_us", "ring_size", "allow_users",
+)  # fmt: skip
+
+
+def _wishes(reader: _Reader) -> Wishes:
+    lists = {k: reader.names(k, IMPLEMENTATIONS) for k in ("require", "prefer", "avoid", "prohibit")}
+    for one, other in (
+        ("require", "prohibit"),
+        ("prefer", "prohibit"),
+        ("prefer", "avoid"),
+        ("require", "avoid"),
+    ):
+        both = set(lists[one]) & set(lists[other])
+        if both:
+            raise reader.fail(other, f"{min(both)!r} is also in {one}; remove it from one of them")
+    ring = reader.number("ring_size", RING_MIN, RING_MAX, "bytes")
+    if ring is not None and ring & (ring - 1):
+        raise reader.fail("ring_size", f"{ring} is not a power of two; the next one is {1 << ring.bit_length()}")
+    return Wishes(
+        **lists,
+        spin_us=reader.number("spin_us", 0, SPIN_MAX_US, "microseconds"),
+        ring_size=ring,
+        allow_users=reader.names("allow_users"),
+    )
+
+
+def _rule(reader: _Reader) -> Rule:
+    dag = reader.text("dag") if reader._table.get("dag") != "" else reader._table.pop("dag")
+    assert dag is None or isinstance(dag, str)
+    if dag and re.sub(r"\s+", "", dag) != "local_or_remote()":
+        raise reader.fail("dag", f'{dag!r} is not there yet; write "local_or_remote()" or leave it out')
+    rule = Rule(
+        program=reader.text("program"),
+        argv=reader.text("argv"),
+        user=reader.user("user"),
+        name=reader.text("name"),
+        side=reader.text("side", SIDES) or "any",
+        proto=reader.text("proto", PROTOCOLS) or "any",
+        address=reader.address("address"),
+        ports=reader.ports("port"),
+        dag=dag or "",
+        wishes=_wishes(reader),
+    )
+    reader.done(_KEYS)
+    return rule
+
+
+def parse(text: str, path: str = "policy") -> Policy:
+    """The policy in a TOML text.  Raises PolicyError."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise PolicyError(f"{path}: not TOML: {error}") from None
+    rules = document.pop("rule", [])
+    for key in document:
+        raise PolicyError(f"{path}: unknown key {key!r}; a policy consists of [[rule]] tables")
+    if not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
+        raise PolicyError(f"{path}: 'rule' must be a list of tables; write [[rule]] with two brackets")
+    return Policy(tuple(_rule(_Reader(path, i, table)) for i, table in enumerate(rules, 1)), path)
+
+
+def load(path: str) -> Policy:
+    """Reads a policy file.  Raises PolicyError."""
+    try:
+        # A FIFO must not make us wait for its writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            data = file.read(FILE_MAX + 1)
+    except OSError as error:
+        raise PolicyError(
+            f"{path}: the policy file cannot be read ({error.strerror}); correct BERTHA_POLICY or the file"
+        ) from None
+    return decode(data or b"", path)
+
+
+def decode(data: bytes, path: str) -> Policy:
+    """The policy in a file's bytes.  Raises PolicyError."""
+    if len(data) > FILE_MAX:
+        raise PolicyError(f"{path}: larger than {FILE_MAX} bytes; that is no policy file")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise PolicyError(f"{path}: not UTF-8 at byte {error.start}; a policy file is TOML text") from None
+    return parse(text, path)
+
+
+def find_file(environ: Mapping[str, str] | None = None) -> str | None:
+    """The policy file in force: $BERTHA_POLICY (existing or not), else the user's, else the system's, else
+    None."""
+    env = os.environ if environ is None else environ
+    given = env.get("BERTHA_POLICY")
+    if given:
+        return os.path.abspath(given)
+    config = env.get("XDG_CONFIG_HOME", "")
+    if not os.path.isabs(config):
+        config = os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
+    for path in (os.path.join(config, "bertha", "bertha.toml"), "/etc/bertha/bertha.toml"):
+        if os.path.isfile(path):
+            return path
+    return None
