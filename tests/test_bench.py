@@ -22,6 +22,7 @@ from bertha_socket._bench import connlog, host, interleave, netns, registry, sta
 from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket.cli import bench
+from bertha_socket.reasons import Reason, text_of
 
 TINY = ["--rounds", "1", "--quick", "--scale", "0.02"]
 # What is measured without any shim, so that it must be there wherever the tests run.
@@ -101,7 +102,8 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
     # Whatever was called shm (or unix) was that, by the connection log, and nothing else.
     for variant, counts in found["carried"].items():
         if variant in names and variant.startswith(("shm", "unix")):
-            assert set(counts) == {variant.partition("-")[0]}
+            assert set(counts) <= {variant.partition("-")[0], connlog.UNUSED}
+            assert counts[variant.partition("-")[0]] > 0
     for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "control"}:
         assert sum(found["carried"][variant].values()) > 0
     try:
@@ -150,7 +152,8 @@ LIAR = """\
 import json, os, sys
 log = os.environ.get("BERTHA_CONNLOG")
 if log:
-    entry = {"role": "client", "plain": PLAIN, "reason": "no agent", "chunnels": CHUNNELS}
+    entry = {"role": "client", "plain": PLAIN, "reason": "no agent", "chunnels": CHUNNELS,
+             "tx_bytes": 1, "rx_bytes": 1}
     with open(log, "a") as f:
         f.write(json.dumps(entry) + "\\n")
 argv = sys.argv[sys.argv.index("--") + 1:]
@@ -280,8 +283,8 @@ def test_cells_are_interleaved_and_the_budget_ends_whole_rounds() -> None:
     assert "after 1 of 3 rounds" in report.notes[0]
 
 
-def _connection(implementation: str, reason: str | None = None) -> connlog.Connection:
-    return connlog.Connection("client", implementation, reason, 1, 1, 1)
+def _connection(implementation: str, reason: str | None = None, bytes_: int = 1) -> connlog.Connection:
+    return connlog.Connection("client", implementation, reason, bytes_, bytes_, 1)
 
 
 def test_objections() -> None:
@@ -290,6 +293,17 @@ def test_objections() -> None:
     said = connlog.objection([_connection("shm"), _connection("plain", "no agent")], "shm")
     assert said is not None
     assert "1 of 2 plain (no agent)" in said
+
+
+def test_a_connection_that_carried_nothing_is_neither_for_nor_against() -> None:
+    unused = _connection("plain", text_of(Reason.NOT_ATTACHED), 0)
+    assert connlog.carried([unused, _connection("shm")]) == {"unused": 1, "shm": 1}
+    assert connlog.objection([unused, _connection("shm")], "shm") is None
+    assert "empty" in (connlog.objection([unused], "shm") or "")
+    assert connlog.objection([unused], "shm", unused=True) is None
+    assert connlog.objection([], "shm", unused=True) is not None
+    # But not when it was never negotiated at all.
+    assert connlog.objection([_connection("plain", text_of(Reason.NO_AGENT), 0)], "shm", unused=True)
 
 
 def test_log_lines(tmp_path: Path) -> None:

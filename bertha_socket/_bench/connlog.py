@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bertha_socket.reasons import Reason, text_of
+
 PLAIN = "plain"
+UNUSED = "unused"
 
 
 @dataclass(frozen=True)
@@ -54,19 +57,28 @@ def read(path: Path, role: str | None = None) -> list[Connection]:
     return [c for c in found if role is None or c.role == role]
 
 
+def _unused(connection: Connection) -> bool:
+    """Nothing was sent in either direction before it ended, so neither end had cause to tie it."""
+    nothing = connection.tx_bytes == 0 and connection.rx_bytes == 0
+    return nothing and connection.reason == text_of(Reason.NOT_ATTACHED)
+
+
 def carried(connections: list[Connection]) -> Counter[str]:
-    """How many connections each implementation carried."""
-    return Counter(c.implementation for c in connections)
+    """How many connections each implementation carried; "unused" ended before they carried anything."""
+    return Counter(UNUSED if _unused(c) else c.implementation for c in connections)
 
 
-def objection(connections: list[Connection], expected: str) -> str | None:
-    """Why these connections may not be called ``expected``; None when every one of them was."""
-    if not connections:
+def objection(connections: list[Connection], expected: str, unused: bool = False) -> str | None:
+    """Why these connections may not be called ``expected``; None when every one of them was.
+
+    One that was negotiated and then ended before it carried a byte (wrk opens one to see whether it can) is
+    neither for nor against; with ``unused`` such ones are enough.
+    """
+    used = [c for c in connections if not _unused(c)]
+    if not (connections if unused else used):
         return f"the connection log is empty, so nothing shows that {expected} carried anything"
-    wrong = Counter((c.implementation, c.reason) for c in connections if c.implementation != expected)
+    wrong = Counter((c.implementation, c.reason) for c in used if c.implementation != expected)
     if not wrong:
         return None
-    parts = [
-        f"{n} of {len(connections)} {what} ({why or 'no reason given'})" for (what, why), n in wrong.items()
-    ]
+    parts = [f"{n} of {len(used)} {what} ({why or 'no reason given'})" for (what, why), n in wrong.items()]
     return f"expected {expected} for every connection, but the log says: " + "; ".join(parts)

@@ -18,15 +18,21 @@ SIZES = (8, 256, 10240)
 REQUESTS = 3
 NAMES = (variants.TCP_NAGLE, variants.TCP, variants.UNIX_SOCKET, variants.SHM, variants.UNIX)
 PROGRAMS: tuple[str, ...] = ()
-_UNITS = dict.fromkeys(("request_p50", "with_setup_p50", "setup_p50", "first_setup"), "us")
+_POSITIONS = tuple(f"request_{at + 1}_p50" for at in range(REQUESTS))
+_UNITS = dict.fromkeys(("request_p50", *_POSITIONS, "with_setup_p50", "setup_p50", "first_setup"), "us")
 
 
 def _measure(pinger: Pinger, connections: int) -> Sample:
     times = pinger.ping(connections, REQUESTS)
     whole = [t / REQUESTS for t in times.whole]
+    by_position = {
+        f"request_{at + 1}_p50": stats.percentile(sorted(times.requests[at::REQUESTS]), 50)
+        for at in range(REQUESTS)
+    }
     return Sample(
         values={
             "request_p50": stats.percentile(sorted(times.requests), 50),
+            **by_position,
             "with_setup_p50": stats.percentile(sorted(whole), 50),
             "setup_p50": stats.percentile(sorted(times.setups), 50),
             "first_setup": times.setups[0],

@@ -8,6 +8,7 @@ one thread).  Other people's programs, as they come.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ _UNITS = {"rate": "1/s", "server_cpu": "us/request"}
 _VALUE = "v" * 100
 _NGINX = """\
 daemon off;
+{user}
 worker_processes 1;
 pid {place}/nginx.pid;
 error_log stderr notice;
@@ -88,11 +90,12 @@ class Nginx:
         self.stage, self.host, self.variant = stage, host, variant
         place = stage.path(".nginx")
         place.mkdir(mode=0o755)
-        stage.tmp.chmod(0o755)  # the worker is not root
         (place / "file").write_text("x" * 1024, encoding="ascii")
         self.port = stage.port(host)
         config = place / "nginx.conf"
-        config.write_text(_NGINX.format(place=place, address=host.address, port=self.port), encoding="utf-8")
+        user = "user root;" if os.geteuid() == 0 else ""  # the worker has to reach its files
+        text = _NGINX.format(user=user, place=place, address=host.address, port=self.port)
+        config.write_text(text, encoding="utf-8")
         argv = [tools.find("nginx"), "-p", str(place), "-c", str(config), "-e", "stderr"]
         self.running: Running = stage.start(argv, host, ready="start worker process ", shim=variant.shim)
 

@@ -85,7 +85,7 @@ def run(options: interleave.Options) -> Report:
                     if variant.name in report.skipped:
                         continue
                     rater = Rater(stage, programs, host, variant, size, cores)
-                    if variants.prove(stage, report, variant, rater.probe):
+                    if variants.prove(stage, report, variant, rater.probe, unused=size == 0):
                         made[variant.name] = rater
                         report.commands[variant.name] = " ".join(rater.argv(count, WINDOWS[-1]))
                 for window in WINDOWS:
@@ -95,7 +95,7 @@ def run(options: interleave.Options) -> Report:
                 raters += made.values()
         interleave.run(report, rounds, options)
         for rater in raters:  # the measured rounds are not logged: a line at each close would cost
-            variants.prove(stage, report, rater.variant, rater.probe)
+            variants.prove(stage, report, rater.variant, rater.probe, unused=rater.size == 0)
     for mode in MODES:
         for name in NAMES[1:]:
             for cores in placements():

@@ -71,11 +71,17 @@ def standard(stage: Stage, names: tuple[str, ...], report: Report) -> list[Varia
     return wanted
 
 
-def prove(stage: Stage, report: Report, variant: Variant, use: Callable[[Variant], object]) -> bool:
+def prove(
+    stage: Stage,
+    report: Report,
+    variant: Variant,
+    use: Callable[[Variant], object],
+    unused: bool = False,
+) -> bool:
     """Let ``use`` run the variant's client once, logged; is it what it is called?  Else skipped or a failure.
 
     What the log said is added to ``report.carried``.  A variant without a shim needs no proof, but is run all
-    the same: everyone warms up alike.
+    the same: everyone warms up alike.  ``unused``: its connections are meant to carry nothing.
     """
     log = stage.path(".log")
     try:
@@ -85,7 +91,7 @@ def prove(stage: Stage, report: Report, variant: Variant, use: Callable[[Variant
         return False
     if variant.shim is None:
         return True
-    return check(report, variant, log)
+    return check(report, variant, log, unused)
 
 
 def measured(stage: Stage, report: Report, variant: Variant, use: Callable[[Shim | None], Sample]) -> Sample:
@@ -99,11 +105,11 @@ def measured(stage: Stage, report: Report, variant: Variant, use: Callable[[Shim
     return sample
 
 
-def check(report: Report, variant: Variant, log: Path) -> bool:
+def check(report: Report, variant: Variant, log: Path, unused: bool = False) -> bool:
     """Count what a client's connection log says; everything must be what the variant expects."""
     connections = connlog.read(log, "client")
     report.carried.setdefault(variant.name, connlog.carried([])).update(connlog.carried(connections))
-    wrong = connlog.objection(connections, variant.expects)
+    wrong = connlog.objection(connections, variant.expects, unused)
     if wrong is None:
         return True
     if variant.optional:
