@@ -6,6 +6,7 @@
 #include "../core/connlog.h"
 #include "../core/eset.h"
 #include "../core/shim.h"
+#include "../core/unixpair.h"
 
 /* A connection that may be, or become, something else than the kernel's: else NULL. */
 static inline struct conn *stream_of(int fd) {
@@ -14,7 +15,10 @@ static inline struct conn *stream_of(int fd) {
     return NULL;
   }
   uint32_t kind = conn_kind(c);
-  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE ? c : NULL;
+  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE ||
+                 (kind == BERTHA_CONN_UNIX && !unix_swapped(c))
+             ? c
+             : NULL;
 }
 
 /* The result of a call in the form that programs know. */

@@ -14,11 +14,17 @@ static struct conn *forget(int fd) {
   if (c == NULL) {
     return NULL;
   }
+  bool last = atomic_load(&c->info.refs) == 1;
+  if (last) {
+    connlog_write(c, unix_tcp_fd(c, fd));
+  }
   conn_forget(fd);
+  if (conn_kind(c) == BERTHA_CONN_UNIX) {
+    unix_forget(c);
+  }
   if (atomic_fetch_sub(&c->info.refs, 1) != 1) {
     return NULL;
   }
-  connlog_write(c, fd);
   conn_last_close(c, fd);
   return c;
 }
@@ -141,6 +147,9 @@ static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argume
       conn_set_flag(c, CONN_NONBLOCK);
     } else {
       conn_clear_flag(c, CONN_NONBLOCK);
+    }
+    if (conn_kind(c) == BERTHA_CONN_UNIX) {
+      unix_nonblock(c, (intptr_t)argument & O_NONBLOCK);
     }
   }
   return result;

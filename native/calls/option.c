@@ -59,6 +59,30 @@ static void note_option(struct conn *c, int level, int name, const void *value, 
   }
 }
 
+/* Behind the descriptor there may be a unix socket by now: what it has of its own it is asked, all else is
+ * the TCP socket's. */
+static int option_fd(struct conn *c, int fd, int level, int name) {
+  if (LIKELY(c == NULL) || conn_kind(c) != BERTHA_CONN_UNIX || !unix_swapped(c)) {
+    return fd;
+  }
+  bool own = level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == SO_ERROR ||
+                                     name == SO_RCVBUF || name == SO_SNDBUF);
+  return own ? fd : unix_tcp_fd(c, fd);
+}
+
+/* Addresses are the TCP connection's (only a descriptor that has been exchanged needs to be told). */
+BERTHA_EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *size) {
+  struct conn *c = conn_of(fd);
+  bool other = c != NULL && conn_kind(c) == BERTHA_CONN_UNIX;
+  return REAL(getpeername)(other ? unix_tcp_fd(c, fd) : fd, address, size);
+}
+
+BERTHA_EXPORT int getsockname(int fd, struct sockaddr *address, socklen_t *size) {
+  struct conn *c = conn_of(fd);
+  bool other = c != NULL && conn_kind(c) == BERTHA_CONN_UNIX;
+  return REAL(getsockname)(other ? unix_tcp_fd(c, fd) : fd, address, size);
+}
+
 BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t size) {
   struct conn *c = conn_of(fd);
   if (UNLIKELY(c != NULL) && level == IPPROTO_TCP && name == TCP_CORK && conn_kind(c) == BERTHA_CONN_SHM &&
@@ -66,7 +90,7 @@ BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, soc
     note_option(c, level, name, value, size); /* a corked connection would hold bell bytes back */
     return 0;
   }
-  int result = REAL(setsockopt)(fd, level, name, value, size);
+  int result = REAL(setsockopt)(option_fd(c, fd, level, name), level, name, value, size);
   if (result == 0 && c != NULL) {
     note_option(c, level, name, value, size);
   }
@@ -87,7 +111,7 @@ BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t
     }
   }
   if (answer < 0) {
-    return REAL(getsockopt)(fd, level, name, value, size);
+    return REAL(getsockopt)(option_fd(conn_of(fd), fd, level, name), level, name, value, size);
   }
   memcpy(value, &answer, sizeof answer);
   *size = sizeof answer;
@@ -106,6 +130,9 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
   }
   if (request == FIONBIO) {
     flag_by(c, CONN_NONBLOCK, *(int *)argument != 0);
+    if (conn_kind(c) == BERTHA_CONN_UNIX) {
+      unix_nonblock(c, *(int *)argument != 0);
+    }
   } else if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
     bool ring = conn_ripe(c, fd);
     if (request == FIONREAD && ring) { /* the kernel's count is bell bytes, but for what came before the ring */

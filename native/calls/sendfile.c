@@ -55,6 +55,14 @@ static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
       return errno_result(n);
     }
   }
+  if (c != NULL && conn_kind(c) == BERTHA_CONN_UNIX) {
+    int to = unix_tx_fd(c, out);
+    if (to != out) {
+      ssize_t n = REAL(sendfile64)(to, in, offset, count);
+      plain_count(out, n, true);
+      return n;
+    }
+  }
   if (c != NULL) {
     atomic_fetch_add(&c->kernel_sends, 1);
   }

@@ -28,6 +28,7 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd);
 struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns, uint32_t *why);
 struct link *link_fetch(struct listener *listener, uint32_t index);
 void link_fd_moved(int from, int to);
+bool link_held(const struct link *link); /* its client process lives */
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
 int slot_take(struct link *link); /* -1: none free */
 void slot_give_back(struct link *link, uint32_t slot);

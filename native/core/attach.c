@@ -12,6 +12,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "eset.h"
+#include "unixpair.h"
 
 static const uint8_t v4_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
@@ -76,7 +77,9 @@ static void tied(struct conn *c, int fd, uint32_t from) {
   c->tx_tail = 0;
   c->tx_base = 0;
   c->info.reason = l->plan.reason;
-  if (!atomic_compare_exchange_strong(&c->info.kind, &from, BERTHA_CONN_SHM)) {
+  bool by_unix = l->plan.implementation == BERTHA_IMPL_UNIX;
+  if (!atomic_compare_exchange_strong(&c->info.kind, &from, by_unix ? BERTHA_CONN_UNIX : BERTHA_CONN_SHM) ||
+      by_unix) {
     return;
   }
   if (!eset_wants_upgrade(c, fd)) {
@@ -192,7 +195,8 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (l == NULL) {
     return why;
   }
-  if (l->plan.implementation != BERTHA_IMPL_SHM) {
+  if (l->plan.implementation != BERTHA_IMPL_SHM &&
+      (l->plan.implementation != BERTHA_IMPL_UNIX || l->mailbox < 0)) {
     return l->plan.reason != 0 ? l->plan.reason : BERTHA_WHY_POLICY;
   }
   int s = slot_take(l);
@@ -289,7 +293,21 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
       REAL(getpeername)(fd, (struct sockaddr *)&peer, &peer_size) != 0) {
     return false;
   }
+  if (!link_held(l)) {
+    claim_withdraw(c->listener->claims, tag, word);
+    return false;
+  }
   uint32_t claimed = BERTHA_SLOT_CLAIMED;
+  c->link = l;
+  c->slot = s;
+  c->slot_index = index;
+  if (l->plan.implementation == BERTHA_IMPL_UNIX) { /* posted before the client can look for it */
+    uint32_t why = unix_offer(c);
+    if (why != 0) {
+      conn_make_plain(c, why);
+      return false;
+    }
+  }
   if (!atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_ATTACHED)) {
     return false;
   }
@@ -301,9 +319,6 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   memcpy(c->info.local_addr, local, 16);
   c->info.local_port = port;
   s->server_pid = (uint32_t)bertha.pid;
-  c->link = l;
-  c->slot = s;
-  c->slot_index = index;
   tied(c, fd, BERTHA_CONN_MAYBE);
   return true;
 }
@@ -344,11 +359,12 @@ bool conn_ripe(struct conn *c, int fd) {
     if (!bertha_lock(&c->rx_lock)) {
       return false;
     }
-    if (conn_kind(c) == BERTHA_CONN_CLAIMED) {
+    bool there = c->link->plan.implementation == BERTHA_IMPL_SHM || unix_collect(c);
+    if (conn_kind(c) == BERTHA_CONN_CLAIMED && there) {
       tied(c, fd, BERTHA_CONN_CLAIMED);
     }
     bertha_unlock(&c->rx_lock);
-    return true;
+    return conn_kind(c) == BERTHA_CONN_SHM;
   }
   if (state == BERTHA_SLOT_REFUSED) {
     conn_make_plain(c, BERTHA_WHY_NOT_ATTACHED);
@@ -379,7 +395,7 @@ void conn_after_close(struct conn *c) {
   uint32_t kind = conn_kind(c);
   if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
-  } else if (kind == BERTHA_CONN_SHM) {
+  } else if (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) {
     atomic_store_explicit(&s->watch[c->side].done, 1, memory_order_release);
     if (c->side == BERTHA_SIDE_CLIENT &&
         atomic_load_explicit(&s->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {

@@ -93,8 +93,8 @@ uint32_t bell_create(int *fd) {
 /* One byte on the kernel's connection, at most one outstanding. */
 void bell_on_connection(struct conn *c, int fd) {
   struct bertha_direction *d = conn_tx(c);
-  if (fd < 0 || atomic_exchange(&d->bell_out, 1) != 0) {
-    return;
+  if (fd < 0 || !tx_switched(c, fd) || atomic_exchange(&d->bell_out, 1) != 0) {
+    return; /* before the switch, the other end would take the byte for data */
   }
   if ((conn_flags(c) & (CONN_NODELAY_KNOWN | CONN_NODELAY_SET)) != (CONN_NODELAY_KNOWN | CONN_NODELAY_SET) &&
       !(conn_flags(c) & CONN_NODELAY_FORCED)) { /* Nagle would hold the second bell back for 40 ms */

@@ -22,11 +22,14 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
 /* As above for a connection in any state. */
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+/* One try at the kernel's half before the producer's switch; -EINPROGRESS: look again, something changed. */
+ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 size_t conn_readable_bytes(struct conn *c);
 /* Free space in the ring, held under the lock, for a producer that reads into it directly (sendfile): NULL
  * when there is none just now (`*error` then says why: EAGAIN: full). */
 uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error);
 void tx_commit(struct conn *c, int fd, size_t n);
+bool tx_switched(struct conn *c, int fd); /* switches if it can */
 void tx_to_kernel(struct conn *c); /* with the tx lock held: from here on, for good */
 void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
 

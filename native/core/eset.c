@@ -8,6 +8,7 @@
 
 #include "agentc.h"
 #include "conn.h"
+#include "unixpair.h"
 
 enum { SETS = 4096 };
 #define SET_MANY 0x7fffffffu  /* of a connection: in more than one set */
@@ -382,7 +383,7 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
     eset_polled(fd); /* a set within a set */
   }
   if (!known && (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
-                 (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
+                 (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
     if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
       atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
       atomic_store(&c->slot->watch[c->side].kernel, 1);
@@ -552,12 +553,15 @@ void eset_forget(int fd) {
 void eset_swap(int fd, bool begin) {
   for (uint32_t i = 0; i < sets_used; i++) {
     struct eset *s = sets[i];
-    if (s->epfd < 0 || fd >= ESET_FDS || s->regs[fd].state != REG_KERNEL || !bertha_lock(&s->lock)) {
+    if (s->epfd < 0 || fd >= ESET_FDS || s->regs[fd].state != REG_KERNEL) {
       continue;
     }
+    bool taken = bertha_lock(&s->lock); /* or this thread is going through the set */
     struct epoll_event e = kernel_event(&s->regs[fd], fd);
     REAL(epoll_ctl)(s->epfd, begin ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &e);
-    bertha_unlock(&s->lock);
+    if (taken) {
+      bertha_unlock(&s->lock);
+    }
   }
 }
 

@@ -1,6 +1,7 @@
 /* epoll_wait: the rings first, the kernel now and then, asleep in the kernel when there is nothing. */
 #include "conn.h"
 #include "eset.h"
+#include "unixpair.h"
 
 #include <string.h>
 
@@ -76,6 +77,10 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   }
   if (conn_kind(c) == BERTHA_CONN_CLAIMED) {
     conn_ripe(c, fd);
+  }
+  if (conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c) && unix_settle(c, fd)) {
+    struct pollfd p = {.fd = fd, .events = (short)(r->events & POLL_BITS)};
+    return REAL(poll)(&p, 1, 0) > 0 ? (uint16_t)p.revents : 0;
   }
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return seen;

@@ -26,10 +26,44 @@ static struct {
 
 void bertha_close_hidden(int fd);
 
+static bool link_is_mine(const struct link *other) {
+  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+    if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid && l->listener == other->listener &&
+        l->index == other->index) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/* A client's process holds a record lock on each of its links, which the kernel takes away at its death
+ * however it dies: so a claim that outlived its client is known for one at once, and not tied to a later
+ * connection from the same port. */
+static bool hold(struct link *l) {
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
+  return REAL(fcntl)(l->fd, F_SETLK, &lock) == 0;
+}
+
+bool link_held(const struct link *l) {
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
+  if (atomic_load_explicit(&l->header->dead, memory_order_relaxed)) {
+    return false;
+  }
+  /* our own lock does not show: client and server in one process */
+  return (REAL(fcntl)(l->fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) ||
+         link_is_mine(l);
+}
+
 void link_fd_moved(int from, int to) {
   for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
     if (l->fd == from) {
       l->fd = to;
+      if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid) {
+        hold(l); /* closing a duplicate has dropped it (fcntl(2)) */
+      }
+    }
+    if (l->mailbox == from) {
+      l->mailbox = to;
     }
   }
 }
@@ -138,11 +172,19 @@ static bool header_sane(const struct bertha_link_header *h, size_t size, uint64_
          h->ring_offset % 4096 == 0 && h->ring_offset <= size && rings <= size - h->ring_offset;
 }
 
-static struct link *map_link(int fd, const struct bertha_link_reply *reply, int side) {
+static void close_both(int a, int b) {
+  REAL(close)(a);
+  if (b >= 0) {
+    REAL(close)(b);
+  }
+}
+
+/* Takes both descriptors over. */
+static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply *reply, int side) {
   size_t size = 0;
   struct bertha_link_header *h = map_sealed(fd, sizeof *h, &size);
   if (h == NULL) {
-    REAL(close)(fd);
+    close_both(fd, mailbox);
     return NULL;
   }
   struct link *l = calloc(1, sizeof *l);
@@ -150,12 +192,14 @@ static struct link *map_link(int fd, const struct bertha_link_reply *reply, int 
   if (l == NULL || (side == BERTHA_SIDE_CLIENT && stack == NULL) ||
       !header_sane(h, size, reply->listener, reply->index)) {
     munmap(h, size);
-    REAL(close)(fd);
+    close_both(fd, mailbox);
     free(l);
     free(stack);
     return NULL;
   }
   l->header = h;
+  l->mailbox = mailbox >= 0 ? bertha_hide_fd(mailbox) : -1;
+  l->mail = mailbox >= 0 && side == BERTHA_SIDE_CLIENT ? calloc(h->slot_count, sizeof *l->mail) : NULL;
   l->base = (uint8_t *)h;
   l->size = size;
   l->listener = reply->listener;
@@ -172,6 +216,15 @@ static struct link *map_link(int fd, const struct bertha_link_reply *reply, int 
   l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
   l->free_slots = stack;
   l->fd = bertha_hide_fd(fd);
+  if (side == BERTHA_SIDE_CLIENT && !hold(l)) {
+    munmap(h, size); /* without it nobody would believe our claims */
+    bertha_close_hidden(l->fd);
+    bertha_close_hidden(l->mailbox);
+    free(l->mail);
+    free(l);
+    free(stack);
+    return NULL;
+  }
   bertha_lock(&here.lock);
   l->next = atomic_load(&here.links);
   atomic_store(&here.links, l);
@@ -240,8 +293,8 @@ struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, u
   struct bertha_connect body = {.listener = listener, .server_port = port, .netns = netns};
   memcpy(body.server_addr, addr, 16);
   struct bertha_link_reply reply;
-  int fds[2];
-  *why = agent_call(BERTHA_OP_CONNECT, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2);
+  int fds[3]; /* link, claims, mailbox */
+  *why = agent_call(BERTHA_OP_CONNECT, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 3);
   struct link *l = NULL;
   if (*why == 0) {
     struct listener *to = NULL;
@@ -250,15 +303,15 @@ struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, u
       fds[1] = -1;
     }
     if (to != NULL) {
-      l = map_link(fds[0], &reply, BERTHA_SIDE_CLIENT);
-      fds[0] = -1;
+      l = map_link(fds[0], fds[2], &reply, BERTHA_SIDE_CLIENT);
+      fds[0] = fds[2] = -1;
     }
     if (l != NULL) {
       l->claims = to->claims;
     } else {
       *why = BERTHA_WHY_NO_MEMORY;
     }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 3; i++) {
       if (fds[i] >= 0) {
         REAL(close)(fds[i]);
       }
@@ -278,11 +331,11 @@ struct link *link_fetch(struct listener *listener, uint32_t index) {
   }
   struct bertha_link body = {.listener = listener->id, .index = index};
   struct bertha_link_reply reply;
-  int fd = -1;
-  if (agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 || fd < 0) {
+  int fds[2]; /* link, mailbox */
+  if (agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2) != 0 || fds[0] < 0) {
     return NULL;
   }
-  return map_link(fd, &reply, BERTHA_SIDE_SERVER);
+  return map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
 }
 
 /* The slot last given back first: its pages are warm. */

@@ -95,7 +95,9 @@ struct bertha_connect {
   uint32_t reserved2;
   uint64_t netns; /* the client's */
 };
-struct bertha_link_reply { /* + descriptors: link, claims (claims for CONNECT only) */
+/* A plan for `unix` brings a mailbox as the last descriptor: the ends of one SOCK_SEQPACKET socketpair, the first
+ * to the client, duplicates of the second to the listener's processes. */
+struct bertha_link_reply { /* + descriptors: link, claims (claims for CONNECT only), mailbox */
   uint64_t listener;
   uint32_t index;
   uint32_t reserved;

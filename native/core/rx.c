@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "conn.h"
+#include "unixpair.h"
 #include "wait.h"
 
 /* The first `cap` bytes of an iovec that starts `skip` bytes in; returns the count of parts. */
@@ -235,66 +236,98 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
   }
 }
 
-/* Still with the kernel: the client until it sees the server come, the server until it sees the claim. */
-ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  size_t got = 0;
-  while (!conn_ripe(c, fd)) {
+/* May block in the kernel: then the other end must ring there, which `kernel_waiters` sees to. */
+ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  struct bertha_direction *d = conn_rx(c);
+  uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
+  struct iovec part[IOV_PARTS];
+  uint64_t cap = switch_at == UINT64_MAX ? SSIZE_MAX : switch_at - atomic_load(&c->krx);
+  int parts = iov_window(part, IOV_PARTS, iov, count, 0, cap);
+  atomic_fetch_add(&c->kernel_waiters, 1);
+  if (conn_kind(c) == BERTHA_CONN_SHM) {
+    atomic_fetch_sub(&c->kernel_waiters, 1);
+    conn_refresh_watch(c);
+    return -EINPROGRESS;
+  }
+  /* A blocked MSG_WAITALL would count bell bytes as data and wait on. */
+  ssize_t n = kernel_recv(fd, part, parts, flags & ~MSG_WAITALL);
+  atomic_fetch_sub(&c->kernel_waiters, 1);
+  if (n > 0) {
+    if (!bertha_lock(&c->rx_lock)) {
+      return n;
+    }
+    n = (ssize_t)without_bells(c, (size_t)n, flags & MSG_PEEK);
+    bertha_unlock(&c->rx_lock);
+    n = n > 0 ? n : -EINPROGRESS;
+  } else if ((n == 0 || n == -EAGAIN) &&
+             atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at) {
+    n = -EINPROGRESS;
+  }
+  conn_refresh_watch(c);
+  return n;
+}
+
+/* The server until it sees the claim. */
+static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  atomic_fetch_add(&c->kernel_waiters, 1);
+  ssize_t n = kernel_recv(fd, iov, count, flags & ~MSG_WAITALL);
+  atomic_fetch_sub(&c->kernel_waiters, 1);
+  if (n > 0) {
+    if (!(flags & MSG_PEEK)) {
+      atomic_fetch_add(&c->krx, (uint64_t)n);
+      count_bytes(&c->info.rx_bytes, (uint64_t)n);
+    }
+    if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE) {
+      conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE); /* it sent without a claim: it does not know us */
+    }
+  }
+  conn_refresh_watch(c);
+  return n;
+}
+
+static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  for (;;) {
+    if (conn_ripe(c, fd)) {
+      return conn_recv(c, fd, iov, count, flags);
+    }
     uint32_t kind = conn_kind(c);
-    if (kind != BERTHA_CONN_CLAIMED && kind != BERTHA_CONN_MAYBE) {
-      ssize_t n = kernel_recv(fd, iov, count, flags);
+    ssize_t n = -EINPROGRESS;
+    if (kind == BERTHA_CONN_CLAIMED) {
+      n = recv_kernel_part(c, fd, iov, count, flags);
+    } else if (kind == BERTHA_CONN_MAYBE) {
+      n = recv_maybe(c, fd, iov, count, flags);
+    } else if (kind == BERTHA_CONN_UNIX) {
+      n = unix_recv(c, fd, iov, count, flags);
+    } else if (kind != BERTHA_CONN_SHM) {
+      n = kernel_recv(fd, iov, count, flags);
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }
+    }
+    if (n != -EINPROGRESS) {
       return n;
     }
-    /* A blocked MSG_WAITALL would count bell bytes as data and wait on. */
+  }
+}
+
+ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  ssize_t n = recv_once(c, fd, iov, count, flags);
+  bool all = (flags & MSG_WAITALL) && !(flags & (MSG_PEEK | MSG_DONTWAIT)) && !(conn_flags(c) & CONN_NONBLOCK);
+  if (LIKELY(!all) || n <= 0) {
+    return n;
+  }
+  size_t got = (size_t)n; /* the connection may have changed its carrier on the way */
+  size_t want = iov_bytes(iov, count);
+  while (got < want) {
     struct iovec part[IOV_PARTS];
     int parts = iov_window(part, IOV_PARTS, iov, count, got, SSIZE_MAX);
-    if (parts == 0) {
-      return kernel_recv(fd, iov, count, flags);
-    }
-    atomic_fetch_add(&c->kernel_waiters, 1);
-    if (conn_kind(c) == BERTHA_CONN_SHM) {
-      atomic_fetch_sub(&c->kernel_waiters, 1);
+    n = recv_once(c, fd, part, parts, flags);
+    if (n <= 0) {
       break;
     }
-    ssize_t n = kernel_recv(fd, part, parts, flags & ~MSG_WAITALL);
-    atomic_fetch_sub(&c->kernel_waiters, 1);
-    if (n > 0) {
-      if (kind == BERTHA_CONN_CLAIMED || conn_kind(c) == BERTHA_CONN_SHM) {
-        if (bertha_lock(&c->rx_lock)) {
-          n = (ssize_t)without_bells(c, (size_t)n, flags & MSG_PEEK);
-          bertha_unlock(&c->rx_lock);
-        }
-        conn_refresh_watch(c);
-        if (n == 0) {
-          continue; /* bells only: the server has come */
-        }
-      } else {
-        if (!(flags & MSG_PEEK)) {
-          atomic_fetch_add(&c->krx, (uint64_t)n);
-          count_bytes(&c->info.rx_bytes, (uint64_t)n);
-        }
-        if (!conn_ripe(c, fd)) { /* it sent without a claim: it does not know us */
-          conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE);
-        }
-      }
-      got += (size_t)n;
-      if (!(flags & MSG_WAITALL) || (flags & MSG_PEEK) || got == iov_bytes(iov, count)) {
-        return (ssize_t)got;
-      }
-      continue;
-    }
-    conn_refresh_watch(c);
-    return got > 0 ? (ssize_t)got : n;
+    got += (size_t)n;
   }
-  if (got > 0) { /* MSG_WAITALL, and the tie came in the middle */
-    struct iovec part[IOV_PARTS];
-    int parts = iov_window(part, IOV_PARTS, iov, count, got, SSIZE_MAX);
-    ssize_t n = conn_recv(c, fd, part, parts, flags);
-    return n > 0 ? (ssize_t)got + n : (ssize_t)got;
-  }
-  return conn_recv(c, fd, iov, count, flags);
+  return (ssize_t)got;
 }
 
 /* What FIONREAD would say, without the kernel's share. */

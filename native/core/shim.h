@@ -62,6 +62,8 @@ struct link { /* this process's mapping of a link */
   uint32_t free_count;
   uint32_t next_fresh;
   uint16_t *free_slots;
+  int mailbox; /* hidden; `unix`: where the server posts the client's ends; -1: none */
+  int *mail;   /* client: descriptor + 1 that has come for a slot */
   struct link *next;
 };
 

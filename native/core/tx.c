@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "conn.h"
+#include "unixpair.h"
 #include "wait.h"
 
 #define TCP_LEVEL 6
@@ -32,6 +33,18 @@ static bool switch_to_ring(struct conn *c, int fd) {
   atomic_store_explicit(&conn_tx(c)->switch_at, atomic_load(&c->ktx), memory_order_release);
   c->tx_phase = PHASE_RING;
   return true;
+}
+
+bool tx_switched(struct conn *c, int fd) {
+  if (LIKELY(c->tx_phase != PHASE_BEFORE)) {
+    return true;
+  }
+  if (conn_kind(c) != BERTHA_CONN_SHM || !bertha_lock(&c->tx_lock)) {
+    return false;
+  }
+  bool switched = c->tx_phase != PHASE_BEFORE || switch_to_ring(c, fd);
+  bertha_unlock(&c->tx_lock);
+  return switched;
 }
 
 void tx_to_kernel(struct conn *c) {
@@ -224,6 +237,9 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
     return conn_send(c, fd, iov, count, flags);
   }
   uint32_t kind = conn_kind(c);
+  if (kind == BERTHA_CONN_UNIX) {
+    return unix_send(c, fd, iov, count, flags);
+  }
   if (kind != BERTHA_CONN_CLAIMED && kind != BERTHA_CONN_MAYBE) {
     return send_by_kernel(c, fd, iov, count, flags);
   }
@@ -231,13 +247,14 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   if (!bertha_lock(&c->tx_lock)) {
     return -EAGAIN;
   }
-  bool tied = conn_kind(c) == BERTHA_CONN_SHM;
+  kind = conn_kind(c);
+  bool tied = kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX;
   if (!tied) {
     atomic_fetch_add(&c->kernel_sends, 1);
   }
   bertha_unlock(&c->tx_lock);
   if (tied) {
-    return conn_send(c, fd, iov, count, flags);
+    return kind == BERTHA_CONN_SHM ? conn_send(c, fd, iov, count, flags) : unix_send(c, fd, iov, count, flags);
   }
   ssize_t n = send_by_kernel(c, fd, iov, count, flags);
   if (n > 0) {

@@ -7,6 +7,7 @@
 
 #include "conn.h"
 #include "eset.h"
+#include "unixpair.h"
 
 enum {
   BELL_AFTER = 16,      /* sleeps on the connection's own byte before an eventfd is worth its set-up */
@@ -118,6 +119,7 @@ void wait_fd_moved(int from, int to) {
     }
   }
   bell_fd_moved(from, to);
+  unix_fd_moved(from, to);
   eset_fd_moved(from, to);
 }
 
@@ -308,14 +310,17 @@ struct poll_call {
   nfds_t count;
   uint8_t *class;
   struct pollfd *kernel; /* count + 1 */
+  struct conn **waits;   /* counted among the kernel's waiters for the length of a call */
   unsigned rings;
   unsigned becoming;
   bool same_cpu;
   int64_t bound;
 };
 
-static bool is_stream(uint32_t kind) {
-  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE;
+static bool is_stream(const struct conn *c) {
+  uint32_t kind = conn_kind(c);
+  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE ||
+         (kind == BERTHA_CONN_UNIX && !unix_swapped(c));
 }
 
 static void classify(struct poll_call *p) {
@@ -326,7 +331,7 @@ static void classify(struct poll_call *p) {
     int fd = p->user[i].fd;
     struct conn *c = fd >= 0 ? conn_of(fd) : NULL;
     p->class[i] = KERNEL;
-    if (c == NULL || !is_stream(conn_kind(c))) {
+    if (c == NULL || !is_stream(c)) {
       if (fd >= 0) {
         eset_polled(fd);
       }
@@ -390,6 +395,11 @@ static int take_kernel(struct poll_call *p) {
   int ready = 0;
   for (nfds_t i = 0; i < p->count; i++) {
     short r = p->kernel[i].revents;
+    struct conn *u = p->class[i] == BECOMING && (r & POLLIN) ? conn_of(p->user[i].fd) : NULL;
+    if (u != NULL && conn_kind(u) == BERTHA_CONN_UNIX && unix_settle(u, p->user[i].fd)) {
+      struct pollfd now = {.fd = p->user[i].fd, .events = p->user[i].events};
+      r = REAL(poll)(&now, 1, 0) > 0 ? now.revents : 0; /* of the socket that has just come there */
+    }
     if (p->class[i] != RING) {
       p->user[i].revents = r;
       ready += r != 0;
@@ -422,18 +432,17 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
   }
   /* Waiting in the kernel on a descriptor whose other end may come to the rings: it must ring there. */
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    struct conn *c = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
-    if (c != NULL) {
-      atomic_fetch_add(&c->kernel_waiters, 1);
+    p->waits[i] = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (p->waits[i] != NULL) {
+      atomic_fetch_add(&p->waits[i]->kernel_waiters, 1);
     }
   }
   int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
   int error = errno;
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    struct conn *c = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
-    if (c != NULL && is_stream(conn_kind(c))) {
-      atomic_fetch_sub(&c->kernel_waiters, 1);
-      conn_refresh_watch(c);
+    if (p->waits[i] != NULL) {
+      atomic_fetch_sub(&p->waits[i]->kernel_waiters, 1);
+      conn_refresh_watch(p->waits[i]);
     }
   }
   if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
@@ -592,7 +601,7 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   bool any = false;
   for (nfds_t i = 0; i < count; i++) {
     struct conn *c = fds[i].fd >= 0 ? conn_of(fds[i].fd) : NULL;
-    if (c != NULL && is_stream(conn_kind(c))) {
+    if (c != NULL && is_stream(c)) {
       any = true;
     } else if (fds[i].fd >= 0) {
       eset_polled(fds[i].fd);
@@ -605,15 +614,18 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   }
   uint8_t class_space[STACK_FDS];
   struct pollfd kernel_space[STACK_FDS + 1];
-  struct poll_call p = {.user = fds, .count = count, .class = class_space, .kernel = kernel_space};
+  struct conn *wait_space[STACK_FDS];
+  struct poll_call p = {
+      .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
   void *heap = NULL;
   if (count > STACK_FDS) {
-    heap = malloc((count + 1) * sizeof(struct pollfd) + count);
+    heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct conn *)) + count);
     if (heap == NULL) {
       return -ENOMEM;
     }
-    p.kernel = heap;
-    p.class = (uint8_t *)heap + (count + 1) * sizeof(struct pollfd);
+    p.waits = heap;
+    p.kernel = (struct pollfd *)(void *)(p.waits + count + 1);
+    p.class = (uint8_t *)(p.kernel + count + 1);
   }
   for (nfds_t i = 0; i < count; i++) {
     fds[i].revents = 0;
@@ -636,12 +648,12 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
     if (result < 0) {
       break;
     }
-    take_kernel(&p);
-    if (result == 0) {
+    result = take_kernel(&p);
+    if (result == 0 && (timeout_ns == 0 || left == 0)) {
       break;
     }
     classify(&p); /* a bell byte may be all there is: then the connection has come to the rings */
-    if (p.rings == 0) {
+    if (p.rings == 0 && result > 0) {
       break;
     }
   }

@@ -1,0 +1,276 @@
+#include "unixpair.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+
+#include "agentc.h"
+#include "conn.h"
+#include "eset.h"
+
+/* Descriptors are a process's own, the connection's record is its family's: so they are kept apart. */
+struct ends {
+  int unix_fd; /* before the exchange */
+  int tcp_fd;  /* after it */
+  bool swapped;
+};
+static struct ends *ends;
+
+struct letter {
+  uint32_t slot;
+  uint32_t use;
+};
+
+extern void bertha_close_hidden(int fd);
+
+static struct ends *ends_of(const struct conn *c) {
+  if (UNLIKELY(ends == NULL)) {
+    void *p = mmap(NULL, sizeof(struct ends) * BERTHA_CONNS, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED) {
+      return NULL;
+    }
+    ends = p;
+  }
+  return &ends[conn_index(c)];
+}
+
+static bool keep(struct conn *c, int fd) {
+  struct ends *e = ends_of(c);
+  if (e == NULL) {
+    REAL(close)(fd);
+    return false;
+  }
+  e->unix_fd = bertha_hide_fd(fd);
+  e->tcp_fd = -1;
+  e->swapped = false;
+  unix_nonblock(c, conn_flags(c) & CONN_NONBLOCK);
+  return true;
+}
+
+uint32_t unix_offer(struct conn *c) {
+  int pair[2];
+  struct letter letter = {c->slot_index, atomic_load(&c->slot->use)};
+  if (c->link->mailbox < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+    return BERTHA_WHY_NO_DESCRIPTOR;
+  }
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control = {.space = {0}};
+  struct iovec part = {&letter, sizeof letter};
+  struct msghdr msg = {
+      .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+  struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(head), &pair[1], sizeof(int));
+  ssize_t n = REAL(sendmsg)(c->link->mailbox, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  REAL(close)(pair[1]);
+  if (n != sizeof letter) {
+    REAL(close)(pair[0]);
+    return BERTHA_WHY_NO_DESCRIPTOR;
+  }
+  return keep(c, pair[0]) ? 0 : BERTHA_WHY_NO_MEMORY;
+}
+
+/* Reads the mailbox; ends for other connections of this link are kept for them. */
+bool unix_collect(struct conn *c) {
+  struct link *l = c->link;
+  if (!bertha_lock(&l->lock)) {
+    return false;
+  }
+  while (l->mail != NULL && l->mail[c->slot_index] == 0) {
+    struct letter letter;
+    union {
+      struct cmsghdr align;
+      char space[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec part = {&letter, sizeof letter};
+    struct msghdr msg = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+    ssize_t n = REAL(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0) {
+      break;
+    }
+    struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
+    int fd = -1;
+    if (head != NULL && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof fd)) {
+      memcpy(&fd, CMSG_DATA(head), sizeof fd);
+    }
+    if (fd < 0) {
+      break;
+    }
+    bool good = n == sizeof letter && letter.slot < l->slot_count &&
+                letter.use == atomic_load(&l->slots[letter.slot].use) && l->mail[letter.slot] == 0;
+    if (good) {
+      l->mail[letter.slot] = bertha_hide_fd(fd) + 1;
+    } else {
+      REAL(close)(fd); /* for a connection that is over */
+    }
+  }
+  int fd = l->mail != NULL ? l->mail[c->slot_index] - 1 : -1;
+  if (fd >= 0) {
+    l->mail[c->slot_index] = 0;
+  }
+  bertha_unlock(&l->lock);
+  if (fd < 0) {
+    return false;
+  }
+  struct ends *e = ends_of(c);
+  if (e == NULL) {
+    bertha_close_hidden(fd);
+    return false;
+  }
+  *e = (struct ends){.unix_fd = fd, .tcp_fd = -1};
+  unix_nonblock(c, conn_flags(c) & CONN_NONBLOCK);
+  return true;
+}
+
+bool unix_swapped(const struct conn *c) {
+  return ends != NULL && ends[conn_index(c)].swapped;
+}
+
+int unix_tcp_fd(const struct conn *c, int fd) {
+  return unix_swapped(c) ? ends[conn_index(c)].tcp_fd : fd;
+}
+
+void unix_nonblock(struct conn *c, bool on) {
+  struct ends *e = ends_of(c);
+  if (e != NULL && e->unix_fd > 0 && !e->swapped) {
+    int flags = REAL(fcntl)(e->unix_fd, F_GETFL);
+    REAL(fcntl)(e->unix_fd, F_SETFL, on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
+  }
+}
+
+static void set_timeout(int fd, int option, int64_t ns) {
+  if (ns > 0) {
+    struct timeval t = {ns / 1000000000, ns % 1000000000 / 1000};
+    REAL(setsockopt)(fd, SOL_SOCKET, option, &t, sizeof t);
+  }
+}
+
+/* With the tx lock held. */
+static bool switch_tx(struct conn *c) {
+  if (c->tx_phase == PHASE_BEFORE && atomic_load(&c->kernel_sends) == 0) {
+    atomic_store_explicit(&conn_tx(c)->switch_at, atomic_load(&c->ktx), memory_order_release);
+    c->tx_phase = PHASE_RING;
+    return true;
+  }
+  return false;
+}
+
+int unix_tx_fd(struct conn *c, int fd) {
+  struct ends *e = ends_of(c);
+  if (e->swapped || !bertha_lock(&c->tx_lock)) {
+    return fd;
+  }
+  bool switched = switch_tx(c);
+  bool on_tcp = c->tx_phase == PHASE_BEFORE;
+  bertha_unlock(&c->tx_lock);
+  if (switched) {
+    bell_on_connection(c, fd); /* the other end may be reading TCP */
+  }
+  return on_tcp ? fd : e->unix_fd;
+}
+
+static void exchange_one(struct conn *c, struct ends *e, int fd) {
+  int flags = REAL(fcntl)(fd, F_GETFD);
+  (void)c;
+  eset_swap(fd, true);
+  REAL(dup3)(e->unix_fd, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0);
+  eset_swap(fd, false);
+}
+
+bool unix_settle(struct conn *c, int fd) {
+  struct ends *e = ends_of(c);
+  if (e->swapped) {
+    return true;
+  }
+  uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
+  if (atomic_load(&c->krx) != switch_at) {
+    return false;
+  }
+  unix_tx_fd(c, fd);
+  if (c->tx_phase == PHASE_BEFORE || atomic_load(&c->kernel_waiters) != 0 || !bertha_lock(&c->rx_lock)) {
+    return false;
+  }
+  int hidden = e->swapped ? -1 : REAL(fcntl)(fd, F_DUPFD_CLOEXEC, 3);
+  if (hidden >= 0) {
+    e->tcp_fd = bertha_hide_fd(hidden);
+    set_timeout(e->unix_fd, SO_RCVTIMEO, c->rcv_timeout_ns);
+    set_timeout(e->unix_fd, SO_SNDTIMEO, c->snd_timeout_ns);
+    for (uint32_t i = 0; i < bertha.max_fd; i++) { /* and its duplicates */
+      if (conn_of((int)i) == c) {
+        exchange_one(c, e, (int)i);
+      }
+    }
+    bertha_close_hidden(e->unix_fd);
+    e->unix_fd = -1;
+    e->swapped = true;
+  }
+  bertha_unlock(&c->rx_lock);
+  return e->swapped;
+}
+
+static ssize_t message(ssize_t n) {
+  return n >= 0 ? n : -errno;
+}
+
+ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+  int to = unix_tx_fd(c, fd);
+  bool tcp = c->tx_phase == PHASE_BEFORE;
+  ssize_t n = message(REAL(sendmsg)(to, &msg, flags));
+  if (n > 0) {
+    count_bytes(&c->info.tx_bytes, (uint64_t)n);
+    if (tcp) {
+      atomic_fetch_add(&c->ktx, (uint64_t)n);
+    }
+  }
+  return n;
+}
+
+ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  for (;;) {
+    struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+    uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
+    if (atomic_load(&c->krx) == switch_at) {
+      int from = unix_settle(c, fd) ? fd : ends_of(c)->unix_fd;
+      ssize_t n = message(REAL(recvmsg)(from, &msg, flags));
+      if (n > 0 && !(flags & MSG_PEEK)) {
+        count_bytes(&c->info.rx_bytes, (uint64_t)n);
+      }
+      return n;
+    }
+    ssize_t n = recv_kernel_part(c, fd, iov, count, flags);
+    if (n != -EINPROGRESS) {
+      return n;
+    }
+  }
+}
+
+void unix_forget(struct conn *c) {
+  struct ends *e = ends_of(c);
+  for (uint32_t i = 0; i < bertha.max_fd; i++) {
+    if (conn_of((int)i) == c) {
+      return;
+    }
+  }
+  if (e->unix_fd > 0) {
+    bertha_close_hidden(e->unix_fd);
+  }
+  if (e->tcp_fd > 0) {
+    bertha_close_hidden(e->tcp_fd);
+  }
+  *e = (struct ends){0};
+}
+
+void unix_fd_moved(int from, int to) {
+  for (uint32_t i = 0; ends != NULL && i < BERTHA_CONNS && i < atomic_load(&bertha.table->used); i++) {
+    ends[i].unix_fd = ends[i].unix_fd == from ? to : ends[i].unix_fd;
+    ends[i].tcp_fd = ends[i].tcp_fd == from ? to : ends[i].tcp_fd;
+  }
+}

@@ -1,0 +1,26 @@
+/* The `unix` implementation: a unix stream socket takes the TCP socket's place behind the descriptor.
+ *
+ * The server's side makes a socketpair when it finds the client's claim and posts one end to the client
+ * through the link's mailbox (made by the agent with the link).  Each direction then switches at an exact
+ * byte, as with a ring; once what the other end had given to TCP has been read, the descriptor itself is
+ * exchanged, and from then on every call on it is the kernel's own.  The TCP socket stays, hidden, for its
+ * addresses and options. */
+#ifndef BERTHA_UNIXPAIR_H
+#define BERTHA_UNIXPAIR_H
+
+#include "shim.h"
+
+uint32_t unix_offer(struct conn *c);  /* server: 0, or why not */
+bool unix_collect(struct conn *c);    /* client: the posted end; false: not there (yet) */
+ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+/* The descriptor to send on, after switching if that can be done now. */
+int unix_tx_fd(struct conn *c, int fd);
+bool unix_settle(struct conn *c, int fd); /* exchanges the descriptor if it can be: true when it is */
+bool unix_swapped(const struct conn *c);
+int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */
+void unix_nonblock(struct conn *c, bool on);
+void unix_forget(struct conn *c);              /* this process has closed its last descriptor of it */
+void unix_fd_moved(int from, int to);
+
+#endif
