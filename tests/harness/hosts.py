@@ -8,6 +8,7 @@ process number, and descendants that lost their parent are adopted by the test p
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -47,6 +48,17 @@ def free_port() -> int:
     raise AssertionError("no free port found")
 
 
+def as_user(user: str) -> list[str]:
+    """What to put before a command so that root runs it as `user`, in the same process.
+
+    The one capability that is left lets it read the checkout and its environment, which may lie below a
+    directory that is closed to other users (a home); files of the test are made by their owners anyway.
+    """
+    capability = "-all,+dac_read_search"
+    words = ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--clear-groups"]
+    return [*words, f"--inh-caps={capability}", f"--ambient-caps={capability}", "--"]
+
+
 class Host:
     """Use through the fixtures `host` and `make_host`."""
 
@@ -56,8 +68,10 @@ class Host:
         self.dir = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
         self.user = user
         self.rehearse = rehearse
+        self._as_user: list[str] = []
         if user is not None:
-            shutil.chown(self.dir, user, user)
+            shutil.chown(self.dir, user)
+            self._as_user = as_user(user)
         self.connlog_path = self.dir / "connections.jsonl"
         self.agent_path = self.dir / "run" / "agent.sock"
         self.programs: list[Program] = []
@@ -81,10 +95,10 @@ class Host:
 
     def start_agent(self) -> Program:
         """Start this host's agent and wait until it answers."""
-        self.agent_path.parent.mkdir(mode=0o700, exist_ok=True)
+        self.agent_path.parent.mkdir(mode=0o755, exist_ok=True)
         if self.user is not None:
-            shutil.chown(self.agent_path.parent, self.user, self.user)
-        self.agent = agent = self._start([str(_BIN / "bertha"), "agent"], label="agent")
+            shutil.chown(self.agent_path.parent, self.user)
+        self.agent = agent = self._start([str(_BIN / "bertha"), "agent", "--foreground"], label="agent")
 
         def answers() -> bool:
             assert agent.running, f"{agent.describe()} ended\n{agent.text()}"
@@ -130,14 +144,13 @@ class Host:
     ) -> Program:
         self._count += 1
         program = Program(
-            argv,
+            [*self._as_user, *argv],
             label=label,
             output=self.dir / f"{self._count:03d}-{label}.out",
             env=self.environment(env),
             cwd=cwd or self.dir,
             stdin=stdin,
             stdout=stdout,
-            user=self.user,
             shim=shim,
         )
         self.programs.append(program)

@@ -46,7 +46,6 @@ class Program:
         cwd: Path,
         stdin: int | IO[bytes] | None = subprocess.DEVNULL,
         stdout: int | IO[bytes] | None = None,
-        user: str | None = None,
         shim: bool = False,
     ) -> None:
         self.argv = list(argv)
@@ -63,9 +62,6 @@ class Program:
                 env=dict(env),
                 cwd=cwd,
                 start_new_session=True,
-                user=user,
-                group=user,
-                extra_groups=None if user is None else [],
             )
 
     @property

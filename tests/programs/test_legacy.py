@@ -24,7 +24,7 @@ pytestmark = pytest.mark.program
 
 _APPS = Path(__file__).resolve().parents[2] / "examples" / "legacy_apps"
 _CLIENTS = Path(__file__).parent / "clients"
-_PYTHON = Path(sys.executable).resolve().name
+_PYTHON = Path(sys.executable).name
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.program
 
 _NO_AGENT = ["--no-agent"]
 _CLIENTS = Path(__file__).parent / "clients"
-_PYTHON = Path(sys.executable).resolve().name
+_PYTHON = Path(sys.executable).name
 _FETCH = "import sys, urllib.request as u; print(len(u.urlopen(sys.argv[1], timeout=10).read()) > 0)"
 _MODES = ["client-first", "server-first"]
 # connections, rounds, bytes up, bytes down: a request-response protocol; many at once; bulk both ways.

@@ -22,7 +22,7 @@ from tests.programs.conftest import StartRedis
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
 _CLIENTS = Path(__file__).parent / "clients"
-_PYTHON = Path(sys.executable).resolve().name
+_PYTHON = Path(sys.executable).name
 
 
 def _benchmark(netns: NamespaceTrio, port: int) -> list[str]:

@@ -21,7 +21,7 @@ from tests.harness import (
 pytestmark = pytest.mark.program
 
 _CLIENTS = Path(__file__).parent / "clients"
-_PYTHON = Path(sys.executable).resolve().name
+_PYTHON = Path(sys.executable).name
 
 
 @pytest.fixture(scope="session")

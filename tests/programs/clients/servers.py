@@ -135,9 +135,8 @@ def _inheriting(port: int, context: None) -> None:
     while True:
         client, _ = listener.accept()
         with client:
-            children.append(
-                subprocess.Popen([sys.executable, "-c", code], stdin=client.fileno(), stdout=client.fileno())
-            )
+            fd = client.fileno()
+            children.append(subprocess.Popen([sys.executable, "-c", code], stdin=fd, stdout=fd))
         children = [child for child in children if child.poll() is None]
 
 
