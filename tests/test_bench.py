@@ -22,8 +22,7 @@ from bertha_socket._bench import connlog, host, interleave, netns, registry, sta
 from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket.cli import bench
-from bertha_socket.reasons import Reason
-from bertha_socket.reasons import text as reason_text
+from bertha_socket.reasons import Reason, text_of
 
 TINY = ["--rounds", "1", "--quick", "--scale", "0.02"]
 # What is measured without any shim, so that it must be there wherever the tests run.
@@ -297,14 +296,14 @@ def test_objections() -> None:
 
 
 def test_a_connection_that_carried_nothing_is_neither_for_nor_against() -> None:
-    unused = _connection("plain", reason_text(Reason.NOT_ATTACHED), 0)
+    unused = _connection("plain", text_of(Reason.NOT_ATTACHED), 0)
     assert connlog.carried([unused, _connection("shm")]) == {"unused": 1, "shm": 1}
     assert connlog.objection([unused, _connection("shm")], "shm") is None
     assert "empty" in (connlog.objection([unused], "shm") or "")
     assert connlog.objection([unused], "shm", unused=True) is None
     assert connlog.objection([], "shm", unused=True) is not None
     # But not when it was never negotiated at all.
-    assert connlog.objection([_connection("plain", reason_text(Reason.NO_AGENT), 0)], "shm", unused=True)
+    assert connlog.objection([_connection("plain", text_of(Reason.NO_AGENT), 0)], "shm", unused=True)
 
 
 def test_log_lines(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bertha_socket.reasons import Reason, text
+from bertha_socket.reasons import Reason, text_of
 
 PLAIN = "plain"
 UNUSED = "unused"
@@ -60,7 +60,7 @@ def read(path: Path, role: str | None = None) -> list[Connection]:
 def _unused(connection: Connection) -> bool:
     """Nothing was sent in either direction before it ended, so neither end had cause to tie it."""
     nothing = connection.tx_bytes == 0 and connection.rx_bytes == 0
-    return nothing and connection.reason == text(Reason.NOT_ATTACHED)
+    return nothing and connection.reason == text_of(Reason.NOT_ATTACHED)
 
 
 def carried(connections: list[Connection]) -> Counter[str]:
