@@ -17,7 +17,7 @@ def socket_path(given: str | None) -> str:
 
 def connections(path: str) -> list[dict[str, Any]]:
     """The objects of `bertha ps --json`.  Raises AgentError."""
-    found = client.status(path).get("connections")
+    found = client.agent_status(path).get("connections")
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 

@@ -138,13 +138,9 @@ def _agent(options: _Options, env: dict[str, str]) -> str | None:
         return None
     if not options.agent:
         return f"no agent answers at {path}, and --no-agent forbids to start one"
-    try:
-        from bertha_socket.agent.start import ensure_agent
+    from bertha_socket.agent.start import ensure_agent
 
-        ensure_agent(path)
-    except (ImportError, OSError) as error:
-        return f"no agent could be started ({error})"
-    return None
+    return ensure_agent(path).error
 
 
 def _demand(library: Library, target: Target, preload: str, env: dict[str, str]) -> None:

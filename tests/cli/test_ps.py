@@ -135,8 +135,8 @@ def test_the_client_leaves_no_descriptor_open(tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with fake_agent(path, {"connections": []}) as asked:
         before = os.listdir("/proc/self/fd")
-        client.status(str(path))
-        client.stop(str(path))
+        client.agent_status(str(path))
+        client.stop_agent(str(path))
         assert client.is_serving(str(path))
         after = os.listdir("/proc/self/fd")
     assert len(after) == len(before)
@@ -151,7 +151,7 @@ def test_a_stream_socket_is_no_agent(tmp_path: Path) -> None:
         listener.listen()
         assert not client.is_serving(str(path))
         with pytest.raises(client.AgentError):
-            client.status(str(path))
+            client.agent_status(str(path))
 
 
 # ---- top ----

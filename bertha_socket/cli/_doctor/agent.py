@@ -37,7 +37,7 @@ def serving() -> Finding:
     path = paths.default_path()
     if client.is_serving(path):
         try:
-            version = client.status(path).get("version")
+            version = client.agent_status(path).get("version")
         except client.AgentError as error:
             return no(f"{error}", "stop that agent; the next bertha-run starts another")
         if version not in (None, __version__):
@@ -48,7 +48,7 @@ def serving() -> Finding:
         return ok(f"serving at {path}")
     if os.path.exists(path):
         try:
-            client.status(path)
+            client.agent_status(path)
         except client.AgentError as error:
             owner = os.lstat(path).st_uid
             if owner not in (0, os.geteuid()):
@@ -67,15 +67,16 @@ def serving() -> Finding:
 
 
 def _cannot_start() -> str | None:
-    try:
-        from bertha_socket.agent.start import ensure_agent
-    except ImportError as error:
-        return str(error)
+    """Starts one where nobody looks for it, and ends it."""
+    from bertha_socket.agent.start import ensure_agent
+
     with tempfile.TemporaryDirectory(prefix="bertha-doctor-") as folder:
         path = os.path.join(folder, "agent.sock")
+        status = ensure_agent(path, idle_seconds=5)
+        if status.error is not None:
+            return status.error.removeprefix("no agent could be started: ")
         try:
-            ensure_agent(path)
-            client.stop(path)
+            client.stop_agent(path)
         except OSError as error:
-            return str(error)
+            return str(error.strerror or error)
     return None
