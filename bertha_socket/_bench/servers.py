@@ -79,6 +79,7 @@ class Memcached:
             {
                 "rate": said["requests"] / said["wall_ns"] * 1e9,
                 "server_cpu": spent / 1000 / max(1, said["requests"]),
+                "spurious": said["spurious"],
             }
         )
 

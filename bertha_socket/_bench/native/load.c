@@ -5,7 +5,8 @@
  * the next.  --first is sent once before, on the first connection.  FILE receives the latencies, integers of
  * 64 bits in nanoseconds (the first million of them).
  *
- * Prints one JSON object: requests, wall_ns, cpu_ns (this process).
+ * Prints one JSON object: requests, spurious (how often a descriptor was said to be readable and was not: a
+ * program like wrk takes that for an error), wall_ns, cpu_ns (this process).
  */
 #include "common.h"
 
@@ -78,7 +79,7 @@ int main(int argc, char **argv) {
   uint64_t begin = now_ns();
   uint64_t begin_cpu = cpu_ns();
   uint64_t now = begin;
-  size_t done = 0;
+  size_t done = 0, spurious = 0;
   for (size_t i = 0; i < count; i++) {
     clients[i].missing = reply;
     clients[i].sent_at = now_ns();
@@ -90,6 +91,7 @@ int main(int argc, char **argv) {
       struct client *c = events[i].data.ptr;
       ssize_t got = recv(c->fd, buf, sizeof buf < c->missing ? sizeof buf : c->missing, 0);
       if (got < 0 && (errno == EAGAIN || errno == EINTR)) {
+        spurious += errno == EAGAIN;
         continue;
       }
       if (got <= 0) {
@@ -121,7 +123,7 @@ int main(int argc, char **argv) {
       fail(out);
     }
   }
-  printf("{\"requests\": %zu, \"wall_ns\": %llu, \"cpu_ns\": %llu}\n", done, (unsigned long long)wall,
-         (unsigned long long)cpu);
+  printf("{\"requests\": %zu, \"spurious\": %zu, \"wall_ns\": %llu, \"cpu_ns\": %llu}\n", done, spurious,
+         (unsigned long long)wall, (unsigned long long)cpu);
   return 0;
 }
