@@ -155,7 +155,7 @@ class _Reader:
         if value is None:
             return None
         if not isinstance(value, str) or not value:
-            raise self.fail(key, f"must be a text, not {value!r}; write {key} = \"...\"")
+            raise self.fail(key, f'must be a text, not {value!r}; write {key} = "..."')
         if choices and value not in choices:
             raise self.fail(key, f"{value!r} is none of {', '.join(choices)}")
         return value
@@ -243,7 +243,9 @@ def _wishes(reader: _Reader) -> Wishes:
             raise reader.fail(other, f"{min(both)!r} is also in {one}; remove it from one of them")
     ring = reader.number("ring_size", RING_MIN, RING_MAX, "bytes")
     if ring is not None and ring & (ring - 1):
-        raise reader.fail("ring_size", f"{ring} is not a power of two; the next one is {1 << ring.bit_length()}")
+        raise reader.fail(
+            "ring_size", f"{ring} is not a power of two; the next one is {1 << ring.bit_length()}"
+        )
     return Wishes(
         **lists,
         spin_us=reader.number("spin_us", 0, SPIN_MAX_US, "microseconds"),

@@ -67,7 +67,8 @@ size_t agent_link_size(void);
 struct bertha_claims_header { ...; };
 struct bertha_link_header { ...; };
 void agent_claims_header(struct bertha_claims_header *out, uint64_t listener);
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid);
+void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
+                       uint32_t client_pid);
 
 struct agent_table { uint32_t conn_count; uint32_t conn_size; uint32_t used; uint64_t conn_offset; };
 int agent_table_read(const void *header, size_t length, uint64_t size, struct agent_table *out);

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`bertha agent`; see main.py, which is only loaded when it runs."""
-    from bertha_socket.agent.main import main as run
+    """`bertha agent`: cli/agent.py, which is only loaded when it runs.  Returns the exit code."""
+    from bertha_socket.cli.agent import main as command
 
-    return run(argv)
+    return command(argv)

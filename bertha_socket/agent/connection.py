@@ -15,8 +15,9 @@ from typing import Final
 
 from bertha_socket.agent import limits, messages, sockets
 from bertha_socket.agent.handlers import Answer, Descriptors, Service, handle
-from bertha_socket.agent.messages import BadMessage, Op, Request, Why
+from bertha_socket.agent.messages import BadMessage, Op, Request
 from bertha_socket.agent.model import Process
+from bertha_socket.reasons import Reason as Why
 
 _INT: Final = array.array("i").itemsize
 _CONTROL: Final = socket.CMSG_SPACE(limits.DESCRIPTORS_PER_MESSAGE * _INT)
@@ -36,6 +37,10 @@ class Connection:
         self.pending: Request | None = None
         #: Not watched for that reason.
         self.paused = False
+
+    def waits(self) -> bool:
+        """Whether an answer is being prepared."""
+        return self.pending is not None
 
     def close(self) -> None:
         """Ends the connection; the caller unregisters it first."""
@@ -79,21 +84,19 @@ class Connection:
     def send(self, request: Request, answer: Answer) -> bool:
         """Answers.  False when the connection is to be ended."""
         self.pending = None
+        fds = answer.fds + answer.given
         try:
             ancillary = (
-                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", answer.fds).tobytes())]
-                if answer.fds
-                else []
+                [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
             )
             data = messages.reply(request.op, request.seq, answer.status, answer.body)
             self.sock.sendmsg([data], ancillary, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             return False
         finally:
-            if answer.temporary:
-                for fd in answer.fds:
-                    with contextlib.suppress(OSError):
-                        os.close(fd)
+            for fd in answer.given:
+                with contextlib.suppress(OSError):
+                    os.close(fd)
         return True
 
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from bertha_socket.agent import memory, messages, sockets
-from bertha_socket.agent.messages import BadMessage, Op, Request, Why
+from bertha_socket.agent.messages import BadMessage, Op, Request
 from bertha_socket.agent.model import Process, Refused
 from bertha_socket.agent.registry import Registry, why_of
+from bertha_socket.reasons import Reason as Why
 
 
 class Descriptors:
@@ -47,12 +48,12 @@ class Descriptors:
 
 
 class Answer(NamedTuple):
-    """What goes back.  `fds` are sent and stay whose they are, except `temporary`, closed after sending."""
+    """What goes back.  `fds` stay whose they are; then `given` go along, closed here after sending."""
 
     status: Why = Why.NONE
     body: bytes = b""
     fds: tuple[int, ...] = ()
-    temporary: bool = False
+    given: tuple[int, ...] = ()
 
 
 class Caller(Protocol):
@@ -141,6 +142,7 @@ def _connect(service: Service, caller: Caller, request: Request, fds: Descriptor
     return Answer(
         body=messages.pack_link_reply(link.listener.id, link.index, link.plan),
         fds=(link.fd, link.listener.claims_fd),
+        given=link.take_client_mailbox(),
     )
 
 
@@ -148,7 +150,10 @@ def _link(service: Service, caller: Caller, request: Request, fds: Descriptors) 
     process = _greeted(caller)
     _need(fds, 0)
     link = service.registry.link(process, *messages.parse_link(request.body))
-    return Answer(body=messages.pack_link_reply(link.listener.id, link.index, link.plan), fds=(link.fd,))
+    return Answer(
+        body=messages.pack_link_reply(link.listener.id, link.index, link.plan),
+        fds=(link.fd,) if link.mailbox is None else (link.fd, link.mailbox.fileno()),
+    )
 
 
 def _bell_new(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
@@ -180,7 +185,7 @@ def _status(service: Service, caller: Caller, request: Request, fds: Descriptors
     _need(fds, 0)
     if request.body:
         raise BadMessage("STATUS has no body")
-    return Answer(fds=(memory.make_text("bertha-status", service.status(caller)),), temporary=True)
+    return Answer(given=(memory.make_text("bertha-status", service.status(caller)),))
 
 
 def _stop(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
@@ -216,4 +221,3 @@ def handle(service: Service, caller: Caller, request: Request, fds: Descriptors)
         return Answer(refused.why)
     except OSError as error:
         return Answer(why_of(error))
-

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Iterator
 
 from bertha_socket.agent import addresses, limits, memory, plans, sockdiag
-from bertha_socket.agent.messages import Why
 from bertha_socket.agent.model import Listener, Namespace, Process, Refused
 from bertha_socket.agent.sockets import Listening
+from bertha_socket.reasons import Reason as Why
 
 _FIRST_CHECK_SECONDS = 1.0
 _CHECK_SECONDS = 10.0
@@ -30,6 +30,8 @@ class Listeners:
         #: Who has the directory's entry for (namespace, address, port).
         self._holders: dict[tuple[int, bytes, int], Listener] = {}
         self._spaces: dict[tuple[int, int], Namespace] = {}
+        #: Listeners for which no process vouches; each has a `check_at`.
+        self._orphans: set[Listener] = set()
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(list(self._by_id.values()))
@@ -80,7 +82,7 @@ class Listeners:
         listener.members.add(process)
         listener.servers.add(process)
         listener.subject, listener.policy = process.subject, process.policy
-        listener.check_at = None
+        self._orphans.discard(listener)
         process.listeners.add(listener)
         self._place(listener, offered)
         if not listener.entries and known is None:
@@ -205,8 +207,8 @@ class Listeners:
         if closed or not self.still_listening(listener):
             self._delist(listener)
         else:  # a forked child has the socket, or its close is still under way
-            listener.checks = 0
             listener.check_at = now + _FIRST_CHECK_SECONDS
+            self._orphans.add(listener)
 
     def still_listening(self, listener: Listener) -> bool:
         """Whether the kernel has a listening socket there that is this listener's, or its user's."""
@@ -219,18 +221,14 @@ class Listeners:
 
     def check_orphans(self, now: float) -> float | None:
         """Looks after listeners for which no process vouches; the time at which to look again."""
-        next_at: float | None = None
-        for listener in self:
-            if listener.check_at is None or not listener.listed:
+        for listener in list(self._orphans):
+            if listener.check_at > now or not listener.listed:
                 continue
-            if listener.check_at <= now:
-                if not self.still_listening(listener):
-                    self._delist(listener)
-                    continue
-                listener.checks += 1
+            if self.still_listening(listener):
                 listener.check_at = now + _CHECK_SECONDS
-            next_at = listener.check_at if next_at is None else min(next_at, listener.check_at)
-        return next_at
+            else:
+                self._delist(listener)
+        return self.next_check()
 
     def drop_if_gone(self, listener: Listener) -> bool:
         """For a listener without a process: whether it is gone; if so it is delisted."""
@@ -242,7 +240,7 @@ class Listeners:
     def _delist(self, listener: Listener) -> None:
         where = listener.where
         listener.listed = False
-        listener.check_at = None
+        self._orphans.discard(listener)
         for addr in list(listener.entries):
             self._remove_entry(listener, addr)
         self._by_place.pop((where.netns, where.addr, where.port), None)
@@ -279,4 +277,4 @@ class Listeners:
 
     def next_check(self) -> float | None:
         """When `check_orphans` has something to look after; None while every listener has a process."""
-        return min((x.check_at for x in self._by_id.values() if x.check_at is not None), default=None)
+        return min((x.check_at for x in self._orphans), default=None)

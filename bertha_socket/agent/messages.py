@@ -51,23 +51,6 @@ class Op(IntEnum):
     STOP = 101
 
 
-class Why(IntEnum):
-    """Statuses that the agent gives (a part of enum bertha_reason; a test compares them)."""
-
-    NONE = 0
-    NOT_LISTED = 3
-    REFUSED_BY_AGENT = 5
-    POLICY = 6
-    OTHER_USER = 7
-    NO_MEMORY = 8
-    NO_DESCRIPTOR = 9
-    LINK_FULL = 10
-    TABLE_FULL = 12
-    AMBIGUOUS = 16
-    VERSION = 19
-    SHM_PROHIBITED = 22
-
-
 class BadMessage(Exception):
     """The peer does not speak the protocol; its connection is to be ended."""
 

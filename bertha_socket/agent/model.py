@@ -1,4 +1,4 @@
-"""What the agent knows: processes, their listeners, links and bells.  Data only; registry.py has the rules."""
+"""What the agent knows: processes, listeners, links and bells.  Data only; registry.py has the rules."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import socket
 from dataclasses import dataclass, field
 
 from bertha_socket.agent import addresses
-from bertha_socket.agent.messages import Hello, WirePlan, Why
+from bertha_socket.agent.messages import Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
 from bertha_socket.policy import EMPTY, Policy, Subject
+from bertha_socket.reasons import Reason as Why
 
 
 class Refused(Exception):
@@ -76,9 +77,8 @@ class Listener:
     links: dict[int, Link] = field(default_factory=dict)
     next_index: int = 1
     listed: bool = True
-    #: Monotonic time at which to look whether somebody still listens; None while a member vouches for it.
-    check_at: float | None = None
-    checks: int = 0
+    #: Monotonic time at which to look whether somebody still listens, when no member vouches for it.
+    check_at: float = 0.0
 
     @property
     def wildcard(self) -> bool:
@@ -96,9 +96,28 @@ class Link:
     fd: int
     plan: WirePlan
     servers: set[Process] = field(default_factory=set)
+    #: For `unix`: the way by which the client hands over descriptors.  The servers' end stays here, the
+    #: client's end is the client's alone, so that its end is seen.
+    mailbox: socket.socket | None = None
+    client_mailbox: socket.socket | None = None
+
+    def open_mailbox(self) -> None:
+        """Raises OSError."""
+        self.client_mailbox, self.mailbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def take_client_mailbox(self) -> tuple[int, ...]:
+        """The client's end, if there is one; it is the caller's from now on."""
+        if self.client_mailbox is None:
+            return ()
+        end, self.client_mailbox = self.client_mailbox, None
+        return (end.detach(),)
 
     def close(self) -> None:
         """Gives the memory up; whoever has mapped it keeps it."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        for end in (self.mailbox, self.client_mailbox):
+            if end is not None:
+                end.close()
+        self.mailbox = self.client_mailbox = None

@@ -34,7 +34,7 @@ def default_path(environ: dict[str, str] | None = None) -> str:
     runtime = env.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isabs(runtime):
         return os.path.join(runtime, "bertha", "agent.sock")
-    return f"/tmp/bertha-{uid}/agent.sock"  # noqa: S108 - its owner is checked before use
+    return f"/tmp/bertha-{uid}/agent.sock"  # its owner is checked before use
 
 
 def _refuse(path: str, why: str, number: int = errno.EACCES) -> PlaceError:
@@ -42,11 +42,13 @@ def _refuse(path: str, why: str, number: int = errno.EACCES) -> PlaceError:
 
 
 def prepare(path: str) -> None:
-    """Makes the socket's directory if it is missing, and checks that it is safe to use.  Raises PlaceError."""
+    """Makes the socket's directory if need be, and checks that it is safe to use.  Raises PlaceError."""
     if not os.path.isabs(path):
         raise _refuse(path, "the agent's socket must have an absolute path", errno.EINVAL)
     if len(os.fsencode(path)) > PATH_MAX:
-        raise _refuse(path, f"longer than the {PATH_MAX} bytes a unix socket's path may have", errno.ENAMETOOLONG)
+        raise _refuse(
+            path, f"longer than the {PATH_MAX} bytes a unix socket's path may have", errno.ENAMETOOLONG
+        )
     folder = os.path.dirname(path)
     mode = 0o755 if os.geteuid() == 0 else 0o700
     try:

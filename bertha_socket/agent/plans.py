@@ -8,10 +8,11 @@ import pwd
 from typing import Final
 
 from bertha_socket.agent import addresses, messages
-from bertha_socket.agent.messages import Why, WirePlan
+from bertha_socket.agent.messages import WirePlan
 from bertha_socket.agent.model import Process, Refused
 from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
 from bertha_socket.policy import Policy, Subject
+from bertha_socket.reasons import Reason as Why
 
 _BITS: Final = {"shm": messages.IMPL_SHM, "unix": messages.IMPL_UNIX, "tcp": messages.IMPL_TCP}
 _NAMES: Final = {bit: name for name, bit in _BITS.items()}

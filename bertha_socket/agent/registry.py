@@ -7,11 +7,12 @@ import os
 import secrets
 import socket
 
-from bertha_socket.agent import addresses, limits, memory, plans, sockdiag
+from bertha_socket.agent import addresses, limits, memory, messages, plans, sockdiag
 from bertha_socket.agent.listeners import Listeners
-from bertha_socket.agent.messages import Connect, Resolve, Why
+from bertha_socket.agent.messages import Connect, Resolve
 from bertha_socket.agent.model import Link, Listener, Process, Refused
 from bertha_socket.agent.sockets import Listening
+from bertha_socket.reasons import Reason as Why
 
 _LINK_INDEX_MAX = 0xFFFFFF  # what a claim's word has room for
 
@@ -86,9 +87,13 @@ class Registry:
         if len(process.links) >= limits.LINKS_PER_PROCESS or listener.next_index > _LINK_INDEX_MAX:
             raise Refused(Why.LINK_FULL)
         index = listener.next_index
-        link = Link(
-            listener, index, process, memory.make_link(listener.id, index, process.peer.pid), plan
-        )
+        link = Link(listener, index, process, memory.make_link(listener.id, index, process.peer.pid), plan)
+        if plan.implementation == messages.IMPL_UNIX:
+            try:
+                link.open_mailbox()
+            except OSError:
+                link.close()
+                raise
         listener.next_index += 1
         listener.links[index] = link
         process.links[(listener.id, index)] = link

@@ -20,7 +20,7 @@ from bertha_socket.agent.policies import Loaded, Policies
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.status import describe
 
-_BACKLOG: Final = 1024
+BACKLOG: Final = 1024
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -39,6 +39,7 @@ class Server:
         self._stopping = False
         self._listening = listening
         self._connections: dict[int, Connection] = {}
+        self._ungreeted: set[Connection] = set()
         self._per_user: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -101,17 +102,15 @@ class Server:
         times = [t for t in (self._next_orphans, self._policies.deadline()) if t is not None]
         if not self.registry.processes:
             times.append(self._idle_since + self._idle_seconds)
-        times += [
-            c.since + limits.GREETING_SECONDS for c in self._connections.values() if c.process is None
-        ]
+        times += [c.since + limits.GREETING_SECONDS for c in self._ungreeted]
         return min(times, default=None)
 
     def _check_orphans(self) -> None:
         self._next_orphans = self.registry.listeners.check_orphans(self.now)
 
     def _drop_silent(self) -> None:
-        for connection in list(self._connections.values()):
-            if connection.process is None and self.now - connection.since >= limits.GREETING_SECONDS:
+        for connection in list(self._ungreeted):
+            if self.now - connection.since >= limits.GREETING_SECONDS:
                 self._end(connection)
 
     def _woken(self) -> None:
@@ -141,6 +140,7 @@ class Server:
         sock.setblocking(False)
         connection = Connection(sock, peer, self.now)
         self._connections[sock.fileno()] = connection
+        self._ungreeted.add(connection)
         self._per_user[peer.uid] = mine + 1
         self._watch(sock, lambda: self._readable(connection))
         if connection.pidfd is not None:
@@ -155,19 +155,20 @@ class Server:
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _readable(self, connection: Connection) -> None:
-        if connection.closed or connection.pending is not None:
+        if connection.closed or connection.waits():
             return
         if not connection.readable(self):
             self._end(connection)
-        elif connection.pending is not None and not connection.closed:
+        elif connection.waits():  # until the answer is there
             connection.paused = True
-            self._selector.unregister(connection.sock)  # until the answer is there
+            self._selector.unregister(connection.sock)
         self._next_orphans = self.registry.listeners.next_check()
 
     def _end(self, connection: Connection) -> None:
         if connection.closed:
             return
         self._connections.pop(connection.sock.fileno(), None)
+        self._ungreeted.discard(connection)
         with contextlib.suppress(KeyError):
             self._selector.unregister(connection.sock)
         if connection.pidfd is not None:
@@ -206,10 +207,9 @@ class Server:
     def _enter(self, connection: Connection, process: Process, loaded: Loaded) -> Answer:
         process.policy, process.policy_error = loaded
         connection.process = process
+        self._ungreeted.discard(connection)
         self.registry.greet(process)
-        return Answer(
-            body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), 0)
-        )
+        return Answer(body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), 0))
 
     def _enter_late(self, connection: Connection, process: Process, loaded: Loaded) -> None:
         """As `_enter`, for a connection that has been waiting (it may have ended meanwhile)."""

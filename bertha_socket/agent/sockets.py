@@ -126,7 +126,6 @@ def peer_pidfd(sock: socket.socket) -> int | None:
     return fd
 
 
-
 # Both protocols are named here so that callers need one import.
 ROUTE: Final = netlink.NETLINK_ROUTE
 DIAG: Final = netlink.NETLINK_SOCK_DIAG

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from bertha_socket.agent import paths
-from bertha_socket.agent.client import connect
+from bertha_socket.agent.client import is_serving
 
 _SECONDS: Final = 3.0
 _PROGRAM: Final = (
     "import os, sys\n"
     "if os.fork(): os._exit(0)\n"
     "sys.path[:0] = [sys.argv[1]]; sys.path += sys.argv[2:3]\n"
-    "from bertha_socket.agent.main import main\n"
+    "from bertha_socket.cli.agent import main\n"
     "sys.exit(main(sys.argv[3:]))\n"
 )
 
@@ -37,14 +37,6 @@ class Status:
     started: bool
     pid: int | None
     error: str | None
-
-
-def _serving(path: str) -> bool:
-    try:
-        connect(path, 1.0).close()
-    except OSError:
-        return False
-    return True
 
 
 def _command(path: str, idle_seconds: float | None) -> list[str]:
@@ -85,7 +77,7 @@ def ensure_agent(path: str | None = None, *, idle_seconds: float | None = None) 
     agent comes out of it.  Never raises OSError: a program can do without an agent.
     """
     where = path or paths.default_path()
-    if _serving(where):
+    if is_serving(where):
         return Status(where, False, paths.agent_pid(where), None)
     try:
         paths.prepare(where)
@@ -104,7 +96,7 @@ def ensure_agent(path: str | None = None, *, idle_seconds: float | None = None) 
             assert first.stderr is not None
             said, ended = _read_all(first.stderr.fileno(), deadline)
             first.wait()
-        while not _serving(where):
+        while not is_serving(where):
             if time.monotonic() >= deadline:
                 said_text = said.decode("utf-8", "replace").strip().splitlines()
                 why = said_text[-1] if said_text else "it did not answer in time" if not ended else "it ended"

@@ -12,9 +12,11 @@ import time
 from typing import Any, Final
 
 from bertha_socket._native import ffi, lib
+from bertha_socket._version import __version__
 from bertha_socket.agent import addresses, plans
 from bertha_socket.agent.model import Link, Listener, Process
 from bertha_socket.agent.registry import Registry
+from bertha_socket.reasons import text_of
 
 _CHUNK: Final = 1 << 20
 #: Connections told of one process: a limit on what a hostile table can cost the agent.
@@ -24,14 +26,7 @@ _IMPLEMENTATION: Final = {lib.BERTHA_CONN_SHM: "shm", lib.BERTHA_CONN_UNIX: "uni
 
 
 def _reason_text(code: int) -> str | None:
-    if code == 0:
-        return None
-    try:
-        from bertha_socket import reasons
-    except ImportError:
-        return f"reason {code}"
-    text: str = reasons.text(code)
-    return text
+    return text_of(code) if code else None
 
 
 def _connection(conn: Any, process: Process) -> dict[str, object]:
@@ -44,9 +39,7 @@ def _connection(conn: Any, process: Process) -> dict[str, object]:
         "proto": "tcp",
         "local": addresses.endpoint(bytes(conn.local_addr), conn.local_port),
         "peer": addresses.endpoint(bytes(conn.peer_addr), conn.peer_port),
-        "chunnels": [
-            {"type": "local_or_remote", "implementation": implementation, "where": "host"}
-        ],
+        "chunnels": [{"type": "local_or_remote", "implementation": implementation, "where": "host"}],
         "plain": implementation == "tcp",
         "reason": _reason_text(conn.reason),
         "tx_bytes": conn.tx_bytes,
@@ -134,6 +127,7 @@ def describe(registry: Registry, uid: int, started: float) -> bytes:
     processes.sort(key=lambda p: p.peer.pid)
     listeners = [x for x in registry.listeners if sees_all or x.uid == uid]
     document = {
+        "version": __version__,
         "agent": {
             "pid": os.getpid(),
             "uid": os.geteuid(),

@@ -61,9 +61,7 @@ class Refusal(NamedTuple):
 def allowed(wishes: Wishes) -> tuple[str, ...]:
     """The implementations that one end's wishes leave, fastest first."""
     return tuple(
-        i
-        for i in IMPLEMENTATIONS
-        if i not in wishes.prohibit and (not wishes.require or i in wishes.require)
+        i for i in IMPLEMENTATIONS if i not in wishes.prohibit and (not wishes.require or i in wishes.require)
     )
 
 

@@ -1,0 +1,107 @@
+"""An agent's life: it takes the place beside the socket's path, serves, and leaves it in order."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import signal
+import socket
+import stat
+import time
+
+from bertha_socket.agent import memory, paths
+from bertha_socket.agent.policies import Policies
+from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.server import BACKLOG, Server
+
+#: How long a new agent waits for one that is just leaving.
+LOCK_SECONDS = 2.0
+
+
+def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
+    """Serves at `path` until told to end or idle; False when another agent is serving there already.
+
+    Raises OSError when it cannot.
+    """
+    os.umask(0o022)
+    paths.prepare(path)
+    lock = paths.open_lock(path)
+    if not take_lock(lock):
+        os.close(lock)
+        return False
+    _limits()
+    if detached:
+        os.chdir("/")
+        memory.leave_netns()
+    directory_fd = paths.open_directory_file(path)
+    generation = max(memory.previous_generation(directory_fd) + 1, time.time_ns())
+    directory = memory.Directory(directory_fd, generation)
+    listening = _listen(path)
+    if detached:
+        _let_go()
+    try:
+        server = Server(listening, Registry(directory), Policies(), idle_seconds)
+        server.run()
+    finally:
+        # In this order, all under the lock: nobody comes any more, nobody asks any more, the next may start.
+        directory.leave()
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        listening.close()
+        os.close(directory_fd)
+        os.close(lock)
+    return True
+
+
+def take_lock(lock: int) -> bool:
+    """Waits a little for the lock file; False when another agent keeps it."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not paths.try_lock(lock):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _limits() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.suppress(OSError, ValueError):
+        # A link is sparse and larger than a cautious limit on files; only what is written costs memory.
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _listen(path: str) -> socket.socket:
+    """The listening socket.  We hold the lock, so a socket that lies there is a dead agent's."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise paths.PlaceError(
+                errno.EEXIST, f"{path}: is there and is no socket; remove it or set BERTHA_AGENT"
+            )
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+    try:
+        sock.bind(path)
+        os.chmod(path, 0o666 if os.geteuid() == 0 else 0o600)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise paths.PlaceError(
+            error.errno or errno.EIO, f"{path}: cannot serve there ({error.strerror}); set BERTHA_AGENT"
+        ) from error
+    return sock
+
+
+def _let_go() -> None:
+    """Whoever started us waits for the end of our standard error: we are ready."""
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    if null > 2:
+        os.close(null)
