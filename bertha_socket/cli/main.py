@@ -14,7 +14,7 @@ __all__ = ["main", "subcommands"]
 
 # Name, what it does, where its main(argv) may be (the first module that exists).
 _SUBCOMMANDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("agent", "run this host's agent", ("bertha_socket.cli.agent", "bertha_socket.agent.main")),
+    ("agent", "run this host's agent", ("bertha_socket.cli.agent",)),
     ("ps", "live connections: what carries each, and why", ("bertha_socket.cli.ps",)),
     ("top", "the same, refreshed, with rates", ("bertha_socket.cli.top",)),
     ("doctor", "what this host and user can and cannot do, and the remedy", ("bertha_socket.cli.doctor",)),

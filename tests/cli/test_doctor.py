@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from bertha_socket._version import __version__
 from tests.cli.conftest import PATIENCE, Launcher
 from tests.cli.fake_agent import fake_agent
 
+_STATUS: dict[str, Any] = {"version": __version__, "processes": [], "connections": []}
 _KEYS = {"area", "name", "essential", "status", "reason", "remedy"}
 
 
@@ -30,7 +32,7 @@ def doctor(launcher: Launcher, **env: str) -> tuple[int, dict[str, dict[str, Any
 
 def test_form(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    with fake_agent(path, {"connections": []}):
+    with fake_agent(path, _STATUS):
         done = launcher.bertha("doctor", "--json", env={"BERTHA_AGENT": str(path)})
         text = launcher.bertha("doctor", env={"BERTHA_AGENT": str(path)})
     report = json.loads(done.stdout)
@@ -50,7 +52,7 @@ def test_form(launcher: Launcher, tmp_path: Path) -> None:
 
 def test_all_is_well_here(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    with fake_agent(path, {"connections": []}):
+    with fake_agent(path, _STATUS):
         code, checks = doctor(launcher, BERTHA_AGENT=str(path))
     assert code == 0
     for name in ("library", "loads", "agent", "sealed memfd", "shared mapping", "eventfd"):
@@ -77,7 +79,7 @@ def test_an_agent_that_does_not_answer(launcher: Launcher, tmp_path: Path) -> No
     with fake_agent(path, None, b""):
         code, checks = doctor(launcher, BERTHA_AGENT=str(path))
     assert (code, checks["agent"]["status"]) == (1, "no")
-    assert "closed the connection" in checks["agent"]["reason"]
+    assert "ended the connection" in checks["agent"]["reason"]
 
 
 def test_an_agent_of_another_version(launcher: Launcher, tmp_path: Path) -> None:
@@ -85,6 +87,22 @@ def test_an_agent_of_another_version(launcher: Launcher, tmp_path: Path) -> None
     with fake_agent(path, {"version": "0.0.0-other", "connections": []}):
         code, checks = doctor(launcher, BERTHA_AGENT=str(path))
     assert (code, checks["agent"]["status"]) == (0, "limited")
+
+
+def test_a_process_whose_policy_is_wrong(launcher: Launcher, tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    process = {"pid": 17, "program": "redis-server", "policy_error": "p.toml: rule 1, sied: unknown key"}
+    with fake_agent(path, {**_STATUS, "processes": [process]}):
+        code, checks = doctor(launcher, BERTHA_AGENT=str(path))
+    assert (code, checks["agent"]["status"]) == (0, "limited")
+    assert "redis-server (process 17)" in checks["agent"]["reason"]
+
+
+def test_without_an_agent_one_is_started_and_ended(launcher: Launcher, tmp_path: Path) -> None:
+    code, checks = doctor(launcher, BERTHA_AGENT=str(tmp_path / "none.sock"))
+    assert (code, checks["agent"]["status"]) == (0, "ok")
+    assert "one can be started" in checks["agent"]["reason"]
+    assert not (tmp_path / "none.sock").exists()
 
 
 @pytest.mark.parametrize("path", ["relative/agent.sock", "/" + "x" * 200, "/proc/none/agent.sock"])

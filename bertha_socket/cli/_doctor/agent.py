@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
+from typing import Any
 
 from bertha_socket._version import __version__
 from bertha_socket.agent import client, paths
 from bertha_socket.cli._doctor import Finding, limited, no, ok, probe
 
 _AREA = "agent"
+_RESTART = "stop that agent (bertha agent --stop); the next bertha-run starts another"
 
 
 @probe(_AREA, "place of the socket", essential=True)
@@ -37,33 +39,40 @@ def serving() -> Finding:
     path = paths.default_path()
     if client.is_serving(path):
         try:
-            version = client.agent_status(path).get("version")
+            return _judge(path, client.agent_status(path))
         except client.AgentError as error:
-            return no(f"{error}", "stop that agent; the next bertha-run starts another")
-        if version not in (None, __version__):
-            return limited(
-                f"serving at {path}, but as version {version}; this is {__version__}",
-                "stop that agent; the next bertha-run starts another",
-            )
-        return ok(f"serving at {path}")
-    if os.path.exists(path):
-        try:
-            client.agent_status(path)
-        except client.AgentError as error:
-            owner = os.lstat(path).st_uid
-            if owner not in (0, os.geteuid()):
-                return no(
-                    f"{path} belongs to another user (uid {owner})", "set BERTHA_AGENT to your own path"
-                )
-            found = f"{error}"
-        else:
-            return no(f"{path}: that agent belongs to another user", "set BERTHA_AGENT to your own path")
-    else:
-        found = f"none at {path}"
+            return no(str(error.strerror), _RESTART)
+    found = f"none at {path}"
+    try:
+        client.connect(path, 1.0).close()
+    except client.AgentError as error:
+        reason, _, remedy = str(error.strerror).rpartition("; ")
+        return no(reason, remedy)
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            found = f"nobody answers at {path} ({error.strerror})"
     problem = _cannot_start()
     if problem:
         return no(f"{found}; none can be started: {problem}", "bertha agent --help")
-    return ok(f"none at {path} now; one can be started, and bertha-run does it")
+    return ok(f"{found} now; one can be started, and bertha-run does it")
+
+
+def _judge(path: str, status: dict[str, Any]) -> Finding:
+    """An agent that serves: is it ours, and does it have anything to complain of?"""
+    if status.get("version") != __version__:
+        return limited(
+            f"serving at {path}, but as version {status.get('version')}; this is {__version__}", _RESTART
+        )
+    processes = status.get("processes")
+    for process in processes if isinstance(processes, list) else []:
+        if process.get("policy_error"):
+            who = f"{process.get('program')} (process {process.get('pid')})"
+            return limited(
+                f"{who} is plain: {process['policy_error']}", "correct its policy file and restart it"
+            )
+    connections = status.get("connections")
+    count = len(connections) if isinstance(connections, list) else 0
+    return ok(f"serving at {path}, {count} connections")
 
 
 def _cannot_start() -> str | None:
