@@ -39,6 +39,10 @@ static void note_option(struct conn *c, int level, int name, const void *value, 
       c->snd_timeout_ns = timeout_ns(value, size);
     } else if (name == SO_RCVLOWAT) {
       c->rcv_lowat = number > 0 ? number : 1;
+    } else if (name == SO_LINGER && size >= (socklen_t)sizeof(struct linger)) {
+      struct linger linger;
+      memcpy(&linger, value, sizeof linger);
+      flag_by(c, CONN_LINGER_0, linger.l_onoff && linger.l_linger == 0);
     } else if (name == SO_ZEROCOPY && number != 0) { /* completions come from the kernel alone */
       conn_set_flag(c, CONN_NO_ATTACH);
       c->info.reason = BERTHA_WHY_KERNEL_ASKED;

@@ -47,7 +47,12 @@ static struct conn *adopt_unknown(int fd) {
 }
 
 BERTHA_EXPORT int bind(int fd, const struct sockaddr *address, socklen_t size) {
-  return REAL(bind)(fd, address, size);
+  int result = REAL(bind)(fd, address, size);
+  struct conn *c = result == 0 ? conn_of(fd) : NULL;
+  if (c != NULL) {
+    conn_set_flag(c, CONN_BOUND);
+  }
+  return result;
 }
 
 static void start_listening(struct conn *c, int fd) {

@@ -96,7 +96,7 @@ int agent_dir_insert(void *dir, const uint8_t *addr, uint16_t port, uint16_t fla
   struct bertha_dir_entry *table = entries(dir);
   uint32_t mask = BERTHA_DIR_ENTRIES - 1;
   uint32_t at = bertha_dir_hash(addr, port) & mask;
-  for (uint32_t probe = 0; probe < BERTHA_DIR_ENTRIES - 1; probe++, at = (at + 1) & mask) {
+  for (uint32_t probe = 0; probe < BERTHA_DIR_ENTRIES; probe++, at = (at + 1) & mask) {
     if (table[at].listener == 0) { /* never used, or removed: a reader's probe goes on past either */
       struct bertha_dir_entry value = {
           .port = port, .flags = flags, .netns = netns, .listener = listener, .uid = uid, .pid = pid};

@@ -130,7 +130,6 @@ static uint64_t choose_listener(int fd, const uint8_t addr[16], uint16_t port, u
 }
 
 static void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint64_t netns) {
-  atomic_fetch_add_explicit(&s->use, 1, memory_order_relaxed);
   s->netns = netns;
   s->tuple = *tuple;
   s->nonce = 0;
@@ -209,11 +208,12 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   c->slot = &l->slots[s];
   slot_prepare(c->slot, &tuple, netns);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_CLAIMED, memory_order_release);
-  atomic_store_explicit(&c->slot->state, BERTHA_SLOT_CLAIMED, memory_order_release);
+  uint32_t use = BERTHA_SLOT_USE(atomic_load_explicit(&c->slot->state, memory_order_relaxed));
+  atomic_store_explicit(&c->slot->state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED), memory_order_release);
   uint32_t tag = tuple_tag(tuple.client_addr, tuple.client_port);
   if (!claim_publish(l->claims, tag, bertha_claim_word(tag, l->index, (uint32_t)s))) {
-    atomic_store(&c->slot->state, BERTHA_SLOT_FREE);
-    slot_give_back(l, (uint32_t)s);
+    atomic_store(&c->slot->state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_FREE));
+    slot_give_back(l, (uint32_t)s, true);
     c->slot = NULL;
     return BERTHA_WHY_CLAIMS_FULL;
   }
@@ -222,12 +222,13 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
 
 static void withdraw(struct conn *c) {
   struct bertha_slot *s = c->slot;
-  uint32_t claimed = BERTHA_SLOT_CLAIMED;
-  if (atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_FREE)) {
+  uint32_t word = atomic_load(&s->state);
+  if (BERTHA_SLOT_STATE(word) == BERTHA_SLOT_CLAIMED &&
+      atomic_compare_exchange_strong(&s->state, &word, BERTHA_SLOT_WORD(BERTHA_SLOT_USE(word), BERTHA_SLOT_FREE))) {
     uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
     claim_withdraw(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index));
     atomic_store(&s->watch[BERTHA_SIDE_CLIENT].done, 1);
-    slot_give_back(c->link, c->slot_index);
+    slot_give_back(c->link, c->slot_index, true);
   } else { /* the server was quicker; it learns of our end by the kernel */
     atomic_store(&s->watch[BERTHA_SIDE_CLIENT].done, 1);
   }
@@ -241,7 +242,18 @@ void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_
   c->info.role = BERTHA_SIDE_CLIENT;
   c->info.family = to->sa_family;
   c->info.opened_ns = connlog_clock();
-  uint32_t why = bertha.io_uring ? BERTHA_WHY_IO_URING : claim(c, fd, to);
+  uint32_t why = bertha.io_uring ? BERTHA_WHY_IO_URING : BERTHA_WHY_NONE;
+  if (why == 0 && (conn_flags(c) & CONN_BOUND)) {
+    /* A chosen port may be that of an earlier connection that the server has yet to accept.  Once ours is
+     * established, the earlier one is dead, and the server can tell. */
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
+      why = BERTHA_WHY_NOT_ATTACHED;
+    }
+  }
+  if (why == 0) {
+    why = claim(c, fd, to);
+  }
   if (why != 0) {
     conn_make_plain(c, why);
   }
@@ -277,7 +289,9 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
     return false;
   }
   struct bertha_slot *s = &l->slots[index];
-  if (atomic_load_explicit(&s->state, memory_order_acquire) != BERTHA_SLOT_CLAIMED) {
+  uint32_t claimed = atomic_load_explicit(&s->state, memory_order_acquire); /* before all that we compare */
+  uint32_t use = BERTHA_SLOT_USE(claimed);
+  if (BERTHA_SLOT_STATE(claimed) != BERTHA_SLOT_CLAIMED) {
     return false;
   }
   struct sockaddr_storage address;
@@ -297,7 +311,6 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
     claim_withdraw(c->listener->claims, tag, word);
     return false;
   }
-  uint32_t claimed = BERTHA_SLOT_CLAIMED;
   c->link = l;
   c->slot = s;
   c->slot_index = index;
@@ -308,11 +321,8 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
       return false;
     }
   }
-  if (!atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_ATTACHED)) {
-    return false;
-  }
-  if (!slot_is(s, c, local, port)) { /* withdrawn and claimed anew between our two looks */
-    atomic_store(&s->state, BERTHA_SLOT_REFUSED);
+  if (!atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_WORD(use, BERTHA_SLOT_ATTACHED))) {
+    unix_drop(c);
     return false;
   }
   claim_withdraw(c->listener->claims, tag, word);
@@ -354,7 +364,7 @@ bool conn_ripe(struct conn *c, int fd) {
   if (kind != BERTHA_CONN_CLAIMED) {
     return false;
   }
-  uint32_t state = atomic_load_explicit(&c->slot->state, memory_order_acquire);
+  uint32_t state = BERTHA_SLOT_STATE(atomic_load_explicit(&c->slot->state, memory_order_acquire));
   if (state == BERTHA_SLOT_ATTACHED) {
     if (!bertha_lock(&c->rx_lock)) {
       return false;
@@ -374,18 +384,39 @@ bool conn_ripe(struct conn *c, int fd) {
 
 /* ---- the end ----------------------------------------------------------------------------------- */
 
+/* A bell byte in the kernel's queue, or one that arrives after the close, would count as unread data and make the
+ * kernel reset the connection.  Who has taken `bell_out` has the right to ring: take it, and nobody will; if it was
+ * taken, its byte is there or about to be. */
+static void silence(struct conn *c, int fd) {
+  if (atomic_exchange(&conn_rx(c)->bell_out, 1) == 0) {
+    return;
+  }
+  for (int tries = 0; tries < 20 && !bell_take_byte(c, fd); tries++) {
+    struct timespec moment = {0, 50000};
+    nanosleep(&moment, NULL);
+  }
+}
+
 void conn_last_close(struct conn *c, int fd) {
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return;
   }
   struct bertha_direction *rx = conn_rx(c);
-  atomic_store_explicit(&conn_tx(c)->closed, 1, memory_order_release);
   bool unread = c->rx_phase == PHASE_RING && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;
+  bool reset = unread || (conn_flags(c) & CONN_LINGER_0);
+  atomic_store_explicit(&conn_tx(c)->closed, reset ? 2 : 1, memory_order_release);
   if (unread) { /* the kernel resets a connection that is closed with unread data (RFC 1122, 4.2.2.13) */
-    struct linger reset = {1, 0};
-    REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
-  } else if (c->rx_phase == PHASE_RING && bertha_lock(&c->rx_lock)) {
-    bell_settle(c, fd); /* a bell byte left in the queue would count as unread data */
+    struct linger now = {1, 0};
+    REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  } else if (!reset && c->rx_phase != PHASE_AFTER && !(conn_flags(c) & CONN_RST) && bertha_lock(&c->rx_lock)) {
+    int saved = errno;
+    while (atomic_load(&c->bell_debt) > 0 && bell_take_byte(c, fd)) {
+      atomic_fetch_sub(&c->bell_debt, 1);
+    }
+    if (c->rx_phase == PHASE_RING || atomic_load(&rx->switch_at) == atomic_load(&c->krx)) {
+      silence(c, fd);
+    }
+    errno = saved;
     bertha_unlock(&c->rx_lock);
   }
 }
@@ -397,9 +428,9 @@ void conn_after_close(struct conn *c) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) {
     atomic_store_explicit(&s->watch[c->side].done, 1, memory_order_release);
-    if (c->side == BERTHA_SIDE_CLIENT &&
-        atomic_load_explicit(&s->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
-      slot_give_back(c->link, c->slot_index);
+    if (c->side == BERTHA_SIDE_CLIENT) {
+      slot_give_back(c->link, c->slot_index,
+                     atomic_load_explicit(&s->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire));
     }
   }
   conn_free(c);

@@ -103,11 +103,9 @@ void bell_on_connection(struct conn *c, int fd) {
     conn_set_flag(c, CONN_NODELAY_FORCED);
   }
   atomic_fetch_add_explicit(&d->bells, 1, memory_order_release);
+  /* never EAGAIN: a direction switches only while the kernel has room, and two bytes are the most it holds */
   if (REAL(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
     atomic_fetch_sub_explicit(&d->bells, 1, memory_order_release);
-    if (errno == EAGAIN) {
-      atomic_store(&d->bell_out, 0); /* its queue is full of other bytes: readable all the same */
-    }
   }
 }
 
@@ -126,8 +124,10 @@ static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
 static void wake(struct conn *c, int fd, uint32_t index) {
   if (index != 0 && index < BERTHA_SLEEPERS) {
     struct bertha_sleeper *s = &c->link->sleepers[1 - c->side][index];
-    if (atomic_load(&s->armed) && atomic_exchange(&s->armed, 0)) {
+    uint32_t armed = atomic_load(&s->armed);
+    if (armed != 0) {
       ring(c, fd, s);
+      atomic_compare_exchange_strong(&s->armed, &armed, 0);
     }
   }
 }

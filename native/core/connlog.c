@@ -56,6 +56,7 @@ static void escape(char *to, size_t size, const char *from) {
 }
 
 void connlog_write(struct conn *c, int fd) {
+  conn_ripe(c, fd); /* a client that only wrote may not have looked since the server came */
   uint32_t kind = conn_kind(c);
   if (bertha.connlog[0] == '\0' || kind < BERTHA_CONN_PLAIN || (conn_flags(c) & CONN_LOGGED)) {
     return;

@@ -36,8 +36,12 @@ static int collect(struct eset *s, struct epoll_event *events, int max) {
         struct conn *c = conn_by_index(r->conn - 1);
         uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
         ready &= r->events | EPOLLERR | EPOLLHUP;
-        bool starved = (r->events & EPOLLOUT) && !(ready & EPOLLOUT);
-        s->starved |= starved;
+        if ((r->events & EPOLLOUT) && !(ready & EPOLLOUT)) {
+          s->starved = true;
+          if (conn_flags(c) & CONN_FIN) {
+            bell_on_connection(c, fd);
+          }
+        }
         if (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT))) {
           k->pending[i] &= ~((uint64_t)1 << bit);
         }
@@ -195,8 +199,10 @@ static void set_armed(struct eset *s, uint32_t value) {
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
     if (k->count > 0) {
       _Atomic uint32_t *armed = &k->link->sleepers[k->link->side][k->sleeper].armed;
-      if (atomic_load_explicit(armed, memory_order_relaxed) != value) {
-        atomic_store(armed, value);
+      if (value != 0) {
+        sleeper_arm(&k->link->sleepers[k->link->side][k->sleeper]);
+      } else if (atomic_load_explicit(armed, memory_order_relaxed) != 0) {
+        atomic_store(armed, 0);
       }
     }
   }
@@ -332,7 +338,9 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     now = bertha_now_ns();
     s->kernel_seen = now;
     n = sort_out(s, seen, got, events);
-    eset_upgrade_queued(s);
+    if (n == 0) { /* otherwise a member that has just come to the rings would be reported twice */
+      eset_upgrade_queued(s);
+    }
     if (n < max) {
       n += collect(s, events + n, max - n);
     }

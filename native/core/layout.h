@@ -91,10 +91,11 @@ struct bertha_claims_bucket {
 #define BERTHA_SIDE_CLIENT 0
 #define BERTHA_SIDE_SERVER 1
 
-/* A thread or an epoll set of one side that may be asleep.  `armed` is set by the sleeper before it
- * looks at the rings a last time; whoever takes it from 1 to 0 must ring `bell`. */
+/* A thread or an epoll set of one side that may be asleep.  `armed` is set by the sleeper before it looks at the
+ * rings a last time, to a number that differs from sleep to sleep; whoever finds it set rings `bell` and only then
+ * takes it back to 0, if it is still the same number: a ringer that is killed in between takes no wake-up with it. */
 struct bertha_sleeper {
-  _Atomic uint32_t armed;
+  _Atomic uint32_t armed; /* 0: awake */
   _Atomic uint32_t bell;  /* the agent's number of an eventfd; 0: ring on the kernel's connection */
   _Atomic uint32_t owner; /* pid that has taken this entry, 0: free */
   uint8_t pad[BERTHA_CACHELINE - 12];
@@ -115,7 +116,7 @@ struct bertha_direction {
   _Atomic uint64_t tail;
   _Atomic uint64_t base;
   _Atomic uint32_t size;
-  _Atomic uint32_t closed; /* the producer's end was closed or shut down: a hint, the kernel's FIN decides */
+  _Atomic uint32_t closed; /* the producer has ended: 1 in order, 2 by a reset; the kernel's FIN or RST decides when */
   _Atomic uint64_t switch_at;
   _Atomic uint64_t ring_end;
   _Atomic uint32_t space_wanted; /* the producer waits for free space */
@@ -149,9 +150,14 @@ enum bertha_slot_state {
   BERTHA_SLOT_REFUSED = 3,  /* the server will not: plain for good */
 };
 
+/* `state` is use << 2 | enum bertha_slot_state: the number of the claim is part of the word, so that a server
+ * ties itself to the very claim that it has compared, not to a later one in the same slot. */
+#define BERTHA_SLOT_WORD(use, state) ((uint32_t)(use) << 2 | (uint32_t)(state))
+#define BERTHA_SLOT_STATE(word) ((word) & 3u)
+#define BERTHA_SLOT_USE(word) ((word) >> 2)
 struct bertha_slot {
   _Atomic uint32_t state;
-  _Atomic uint32_t use; /* how often the slot was claimed */
+  uint32_t reserved;
   uint64_t netns;       /* the client's */
   struct bertha_tuple tuple;
   uint32_t nonce; /* what the client put into its SYN (cross-namespace), 0: nothing */

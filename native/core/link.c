@@ -213,6 +213,7 @@ static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply
     l->dirty[s] = (_Atomic uint64_t *)(void *)(l->base + h->dirty_offset[s]);
     l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
   }
+  l->left = -1;
   l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
   l->free_slots = stack;
   l->fd = bertha_hide_fd(fd);
@@ -259,9 +260,10 @@ static bool has_room(struct link *l) {
 /* Slots that both sides have left since we last looked (a child of ours, or the server, was the later). */
 static void sweep(struct link *l) {
   l->free_count = 0;
+  l->left = -1;
   for (uint32_t s = 0; s < l->next_fresh; s++) {
     struct bertha_slot *slot = &l->slots[s];
-    uint32_t state = atomic_load_explicit(&slot->state, memory_order_acquire);
+    uint32_t state = BERTHA_SLOT_STATE(atomic_load_explicit(&slot->state, memory_order_acquire));
     if (state == BERTHA_SLOT_FREE ||
         (atomic_load_explicit(&slot->watch[BERTHA_SIDE_CLIENT].done, memory_order_acquire) &&
          (state == BERTHA_SLOT_CLAIMED || state == BERTHA_SLOT_REFUSED ||
@@ -347,26 +349,32 @@ int slot_take(struct link *l) {
   if (l->free_count == 0 && l->next_fresh >= l->slot_count) {
     sweep(l);
   }
-  if (l->free_count > 0) {
+  if (l->left >= 0 && atomic_load_explicit(&l->slots[l->left].watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
+    s = l->left;
+    l->left = -1;
+  } else if (l->free_count > 0) {
     s = l->free_slots[--l->free_count];
   } else if (l->next_fresh < l->slot_count) {
     s = (int)l->next_fresh++;
   }
   if (s >= 0) { /* so that a sweep does not take it for free before the claim stands in it */
     atomic_store(&l->slots[s].watch[BERTHA_SIDE_CLIENT].done, 0);
-    atomic_store(&l->slots[s].state, BERTHA_SLOT_REFUSED);
+    uint32_t use = BERTHA_SLOT_USE(atomic_load(&l->slots[s].state)) + 1;
+    atomic_store(&l->slots[s].state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_REFUSED));
   }
   bertha_unlock(&l->lock);
   return s;
 }
 
-/* Called by the process that took it, once neither side will touch the slot again; otherwise a later sweep
- * finds it. */
-void slot_give_back(struct link *l, uint32_t slot) {
+/* Called by the process that took it.  `both`: neither side will touch the slot again; otherwise the server is yet
+ * to leave it: looked at again at the next claim, or found by a later sweep. */
+void slot_give_back(struct link *l, uint32_t slot, bool both) {
   if (l->owner_pid != bertha.pid || l->side != BERTHA_SIDE_CLIENT || !bertha_lock(&l->lock)) {
     return;
   }
-  if (l->free_count < l->slot_count) {
+  if (!both) {
+    l->left = (int)slot;
+  } else if (l->free_count < l->slot_count) {
     l->free_slots[l->free_count++] = (uint16_t)slot;
   }
   bertha_unlock(&l->lock);

@@ -95,6 +95,10 @@ void conn_kernel_events(struct conn *c, uint32_t events) {
   }
 }
 
+static bool all_was_read(const struct conn *c) {
+  return c->tx_phase == PHASE_RING && atomic_load(&conn_tx(c)->head) == c->tx_tail;
+}
+
 /* The ring was found empty: has the kernel's half ended, or is there a bell byte to take off? */
 bool conn_look_at_kernel(struct conn *c, int fd) {
   struct bertha_direction *d = conn_rx(c);
@@ -112,7 +116,11 @@ bool conn_look_at_kernel(struct conn *c, int fd) {
       break;
     }
     if (n < 0) {
-      if (errno != EAGAIN && errno != EINTR) {
+      bool in_order = errno == ECONNRESET && atomic_load(&d->closed) == 1 && all_was_read(c);
+      if (in_order) { /* the reset answers a bell byte that came after the close */
+        conn_set_flag(c, CONN_FIN | CONN_RST);
+        learnt = true;
+      } else if (errno != EAGAIN && errno != EINTR) {
         c->error = errno;
         conn_set_flag(c, CONN_RST);
         learnt = true;

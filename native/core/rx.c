@@ -30,56 +30,58 @@ static ssize_t kernel_recv(int fd, const struct iovec *iov, int count, int flags
   return n >= 0 ? n : -errno;
 }
 
-/* With the rx lock held.  The producer's word on where its ring begins may come while bytes of it are
- * already in our hands: of n bytes read, how many are data?  The rest were bell bytes. */
-static size_t without_bells(struct conn *c, size_t n, bool peek) {
-  uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
-  uint64_t left = switch_at - atomic_load(&c->krx);
-  size_t data = n < left ? n : (size_t)left;
-  if (!peek) {
-    atomic_fetch_add(&c->krx, data);
-    count_bytes(&c->info.rx_bytes, data);
-    if (data < n) {
-      c->bells_seen += (uint32_t)(n - data);
-      atomic_store(&conn_rx(c)->bell_out, 0);
-    }
-  }
-  return data;
-}
-
 enum { IOV_PARTS = 64 };
 
-static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+/* Of what the kernel holds, only the bytes before the producer's switch are data; the rest are bell bytes, or (if it
+ * has come back from the ring meanwhile) data of a later time.  While the switch is not known yet: look first (this is
+ * where it may block), then ask for the switch, then take no more than belongs here. */
+static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
   struct bertha_direction *d = conn_rx(c);
-  for (;;) {
-    uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
-    uint64_t krx = atomic_load(&c->krx);
-    if (switch_at != UINT64_MAX && krx >= switch_at) {
-      c->rx_phase = PHASE_RING;
+  uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
+  uint64_t krx = atomic_load(&c->krx);
+  if (krx >= switch_at) {
+    return -EINPROGRESS;
+  }
+  struct iovec part[IOV_PARTS];
+  bool known = switch_at != UINT64_MAX;
+  int parts = iov_window(part, IOV_PARTS, iov, count, skip, known ? switch_at - krx : SSIZE_MAX);
+  int look = flags & (MSG_DONTWAIT | MSG_PEEK);
+  ssize_t n = kernel_recv(fd, part, parts, known ? look : look | MSG_PEEK);
+  if (n <= 0) {
+    bool moved = atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at;
+    return moved && (n == 0 || n == -EAGAIN) ? -EINPROGRESS : n;
+  }
+  if (!known) {
+    switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
+    n = (uint64_t)n < switch_at - krx ? n : (ssize_t)(switch_at - krx);
+    if (n == 0) {
       return -EINPROGRESS;
     }
-    struct iovec part[IOV_PARTS];
-    uint64_t cap = switch_at == UINT64_MAX ? SSIZE_MAX : switch_at - krx;
-    int parts = iov_window(part, IOV_PARTS, iov, count, skip, cap);
-    if (parts == 0) {
-      return 0;
-    }
-    if (!bertha_lock(&c->rx_lock)) {
-      return -EAGAIN;
-    }
-    ssize_t n = kernel_recv(fd, part, parts, (flags & MSG_PEEK) | MSG_DONTWAIT);
-    if (n > 0) {
-      n = (ssize_t)without_bells(c, (size_t)n, flags & MSG_PEEK);
-    }
-    bool moved = atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at;
-    bertha_unlock(&c->rx_lock);
-    if (n == 0 && !moved) {
-      conn_set_flag(c, CONN_FIN);
-    }
-    if (n > 0 || (!moved && n <= 0)) {
-      return n;
+    if (!(flags & MSG_PEEK)) {
+      parts = iov_window(part, IOV_PARTS, iov, count, skip, (size_t)n);
+      n = kernel_recv(fd, part, parts, MSG_DONTWAIT);
     }
   }
+  if (n > 0 && !(flags & MSG_PEEK)) {
+    atomic_fetch_add(&c->krx, (uint64_t)n);
+    count_bytes(&c->info.rx_bytes, (uint64_t)n);
+  }
+  return n;
+}
+
+static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+  if (!bertha_lock(&c->rx_lock)) {
+    return -EAGAIN;
+  }
+  ssize_t n = take_before(c, fd, iov, count, skip, (flags & MSG_PEEK) | MSG_DONTWAIT);
+  if (n == -EINPROGRESS && atomic_load(&c->krx) >= atomic_load(&conn_rx(c)->switch_at)) {
+    c->rx_phase = PHASE_RING;
+  }
+  bertha_unlock(&c->rx_lock);
+  if (n == 0) {
+    conn_set_flag(c, CONN_FIN);
+  }
+  return n;
 }
 
 /* Copies out of the ring, with the rx lock held.  Every index is masked: whatever the other side writes
@@ -236,33 +238,15 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
   }
 }
 
-/* May block in the kernel: then the other end must ring there, which `kernel_waiters` sees to. */
+/* May block in the kernel: then the other end must ring there, which `kernel_waiters` sees to.  A blocked MSG_WAITALL
+ * would count bell bytes as data and wait on: the caller loops. */
 ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  struct bertha_direction *d = conn_rx(c);
-  uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
-  struct iovec part[IOV_PARTS];
-  uint64_t cap = switch_at == UINT64_MAX ? SSIZE_MAX : switch_at - atomic_load(&c->krx);
-  int parts = iov_window(part, IOV_PARTS, iov, count, 0, cap);
   atomic_fetch_add(&c->kernel_waiters, 1);
-  if (conn_kind(c) == BERTHA_CONN_SHM) {
-    atomic_fetch_sub(&c->kernel_waiters, 1);
-    conn_refresh_watch(c);
-    return -EINPROGRESS;
+  ssize_t n = -EINPROGRESS;
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
+    n = take_before(c, fd, iov, count, 0, flags & ~MSG_WAITALL);
   }
-  /* A blocked MSG_WAITALL would count bell bytes as data and wait on. */
-  ssize_t n = kernel_recv(fd, part, parts, flags & ~MSG_WAITALL);
   atomic_fetch_sub(&c->kernel_waiters, 1);
-  if (n > 0) {
-    if (!bertha_lock(&c->rx_lock)) {
-      return n;
-    }
-    n = (ssize_t)without_bells(c, (size_t)n, flags & MSG_PEEK);
-    bertha_unlock(&c->rx_lock);
-    n = n > 0 ? n : -EINPROGRESS;
-  } else if ((n == 0 || n == -EAGAIN) &&
-             atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at) {
-    n = -EINPROGRESS;
-  }
   conn_refresh_watch(c);
   return n;
 }

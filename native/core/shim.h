@@ -61,6 +61,7 @@ struct link { /* this process's mapping of a link */
   _Atomic uint32_t lock; /* of the free list */
   uint32_t free_count;
   uint32_t next_fresh;
+  int left; /* the slot last left by us and perhaps not yet by the server; -1 */
   uint16_t *free_slots;
   int mailbox; /* hidden; `unix`: where the server posts the client's ends; -1: none */
   int *mail;   /* client: descriptor + 1 that has come for a slot */
@@ -80,7 +81,8 @@ enum conn_flag {
   CONN_LAST_RECV_DATA = 1u << 9,
   CONN_RST = 1u << 10,
   CONN_NODELAY_KNOWN = 1u << 11,
-  CONN_SHM_DONE = 1u << 12,
+  CONN_LINGER_0 = 1u << 12,   /* SO_LINGER with no time: close() resets */
+  CONN_BOUND = 1u << 14,      /* the program chose the local port */
   CONN_BROKEN = 1u << 13,     /* the ring's contents make no sense */
 };
 

@@ -59,6 +59,12 @@ uint32_t sleeper_take(struct link *l, uint32_t bell) {
   return 0;
 }
 
+void sleeper_arm(struct bertha_sleeper *s) {
+  static _Atomic uint32_t sleeps;
+  uint32_t number = atomic_fetch_add_explicit(&sleeps, 1, memory_order_relaxed);
+  atomic_store(&s->armed, number != 0 ? number : 1);
+}
+
 void sleeper_give_back(struct link *l, uint32_t index) {
   struct bertha_sleeper *s = &l->sleepers[l->side][index];
   atomic_store(&s->armed, 0);

@@ -25,6 +25,12 @@ static bool switch_to_ring(struct conn *c, int fd) {
   if (atomic_load(&c->kernel_sends) != 0) {
     return false;
   }
+  if (atomic_load(&c->ktx) != 0) { /* bell bytes must always find room behind what the kernel holds */
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
+      return false;
+    }
+  }
   if (conn_flags(c) & CONN_CORK_SET) {
     int off = 0;
     REAL(setsockopt)(fd, TCP_LEVEL, TCP_CORK_OPTION, &off, sizeof off);

@@ -51,7 +51,7 @@ static bool keep(struct conn *c, int fd) {
 
 uint32_t unix_offer(struct conn *c) {
   int pair[2];
-  struct letter letter = {c->slot_index, atomic_load(&c->slot->use)};
+  struct letter letter = {c->slot_index, BERTHA_SLOT_USE(atomic_load(&c->slot->state))};
   if (c->link->mailbox < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
     return BERTHA_WHY_NO_DESCRIPTOR;
   }
@@ -104,7 +104,7 @@ bool unix_collect(struct conn *c) {
       break;
     }
     bool good = n == sizeof letter && letter.slot < l->slot_count &&
-                letter.use == atomic_load(&l->slots[letter.slot].use) && l->mail[letter.slot] == 0;
+                letter.use == BERTHA_SLOT_USE(atomic_load(&l->slots[letter.slot].state)) && l->mail[letter.slot] == 0;
     if (good) {
       l->mail[letter.slot] = bertha_hide_fd(fd) + 1;
     } else {
@@ -249,6 +249,13 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     if (n != -EINPROGRESS) {
       return n;
     }
+  }
+}
+
+void unix_drop(struct conn *c) {
+  if (ends != NULL && ends[conn_index(c)].unix_fd > 0) {
+    bertha_close_hidden(ends[conn_index(c)].unix_fd);
+    ends[conn_index(c)] = (struct ends){0};
   }
 }
 

@@ -15,6 +15,7 @@ enum {
   STACK_FDS = 64,
   LOOKS_PER_CLOCK = 32,
   NO_BELL_MS = 1,       /* how long to sleep where nobody can wake us */
+  SPACE_MS = 20,        /* and at most for space in a ring */
 };
 #define KERNEL_EVERY_NS 20000 /* how often a spinning thread asks the kernel too */
 
@@ -222,7 +223,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       index = 0; /* another thread sleeps on this very thing: take turns by the clock */
     } else {
       atomic_store(place, (uint16_t)index);
-      atomic_store(&s->armed, 1);
+      sleeper_arm(s);
     }
   }
   atomic_thread_fence(memory_order_seq_cst);
@@ -236,6 +237,14 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     bool bell = index != 0 && (w->bell != 0 || (want & POLLIN));
     int64_t now = deadline >= 0 || !bell ? bertha_now_ns() : 0;
     int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
+    if (want & POLLOUT) { /* whatever becomes of the bell or of the other end: look again */
+      now = bertha_now_ns();
+      ns = at_most(deadline, now, SPACE_MS * 1000000);
+      ns = ns > 0 ? ns : 0;
+      if (flags & CONN_FIN) {
+        bell_on_connection(c, fd); /* if the other end is dead, and not just half closed, this finds out */
+      }
+    }
     if (!bell) {
       ns = at_most(deadline, now, NO_BELL_MS * 1000000);
       ns = ns > 0 ? ns : 0;
@@ -314,6 +323,7 @@ struct poll_call {
   unsigned rings;
   unsigned becoming;
   bool same_cpu;
+  bool space; /* somebody waits for space in a ring */
   int64_t bound;
 };
 
@@ -497,10 +507,16 @@ static bool arm(struct waiter *w, struct poll_call *p) {
         atomic_store(places[k], (uint16_t)index);
       }
     }
-    if ((p->user[i].events & POLLOUT) && w->bell == 0) {
-      sure = false;
+    if (p->user[i].events & POLLOUT) {
+      if (conn_flags(c) & CONN_FIN) {
+        bell_on_connection(c, p->user[i].fd);
+      }
+      sure &= w->bell != 0;
+      p->space = true;
     }
-    atomic_store(&c->link->sleepers[c->side][index].armed, 1);
+    if (!atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
+      sleeper_arm(&c->link->sleepers[c->side][index]);
+    }
   }
   atomic_thread_fence(memory_order_seq_cst);
   return sure;
@@ -566,8 +582,8 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
     if (ready == 0) {
       fill_kernel(p);
       int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
-      if (!sure) {
-        ns = at_most(deadline, now, NO_BELL_MS * 1000000);
+      if (!sure || p->space) {
+        ns = at_most(deadline, now, (sure ? SPACE_MS : NO_BELL_MS) * 1000000);
         ns = ns > 0 ? ns : 0;
       }
       int n = kernel_poll_call(p, w->bell_fd, ns, mask);

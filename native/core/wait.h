@@ -25,6 +25,7 @@ bool same_processor(struct link *l);
 
 /* An entry among a link's sleepers for this side; 0: none left. */
 uint32_t sleeper_take(struct link *l, uint32_t bell);
+void sleeper_arm(struct bertha_sleeper *s);
 void sleeper_give_back(struct link *l, uint32_t index);
 
 #endif
