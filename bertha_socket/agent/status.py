@@ -16,32 +16,38 @@ from bertha_socket._version import __version__
 from bertha_socket.agent import addresses, plans
 from bertha_socket.agent.model import Link, Listener, Process
 from bertha_socket.agent.registry import Registry
-from bertha_socket.reasons import text_of
+from bertha_socket.reasons import Reason, text_of
 
 _CHUNK: Final = 1 << 20
 #: Connections told of one process: a limit on what a hostile table can cost the agent.
 _CONNECTIONS_MAX: Final = 1 << 17
 
 _IMPLEMENTATION: Final = {lib.BERTHA_CONN_SHM: "shm", lib.BERTHA_CONN_UNIX: "unix"}
+#: Why a connection that still waits for its peer is plain: as connlog.c says when it ends like that.
+_WAITING: Final = {lib.BERTHA_CONN_CLAIMED: Reason.NOT_ATTACHED, lib.BERTHA_CONN_MAYBE: Reason.PEER_UNAWARE}
 
 
-def _reason_text(code: int) -> str | None:
-    return text_of(code) if code else None
+def _reason_text(kind: int, code: int) -> str | None:
+    why = _WAITING.get(kind, code)
+    return text_of(why) if why else None
 
 
 def _connection(conn: Any, process: Process) -> dict[str, object]:
+    """The connection log's object (native/core/connlog.c) of a connection that is still there."""
     implementation = _IMPLEMENTATION.get(conn.kind, "tcp")
+    plain = implementation == "tcp"
+    where = "global" if plain else "host"
     return {
         "time": conn.opened_ns / 1e9,
         "pid": process.peer.pid if conn.pid == process.hello.pid else conn.pid,
-        "program": process.hello.program,
+        "program": process.hello.name or process.hello.program,
         "role": "server" if conn.role == lib.BERTHA_SIDE_SERVER else "client",
         "proto": "tcp",
         "local": addresses.endpoint(bytes(conn.local_addr), conn.local_port),
         "peer": addresses.endpoint(bytes(conn.peer_addr), conn.peer_port),
-        "chunnels": [{"type": "local_or_remote", "implementation": implementation, "where": "host"}],
-        "plain": implementation == "tcp",
-        "reason": _reason_text(conn.reason),
+        "chunnels": [{"type": "local_or_remote", "implementation": implementation, "where": where}],
+        "plain": plain,
+        "reason": _reason_text(conn.kind, conn.reason),
         "tx_bytes": conn.tx_bytes,
         "rx_bytes": conn.rx_bytes,
         "setup_us": conn.setup_us,

@@ -59,7 +59,11 @@ def sort_key(connection: Mapping[str, Any]) -> tuple[str, int, str, str]:
 
 def row_of(connection: Mapping[str, Any]) -> list[str]:
     """The cells under HEADINGS."""
-    texts = [clean(connection.get(key)) for key in ("pid", "program", "role", "local", "peer")]
+    texts = [clean(connection.get(key)) for key in ("pid", "program", "role")]
+    # The program has not asked for it yet, and so nobody has.
+    texts += [
+        "?" if connection.get(key) == "[::]:0" else clean(connection.get(key)) for key in ("local", "peer")
+    ]
     return [
         *texts,
         via(connection),
