@@ -61,10 +61,20 @@ void bertha_debug(const char *format, ...) {
   errno = saved;
 }
 
-/* getpid() of the kernel, not a cached one: a vfork child shares our memory and must not touch our
- * books; a child that a raw clone() made never ran the fork handlers. */
+/* Set by vfork and clone (calls/vfork.c) in the thread that called them, and so in a child that shares its memory. */
+__attribute__((visibility("hidden"), tls_model("initial-exec"))) __thread uint32_t bertha_maybe_vforked;
+
+/* In a vfork child, which shares our memory and must not touch our books, or in a child that a raw clone() made and
+ * that never ran the fork handlers. */
 bool bertha_in_forked_stranger(void) {
-  return (int)REAL(syscall)(SYS_getpid) != bertha.pid;
+  if (LIKELY(bertha_maybe_vforked == 0)) {
+    return false;
+  }
+  if ((int)REAL(syscall)(SYS_getpid) != bertha.pid) {
+    return true;
+  }
+  bertha_maybe_vforked = 0; /* the parent is back */
+  return false;
 }
 
 /* ---- hidden descriptors ------------------------------------------------------------------------ */
