@@ -13,6 +13,7 @@
 #include "connlog.h"
 #include "eset.h"
 #include "unixpair.h"
+#include "wait.h"
 
 static const uint8_t v4_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
@@ -329,6 +330,7 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   memcpy(c->info.local_addr, local, 16);
   c->info.local_port = port;
   s->server_pid = (uint32_t)bertha.pid;
+  same_processor(l); /* says where we run, before the client thinks of spinning */
   tied(c, fd, BERTHA_CONN_MAYBE);
   return true;
 }

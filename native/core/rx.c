@@ -277,6 +277,13 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
     uint32_t kind = conn_kind(c);
     ssize_t n = -EINPROGRESS;
     if (kind == BERTHA_CONN_CLAIMED) {
+      bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+      if (patient && atomic_load(&c->ktx) != 0 && c->link->plan.implementation == BERTHA_IMPL_SHM) {
+        wait_claimed(c);
+        if (conn_ripe(c, fd)) {
+          continue;
+        }
+      }
       n = recv_kernel_part(c, fd, iov, count, flags);
     } else if (kind == BERTHA_CONN_MAYBE) {
       n = recv_maybe(c, fd, iov, count, flags);

@@ -21,6 +21,7 @@ enum {
 
 struct waiter { /* of a thread */
   struct spinner spin;
+  struct spinner first; /* for the first answer on a connection */
   uint32_t sleeps;
   uint32_t bell;
   int bell_fd;
@@ -93,6 +94,7 @@ static struct waiter *waiter_get(void) {
   w->sleeps = 0;
   w->count = 0;
   w->spin.score = 0;
+  w->first.score = 0;
   pthread_once(&key_once, make_key);
   pthread_setspecific(at_thread_end, w);
   my_waiter = w;
@@ -308,6 +310,38 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
     spin_learn(&w->spin, bertha_now_ns() - begin, bound);
   }
   return result;
+}
+
+/* The server has to be woken by the kernel to accept, which takes longer than an answer on a ring does. */
+enum { FIRST_ANSWER = 3 };
+
+void wait_claimed(struct conn *c) {
+  struct waiter *w = waiter_get();
+  struct link *l = c->link;
+  int64_t bound = FIRST_ANSWER * link_spin_bound(l);
+  bool known = atomic_load_explicit(&l->sleepers[1 - l->side][0].owner, memory_order_relaxed) != 0;
+  if (w == NULL || bound == 0 || !known || same_processor(l) || atomic_load(&c->kernel_waiters) != 0 ||
+      atomic_load(&c->kernel_regs) != 0) {
+    return;
+  }
+  int64_t begin = bertha_now_ns();
+  int64_t now = begin;
+  int64_t budget = spin_budget(&w->first, begin, bound);
+  struct bertha_direction *d = conn_rx(c);
+  bool found = false;
+  atomic_store(&c->slot->watch[c->side].kernel, 0); /* the server need not pay for a byte that nobody waits for */
+  while (!found && now - begin < budget) {
+    for (int i = 0; i < LOOKS_PER_CLOCK && !found; i++) {
+      found = atomic_load_explicit(&d->switch_at, memory_order_acquire) != UINT64_MAX;
+      bertha_pause();
+    }
+    now = bertha_now_ns();
+  }
+  atomic_store(&c->slot->watch[c->side].kernel, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (budget > 0) {
+    spin_learn(&w->first, found ? 0 : 2 * bound, bound);
+  }
 }
 
 /* ---- poll, select -------------------------------------------------------------------------------- */
