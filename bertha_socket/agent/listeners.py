@@ -217,7 +217,11 @@ class Listeners:
             found = sockdiag.is_listening(listener.space.diag, where.addr, where.port)
         except OSError:
             return False
-        return found is not None and (found.cookie in listener.cookies or found.uid == listener.uid)
+        if found is None:
+            return False
+        # Another socket of this user at this very place: one of a family that shares the port.
+        another = found.uid == listener.uid and found.local == where.addr
+        return another or found.cookie in listener.cookies
 
     def check_orphans(self, now: float) -> float | None:
         """Looks after listeners for which no process vouches; the time at which to look again."""

@@ -16,6 +16,8 @@ from typing import Final
 
 #: sun_path with its NUL.
 PATH_MAX: Final = 107
+#: The agent that root runs, which serves every user.
+SYSTEM_PATH: Final = "/run/bertha/agent.sock"
 
 
 class PlaceError(OSError):
@@ -30,7 +32,7 @@ def default_path(environ: dict[str, str] | None = None) -> str:
         return given
     uid = os.geteuid()
     if uid == 0:
-        return "/run/bertha/agent.sock"
+        return SYSTEM_PATH
     runtime = env.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isabs(runtime):
         return os.path.join(runtime, "bertha", "agent.sock")

@@ -8,7 +8,7 @@ import struct
 from typing import Final, NamedTuple
 
 from bertha_socket.agent import netlink
-from bertha_socket.agent.addresses import is_v4
+from bertha_socket.agent.addresses import V4_PREFIX, is_v4
 
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _REQUEST: Final = struct.Struct("=BBBBI")
@@ -25,18 +25,22 @@ CONNECTED: Final = frozenset({ESTABLISHED, 2, SYN_RECV, 4, 5, 8, 9, 11})
 
 
 class Found(NamedTuple):
-    """A TCP socket as the kernel describes it.  Addresses are its own (local) and its peer's (remote)."""
+    """A TCP socket as the kernel describes it.  `local`: what it is bound to, in 16-byte form."""
 
     state: int
+    local: bytes
     local_port: int
     remote_port: int
-    remote: bytes
     cookie: int
     uid: int
 
 
 def _raw(addr: bytes, family: int) -> bytes:
     return (addr[12:] + bytes(12)) if family == socket.AF_INET else addr
+
+
+def _mapped(family: int, raw: bytes) -> bytes:
+    return V4_PREFIX + raw[:4] if family == socket.AF_INET else raw
 
 
 def find(
@@ -66,7 +70,7 @@ def find(
             sport, dport = _PORTS.unpack_from(data, 4)
             (cookie,) = struct.unpack_from("=Q", data, 44)
             (uid,) = struct.unpack_from("=I", data, 64)
-            return Found(data[1], sport, dport, data[24:40], cookie, uid)
+            return Found(data[1], _mapped(data[0], data[8:24]), sport, dport, cookie, uid)
     return None
 
 

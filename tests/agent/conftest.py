@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,11 +31,9 @@ class Agent:
     def status(self) -> dict[str, object]:
         return client.agent_status(self.path)
 
-    def shim(self, **more: object) -> Shim:
+    def shim(self, *, uid: int | None = None, **more: Any) -> Shim:
         """A greeted connection."""
-        uid = more.pop("uid", os.geteuid())
-        assert isinstance(uid, int)
-        shim = Shim(self.path, uid)
+        shim = Shim(self.path, os.geteuid() if uid is None else uid)
         shim.hello(**more)
         return shim
 

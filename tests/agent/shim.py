@@ -225,6 +225,11 @@ class Shim:
         assert not fds
         return Link(listener, index, messages.WirePlan(*plan), link_fd, claims_fd, mailbox)
 
+    def resolve_nothing(self) -> None:
+        """A question without consequence: what was sent before it has been done when it is answered."""
+        body = messages.RESOLVE.pack(b"", b"", 0, 0, 0, *([0] * messages.RESOLVE_MAX))
+        assert self.ask(Op.RESOLVE, body).status == 0
+
     def new_bell(self) -> tuple[int, int]:
         """(number, our eventfd)."""
         fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -258,6 +263,9 @@ class Shim:
 
 class RefusedError(Exception):
     """The agent answered with a status."""
+
+    def __init__(self, why: Reason) -> None:
+        super().__init__(why.name)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -140,7 +141,7 @@ def test_a_links_parts_do_not_overlap() -> None:
             (h["slot"], h["slots"] * lib.SIZEOF_bertha_slot),
             (h["ring"], 2 * h["slots"] * h["ring_max"]),
         ]
-        for (start, length), (following, _) in zip(spans, spans[1:], strict=False):
+        for (start, length), (following, _) in itertools.pairwise(spans):
             assert start + length <= following and following % 64 == 0
         assert h["ring"] % 4096 == 0
         assert spans[-1][0] + spans[-1][1] == h["total"] == os.fstat(fd).st_size
