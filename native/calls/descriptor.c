@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "../core/stdfile.h"
 #include "calls.h"
 
 /* The books only; the kernel's close is the caller's.  Returns the connection if this was its last
@@ -19,6 +20,7 @@ static struct conn *forget(int fd) {
     connlog_write(c, unix_tcp_fd(c, fd));
   }
   conn_forget(fd);
+  stdfile_follow(fd);
   if (conn_kind(c) == BERTHA_CONN_UNIX) {
     unix_forget(c);
   }
@@ -60,6 +62,7 @@ static void share(int from, int to) {
   if (c != NULL && (unsigned)to < BERTHA_FDS) {
     atomic_fetch_add(&c->info.refs, 1);
     conn_track(to, c);
+    stdfile_follow(to);
   } else if (tracked(from)) {
     eset_dup(from, to);
   }

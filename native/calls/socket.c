@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../core/agentc.h"
+#include "../core/stdfile.h"
 #include "calls.h"
 
 static bool is_tcp(int family, int type, int protocol) {
@@ -18,6 +19,7 @@ static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
       conn_set_flag(c, CONN_NONBLOCK);
     }
     conn_track(fd, c);
+    stdfile_follow(fd);
   }
   return c;
 }

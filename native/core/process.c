@@ -12,6 +12,7 @@
 
 #include "agentc.h"
 #include "connlog.h"
+#include "stdfile.h"
 #include "wait.h"
 
 #ifndef BERTHA_VERSION
@@ -175,6 +176,7 @@ static void in_child(void) {
   my_tid = 0;
   agent_after_fork();
   wait_after_fork();
+  stdfile_after_fork();
 }
 
 /* `bertha-run --require` asks for a sign of life. */
@@ -248,5 +250,8 @@ __attribute__((constructor)) static void at_load(void) {
 }
 
 __attribute__((destructor)) static void at_exit(void) {
+  if (!bertha_in_forked_stranger()) {
+    stdfile_flush();
+  }
   connlog_close_all();
 }

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -83,6 +84,9 @@
     (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const[],    \
      char *const[]))                                                                                         \
   X(fdopen, FILE *, (int, const char *))                                                                     \
+  X(vdprintf, int, (int, const char *, va_list))                                                             \
+  X(__vdprintf_chk, int, (int, int, const char *, va_list))                                                  \
+  X(perror, void, (const char *))                                                                            \
   X(syscall, long, (long, ...))                                                                              \
   X(sigaction, int, (int, const struct sigaction *, struct sigaction *))
 
