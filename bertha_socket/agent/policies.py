@@ -14,14 +14,17 @@ import signal
 import socket
 import stat
 import struct
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from bertha_socket import policy
 from bertha_socket.agent.sockets import Peer
 
 _SECONDS: Final = 1.0
+#: How long somebody waits for a child's turn and its answer: less than a shim waits for its agent.
+_PATIENCE: Final = 1.5
 _CHILDREN: Final = 16
 _CHILDREN_PER_USER: Final = 2
 _SO_PEERGROUPS: Final = 59
@@ -39,29 +42,46 @@ class Loaded(NamedTuple):
 _Done = Callable[[Loaded], None]
 
 
+class _Question(NamedTuple):
+    """Whose rights, and which file.  Those who ask the same get the same answer."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    path: str
+
+
+class _Asked(NamedTuple):
+    until: float
+    waiting: list[_Done]
+
+
 @dataclass(eq=False, slots=True)
 class _Child:
     pid: int
-    uid: int
+    pidfd: int
     pipe: int
-    path: str
+    question: _Question
     deadline: float
-    done: _Done
-    data: bytearray
+    data: bytearray = field(default_factory=bytearray)
 
 
 class Policies:
     """Reads and remembers policy files."""
 
-    def __init__(self) -> None:
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
         self._cache: dict[str, tuple[tuple[int, ...], Loaded]] = {}
-        self._children: dict[int, _Child] = {}
-        self._zombies: set[int] = set()
+        #: Who waits for the answer to which question, in the order of asking.
+        self._asked: dict[_Question, _Asked] = {}
+        self._children: dict[_Question, _Child] = {}
+        #: Ended or killed, and not yet buried: a child that a file system holds up may take its time.
+        self._dying: set[_Child] = set()
 
     @property
     def busy(self) -> bool:
-        """Whether a child is reading."""
-        return bool(self._children)
+        """Whether somebody waits for a policy."""
+        return bool(self._asked)
 
     def look(self, peer: Peer, path: str) -> Loaded | None:
         """The policy, if the agent may read it itself; None: `read_as` must."""
@@ -100,41 +120,47 @@ class Policies:
         self._cache[path] = (mark, loaded)
         return loaded
 
-    def read_as(
-        self,
-        selector: selectors.BaseSelector,
-        sock: socket.socket,
-        peer: Peer,
-        path: str,
-        now: float,
-        done: _Done,
-    ) -> None:
-        """Has the file read as `peer`; calls `done` later, or at once when that cannot be."""
-        mine = sum(1 for c in self._children.values() if c.uid == peer.uid)
-        if len(self._children) + len(self._zombies) >= _CHILDREN or mine >= _CHILDREN_PER_USER:
-            done(Loaded(policy.EMPTY, f"{path}: too many policy files are being read"))
-            return
+    def read_as(self, sock: socket.socket, peer: Peer, path: str, now: float, done: _Done) -> None:
+        """Has the file read as `peer`, and calls `done` with the outcome, never before this returns.
+
+        Every question is answered: a file that cannot be read within a second counts as unreadable.
+        """
+        question = _Question(peer.uid, peer.gid, _groups_of(sock, peer), path)
+        self._asked.setdefault(question, _Asked(now + _PATIENCE, [])).waiting.append(done)
+        self._start(now)
+
+    def _start(self, now: float) -> None:
+        """Starts as many children as may run."""
+        for question in list(self._asked):
+            mine = sum(1 for q in self._children if q.uid == question.uid)
+            mine += sum(1 for c in self._dying if c.question.uid == question.uid)
+            if question in self._children or mine >= _CHILDREN_PER_USER:
+                continue
+            if len(self._children) + len(self._dying) >= _CHILDREN or not self._fork(question, now):
+                return
+
+    def _fork(self, question: _Question, now: float) -> bool:
         try:
-            groups = _groups_of(sock, peer)
             read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            done(Loaded(policy.EMPTY, f"{path}: {error.strerror}"))
-            return
+        except OSError:
+            return False
         try:
             pid = os.fork()
-        except OSError as error:
+            if pid == 0:
+                _child(write_end, question)
+            pidfd = os.pidfd_open(pid)
+        except OSError:
             os.close(read_end)
+            return False
+        finally:
             os.close(write_end)
-            done(Loaded(policy.EMPTY, f"{path}: {error.strerror}"))
-            return
-        if pid == 0:
-            _child(write_end, peer, groups, path)
-        os.close(write_end)
-        child = _Child(pid, peer.uid, read_end, path, now + _SECONDS, done, bytearray())
-        self._children[read_end] = child
-        selector.register(read_end, selectors.EVENT_READ, lambda: self._readable(selector, child))
+        child = _Child(pid, pidfd, read_end, question, now + _SECONDS)
+        self._children[question] = child
+        self._selector.register(read_end, selectors.EVENT_READ, lambda: self._readable(child))
+        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._bury(child))
+        return True
 
-    def _readable(self, selector: selectors.BaseSelector, child: _Child) -> None:
+    def _readable(self, child: _Child) -> None:
         try:
             data = os.read(child.pipe, 65536)
         except BlockingIOError:
@@ -143,37 +169,48 @@ class Policies:
             data = b""
         child.data += data
         if not data or len(child.data) > policy.FILE_MAX + 2:
-            self._finish(selector, child)
+            self._answer(child, _loaded(bytes(child.data), child.question.path))
 
-    def _finish(self, selector: selectors.BaseSelector, child: _Child) -> None:
-        selector.unregister(child.pipe)
-        del self._children[child.pipe]
+    def _answer(self, child: _Child, loaded: Loaded) -> None:
+        self._selector.unregister(child.pipe)
         os.close(child.pipe)
-        self._zombies.add(child.pid)
+        del self._children[child.question]
+        self._dying.add(child)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)  # not reaped yet, so the number is still its own
-        self._reap()
-        child.done(_loaded(bytes(child.data), child.path))
+            os.kill(child.pid, signal.SIGKILL)  # not buried yet, so the number is still its own
+        self._tell(child.question, loaded)
 
-    def _reap(self) -> None:
-        for pid in list(self._zombies):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(pid, os.WNOHANG)[0] == 0:
-                    continue
-            self._zombies.discard(pid)
+    def _tell(self, question: _Question, loaded: Loaded) -> None:
+        asked = self._asked.pop(question, None)
+        if asked is not None:
+            for done in asked.waiting:
+                done(loaded)
+
+    def _bury(self, child: _Child) -> None:
+        if child not in self._dying:
+            self._readable(child)  # its last words are in the pipe
+            return
+        self._selector.unregister(child.pidfd)
+        os.close(child.pidfd)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child.pid, 0)
+        self._dying.discard(child)
+        if self._asked:
+            self._start(time.monotonic())
 
     def deadline(self) -> float | None:
-        """When the next child has had its time."""
-        return min((c.deadline for c in self._children.values()), default=None)
+        """When `tick` has something to do without an event; None: never."""
+        times = [c.deadline for c in self._children.values()] + [a.until for a in self._asked.values()]
+        return min(times, default=None)
 
-    def expire(self, selector: selectors.BaseSelector, now: float) -> None:
-        """Gives up on children that have had their time, and buries the dead."""
+    def tick(self, now: float) -> None:
+        """Gives up on children, and on turns, that have had their time."""
         for child in list(self._children.values()):
             if child.deadline <= now:
-                child.data.clear()
-                self._finish(selector, child)
-        if self._zombies:
-            self._reap()
+                self._answer(child, _loaded(b"", child.question.path))
+        for question, asked in list(self._asked.items()):
+            if asked.until <= now:
+                self._tell(question, _loaded(b"", question.path))
 
     def close(self) -> None:
         """Ends all children."""
@@ -182,6 +219,7 @@ class Policies:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGKILL)
         self._children.clear()
+        self._asked.clear()
 
 
 def _loaded(data: bytes, path: str) -> Loaded:
@@ -194,16 +232,16 @@ def _loaded(data: bytes, path: str) -> Loaded:
     return Loaded(policy.EMPTY, f"{path}: {why}")
 
 
-def _groups_of(sock: socket.socket, peer: Peer) -> list[int]:
+def _groups_of(sock: socket.socket, peer: Peer) -> tuple[int, ...]:
     """The groups that the client had when it connected (SO_PEERGROUPS)."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)
     except OSError:
-        return [peer.gid]
-    return list(struct.unpack(f"={len(raw) // 4}I", raw))
+        return (peer.gid,)
+    return tuple(struct.unpack(f"={len(raw) // 4}I", raw))
 
 
-def _child(pipe: int, peer: Peer, groups: list[int], path: str) -> None:
+def _child(pipe: int, question: _Question) -> None:
     """Never returns."""
     answer = b"-cannot be read"
     try:
@@ -211,10 +249,10 @@ def _child(pipe: int, peer: Peer, groups: list[int], path: str) -> None:
         os.dup2(pipe, 0)
         os.closerange(1, 1 << 20)  # whatever becomes of us, nothing of the agent's stays open
         os.set_blocking(0, True)
-        os.setgroups(groups)
-        os.setresgid(peer.gid, peer.gid, peer.gid)
-        os.setresuid(peer.uid, peer.uid, peer.uid)
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        os.setgroups(question.groups)
+        os.setresgid(question.gid, question.gid, question.gid)
+        os.setresuid(question.uid, question.uid, question.uid)
+        fd = os.open(question.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         if stat.S_ISREG(os.fstat(fd).st_mode):
             data = b"+"
             while len(data) <= policy.FILE_MAX + 1:

@@ -12,7 +12,6 @@ import stat
 import time
 
 from bertha_socket.agent import memory, paths
-from bertha_socket.agent.policies import Policies
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.server import BACKLOG, Server
 
@@ -42,7 +41,7 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
     if detached:
         _let_go()
     try:
-        server = Server(listening, Registry(directory), Policies(), idle_seconds)
+        server = Server(listening, Registry(directory), idle_seconds)
         server.run()
     finally:
         # In this order, all under the lock: nobody comes any more, nobody asks any more, the next may start.

@@ -27,13 +27,10 @@ _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Server:
     """Serves one listening socket until told to stop, or until nobody has needed it for a while."""
 
-    def __init__(
-        self, listening: socket.socket, registry: Registry, policies: Policies, idle_seconds: float
-    ) -> None:
+    def __init__(self, listening: socket.socket, registry: Registry, idle_seconds: float) -> None:
         self.registry = registry
         self.now = time.monotonic()
         self.started = time.time()
-        self._policies = policies
         self._idle_seconds = idle_seconds
         self._idle_since = self.now
         self._stopping = False
@@ -42,6 +39,7 @@ class Server:
         self._ungreeted: set[Connection] = set()
         self._per_user: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
+        self._policies = Policies(self._selector)
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._wake_in, self._wake_out = socket.socketpair()
         self._next_orphans: float | None = None
@@ -92,7 +90,7 @@ class Server:
         if self._next_orphans is not None and self._next_orphans <= self.now:
             self._check_orphans()
         self._drop_silent()
-        self._policies.expire(self._selector, self.now)
+        self._policies.tick(self.now)
         if self.registry.processes or self._policies.busy:
             self._idle_since = self.now
         elif self.now - self._idle_since >= self._idle_seconds:
@@ -195,7 +193,6 @@ class Server:
         if loaded is not None:
             return self._enter(caller, process, loaded)
         self._policies.read_as(
-            self._selector,
             caller.sock,
             caller.peer,
             hello.policy,

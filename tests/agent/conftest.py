@@ -28,7 +28,7 @@ class Agent:
     path: str
     process: subprocess.Popen[bytes]
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> dict[str, Any]:
         return client.agent_status(self.path)
 
     def shim(self, *, uid: int | None = None, **more: Any) -> Shim:
