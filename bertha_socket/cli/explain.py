@@ -1,8 +1,8 @@
 """`bertha explain PROGRAM ADDRESS`: which rules match, and what would be picked.
 
 Asks the same functions that the agent asks (policy and negotiation), about a connection that need not exist.
-What only a real connection shows (is the listener there, do memory and descriptors suffice) is not part of
-the answer; `bertha ps` and the connection log have it.
+The server is the one that listens there now, when an agent runs and knows one.  What only a real connection
+shows (do memory and descriptors suffice) is not in the answer; `bertha ps` and the connection log have it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bertha_socket import policy
+from bertha_socket.agent import client, paths
 from bertha_socket.cli._command import CommandError, find_command, follow
 from bertha_socket.negotiation.pick import Plan, Wishes, pick
 
@@ -102,10 +103,29 @@ def _end(
     return described, rule.wishes if rule is not None else Wishes()
 
 
+def _listening(address: policy.Address, port: int) -> policy.Subject | None:
+    """Who listens there now, as the agent knows it; None: nobody, or there is no agent to ask."""
+    try:
+        status = client.agent_status(paths.default_path())
+    except OSError:
+        return None
+    host = f"[{address}]" if address.version == 6 else str(address)
+    for listener in status.get("listeners") or []:
+        if f"{host}:{port}" in listener.get("entries", []):
+            for process in status.get("processes") or []:
+                if process.get("pid") == listener.get("pid"):
+                    name, uid = _user(str(process["uid"]))
+                    return policy.Subject(
+                        process["program"], process["exe"], (), user=name, uid=uid, name=process["name"]
+                    )
+    return None
+
+
 def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any]:
     address, port = options.address
     subject = _subject(options.program, options.user, options.name)
-    peer = _subject([options.peer or _ANY], options.peer_user or options.user, options.peer_name)
+    live = None if options.peer or options.side == "server" else _listening(address, port)
+    peer = live or _subject([options.peer or _ANY], options.peer_user or options.user, options.peer_name)
     both = (peer, subject) if options.side == "server" else (subject, peer)
     ends = list(zip(("client", "server"), both, strict=True))
     described, wishes = zip(
@@ -128,6 +148,7 @@ def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any
         "address": str(address),
         "port": port,
         "policy": rules.path or None,
+        "listening": live is not None,
         "ends": list(described),
         "pick": plan,
     }
@@ -137,7 +158,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     lines = [f"policy  {found['policy'] or 'none'}"]
     for end in found["ends"]:
         who = "any program without a rule of its own" if end["program"] == _ANY else end["program"]
-        lines.append(f"{end['side']}  {who}, user {end['user']}")
+        now = " (listens there now)" if end["side"] == "server" and found["listening"] else ""
+        lines.append(f"{end['side']}  {who}, user {end['user']}{now}")
         if end["rule"] is None:
             lines.append("        no rule matches")
         else:
@@ -162,7 +184,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="", help="as given with bertha-run --name")
     parser.add_argument("--user", help="who runs PROGRAM (default: you)")
     parser.add_argument("--args", default="", help="PROGRAM's arguments, as one would type them")
-    parser.add_argument("--peer", metavar="PROGRAM", help="the program at the other end")
+    parser.add_argument(
+        "--peer", metavar="PROGRAM", help="the program at the other end (default: who listens)"
+    )
     parser.add_argument("--peer-name", default="", metavar="NAME", help="its --name")
     parser.add_argument("--peer-user", metavar="USER", help="who runs it (default: the same user)")
     parser.add_argument("--policy", metavar="FILE", help="instead of the policy file in force")

@@ -212,7 +212,7 @@ def _hook(options: _Options, library: Library, target: Target, env: dict[str, st
     if not found.preload:
         return
     missing = _agent(options, env)
-    if missing is not None:
+    if missing is not None and (found.obstacle is None or not found.certain):  # one warning is enough
         problem(missing, "connections stay plain until there is one")
     if options.require:
         _demand(library, target, preload, env)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from bertha_socket._version import __version__
+from tests.cli.fake_agent import NOTHING, fake_agent
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60  # seconds; a machine under load is slow
@@ -147,11 +147,9 @@ def hello(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def agent_socket(tmp_path: Path) -> Iterator[Path]:
-    """A socket that accepts connections, as an agent's does; nobody answers on it."""
+    """The socket of an agent that knows of nothing."""
     path = tmp_path / "agent.sock"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(str(path))
-        listener.listen(64)
+    with fake_agent(path, NOTHING):
         yield path
 
 

@@ -11,7 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bertha_socket._version import __version__
 from bertha_socket.agent import messages
+
+#: The status of an agent that knows of nothing.
+NOTHING: dict[str, Any] = {
+    "version": __version__,
+    "processes": [],
+    "listeners": [],
+    "links": [],
+    "connections": [],
+}
 
 
 def reply(op: int, status: int = 0, version: int = messages.VERSION) -> bytes:

@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 
-from bertha_socket._version import __version__
 from tests.cli.conftest import PATIENCE, Launcher
-from tests.cli.fake_agent import fake_agent
+from tests.cli.fake_agent import NOTHING, fake_agent
 
-_STATUS: dict[str, Any] = {"version": __version__, "processes": [], "connections": []}
 _KEYS = {"area", "name", "essential", "status", "reason", "remedy"}
 
 
@@ -32,7 +30,7 @@ def doctor(launcher: Launcher, **env: str) -> tuple[int, dict[str, dict[str, Any
 
 def test_form(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    with fake_agent(path, _STATUS):
+    with fake_agent(path, NOTHING):
         done = launcher.bertha("doctor", "--json", env={"BERTHA_AGENT": str(path)})
         text = launcher.bertha("doctor", env={"BERTHA_AGENT": str(path)})
     report = json.loads(done.stdout)
@@ -52,7 +50,7 @@ def test_form(launcher: Launcher, tmp_path: Path) -> None:
 
 def test_all_is_well_here(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
-    with fake_agent(path, _STATUS):
+    with fake_agent(path, NOTHING):
         code, checks = doctor(launcher, BERTHA_AGENT=str(path))
     assert code == 0
     for name in ("library", "loads", "agent", "sealed memfd", "shared mapping", "eventfd"):
@@ -92,7 +90,7 @@ def test_an_agent_of_another_version(launcher: Launcher, tmp_path: Path) -> None
 def test_a_process_whose_policy_is_wrong(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     process = {"pid": 17, "program": "redis-server", "policy_error": "p.toml: rule 1, sied: unknown key"}
-    with fake_agent(path, {**_STATUS, "processes": [process]}):
+    with fake_agent(path, {**NOTHING, "processes": [process]}):
         code, checks = doctor(launcher, BERTHA_AGENT=str(path))
     assert (code, checks["agent"]["status"]) == (0, "limited")
     assert "redis-server (process 17)" in checks["agent"]["reason"]

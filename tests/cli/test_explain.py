@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from bertha_socket.cli.explain import parse_address
 from tests.cli.conftest import Launcher
+from tests.cli.fake_agent import fake_agent
 
 _POLICY = """
 [[rule]]
@@ -132,3 +134,17 @@ def test_addresses() -> None:
     assert parse_address("10.0.0.1:80") == (ipaddress.ip_address("10.0.0.1"), 80)
     assert parse_address("[fe80::1]:1") == (ipaddress.ip_address("fe80::1"), 1)
     assert parse_address("localhost:65535") == (ipaddress.ip_address("127.0.0.1"), 65535)
+
+
+def test_who_listens_now(launcher: Launcher, policy: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    process = {"pid": 17, "uid": os.geteuid(), "program": "my-server", "exe": "/x/my-server", "name": ""}
+    listener = {"pid": 17, "program": "my-server", "entries": ["127.0.0.1:6379", "[::1]:6379"]}
+    command = ["explain", "--json", "--policy", policy, "other"]
+    with fake_agent(path, {"listeners": [listener], "processes": [process]}):
+        found = [
+            json.loads(launcher.bertha(*command, where, env={"BERTHA_AGENT": str(path)}).stdout)
+            for where in ("127.0.0.1:6379", "[::1]:6379", "127.0.0.1:6380")
+        ]
+    assert [each["listening"] for each in found] == [True, True, False]
+    assert [rules(each) for each in found] == [[None, 1], [None, 1], [None, None]]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +237,52 @@ def test_top_on_a_terminal(launcher: Launcher, tmp_path: Path) -> None:
 )
 def test_bytes_in_words(count: int, text: str) -> None:
     assert human(count) == text
+
+
+# ---- an agent that belongs to somebody else ----
+
+
+@pytest.fixture
+def strangers_agent() -> Iterator[Path]:
+    """A socket at which a process of another user listens."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to be another user")
+    folder = Path(tempfile.mkdtemp(prefix="bertha-stranger-"))
+    folder.chmod(0o755)
+    os.chown(folder, 65534, 65534)
+    path = folder / "agent.sock"
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(65534)
+            os.setuid(65534)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            listener.bind(str(path))
+            listener.listen(16)
+            os.write(tell, b"x")
+            signal.pause()
+        finally:
+            os._exit(1)
+    os.close(tell)
+    try:
+        assert os.read(ready, 1) == b"x"
+        yield path
+    finally:
+        os.close(ready)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        shutil.rmtree(folder)
+
+
+def test_another_users_agent_is_not_used(launcher: Launcher, strangers_agent: Path) -> None:
+    assert not client.is_serving(str(strangers_agent))
+    env = {"BERTHA_AGENT": str(strangers_agent)}
+    done = launcher.run("echo", "runs", env=env)
+    assert (done.returncode, done.stdout) == (0, "runs\n")
+    assert done.stderr.count("\n") == 1
+    assert "belongs to another user" in done.stderr
+    assert launcher.run("--require", "echo", env=env).returncode == 125
+    checks = json.loads(launcher.bertha("doctor", "--json", env=env).stdout)["checks"]
+    assert {check["name"]: check["status"] for check in checks}["agent"] == "no"

@@ -89,3 +89,17 @@ def _cannot_start() -> str | None:
         except OSError as error:
             return str(error.strerror or error)
     return None
+
+
+@probe(_AREA, "other users' programs")
+def other_users() -> Finding:
+    """Users meet at the system's agent only."""
+    path, system = paths.default_path(), paths.SYSTEM_PATH
+    if os.path.realpath(path) == os.path.realpath(system):
+        return ok("this is the system's agent: other users' programs can be reached, as policies allow")
+    remedy = f"set BERTHA_AGENT={system} for the programs of both"
+    if client.is_serving(system):
+        return limited(f"they are at the system's agent, {system}; this user's programs are not", remedy)
+    return limited(
+        "no system agent runs: they are plain to this user's", f"bertha agent as root, and {remedy}"
+    )
