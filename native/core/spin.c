@@ -61,8 +61,11 @@ uint32_t sleeper_take(struct link *l, uint32_t bell) {
 
 void sleeper_arm(struct bertha_sleeper *s) {
   static _Atomic uint32_t sleeps;
-  uint32_t number = atomic_fetch_add_explicit(&sleeps, 1, memory_order_relaxed);
-  atomic_store(&s->armed, number != 0 ? number : 1);
+  uint32_t number;
+  do {
+    number = atomic_fetch_add_explicit(&sleeps, 1, memory_order_relaxed) + 1;
+  } while (number == 0);
+  atomic_store(&s->armed, number);
 }
 
 void sleeper_give_back(struct link *l, uint32_t index) {
