@@ -71,22 +71,25 @@ def _latencies(pyplot: Any, report: Report, series: Sequence[str]) -> Any:
 
 
 def _figures(pyplot: Any, report: Report) -> Any:
-    shown = [figure for figure in report.figures if figure.unit == "ratio"][::-1]
+    """Ratios as they are; other numbers as a share of what they may be."""
+    shown = [figure for figure in report.figures if figure.unit == "ratio" or figure.target][::-1]
     if not shown:
-        raise Unavailable(f"{report.bench}: nothing to plot, since no ratio was measured")
+        raise Unavailable(f"{report.bench}: nothing to plot, since nothing was compared")
     figure, axes = pyplot.subplots(figsize=(9, 0.32 * len(shown) + 1.5))
     for at, item in enumerate(shown):
-        s = item.spread
+        unit = item.target.bound if item.target is not None and item.unit != "ratio" else 1.0
+        low, middle, high = (value / unit for value in (item.spread.p25, item.spread.median, item.spread.p75))
         colour = {None: "#4393c3", True: "#4d9221", False: "#b2182b"}[item.holds]
-        axes.plot([s.p25, s.p75], [at, at], color=colour, linewidth=5, alpha=0.5, solid_capstyle="butt")
-        axes.plot([s.median], [at], "o", color=colour)
+        axes.plot([low, high], [at, at], color=colour, linewidth=5, alpha=0.5, solid_capstyle="butt")
+        axes.plot([middle], [at], "o", color=colour)
         if item.target is not None:
-            axes.plot([item.target.bound], [at], "|", color="black", markersize=12)
-    axes.set_yticks(range(len(shown)), [item.what for item in shown], fontsize=7)
+            axes.plot([item.target.bound / unit], [at], "|", color="black", markersize=12)
+    labels = [item.what + ("" if item.unit == "ratio" else ", of what it may be") for item in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=7)
     axes.axvline(1.0, color="#999999", linewidth=0.8)
-    if max(item.spread.high for item in shown) > 4:
-        axes.set_xscale("log")
-    axes.set_xlabel("ratio: median and quartiles of the rounds; | is what is wanted")
+    if max(item.spread.high for item in shown if item.unit == "ratio" or item.target) > 4:
+        axes.set_xscale("symlog", linthresh=1)
+    axes.set_xlabel("median and quartiles of the rounds; | is what is wanted")
     return figure
 
 
