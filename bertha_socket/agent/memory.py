@@ -28,8 +28,8 @@ def netns_cookie(fd: int) -> int:
 
 
 def leave_netns() -> None:
-    """Goes to process 1's network namespace where that is allowed: a detached agent would otherwise keep
-    alive the namespace that it was started in."""
+    """Goes to process 1's network namespace, or to an empty one, where that is allowed: a detached agent
+    would otherwise keep alive the namespace that it was started in.  It needs no network of its own."""
     lib.agent_leave_netns()
 
 

@@ -148,7 +148,12 @@ class Policies:
             pid = os.fork()
             if pid == 0:
                 _child(write_end, question)
-            pidfd = os.pidfd_open(pid)
+            try:
+                pidfd = os.pidfd_open(pid)
+            except OSError:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                raise
         except OSError:
             os.close(read_end)
             return False

@@ -249,10 +249,9 @@ uint64_t agent_netns_cookie(int socket) {
 
 int agent_leave_netns(void) {
   int fd = open("/proc/1/ns/net", O_RDONLY | O_CLOEXEC);
-  if (fd < 0) {
-    return errno;
+  int done = fd >= 0 ? setns(fd, CLONE_NEWNET) : -1;
+  if (fd >= 0) {
+    close(fd);
   }
-  int error = setns(fd, CLONE_NEWNET) == 0 ? 0 : errno;
-  close(fd);
-  return error;
+  return done == 0 || unshare(CLONE_NEWNET) == 0 ? 0 : errno;
 }

@@ -64,8 +64,8 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
 /* ---- namespaces ---- */
 /* SO_NETNS_COOKIE of any socket, 0 when the kernel does not say. */
 uint64_t agent_netns_cookie(int socket);
-/* Moves this process to the network namespace of process 1, so that it does not keep its starter's
- * alive.  0, or an errno. */
+/* Moves this process to the network namespace of process 1 or, where that is closed to it, to an empty one
+ * of its own, so that it does not keep its starter's alive.  0, or an errno. */
 int agent_leave_netns(void);
 
 #endif
