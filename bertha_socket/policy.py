@@ -14,10 +14,12 @@ may have been the one that forbade something.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import ipaddress
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -295,12 +297,14 @@ def load(path: str) -> Policy:
         # A FIFO must not make us wait for its writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
             data = file.read(FILE_MAX + 1)
     except OSError as error:
         raise PolicyError(
             f"{path}: the policy file cannot be read ({error.strerror}); correct BERTHA_POLICY or the file"
         ) from None
-    return decode(data or b"", path)
+    return decode(data, path)
 
 
 def decode(data: bytes, path: str) -> Policy:

@@ -180,6 +180,7 @@ def test_a_flood_does_not_keep_others_waiting(watched: Agent) -> None:
         flood.resolve_nothing()
 
 
+@pytest.mark.slow
 def test_a_client_that_says_nothing_is_dropped(watched: Agent) -> None:
     silent = [Shim(watched.path) for _ in range(5)]
     with watched.shim():
