@@ -107,12 +107,10 @@ class Registry:
             raise Refused(Why.NOT_LISTED)
         uid = process.peer.uid
         if uid not in (0, listener.uid):
-            # A worker that has changed its user has the socket by inheritance; whether the client's
-            # memory may be shared with that user is for both policies to say.
+            # A worker that has changed its user (nginx: the master listens as root) has proved by LISTEN that it
+            # holds the socket, so it would read these very bytes from the kernel's connection as well.
             if process not in listener.members:
                 raise Refused(Why.OTHER_USER)
-            where = listener.where
-            plans.agree(link.client, process.subject, process.policy, uid, where.addr, where.port)
         link.servers.add(process)
         process.served.add(link)
         listener.servers.add(process)

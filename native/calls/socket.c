@@ -83,19 +83,22 @@ BERTHA_EXPORT int listen(int fd, int backlog) {
   return result;
 }
 
-/* After an agent's death its successor has to be told anew; found out when somebody connects. */
+/* After an agent's death its successor has to be told anew; found out when somebody connects.  So has the agent of a
+ * worker that has the socket by inheritance: only by showing it may it, perhaps under another user, serve there. */
 static struct listener *listener_now(struct conn *c, int fd) {
   struct listener *l = c->listener;
   static _Atomic int64_t not_before;
+  static _Atomic int asked_pid;
   uint64_t generation = directory_generation();
-  if (generation == 0 || (l != NULL && l->generation == generation)) {
+  if (generation == 0 || (l != NULL && l->generation == generation && l->pid == bertha.pid)) {
     return l;
   }
   int64_t now = bertha_now_ns();
-  if (now < atomic_load(&not_before)) {
+  if (now < atomic_load(&not_before) && atomic_load(&asked_pid) == bertha.pid) {
     return l;
   }
   atomic_store(&not_before, now + 200000000);
+  atomic_store(&asked_pid, bertha.pid);
   uint32_t why = 0;
   struct listener *fresh = listener_register(fd, &why);
   if (fresh != NULL) {

@@ -27,6 +27,8 @@ struct listener *listener_get(uint64_t id);
 struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd);
 struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns, uint32_t *why);
 struct link *link_fetch(struct listener *listener, uint32_t index);
+/* One that an earlier image had: no new connection is made on it.  Takes the descriptor over. */
+struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply);
 void link_fd_moved(int from, int to);
 bool link_held(const struct link *link); /* its client process lives */
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
@@ -41,5 +43,6 @@ int claim_find(struct bertha_claims_header *claims, uint32_t tag, uint64_t *word
 
 /* inherit.c */
 void inherit_connections(void);
+void inherit_fd_moved(int from, int to);
 
 #endif

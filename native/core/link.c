@@ -98,6 +98,7 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd) {
   struct listener *known = listener_get(id);
   if (known != NULL) {
     known->generation = generation;
+    known->pid = bertha.pid;
     REAL(close)(claims_fd);
     return known;
   }
@@ -117,6 +118,7 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd) {
   }
   l->id = id;
   l->generation = generation;
+  l->pid = bertha.pid;
   l->claims = claims;
   bertha_lock(&here.lock);
   l->next = atomic_load(&here.listeners);
@@ -179,6 +181,53 @@ static void close_both(int a, int b) {
   }
 }
 
+static struct link *fill_link(struct link *l, struct bertha_link_header *h, size_t size,
+                              const struct bertha_link_reply *reply, int side) {
+  l->header = h;
+  l->base = (uint8_t *)h;
+  l->size = size;
+  l->listener = reply->listener;
+  l->index = reply->index;
+  l->slot_count = h->slot_count;
+  l->ring_max = h->ring_max;
+  l->side = (uint8_t)side;
+  l->plan = reply->plan;
+  for (int s = 0; s < 2; s++) {
+    l->dirty[s] = (_Atomic uint64_t *)(void *)(l->base + h->dirty_offset[s]);
+    l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
+  }
+  l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
+  l->left = -1;
+  l->mailbox = -1;
+  return l;
+}
+
+static struct link *enlist(struct link *l) {
+  bertha_lock(&here.lock);
+  l->next = atomic_load(&here.links);
+  atomic_store(&here.links, l);
+  bertha_unlock(&here.lock);
+  return l;
+}
+
+struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply) {
+  size_t size = 0;
+  struct bertha_link_header *h = map_sealed(fd, sizeof *h, &size);
+  struct link *l = calloc(1, sizeof *l);
+  if (h == NULL || l == NULL || !header_sane(h, size, reply->listener, reply->index)) {
+    if (h != NULL) {
+      munmap(h, size);
+    }
+    free(l);
+    REAL(close)(fd);
+    return NULL;
+  }
+  fill_link(l, h, size, reply, side);
+  l->owner_pid = -1;
+  l->fd = bertha_hide_fd(fd);
+  return enlist(l);
+}
+
 /* Takes both descriptors over. */
 static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply *reply, int side) {
   size_t size = 0;
@@ -197,24 +246,10 @@ static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply
     free(stack);
     return NULL;
   }
-  l->header = h;
+  fill_link(l, h, size, reply, side);
   l->mailbox = mailbox >= 0 ? bertha_hide_fd(mailbox) : -1;
   l->mail = mailbox >= 0 && side == BERTHA_SIDE_CLIENT ? calloc(h->slot_count, sizeof *l->mail) : NULL;
-  l->base = (uint8_t *)h;
-  l->size = size;
-  l->listener = reply->listener;
-  l->index = reply->index;
-  l->slot_count = h->slot_count;
-  l->ring_max = h->ring_max;
-  l->side = (uint8_t)side;
-  l->plan = reply->plan;
   l->owner_pid = bertha.pid;
-  for (int s = 0; s < 2; s++) {
-    l->dirty[s] = (_Atomic uint64_t *)(void *)(l->base + h->dirty_offset[s]);
-    l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
-  }
-  l->left = -1;
-  l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
   l->free_slots = stack;
   l->fd = bertha_hide_fd(fd);
   if (side == BERTHA_SIDE_CLIENT && !hold(l)) {
@@ -226,11 +261,7 @@ static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply
     free(stack);
     return NULL;
   }
-  bertha_lock(&here.lock);
-  l->next = atomic_load(&here.links);
-  atomic_store(&here.links, l);
-  bertha_unlock(&here.lock);
-  return l;
+  return enlist(l);
 }
 
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side) {

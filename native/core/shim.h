@@ -38,6 +38,7 @@ enum phase {
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
   uint64_t generation; /* of the directory when registered */
+  int pid;             /* the process that registered */
   struct bertha_claims_header *claims;
   struct listener *next;
 };
@@ -82,6 +83,7 @@ enum conn_flag {
   CONN_RST = 1u << 10,
   CONN_NODELAY_KNOWN = 1u << 11,
   CONN_LINGER_0 = 1u << 12,   /* SO_LINGER with no time: close() resets */
+  CONN_SPAWN = 1u << 15,      /* a posix_spawn may be told to pass it on */
   CONN_BOUND = 1u << 14,      /* the program chose the local port */
   CONN_BROKEN = 1u << 13,     /* the ring's contents make no sense */
 };
@@ -122,6 +124,8 @@ struct conn {
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
   uint32_t spin_score;
+  uint64_t cookie;   /* the kernel's name for its socket, whatever descriptor it has */
+  struct conn *home; /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {
@@ -159,6 +163,7 @@ int bertha_hide_fd(int fd);          /* moves it out of the program's sight; -1 
 bool bertha_is_hidden(int fd);
 int bertha_unhide(int fd); /* the program wants this very number: moves ours elsewhere */
 uint32_t bertha_tid(void);
+uint64_t bertha_cookie(int fd); /* SO_COOKIE; 0: not a socket */
 int64_t bertha_now_ns(void);
 void bertha_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
 extern int bertha_log_level;
@@ -170,6 +175,7 @@ void bertha_unlock(_Atomic uint32_t *lock);
 /* table.c */
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
+void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c); /* takes over a reference */
 void conn_forget(int fd);
 void conn_fork_prepare(void);
@@ -200,11 +206,17 @@ static inline uint32_t conn_flags(const struct conn *c) {
 static inline void conn_set_flag(struct conn *c, uint32_t f) {
   if ((conn_flags(c) & f) != f) {
     atomic_fetch_or_explicit(&c->flags, f, memory_order_relaxed);
+    if (UNLIKELY(c->home != NULL)) {
+      atomic_fetch_or_explicit(&c->home->flags, f, memory_order_relaxed);
+    }
   }
 }
 static inline void conn_clear_flag(struct conn *c, uint32_t f) {
   if (conn_flags(c) & f) {
     atomic_fetch_and_explicit(&c->flags, ~f, memory_order_relaxed);
+    if (UNLIKELY(c->home != NULL)) {
+      atomic_fetch_and_explicit(&c->home->flags, ~f, memory_order_relaxed);
+    }
   }
 }
 static inline void count_bytes(_Atomic uint64_t *counter, uint64_t n) {
