@@ -13,7 +13,8 @@ ADDRESSES_PER_LISTENER: Final = 128
 ENTRIES_PER_USER: Final = 4096
 CONNECTIONS: Final = 4096
 CONNECTIONS_PER_USER: Final = 2048
-#: Descriptors that the agent holds for one user who is not root, as a share of its own limit.
+#: Descriptors that the agent holds for one user who is not root, as a share of its own limit: one user in
+#: need must not become everybody's.
 DESCRIPTOR_SHARE: Final = 0.5
 #: Seconds in which a connection must say HELLO (or ask for STATUS).
 GREETING_SECONDS: Final = 10.0

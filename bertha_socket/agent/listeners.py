@@ -12,8 +12,9 @@ import socket
 from collections.abc import Iterator
 
 from bertha_socket.agent import addresses, limits, memory, plans, sockdiag
-from bertha_socket.agent.model import Listener, Namespace, Process, Refused
+from bertha_socket.agent.model import Listener, Process, Refused
 from bertha_socket.agent.sockets import Listening
+from bertha_socket.agent.spaces import Namespace, Spaces
 from bertha_socket.reasons import Reason as Why
 
 _FIRST_CHECK_SECONDS = 1.0
@@ -29,7 +30,7 @@ class Listeners:
         self._by_place: dict[tuple[int, bytes, int], Listener] = {}
         #: Who has the directory's entry for (namespace, address, port).
         self._holders: dict[tuple[int, bytes, int], Listener] = {}
-        self._spaces: dict[tuple[int, int], Namespace] = {}
+        self.spaces = Spaces(self._space_changed)
         #: Listeners for which no process vouches; each has a `check_at`.
         self._orphans: set[Listener] = set()
 
@@ -54,6 +55,7 @@ class Listeners:
         Raises Refused, or OSError when there is no memory or descriptor for it.
         """
         space = Namespace(process.peer.uid, where.netns, route, diag)
+        space.subscribe()
         try:
             known = self._known(process, where, diag)
             local = addresses.local_addresses(route) if addresses.is_wildcard(where.addr) else []
@@ -76,7 +78,7 @@ class Listeners:
             space.close()  # the namespace's sockets are the listener's own user's
             listener = known
         else:
-            space = self._adopt(space)
+            space = self.spaces.adopt(space)
             listener = known or self._new(process, where, space)
         listener.cookies.add(where.cookie)
         listener.members.add(process)
@@ -102,17 +104,6 @@ class Listeners:
         self._delist(known)
         return None
 
-    def _adopt(self, space: Namespace) -> Namespace:
-        """One pair of sockets for each user and namespace is enough: the latest, which surely works."""
-        key = (space.uid, space.netns)
-        known = self._spaces.get(key)
-        if known is None:
-            self._spaces[key] = space
-            return space
-        known.close()
-        known.route, known.diag = space.route, space.diag
-        return known
-
     def _new(self, process: Process, where: Listening, space: Namespace) -> Listener:
         number = 0
         while number == 0 or number in self._by_id:
@@ -120,7 +111,7 @@ class Listeners:
         try:
             claims = memory.make_claims(number)
         except OSError:
-            self._release(space)
+            self.spaces.release(space)
             raise
         listener = Listener(
             number,
@@ -136,11 +127,6 @@ class Listeners:
         self._by_id[number] = listener
         self._by_place[(where.netns, where.addr, where.port)] = listener
         return listener
-
-    def _release(self, space: Namespace) -> None:
-        if space.listeners == 0:
-            space.close()
-            self._spaces.pop((space.uid, space.netns), None)
 
     # -- the directory's entries ----------------------------------------------------------------------
 
@@ -195,6 +181,11 @@ class Listeners:
             listener,
             [a for a in reach if plans.offered(listener.policy, listener.subject, a, where.port)],
         )
+
+    def _space_changed(self, space: Namespace) -> None:
+        for listener in self:
+            if listener.space is space:
+                self.refresh(listener)
 
     # -- going ----------------------------------------------------------------------------------------
 
@@ -252,7 +243,7 @@ class Listeners:
             process.listeners.discard(listener)
         listener.members.clear()
         listener.space.listeners -= 1
-        self._release(listener.space)
+        self.spaces.release(listener.space)
         self.forget_if_done(listener)
         for other in self:  # a specific address may have hidden a wildcard's entry
             if other.where.port == where.port and other.where.netns == where.netns:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from bertha_socket.agent import addresses
 from bertha_socket.agent.messages import Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
+from bertha_socket.agent.spaces import Namespace
 from bertha_socket.policy import EMPTY, Policy, Subject
 from bertha_socket.reasons import Reason as Why
 
@@ -37,22 +38,6 @@ class Process:
     links: dict[tuple[int, int], Link] = field(default_factory=dict)
     served: set[Link] = field(default_factory=set)
     bells: dict[int, int] = field(default_factory=dict)
-
-
-@dataclass(eq=False, slots=True)
-class Namespace:
-    """Two netlink sockets of one network namespace, as one user's processes have passed them."""
-
-    uid: int
-    netns: int
-    route: socket.socket
-    diag: socket.socket
-    listeners: int = 0
-
-    def close(self) -> None:
-        """Gives the sockets up."""
-        self.route.close()
-        self.diag.close()
 
 
 @dataclass(eq=False, slots=True)

@@ -60,7 +60,7 @@ def ask(sock: socket.socket, kind: int, flags: int, body: bytes) -> list[tuple[i
     sock.sendto(request, socket.MSG_DONTWAIT, (0, 0))
     dump = bool(flags & NLM_F_DUMP)
     answers: list[tuple[int, bytes]] = []
-    interrupted = False
+    interrupted = others = False
     for _ in range(_MESSAGES_MAX):
         data, _, flags_in, sender = sock.recvmsg(_BUFFER, 0, socket.MSG_DONTWAIT)
         if flags_in & socket.MSG_TRUNC or not data:
@@ -69,7 +69,8 @@ def ask(sock: socket.socket, kind: int, flags: int, body: bytes) -> list[tuple[i
             continue  # not the kernel
         for kind_in, message_flags, seq_in, payload in messages(data):
             if seq_in != seq:
-                continue  # an old request's, or a notification
+                others = True  # an old request's, or news of a change
+                continue
             interrupted = interrupted or bool(message_flags & _NLM_F_DUMP_INTR)
             if kind_in == _NLMSG_ERROR:
                 number = -struct.unpack_from("=i", payload)[0] if len(payload) >= 4 else errno.EPROTO
@@ -77,8 +78,8 @@ def ask(sock: socket.socket, kind: int, flags: int, body: bytes) -> list[tuple[i
                     raise OSError(number, "netlink request refused")
                 return answers
             if kind_in == _NLMSG_DONE:
-                if interrupted:
-                    raise OSError(errno.EAGAIN, "a netlink dump was interrupted by a change")
+                if interrupted or others:
+                    raise OSError(errno.EAGAIN, "a change came in between")
                 return answers
             answers.append((kind_in, payload))
             if not dump:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import secrets
 import socket
 
@@ -30,18 +31,25 @@ class Registry:
         self.listeners = Listeners(directory)
         self.processes: set[Process] = set()
         self._bells: dict[int, Process] = {}
+        self._share = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * limits.DESCRIPTOR_SHARE)
 
     def greet(self, process: Process) -> None:
         """A process has come."""
         self.processes.add(process)
 
-    def descriptors_of(self, uid: int) -> int:
-        """How many descriptors the agent holds for a user: what a limit must count."""
-        return sum(
-            3 + len(p.links) + len(p.bells) + 3 * len(p.listeners)
+    def _check_share(self, process: Process, fd: int) -> None:
+        """Raises Refused when a new descriptor is more than the user's share.  Descriptors are numbered from
+        the lowest free one, so a small number says without counting that there are enough left."""
+        uid = process.peer.uid
+        if uid == 0 or fd < self._share:
+            return
+        held = sum(
+            3 + 2 * len(p.links) + len(p.bells) + 3 * len(p.listeners)
             for p in self.processes
             if p.peer.uid == uid
         )
+        if held >= self._share:
+            raise Refused(Why.NO_DESCRIPTOR)
 
     # -- listeners ------------------------------------------------------------------------------------
 
@@ -56,6 +64,12 @@ class Registry:
             route.close()
             diag.close()
             raise Refused(Why.POLICY if process.policy_error is not None else Why.TABLE_FULL)
+        try:
+            self._check_share(process, max(route.fileno(), diag.fileno()))
+        except Refused:
+            route.close()
+            diag.close()
+            raise
         listener = self.listeners.register(process, where, route, diag, now)
         bits = 0
         for addr in listener.entries or [where.addr]:
@@ -88,12 +102,13 @@ class Registry:
             raise Refused(Why.LINK_FULL)
         index = listener.next_index
         link = Link(listener, index, process, memory.make_link(listener.id, index, process.peer.pid), plan)
-        if plan.implementation == messages.IMPL_UNIX:
-            try:
+        try:
+            self._check_share(process, link.fd)
+            if plan.implementation == messages.IMPL_UNIX:
                 link.open_mailbox()
-            except OSError:
-                link.close()
-                raise
+        except (OSError, Refused):
+            link.close()
+            raise
         listener.next_index += 1
         listener.links[index] = link
         process.links[(listener.id, index)] = link
@@ -107,8 +122,8 @@ class Registry:
             raise Refused(Why.NOT_LISTED)
         uid = process.peer.uid
         if uid not in (0, listener.uid):
-            # A worker that has changed its user (nginx: the master listens as root) has proved by LISTEN that it
-            # holds the socket, so it would read these very bytes from the kernel's connection as well.
+            # A worker that has changed its user (nginx: the master listens as root) has proved by LISTEN
+            # that it holds the socket, so the kernel's connection would give it these very bytes as well.
             if process not in listener.members:
                 raise Refused(Why.OTHER_USER)
         link.servers.add(process)
@@ -146,6 +161,7 @@ class Registry:
         descriptor is still the caller's)."""
         if len(process.bells) >= limits.BELLS_PER_PROCESS:
             raise Refused(Why.TABLE_FULL)
+        self._check_share(process, fd)
         number = 0
         while number == 0 or number in self._bells:
             number = secrets.randbits(32)

@@ -43,6 +43,7 @@ class Server:
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._wake_in, self._wake_out = socket.socketpair()
         self._next_orphans: float | None = None
+        registry.listeners.spaces.watcher = self
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -55,8 +56,8 @@ class Server:
             number: signal.signal(number, lambda *_: self.stop())
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
-        self._watch(self._listening, self._accept)
-        self._watch(self._wake_in, self._woken)
+        self.watch(self._listening, self._accept)
+        self.watch(self._wake_in, self._woken)
         try:
             while not self._stopping:
                 self._turn()
@@ -76,8 +77,13 @@ class Server:
         """Ends the loop after the present turn."""
         self._stopping = True
 
-    def _watch(self, what: socket.socket | int, call: Callable[[], None]) -> None:
+    def watch(self, what: socket.socket | int, call: Callable[[], None]) -> None:
+        """Calls `call` whenever `what` can be read."""
         self._selector.register(what, selectors.EVENT_READ, call)
+
+    def unwatch(self, what: socket.socket | int) -> None:
+        """No more."""
+        self._selector.unregister(what)
 
     def _turn(self) -> None:
         deadline = self._deadline()
@@ -140,10 +146,10 @@ class Server:
         self._connections[sock.fileno()] = connection
         self._ungreeted.add(connection)
         self._per_user[peer.uid] = mine + 1
-        self._watch(sock, lambda: self._readable(connection))
+        self.watch(sock, lambda: self._readable(connection))
         if connection.pidfd is not None:
             # The connection's end may be held open by a child that got it without exec.
-            self._watch(connection.pidfd, lambda: self._end(connection))
+            self.watch(connection.pidfd, lambda: self._end(connection))
 
     def _turn_away(self) -> None:
         """No descriptor left: the client must hear of it, or it would wait for an answer."""
@@ -218,7 +224,7 @@ class Server:
         if connection.send(request, self._enter(connection, process, loaded)):
             if connection.paused:
                 connection.paused = False
-                self._watch(connection.sock, lambda: self._readable(connection))
+                self.watch(connection.sock, lambda: self._readable(connection))
         else:
             self._end(connection)
 

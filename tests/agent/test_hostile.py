@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -16,7 +17,8 @@ from hypothesis import strategies as st
 from bertha_socket._native import lib
 from bertha_socket.agent import client, limits, messages
 from bertha_socket.agent.messages import Op
-from tests.agent.conftest import Agent
+from bertha_socket.reasons import Reason
+from tests.agent.conftest import Agent, StartAgent
 from tests.agent.shim import Hung, RefusedError, Shim, entries, hello_body, listen, netlinks
 from tests.harness.poll import eventually
 
@@ -144,8 +146,6 @@ def test_one_hello_only(watched: Agent) -> None:
 
 def test_another_layout_is_refused_and_may_try_again(watched: Agent) -> None:
     with Shim(watched.path) as shim:
-        from bertha_socket.reasons import Reason
-
         assert shim.ask(Op.HELLO, hello_body(layout=2)).status == Reason.VERSION
         shim.hello()
 
@@ -278,9 +278,18 @@ def test_one_user_cannot_fill_the_directory(watched: Agent, other_uid: int) -> N
         sock.close()
 
 
-def test_status_of_another_user_shows_only_its_own(watched: Agent, other_uid: int) -> None:
-    import json
+def test_one_user_cannot_take_all_descriptors(start_agent: StartAgent, other_uid: int) -> None:
+    agent = start_agent(limit=200)
+    with agent.shim(uid=other_uid) as greedy, agent.shim() as other:
+        fd = os.eventfd(0, os.EFD_NONBLOCK)
+        statuses = [greedy.ask(Op.BELL_NEW, bytes(8), (fd,)).status for _ in range(150)]
+        assert statuses[-1] == Reason.NO_DESCRIPTOR and statuses[0] == 0
+        assert statuses.count(0) < 100
+        assert other.ask(Op.BELL_NEW, bytes(8), (fd,)).status == 0
+        os.close(fd)
 
+
+def test_status_of_another_user_shows_only_its_own(watched: Agent, other_uid: int) -> None:
     with watched.shim(program="mine"), watched.shim(uid=other_uid, program="theirs") as shim:
         (fd,) = shim.ask(Op.STATUS).fds
         found = json.loads(os.pread(fd, 1 << 20, 0))

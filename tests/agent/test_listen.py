@@ -320,6 +320,23 @@ def test_two_namespaces_have_their_own_addresses(agent: Agent, netns: NamespaceT
 
 
 @pytest.mark.net
+def test_a_wildcards_entries_follow_the_namespaces_addresses(agent: Agent, netns: NamespaceTrio) -> None:
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", "-n", netns.trap.name, "addr", *words, "dev", "lo"], check=True, timeout=10)
+
+    with in_namespace(netns.trap.name, lambda: listen("0.0.0.0", 7300)) as server, agent.shim() as shim:
+        os.close(shim.listen(server, netns.trap.name)[2])
+        for _ in range(2):
+            assert not find(agent.path, "10.99.0.1", 7300)
+            ip("add", "10.99.0.1/32")
+            eventually(lambda: find(agent.path, "10.99.0.1", 7300), "the new address")
+            ip("del", "10.99.0.1/32")
+            gone(agent, "10.99.0.1", 7300)
+            assert find(agent.path, netns.trap.address, 7300)
+            os.close(shim.listen(server, netns.trap.name)[2])  # with other netlink sockets
+
+
+@pytest.mark.net
 def test_netlink_of_another_namespace_proves_nothing(agent: Agent, netns: NamespaceTrio) -> None:
     with agent.shim() as shim, listen("0.0.0.0") as server:
         assert shim.try_listen(server, netns.trap.name).status == Reason.REFUSED_BY_AGENT
