@@ -285,6 +285,22 @@ def test_cells_are_interleaved_and_the_budget_ends_whole_rounds() -> None:
     assert "after 1 of 3 rounds" in report.notes[0]
 
 
+def test_a_program_that_fails_in_a_round_leaves_the_others_their_rounds() -> None:
+    calls = []
+
+    def fails() -> Sample:
+        calls.append(1)
+        if len(calls) > 1:
+            raise Failed("a: ended with 1")
+        return Sample({"x": 1.0})
+
+    report = Report("x", "y", cells=[Cell("a", {}, fails, {}), Cell("b", {}, lambda: Sample({"x": 2.0}), {})])
+    interleave.run(report, 3, interleave.Options())
+    assert [len(cell.samples) for cell in report.cells] == [1, 3]
+    assert report.failures == ["a: a: ended with 1"]
+    assert len(calls) == 2
+
+
 def _connection(implementation: str, reason: str | None = None, bytes_: int = 1) -> connlog.Connection:
     return connlog.Connection("client", implementation, reason, bytes_, bytes_, 1)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bertha_socket._bench.report import Report
+from bertha_socket._bench.stage import Failed
 
 
 def _silent(_text: str) -> None:
@@ -35,8 +36,12 @@ class Options:
 
 
 def run(report: Report, rounds: int, options: Options) -> None:
-    """Measure every cell of the report in each round; notes it when the time budget ends that early."""
+    """Measure every cell of the report in each round; notes it when the time budget ends that early.
+
+    A cell whose program fails is a failure of the report and takes no part in later rounds.
+    """
     begin = time.monotonic()
+    broken: set[int] = set()
     for number in range(rounds):
         spent = time.monotonic() - begin
         if number > 0 and spent + spent / number > options.budget_s:
@@ -45,5 +50,11 @@ def run(report: Report, rounds: int, options: Options) -> None:
             )
             return
         for at, cell in enumerate(report.cells):
+            if at in broken:
+                continue
             options.progress(f"round {number + 1}/{rounds}, {at + 1}/{len(report.cells)}: {cell.name}")
-            cell.samples.append(cell.measure())
+            try:
+                cell.samples.append(cell.measure())
+            except Failed as failed:
+                report.fail(f"{cell.name}: {failed}")
+                broken.add(at)

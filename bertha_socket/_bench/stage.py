@@ -124,10 +124,11 @@ class Stage:
         path.write_text("[[rule]]\n" + "\n".join(lines) + "\n", encoding="utf-8")
         return path
 
-    def raise_descriptor_limit(self) -> None:
-        """Let the children have as many descriptors as the hard limit allows."""
+    def raise_descriptor_limit(self) -> int:
+        """Let the children have as many descriptors as the hard limit allows; returns that limit."""
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        return hard
 
     # -- processes ------------------------------------------------------------------------------
 
