@@ -72,6 +72,7 @@ class Host:
         if user is not None:
             shutil.chown(self.dir, user)
             self._as_user = as_user(user)
+        self.policy: Path | None = None
         self.connlog_path = self.dir / "connections.jsonl"
         self.agent_path = self.dir / "run" / "agent.sock"
         self.programs: list[Program] = []
@@ -88,10 +89,23 @@ class Host:
         env["BERTHA_AGENT"] = str(self.agent_path)
         env["BERTHA_CONNLOG"] = str(self.connlog_path)
         env["LC_ALL"] = "C"
+        if self.policy is not None:
+            env["BERTHA_POLICY"] = str(self.policy)
         if self.user is not None:
             env["HOME"] = str(self.dir)
         env.update(more or {})
         return env
+
+    def set_policy(self, text: str) -> None:
+        """The policy file of the programs started from now on."""
+        self.policy = self.dir / "bertha.toml"
+        self.policy.write_text(text)
+
+    def open_to_other_users(self) -> None:
+        """Let programs of other users reach this host's files and write into its connection log."""
+        self.dir.chmod(0o755)
+        self.connlog_path.touch()
+        self.connlog_path.chmod(0o666)
 
     def start_agent(self) -> Program:
         """Start this host's agent and wait until it answers."""
@@ -120,12 +134,15 @@ class Host:
         stdout: int | IO[bytes] | None = None,
         label: str | None = None,
         run_options: Sequence[str] = ("--require",),
+        user: str | None = None,
     ) -> Program:
         """Start `command`, under bertha-run when `shim`; its output goes to a file (see Program.text)."""
         words = [str(word) for word in command]
         argv = list(words)
         if shim and not self.rehearse:
             argv = [str(_BIN / "bertha-run"), *run_options, "--", *argv]
+        if user is not None:
+            argv = [*as_user(user), *argv]
         if netns is not None:
             argv = netns.wrap(argv)
         name = label or Path(words[0]).name

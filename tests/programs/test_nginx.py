@@ -67,8 +67,9 @@ def _start(
     root = own / "root"
     root.mkdir(parents=True)
     # The workers of a root's nginx are another user (nobody), who must get at the files.
-    for directory in (host.dir, own, root):
+    for directory in (own, root):
         directory.chmod(0o755)
+    host.open_to_other_users()
     for name in _FILES:
         (root / name).write_bytes(_content(name))
     configuration = own / "nginx.conf"
@@ -77,9 +78,6 @@ def _start(
             dir=own, root=root, port=port, sendfile=sendfile, locations=locations, more=more
         )
     )
-    # The connection log, too: each process writes its own lines into it.
-    host.connlog_path.touch()
-    host.connlog_path.chmod(0o666)
     server = host.server([nginx, "-p", own, "-c", configuration, "-e", "stderr"], port, shim=shim)
     return server, port
 
@@ -138,6 +136,8 @@ def test_parallel_downloads(host: Host) -> None:
 
 def test_upload_through_a_proxy(host: Host) -> None:
     """nginx as a client of nginx: a body of 20 MB up and a file of 20 MB down, through proxy_pass."""
+    # A root's nginx listens as root, and its workers, which connect, are nobody: both ends must allow that.
+    host.set_policy('[[rule]]\nallow_users = ["*"]\n')
     _, back = _start(host)
     upload = f"location /upload {{ proxy_pass http://127.0.0.1:{back}/answer; }}"
     down = f"location /down/ {{ proxy_pass http://127.0.0.1:{back}/; }}"
@@ -184,13 +184,12 @@ def test_reload_under_load(host: Host) -> None:
     """`nginx -s reload` while clients come and go: old workers finish, new ones take over, nothing fails."""
     server, port = _start(host)
     own = host.dir / f"nginx-{port}"
-    load = host.spawn(_wrk(port, "kilo", 5, 10, "-H", "Connection: close"))
+    load = host.spawn(_wrk(port, "kilo", 8, 10, "-H", "Connection: close"))
     reload_command = [require_program("nginx"), "-p", own, "-c", own / "nginx.conf", "-e", "stderr"]
     for turn in range(1, 4):
         host.run([*reload_command, "-s", "reload"])
         _wait_workers(server, 2 * (turn + 1))
-        for _ in range(5):
-            assert host.run(_curl(f"http://127.0.0.1:{port}/answer")).strip() == "answer"
+        assert host.run(_curl(f"http://127.0.0.1:{port}/answer")).strip() == "answer"
     assert load.running, "the load ended before the reloads did"
     report = load.wait()
     total = re.search(r"(\d+) requests in", report)
@@ -199,7 +198,7 @@ def test_reload_under_load(host: Host) -> None:
     assert "Non-2xx" not in report, report
     host.finish()
     log = host.connlog()
-    assert_carried(log, "curl", min_connections=15, role="client", port=port)
+    assert_carried(log, "curl", min_connections=3, role="client", port=port)
 
 
 def test_graceful_quit(host: Host) -> None:

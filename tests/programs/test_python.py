@@ -43,14 +43,15 @@ def _serve(host: Host, kind: str, *more: str | Path) -> tuple[Program, int]:
     return host.server(command, port, label=kind), port
 
 
-def _check(host: Host, port: int, count: int, min_pairs: int | None = None) -> None:
-    """Both ends of `count` connections are in the log, on shared memory."""
+def _check(host: Host, port: int, count: int, *, all_read: bool = True) -> None:
+    """Both ends of `count` connections are in the log, on shared memory, with equal counts if `all_read`."""
     if not host.rehearse:
         eventually(lambda: len(host.connlog()) >= 2 * count, f"{2 * count} lines in the connection log")
     log = host.finish()
     assert_carried(log, _PYTHON, min_connections=count, role="client", port=port)
     assert_carried(log, _PYTHON, min_connections=count, role="server", port=port)
-    assert_balanced(log, port=port, min_pairs=count)
+    if all_read:
+        assert_balanced(log, port=port, min_pairs=count)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,8 @@ def test_https(host: Host, certificate: tuple[Path, Path]) -> None:
     _, port = _serve(host, "http", *certificate)
     command = [sys.executable, _CLIENTS / "http_client.py", str(port), certificate[0]]
     assert host.run(command).strip() == "ok"
-    _check(host, port, 11)
+    # http.client closes without waiting for the server's last TLS record.
+    _check(host, port, 11, all_read=False)
 
 
 def test_xmlrpc(host: Host) -> None:
