@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "../core/abroad.h"
 #include "../core/stdfile.h"
 #include "calls.h"
 
@@ -16,6 +17,12 @@ static struct conn *forget(int fd) {
     return NULL;
   }
   bool last = atomic_load(&c->info.refs) == 1;
+  if (last && !abroad_give_up(c)) { /* those who handed it to us go on with it */
+    conn_forget(fd);
+    stdfile_follow(fd);
+    conn_free(c);
+    return NULL;
+  }
   if (last) {
     connlog_write(c, unix_tcp_fd(c, fd));
   }
@@ -38,12 +45,15 @@ static bool tracked(int fd) {
 }
 
 BERTHA_EXPORT int close(int fd) {
-  if (LIKELY(!tracked(fd)) || bertha_in_forked_stranger()) {
+  if (LIKELY(!tracked(fd))) {
     return REAL(close)(fd);
   }
   if (bertha_is_hidden(fd)) { /* a daemon that closes everything means its own */
     errno = EBADF;
     return -1;
+  }
+  if (bertha_in_forked_stranger()) {
+    return REAL(close)(fd);
   }
   int saved = errno;
   struct conn *last = forget(fd);
@@ -109,8 +119,7 @@ BERTHA_EXPORT int dup3(int from, int to, int flags) {
 }
 
 BERTHA_EXPORT int close_range(unsigned int first, unsigned int last, int flags) {
-  if (bertha.fds == NULL || bertha.max_fd <= first || bertha_in_forked_stranger() ||
-      (flags & 4 /* CLOSE_RANGE_CLOEXEC */)) {
+  if (bertha.fds == NULL || bertha.max_fd <= first || (flags & 4 /* CLOSE_RANGE_CLOEXEC */)) {
     return REAL(close_range)(first, last, flags);
   }
   if (first > last) {

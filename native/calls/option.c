@@ -8,6 +8,7 @@
 
 #include <linux/sockios.h>
 
+#include "../core/abroad.h"
 #include "calls.h"
 
 static int64_t timeout_ns(const void *value, socklen_t size) {
@@ -139,6 +140,7 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
     }
   } else if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
     bool ring = conn_ripe(c, fd);
+    abroad_leave(c, ring && abroad_enter(c));
     if (request == FIONREAD && ring) { /* the kernel's count is bell bytes, but for what came before the ring */
       int kernel = *(int *)argument;
       uint64_t before = atomic_load(&conn_rx(c)->switch_at) - atomic_load(&c->krx);

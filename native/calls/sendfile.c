@@ -1,6 +1,7 @@
 /* sendfile: from the file straight into the ring. */
 #include <limits.h>
 
+#include "../core/abroad.h"
 #include "../core/wait.h"
 #include "calls.h"
 
@@ -65,6 +66,7 @@ static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
   }
   if (c != NULL) {
     atomic_fetch_add(&c->kernel_sends, 1);
+    abroad_kernel_send(c, 1, 0);
   }
   ssize_t n = REAL(sendfile64)(out, in, offset, count);
   if (c != NULL) {
@@ -72,6 +74,7 @@ static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
       atomic_fetch_add(&c->ktx, (uint64_t)n);
     }
     atomic_fetch_sub(&c->kernel_sends, 1);
+    abroad_kernel_send(c, -1, n > 0 ? (uint64_t)n : 0);
   }
   plain_count(out, n, true);
   return n;

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "agentc.h"
+#include "abroad.h"
 #include "conn.h"
 #include "connlog.h"
 #include "eset.h"
@@ -204,6 +205,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
     return BERTHA_WHY_LINK_FULL;
   }
   c->link = l;
+  c->cookie = bertha_cookie(fd);
   c->side = BERTHA_SIDE_CLIENT;
   c->slot_index = (uint32_t)s;
   c->slot = &l->slots[s];
@@ -273,6 +275,7 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
     return;
   }
   c->listener = listener;
+  c->cookie = bertha_cookie(fd);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
   conn_ripe(c, fd);
 }
@@ -384,6 +387,40 @@ bool conn_ripe(struct conn *c, int fd) {
   return false;
 }
 
+/* The client's claim, if the server has not taken it yet.  The slot is found free by a sweep. */
+static bool give_up_claim(struct conn *c) {
+  struct bertha_slot *s = c->slot;
+  uint32_t word = atomic_load(&s->state);
+  if (BERTHA_SLOT_STATE(word) == BERTHA_SLOT_ATTACHED ||
+      (BERTHA_SLOT_STATE(word) == BERTHA_SLOT_CLAIMED &&
+       !atomic_compare_exchange_strong(&s->state, &word,
+                                       BERTHA_SLOT_WORD(BERTHA_SLOT_USE(word), BERTHA_SLOT_REFUSED)))) {
+    return false;
+  }
+  uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
+  claim_withdraw(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index));
+  return true;
+}
+
+uint32_t conn_decide(struct conn *c, int fd, uint32_t why) {
+  for (int tries = 0; tries < 3; tries++) {
+    conn_ripe(c, fd);
+    uint32_t kind = conn_kind(c);
+    if ((kind != BERTHA_CONN_MAYBE && kind != BERTHA_CONN_CLAIMED) || !bertha_lock(&c->rx_lock)) {
+      return kind;
+    }
+    kind = conn_kind(c);
+    if (kind == BERTHA_CONN_MAYBE) {
+      conn_make_plain(c, why);
+    } else if (kind == BERTHA_CONN_CLAIMED && give_up_claim(c)) {
+      conn_make_plain(c, why);
+      atomic_store(&c->slot->watch[BERTHA_SIDE_CLIENT].done, 1);
+    }
+    bertha_unlock(&c->rx_lock);
+  }
+  return conn_kind(c);
+}
+
 /* ---- the end ----------------------------------------------------------------------------------- */
 
 /* A bell byte in the kernel's queue, or one that arrives after the close, would count as unread data and make the
@@ -441,6 +478,10 @@ void conn_after_close(struct conn *c) {
 void conn_release(struct conn *c, int fd) {
   (void)fd;
   if (atomic_fetch_sub(&c->info.refs, 1) == 1) {
+    if (!abroad_give_up(c)) {
+      conn_free(c);
+      return;
+    }
     connlog_write(c, fd);
     conn_after_close(c);
   }

@@ -10,6 +10,8 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
 /* Looks whether the other end has come: true when the connection is (now) on shared memory. */
 bool conn_ripe(struct conn *c, int fd);
 void conn_make_plain(struct conn *c, uint32_t why);
+/* What is not on shared memory yet shall not come there any more: its kind from now on. */
+uint32_t conn_decide(struct conn *c, int fd, uint32_t why);
 void conn_refresh_watch(struct conn *c); /* after kernel_waiters or kernel_regs went down */
 void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
 void conn_after_close(struct conn *c);        /* after it */

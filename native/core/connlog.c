@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
+#include "abroad.h"
 #include "conn.h"
 #include "reason.h"
 
@@ -116,7 +117,7 @@ void connlog_close_all(void) {
       continue;
     }
     conn_forget((int)fd);
-    if (atomic_fetch_sub(&c->info.refs, 1) == 1) {
+    if (atomic_fetch_sub(&c->info.refs, 1) == 1 && abroad_give_up(c)) {
       connlog_write(c, (int)fd);
       conn_last_close(c, (int)fd);
       if (conn_kind(c) == BERTHA_CONN_SHM) { /* a FIN that comes before the end is seen has to be the kernel's */

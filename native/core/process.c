@@ -18,6 +18,9 @@
 #ifndef BERTHA_VERSION
 #define BERTHA_VERSION "0"
 #endif
+#ifndef SO_COOKIE
+#define SO_COOKIE 57
+#endif
 #ifndef SO_NETNS_COOKIE
 #define SO_NETNS_COOKIE 71
 #endif
@@ -32,9 +35,20 @@ static BERTHA_TLS uint32_t my_tid;
 
 uint32_t bertha_tid(void) {
   if (UNLIKELY(my_tid == 0)) {
-    my_tid = (uint32_t)syscall(SYS_gettid);
+    my_tid = (uint32_t)REAL(syscall)(SYS_gettid);
   }
   return my_tid;
+}
+
+uint64_t bertha_cookie(int fd) {
+  uint64_t cookie = 0;
+  socklen_t size = sizeof cookie;
+  int saved = errno;
+  if (REAL(getsockopt)(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) != 0) {
+    cookie = 0;
+  }
+  errno = saved;
+  return cookie;
 }
 
 int64_t bertha_now_ns(void) {
@@ -128,6 +142,7 @@ int bertha_unhide(int fd) {
   if (bertha.table_fd == fd) {
     bertha.table_fd = moved;
   }
+  inherit_fd_moved(fd, moved);
   return 0;
 }
 

@@ -1,4 +1,5 @@
 /* What holds of a connection just now, as the rings and the kernel's half together say. */
+#include "abroad.h"
 #include "conn.h"
 
 static short kernel_poll(int fd, short want) {
@@ -55,7 +56,7 @@ static short tx_events(struct conn *c, int fd) {
   return 0;
 }
 
-short conn_events(struct conn *c, int fd, short want) {
+static short events_now(struct conn *c, int fd, short want) {
   uint32_t flags = conn_flags(c);
   short r = 0;
   if (UNLIKELY(flags & (CONN_RST | CONN_BROKEN))) {
@@ -85,6 +86,13 @@ short conn_events(struct conn *c, int fd, short want) {
   return (short)(r & (want | POLLERR | POLLHUP));
 }
 
+short conn_events(struct conn *c, int fd, short want) {
+  bool abroad = abroad_enter(c);
+  short r = events_now(c, fd, want);
+  abroad_leave(c, abroad);
+  return r;
+}
+
 /* Epoll's bits have poll's values (epoll_ctl(2)). */
 void conn_kernel_events(struct conn *c, uint32_t events) {
   if (events & EPOLLRDHUP) {
@@ -100,7 +108,7 @@ static bool all_was_read(const struct conn *c) {
 }
 
 /* The ring was found empty: has the kernel's half ended, or is there a bell byte to take off? */
-bool conn_look_at_kernel(struct conn *c, int fd) {
+static bool look_at_kernel(struct conn *c, int fd) {
   struct bertha_direction *d = conn_rx(c);
   bool learnt = false;
   if (!bertha_lock(&c->rx_lock)) {
@@ -143,5 +151,12 @@ bool conn_look_at_kernel(struct conn *c, int fd) {
   }
   errno = saved;
   bertha_unlock(&c->rx_lock);
+  return learnt;
+}
+
+bool conn_look_at_kernel(struct conn *c, int fd) {
+  bool abroad = abroad_enter(c);
+  bool learnt = look_at_kernel(c, fd);
+  abroad_leave(c, abroad);
   return learnt;
 }

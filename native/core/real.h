@@ -77,6 +77,8 @@
   X(execve, int, (const char *, char *const[], char *const[]))                                               \
   X(execvpe, int, (const char *, char *const[], char *const[]))                                              \
   X(fexecve, int, (int, char *const[], char *const[]))                                                       \
+  X(execveat, int, (int, const char *, char *const[], char *const[], int))                                   \
+  X(posix_spawn_file_actions_adddup2, int, (posix_spawn_file_actions_t *, int, int))                         \
   X(posix_spawn, int,                                                                                        \
     (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const[],    \
      char *const[]))                                                                                         \

@@ -2,6 +2,7 @@
 #include <limits.h>
 #include <string.h>
 
+#include "abroad.h"
 #include "conn.h"
 #include "unixpair.h"
 #include "wait.h"
@@ -215,9 +216,11 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     return 0;
   }
   for (;;) {
+    bool abroad = abroad_enter(c);
     ssize_t n = c->rx_phase == PHASE_RING    ? recv_ring(c, fd, iov, count, got, flags)
                 : c->rx_phase == PHASE_BEFORE ? recv_before(c, fd, iov, count, got, flags)
                                               : recv_after(c, fd, iov, count, got, flags);
+    abroad_leave(c, abroad);
     if (n == -EINPROGRESS) {
       continue;
     }

@@ -18,6 +18,10 @@ static size_t records_offset(void) {
   return 4096;
 }
 
+static _Atomic uint64_t *head_of(struct bertha_table_header *table) {
+  return (_Atomic uint64_t *)(void *)((uint8_t *)table + 1024);
+}
+
 bool bertha_table_open(void) {
   if (LIKELY(bertha.table_ready)) {
     return true;
@@ -49,7 +53,7 @@ bool bertha_table_open(void) {
       bertha.table->conn_size = BERTHA_RECORD;
       bertha.table->conn_offset = records_offset();
       bertha.table->magic = BERTHA_MAGIC_TABLE;
-      free_head = (_Atomic uint64_t *)(void *)((uint8_t *)p + 1024);
+      free_head = head_of(bertha.table);
       bertha_records = (uint8_t *)p + records_offset();
       bertha.table_fd = fd >= 0 ? bertha_hide_fd(fd) : -1;
       bertha.table_ready = true;
@@ -94,13 +98,19 @@ struct conn *conn_new(int fd, enum bertha_conn_kind kind) {
 }
 
 void conn_free(struct conn *c) {
+  conn_free_in(bertha.table, c);
+}
+
+void conn_free_in(struct bertha_table_header *table, struct conn *c) {
+  _Atomic uint64_t *list = head_of(table);
+  uint32_t index = (uint32_t)(((uint8_t *)c - (uint8_t *)table - table->conn_offset) / BERTHA_RECORD);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_FREE, memory_order_release);
-  uint64_t head = atomic_load(free_head);
+  uint64_t head = atomic_load(list);
   uint64_t next;
   do {
     atomic_store_explicit(&c->next_free, (uint32_t)head, memory_order_relaxed);
-    next = ((head >> 32) + 1) << 32 | (conn_index(c) + 1);
-  } while (!atomic_compare_exchange_weak(free_head, &head, next));
+    next = ((head >> 32) + 1) << 32 | (index + 1);
+  } while (!atomic_compare_exchange_weak(list, &head, next));
 }
 
 void conn_track(int fd, struct conn *c) {

@@ -1,6 +1,7 @@
 /* Bytes out: into the kernel until the other end is there, into the ring from then on. */
 #include <string.h>
 
+#include "abroad.h"
 #include "conn.h"
 #include "unixpair.h"
 #include "wait.h"
@@ -45,11 +46,16 @@ bool tx_switched(struct conn *c, int fd) {
   if (LIKELY(c->tx_phase != PHASE_BEFORE)) {
     return true;
   }
-  if (conn_kind(c) != BERTHA_CONN_SHM || !bertha_lock(&c->tx_lock)) {
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
     return false;
   }
-  bool switched = c->tx_phase != PHASE_BEFORE || switch_to_ring(c, fd);
-  bertha_unlock(&c->tx_lock);
+  bool switched = false;
+  bool abroad = abroad_enter(c);
+  if (bertha_lock(&c->tx_lock)) {
+    switched = c->tx_phase != PHASE_BEFORE || switch_to_ring(c, fd);
+    bertha_unlock(&c->tx_lock);
+  }
+  abroad_leave(c, abroad);
   return switched;
 }
 
@@ -164,6 +170,7 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
   }
   if (!on_ring(c, fd)) {
     atomic_fetch_add(&c->kernel_sends, 1);
+    abroad_kernel_send(c, 1, 0);
     bertha_unlock(&c->tx_lock);
     return -EINPROGRESS;
   }
@@ -196,7 +203,9 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     return kernel_verdict(fd, flags);
   }
   for (;;) {
+    bool abroad = abroad_enter(c);
     ssize_t n = send_ring(c, fd, iov, count, sent, want - sent, flags);
+    abroad_leave(c, abroad);
     if (n == -EINPROGRESS) {
       struct iovec rest[64];
       int parts = 0;
@@ -215,6 +224,7 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
         atomic_fetch_add(&c->ktx, (uint64_t)n);
       }
       atomic_fetch_sub(&c->kernel_sends, 1);
+      abroad_kernel_send(c, -1, n > 0 ? (uint64_t)n : 0);
       if (n > 0 && sent + (size_t)n < want && patient) {
         sent += (size_t)n;
         continue;
@@ -270,7 +280,7 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   return n;
 }
 
-uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
+static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {
   *error = EAGAIN;
   if (!bertha_lock(&c->tx_lock)) {
     return NULL;
@@ -298,6 +308,15 @@ uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
   return c->tx_mem + at;
 }
 
+uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
+  bool abroad = abroad_enter(c);
+  uint8_t *to = reserve(c, fd, room, error);
+  if (to == NULL) {
+    abroad_leave(c, abroad);
+  }
+  return to;
+}
+
 /* Ends the reservation. */
 void tx_commit(struct conn *c, int fd, size_t n) {
   if (n > 0) {
@@ -306,6 +325,7 @@ void tx_commit(struct conn *c, int fd, size_t n) {
     count_bytes(&c->info.tx_bytes, n);
   }
   bertha_unlock(&c->tx_lock);
+  abroad_leave(c, c->home != NULL);
   if (n > 0) {
     signal_data(c, fd);
   }
@@ -315,6 +335,7 @@ void conn_leave_ring(struct conn *c, uint32_t why) {
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return;
   }
+  bool abroad = abroad_enter(c);
   c->info.reason = why;
   atomic_store(&conn_rx(c)->want_kernel, 1);
   if (bertha_lock(&c->tx_lock)) {
@@ -325,4 +346,5 @@ void conn_leave_ring(struct conn *c, uint32_t why) {
     tx_to_kernel(c);
     bertha_unlock(&c->tx_lock);
   }
+  abroad_leave(c, abroad);
 }

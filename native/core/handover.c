@@ -1,0 +1,331 @@
+/* Before an exec: leave what the next image needs to go on with the connections that it inherits (parcel.h).
+ *
+ * In a process of our own (fork and exec, or exec alone) the references of this process end with its image; the next
+ * image does the arithmetic, so that an exec that fails has changed nothing.  In a vfork child, which shares its
+ * parent's memory, and before a posix_spawn, the next image gets a reference of its own for each connection. */
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "abroad.h"
+#include "agentc.h"
+#include "conn.h"
+#include "connlog.h"
+#include "parcel.h"
+
+#ifndef BERTHA_VERSION
+#define BERTHA_VERSION "0"
+#endif
+enum { HIGH = 900, BATCH = 64, LOOKS = 20 };
+#define YOUNG_NS 2000000 /* a connection whose client may be about to claim it */
+#define LOOK_NS 20000
+
+bool handover_due(void) {
+  if (!bertha.enabled || !bertha.table_ready) {
+    return false;
+  }
+  for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
+    if (conn_of((int)fd) != NULL) {
+      return true;
+    }
+  }
+  return false;
+}
+
+struct packing {
+  struct handover *h;
+  bool stranger;
+  bool bare;
+  bool moved;
+  uint32_t count;
+  uint32_t batch;
+  int looks; /* left, for all connections together */
+  struct parcel_conn space[BATCH];
+};
+
+static bool flush(struct packing *p) {
+  size_t size = p->batch * sizeof p->space[0];
+  off_t at = (off_t)(sizeof p->h->head + (p->count - p->batch) * sizeof p->space[0]);
+  p->batch = 0;
+  return size == 0 || pwrite(p->h->fd, p->space, size, at) == (ssize_t)size;
+}
+
+static uint32_t link_number(struct parcel_header *head, const struct link *l) {
+  for (uint32_t i = head->link_count; i > 0; i--) {
+    if (head->links[i - 1].fd == l->fd) {
+      return i;
+    }
+  }
+  if (head->link_count == PARCEL_LINKS || l->fd < 0) {
+    return 0;
+  }
+  head->links[head->link_count] = (struct parcel_link){
+      .fd = l->fd, .index = l->index, .listener = l->listener, .plan = l->plan, .side = l->side};
+  return ++head->link_count;
+}
+
+static uint32_t table_number(struct parcel_header *head, int fd) {
+  for (uint32_t i = 0; i < head->table_count; i++) {
+    if (head->tables[i] == fd) {
+      return i;
+    }
+  }
+  if (head->table_count == PARCEL_TABLES) {
+    return 0;
+  }
+  head->tables[head->table_count] = fd;
+  return head->table_count++;
+}
+
+/* Does this process's image pass the descriptor on?  In a vfork child the number may be another one's by now. */
+static bool survives(const struct packing *p, const struct conn *c, int fd) {
+  if (p->h->spawn && p->moved && (conn_flags(c) & CONN_SPAWN)) {
+    return true;
+  }
+  int flags = REAL(fcntl)(fd, F_GETFD);
+  return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
+  struct parcel_header *head = &p->h->head;
+  struct parcel_conn e = {.cookie = c->cookie, .index = conn_index(c), .taken = taken, .kind = conn_kind(c)};
+  e.home_index = e.index;
+  if (e.cookie == 0) {
+    e.cookie = bertha_cookie(fd);
+  }
+  if (c->home != NULL) {
+    int table = abroad_table_of(c->home, &e.home_index);
+    e.home_table = table_number(head, table);
+  }
+  if (e.kind == BERTHA_CONN_SHM) {
+    e.link = link_number(head, c->link);
+    if (e.link == 0) { /* too many */
+      conn_leave_ring(c, BERTHA_WHY_INHERITED);
+    }
+  }
+  if (taken == 0) {
+    struct conn *home = c->home != NULL ? c->home : c;
+    atomic_fetch_add(&home->info.refs, 1);
+  }
+  p->space[p->batch++] = e;
+  p->count++;
+  if (p->batch == BATCH) {
+    flush(p);
+  }
+}
+
+/* Nobody over there knows how to read a ring. */
+static void leave_bare(struct packing *p, struct conn *c, int fd, bool passed_on) {
+  if (passed_on) {
+    conn_decide(c, fd, BERTHA_WHY_INHERITED);
+    conn_leave_ring(c, BERTHA_WHY_INHERITED);
+  }
+  if (p->stranger || p->h->spawn) {
+    return;
+  }
+  if (passed_on) {
+    conn_forget(fd);
+    conn_release(c, fd);
+  } else {
+    close(fd);
+  }
+}
+
+/* A server that accepts and executes at once is quicker than its client, which claims after its connect().  An exec
+ * takes long enough that a short wait does not matter. */
+static uint32_t decide(struct packing *p, struct conn *c, int fd) {
+  uint64_t age = connlog_clock() - c->info.opened_ns;
+  while (conn_kind(c) == BERTHA_CONN_MAYBE && age < YOUNG_NS && p->looks > 0 && !conn_ripe(c, fd)) {
+    struct timespec moment = {0, LOOK_NS};
+    REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
+    p->looks--;
+  }
+  return conn_decide(c, fd, BERTHA_WHY_INHERITED);
+}
+
+/* This process's own descriptors, by its books. */
+static void pack_process(struct packing *p, bool passed_on) {
+  for (uint32_t i = 0; i < bertha.max_fd; i++) {
+    int fd = (int)i;
+    struct conn *c = conn_of(fd);
+    if (c == NULL || survives(p, c, fd) != passed_on) {
+      continue;
+    }
+    if (p->bare) {
+      leave_bare(p, c, fd, passed_on);
+      continue;
+    }
+    uint32_t kind = passed_on ? decide(p, c, fd) : conn_kind(c);
+    if (!p->h->spawn) {
+      pack(p, c, fd, 1);
+    } else if (passed_on && kind == BERTHA_CONN_SHM) {
+      pack(p, c, fd, 0);
+    }
+  }
+}
+
+static struct conn *by_cookie(uint64_t cookie, int fd) {
+  struct conn *c = conn_of(fd);
+  if (c != NULL && c->cookie == cookie) {
+    return c;
+  }
+  for (uint32_t i = 0; i < bertha.max_fd; i++) {
+    c = conn_of((int)i);
+    if (c != NULL && c->cookie == cookie) {
+      return c;
+    }
+  }
+  return NULL;
+}
+
+struct directory_entry { /* getdents64(2) */
+  uint64_t inode;
+  int64_t next;
+  uint16_t size;
+  uint8_t type;
+  char name[];
+};
+
+/* A vfork child's descriptors are its own, and our books know nothing of what it did with them. */
+static void pack_stranger(struct packing *p) {
+  char space[2048] __attribute__((aligned(8)));
+  int list = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  long size;
+  while (list >= 0 && (size = REAL(syscall)(SYS_getdents64, list, space, sizeof space)) > 0) {
+    for (long at = 0; at < size;) {
+      const struct directory_entry *e = (const void *)(space + at);
+      at += e->size;
+      int fd = e->name[0] >= '0' && e->name[0] <= '9' ? atoi(e->name) : -1;
+      int flags = fd >= 0 ? REAL(fcntl)(fd, F_GETFD) : -1;
+      uint64_t cookie = flags >= 0 && !(flags & FD_CLOEXEC) ? bertha_cookie(fd) : 0;
+      struct conn *c = cookie != 0 ? by_cookie(cookie, fd) : NULL;
+      if (c == NULL) {
+        continue;
+      }
+      if (p->bare) {
+        leave_bare(p, c, fd, true);
+      } else if (decide(p, c, fd) == BERTHA_CONN_SHM) {
+        pack(p, c, fd, 0); /* once for each descriptor: the next image gives back what it finds twice */
+      }
+    }
+  }
+  if (list >= 0) {
+    REAL(close)(list);
+  }
+}
+
+static void keep_open(const struct parcel_header *head, bool open_) {
+  for (uint32_t i = 0; i < head->table_count; i++) {
+    REAL(fcntl)(head->tables[i], F_SETFD, open_ ? 0 : FD_CLOEXEC);
+  }
+  for (uint32_t i = 0; i < head->link_count; i++) {
+    REAL(fcntl)(head->links[i].fd, F_SETFD, open_ ? 0 : FD_CLOEXEC);
+  }
+}
+
+static void number(char *to, uint64_t value) { /* snprintf may take locks */
+  char digits[24];
+  int n = 0;
+  do {
+    digits[n++] = (char)('0' + value % 10);
+    value /= 10;
+  } while (value != 0);
+  while (n > 0) {
+    *to++ = digits[--n];
+  }
+  *to = '\0';
+}
+
+static bool new_parcel(struct handover *h) {
+  int fd = memfd_create("bertha-parcel", 0);
+  if (fd < 0) {
+    return false;
+  }
+  int high = REAL(fcntl)(fd, F_DUPFD, HIGH);
+  if (high >= 0) {
+    REAL(close)(fd);
+    fd = high;
+  }
+  h->fd = fd;
+  h->head.magic = PARCEL_MAGIC;
+  h->head.record = sizeof(struct conn);
+  h->head.token = (uint64_t)bertha_now_ns() * 0x9e3779b97f4a7c15u;
+  strncpy(h->head.version, BERTHA_VERSION, sizeof h->head.version - 1);
+  h->head.tables[0] = bertha.table_fd;
+  h->head.table_count = 1;
+  return true;
+}
+
+void handover_begin(struct handover *h, const char *path, bool spawn, bool moved, char *const from[],
+                    char *env[]) {
+  h->active = false;
+  h->spawn = spawn;
+  h->fd = -1;
+  memset(&h->head, 0, sizeof h->head);
+  int n = 0;
+  for (int i = 0; from != NULL && from[i] != NULL; i++) {
+    if (strncmp(from[i], PARCEL_VARIABLE "=", sizeof PARCEL_VARIABLE) != 0) {
+      env[n++] = from[i];
+    }
+  }
+  env[n] = NULL;
+  enum target target = target_of(path, from);
+  if (target == TARGET_FAILS) {
+    return;
+  }
+  int saved = errno;
+  struct packing p = {.h = h, .stranger = bertha_in_forked_stranger(), .moved = moved, .looks = LOOKS};
+  p.bare = target == TARGET_BARE || bertha.table_fd < 0 || !new_parcel(h);
+  if (p.stranger) {
+    pack_stranger(&p);
+  } else {
+    pack_process(&p, true);
+    pack_process(&p, false);
+  }
+  h->head.conn_count = p.count;
+  if (!p.bare) {
+    h->active = true;
+    if (!flush(&p) || pwrite(h->fd, &h->head, sizeof h->head, 0) != sizeof h->head || p.count == 0) {
+      handover_failed(h);
+    } else {
+      keep_open(&h->head, true);
+      strcpy(h->variable, PARCEL_VARIABLE "=");
+      number(h->variable + strlen(h->variable), (uint64_t)h->fd);
+      strcat(h->variable, ":");
+      number(h->variable + strlen(h->variable), h->head.token);
+      env[n] = h->variable;
+      env[n + 1] = NULL;
+    }
+  }
+  errno = saved;
+}
+
+void handover_spawned(struct handover *h) {
+  if (h->active) {
+    int saved = errno;
+    keep_open(&h->head, false);
+    REAL(close)(h->fd);
+    errno = saved;
+  }
+}
+
+/* The references that the next image was given come back. */
+void handover_failed(struct handover *h) {
+  if (!h->active) {
+    return;
+  }
+  int saved = errno;
+  struct parcel_conn e;
+  for (uint32_t i = 0; i < h->head.conn_count; i++) {
+    if (pread(h->fd, &e, sizeof e, (off_t)(sizeof h->head + i * sizeof e)) == sizeof e && e.taken == 0) {
+      struct conn *c = conn_by_index(e.index);
+      atomic_fetch_sub(c->home != NULL ? &c->home->info.refs : &c->info.refs, 1);
+    }
+  }
+  keep_open(&h->head, false);
+  REAL(close)(h->fd);
+  h->active = false;
+  errno = saved;
+}

@@ -1,0 +1,59 @@
+/* Accepts one connection and executes a program with it as standard input and output, in the way its second
+ * argument says: fork, vfork, spawn, self. */
+#include "common.h"
+
+#include <fcntl.h>
+#include <spawn.h>
+
+extern char **environ;
+
+static pid_t by_spawn(int fd, char **argv) {
+  pid_t child;
+  posix_spawn_file_actions_t actions;
+  MUST(posix_spawn_file_actions_init(&actions) == 0);
+  MUST(posix_spawn_file_actions_adddup2(&actions, fd, 0) == 0);
+  MUST(posix_spawn_file_actions_adddup2(&actions, fd, 1) == 0);
+  MUST(posix_spawnp(&child, argv[0], &actions, NULL, argv, environ) == 0);
+  posix_spawn_file_actions_destroy(&actions);
+  return child;
+}
+
+static void become(int fd, char **argv) {
+  if (dup2(fd, 0) != 0 || dup2(fd, 1) != 1) {
+    _exit(8);
+  }
+  execvp("/nonexistent/program", argv); /* changes nothing */
+  execvp(argv[0], argv);
+  _exit(7);
+}
+
+int main(int argc, char **argv) {
+  MUST(argc >= 4);
+  int listening = listen_on(atoi(argv[1]));
+  int fd = accept4(listening, NULL, NULL, SOCK_CLOEXEC); /* only its copies at 0 and 1 shall survive */
+  MUST(fd >= 0 && write(fd, "*", 1) == 1);
+  char byte;
+  if (getenv("AT_ONCE") == NULL) { /* a client that has sent has made its claim */
+    MUST(recv(fd, &byte, 1, MSG_PEEK) == 1);
+  }
+  pid_t child = -1;
+  if (strcmp(argv[2], "fork") == 0) {
+    child = fork();
+    if (child == 0) {
+      become(fd, argv + 3);
+    }
+  } else if (strcmp(argv[2], "vfork") == 0) {
+    child = vfork();
+    if (child == 0) {
+      become(fd, argv + 3);
+    }
+  } else if (strcmp(argv[2], "spawn") == 0) {
+    child = by_spawn(fd, argv + 3);
+  } else {
+    become(fd, argv + 3);
+  }
+  close(fd);
+  int status;
+  MUST(waitpid(child, &status, 0) == child);
+  return WEXITSTATUS(status);
+}
