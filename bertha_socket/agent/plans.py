@@ -79,6 +79,7 @@ def agree(
         same_user=uid == server_uid,
         client_user=(user_name(uid), str(uid)),
         server_user=(user_name(server_uid), str(server_uid)),
+        system_agent=os.geteuid() == 0,
     )
     if isinstance(picked, Refusal):
         raise Refused(_WHY[picked.cause])

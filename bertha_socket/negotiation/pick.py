@@ -79,7 +79,9 @@ def _least(one: int | None, other: int | None) -> int | None:
     return min(given) if given else None
 
 
-def _may_share(wishes: Wishes, other: Collection[str]) -> bool:
+def _may_share(wishes: Wishes, other: Collection[str], system_agent: bool) -> bool:
+    if not wishes.allow_users:
+        return system_agent
     return ANYBODY in wishes.allow_users or any(u in wishes.allow_users for u in other)
 
 
@@ -90,12 +92,14 @@ def pick(
     same_user: bool,
     client_user: Collection[str] = (),
     server_user: Collection[str] = (),
+    system_agent: bool = False,
     available: Collection[str] = IMPLEMENTATIONS,
 ) -> Plan | Refusal:
     """The plan for one client process and one listener.
 
-    `client_user` and `server_user` are the names and numbers that each end's user goes by; users who differ
-    share memory only if both ends' policies allow the other.  `available` is what both ends can do.
+    `client_user` and `server_user` are the names and numbers that each end's user goes by.  Users who differ
+    share memory only if neither end's policy leaves the other out of its allow_users, and where a policy does
+    not say, only through a system agent (one that root runs).  `available` is what both ends can do.
     """
     left = [i for i in allowed(client) if i in allowed(server) and (i in available or i == "tcp")]
     local = [i for i in left if i in LOCAL]
@@ -109,7 +113,9 @@ def pick(
     if best == "tcp":
         return Refusal(Cause.POLICY)
     # Every local implementation meets in shared memory, so this decides about all of them.
-    if not same_user and not (_may_share(client, server_user) and _may_share(server, client_user)):
+    if not same_user and not (
+        _may_share(client, server_user, system_agent) and _may_share(server, client_user, system_agent)
+    ):
         return Refusal(Cause.OTHER_USER)
     cause = Cause.NONE
     if best != "shm":

@@ -178,11 +178,10 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-def test_users_do_not_share_memory_by_default(served: Served, other_uid: int) -> None:
-    with served.agent.shim(uid=other_uid) as stranger, served.agent.shim() as client:
-        with pytest.raises(RefusedError, match="OTHER_USER"):
-            served.connect(stranger)
-        link = served.connect(client)
+def test_users_share_memory_by_default_through_a_system_agent_only(served: Served, other_uid: int) -> None:
+    """The tests' agent is root's wherever another user can be had."""
+    with served.agent.shim(uid=other_uid) as stranger:
+        link = served.connect(stranger)
         with pytest.raises(RefusedError, match="OTHER_USER"):
             stranger.link(served.listener, link.index)
         link.close()
@@ -190,15 +189,17 @@ def test_users_do_not_share_memory_by_default(served: Served, other_uid: int) ->
 
 @pytest.mark.parametrize(
     ("client_says", "server_says", "allowed"),
-    [(True, True, True), (True, False, False), (False, True, False)],
+    [("them", "them", True), ("them", "", True), ("them", "root2", False), ("root2", "them", False)],
 )
-def test_users_share_memory_if_both_policies_say_so(
-    agent: Agent, room: Path, other_uid: int, client_says: bool, server_says: bool, allowed: bool
+def test_a_policy_says_which_users_share_memory(
+    agent: Agent, room: Path, other_uid: int, client_says: str, server_says: str, allowed: bool
 ) -> None:
-    client_rule = f"[[rule]]\nallow_users = [{os.geteuid()}]\n" if client_says else ""
-    server_rule = f"[[rule]]\nallow_users = [{other_uid}]\n" if server_says else ""
-    theirs = write(room / "client.toml", client_rule)
-    mine = write(room / "server.toml", server_rule)
+    def rule(says: str, them: int) -> str:
+        users = {"them": [them], "root2": [other_uid - 7]}
+        return f"[[rule]]\nallow_users = {users[says]}\n" if says else ""
+
+    theirs = write(room / "client.toml", rule(client_says, os.geteuid()))
+    mine = write(room / "server.toml", rule(server_says, other_uid))
     with (
         agent.shim(policy=mine) as server,
         agent.shim(uid=other_uid, policy=theirs) as client,
