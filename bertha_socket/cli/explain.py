@@ -121,6 +121,14 @@ def _listening(address: policy.Address, port: int) -> policy.Subject | None:
     return None
 
 
+def _system_agent() -> bool:
+    """Whether the agent that would decide is root's."""
+    try:
+        return os.stat(paths.default_path()).st_uid == 0
+    except OSError:
+        return os.geteuid() == 0
+
+
 def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any]:
     address, port = options.address
     subject = _subject(options.program, options.user, options.name)
@@ -138,6 +146,7 @@ def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any
         same_user=ends[0][1].uid == ends[1][1].uid,
         client_user=users[0],
         server_user=users[1],
+        system_agent=_system_agent(),
     )
     plan: dict[str, Any] = {"implementation": "tcp", "cause": picked.cause.value, "spin_us": None}
     plan["ring_size"] = None

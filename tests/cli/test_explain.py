@@ -86,12 +86,12 @@ def test_the_clients_rule(launcher: Launcher, policy: str) -> None:
 
 def test_a_script_goes_by_its_own_name(launcher: Launcher, policy: str, tmp_path: Path) -> None:
     program = tmp_path / "script.py"
-    program.write_text("#!/usr/bin/env python3\n")
+    program.write_text("#!/usr/bin/python3\n")
     program.chmod(0o755)
     found = explain(launcher, policy, str(program), "[::1]:80")
     assert rules(found) == [3, None]
     assert found["pick"]["implementation"] == "unix"
-    assert rules(explain(launcher, policy, "python3", ":80", "--args", f"-I {program} x")) == [3, None]
+    assert rules(explain(launcher, policy, "/usr/bin/python3", ":80", "--args", f"-I {program} x")) == [3, None]
 
 
 def test_names_and_users(launcher: Launcher, policy: str) -> None:
