@@ -136,7 +136,7 @@ def _figures(report: Report, name: str) -> None:
         count = int(ours.params["connections"])
 
         def beyond(metric: str, ours: Cell = ours, plain: Cell = plain) -> float:
-            pairs = zip(ours.values(metric), plain.values(metric), strict=True)
+            pairs = zip(ours.values(metric), plain.values(metric), strict=False)
             return max(a - b for a, b in pairs)
 
         what = f"{count} {kind} connections, {name}"
