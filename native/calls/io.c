@@ -27,7 +27,7 @@ BERTHA_EXPORT ssize_t write(int fd, const void *buf, size_t n) {
     return sent;
   }
   struct iovec iov = {(void *)(uintptr_t)buf, n};
-  return errno_result(n == 0 ? 0 : stream_send(c, fd, &iov, 1, 0));
+  return n == 0 ? REAL(write)(fd, buf, 0) : errno_result(stream_send(c, fd, &iov, 1, 0));
 }
 
 static bool bad_vector(const struct iovec *iov, int count) {
@@ -101,12 +101,10 @@ static bool rx_special(struct conn *c, int fd, int flags) {
   return flags & KERNELS_OWN;
 }
 
-/* Urgent data has its place among the bytes: from here on the kernel carries this direction. */
+/* Urgent data has its place among the bytes: from here on the kernel carries this connection. */
 static void tx_special(struct conn *c, int fd, int flags) {
-  if ((flags & MSG_OOB) && conn_ripe(c, fd)) {
-    conn_leave_ring(c, BERTHA_WHY_KERNEL_ASKED);
-  } else if (flags & MSG_OOB) {
-    conn_set_flag(c, CONN_NO_ATTACH);
+  if (flags & MSG_OOB) {
+    conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
   }
 }
 
@@ -218,7 +216,7 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
     if (flags & MSG_WAITFORONE) {
       flags |= MSG_DONTWAIT;
     }
-    if (n == 0 || (timeout != NULL && bertha_now_ns() >= end)) {
+    if (timeout != NULL && bertha_now_ns() >= end) {
       break;
     }
   }

@@ -28,7 +28,7 @@ static void flag_by(struct conn *c, uint32_t flag, bool on) {
   }
 }
 
-static void note_option(struct conn *c, int level, int name, const void *value, socklen_t size) {
+static void note_option(struct conn *c, int fd, int level, int name, const void *value, socklen_t size) {
   int number = 0;
   if (value != NULL && size >= (socklen_t)sizeof number) {
     memcpy(&number, value, sizeof number);
@@ -45,9 +45,7 @@ static void note_option(struct conn *c, int level, int name, const void *value, 
       memcpy(&linger, value, sizeof linger);
       flag_by(c, CONN_LINGER_0, linger.l_onoff && linger.l_linger == 0);
     } else if (name == SO_ZEROCOPY && number != 0) { /* completions come from the kernel alone */
-      conn_set_flag(c, CONN_NO_ATTACH);
-      c->info.reason = BERTHA_WHY_KERNEL_ASKED;
-      conn_leave_ring(c, BERTHA_WHY_KERNEL_ASKED);
+      conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
     }
   } else if (level == IPPROTO_TCP) {
     if (name == TCP_NODELAY) {
@@ -57,9 +55,7 @@ static void note_option(struct conn *c, int level, int name, const void *value, 
     } else if (name == TCP_CORK) {
       flag_by(c, CONN_CORK_SET, number != 0);
     } else if (name == TCP_REPAIR || name == TCP_ULP) {
-      conn_set_flag(c, CONN_NO_ATTACH);
-      c->info.reason = BERTHA_WHY_KERNEL_ASKED;
-      conn_leave_ring(c, BERTHA_WHY_KERNEL_ASKED);
+      conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
     }
   }
 }
@@ -92,12 +88,12 @@ BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, soc
   struct conn *c = conn_of(fd);
   if (UNLIKELY(c != NULL) && level == IPPROTO_TCP && name == TCP_CORK && conn_kind(c) == BERTHA_CONN_SHM &&
       size >= (socklen_t)sizeof(int)) {
-    note_option(c, level, name, value, size); /* a corked connection would hold bell bytes back */
+    note_option(c, fd, level, name, value, size); /* a corked connection would hold bell bytes back */
     return 0;
   }
   int result = REAL(setsockopt)(option_fd(c, fd, level, name), level, name, value, size);
   if (result == 0 && c != NULL) {
-    note_option(c, level, name, value, size);
+    note_option(c, fd, level, name, value, size);
   }
   return result;
 }

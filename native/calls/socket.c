@@ -189,6 +189,10 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
     bertha_unlock(&c->tx_lock);
   }
   int result = REAL(shutdown)(fd, how);
+  if (result == 0 && ring && (how == SHUT_RDWR || (how == SHUT_WR && (conn_flags(c) & CONN_RD_SHUT)) ||
+                              (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
+    atomic_store(&conn_rx(c)->want_kernel, 1); /* which resets a connection that still sends to us */
+  }
   if (result == 0 && ring) {
     conn_set_flag(c, how == SHUT_RD ? CONN_RD_SHUT : how == SHUT_WR ? CONN_WR_SHUT : CONN_RD_SHUT | CONN_WR_SHUT);
   }

@@ -423,6 +423,15 @@ uint32_t conn_decide(struct conn *c, int fd, uint32_t why) {
 
 /* ---- the end ----------------------------------------------------------------------------------- */
 
+void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why) {
+  if (conn_decide(c, fd, why) == BERTHA_CONN_SHM) {
+    conn_leave_ring(c, why);
+  } else if (conn_kind(c) == BERTHA_CONN_SOCKET) {
+    conn_set_flag(c, CONN_NO_ATTACH);
+    c->info.reason = why;
+  }
+}
+
 /* A bell byte in the kernel's queue, or one that arrives after the close, would count as unread data and make the
  * kernel reset the connection.  Who has taken `bell_out` has the right to ring: take it, and nobody will; if it was
  * taken, its byte is there or about to be. */
@@ -441,7 +450,7 @@ void conn_last_close(struct conn *c, int fd) {
     return;
   }
   struct bertha_direction *rx = conn_rx(c);
-  bool unread = c->rx_phase == PHASE_RING && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;
+  bool unread = c->rx_phase != PHASE_AFTER && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;
   bool reset = unread || (conn_flags(c) & CONN_LINGER_0);
   atomic_store_explicit(&conn_tx(c)->closed, reset ? 2 : 1, memory_order_release);
   if (unread) { /* the kernel resets a connection that is closed with unread data (RFC 1122, 4.2.2.13) */

@@ -12,6 +12,8 @@ bool conn_ripe(struct conn *c, int fd);
 void conn_make_plain(struct conn *c, uint32_t why);
 /* What is not on shared memory yet shall not come there any more: its kind from now on. */
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why);
+/* The program asked for something that only the kernel's connection has. */
+void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why);
 void conn_refresh_watch(struct conn *c); /* after kernel_waiters or kernel_regs went down */
 void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
 void conn_after_close(struct conn *c);        /* after it */

@@ -77,6 +77,9 @@ static short events_now(struct conn *c, int fd, short want) {
   if (want & (POLLOUT | POLLWRNORM)) {
     r |= tx_events(c, fd);
   }
+  if (want & POLLPRI) {
+    r |= kernel_poll(fd, POLLPRI);
+  }
   if (r & POLLIN) {
     r |= POLLRDNORM;
   }

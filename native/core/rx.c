@@ -203,6 +203,15 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
   return conn_look_at_kernel(c, fd) ? -EINPROGRESS : -EAGAIN;
 }
 
+/* At the end of one carrier's bytes the next one's may be waiting: a short read must mean that nothing is left. */
+static bool more_elsewhere(const struct conn *c) {
+  struct bertha_direction *d = conn_rx(c);
+  if (c->rx_phase == PHASE_BEFORE) {
+    return atomic_load(&c->krx) == atomic_load_explicit(&d->switch_at, memory_order_acquire);
+  }
+  return c->rx_phase == PHASE_RING && atomic_load_explicit(&d->ring_end, memory_order_acquire) == c->rx_head;
+}
+
 ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   size_t want = iov_bytes(iov, count);
   size_t got = 0;
@@ -226,10 +235,13 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     }
     if (n > 0) {
       got += (size_t)n;
-      if (got >= least || !patient) {
+      if (got == want || (flags & MSG_PEEK) || (got >= least && !more_elsewhere(c))) {
         return (ssize_t)got;
       }
       continue;
+    }
+    if (got >= least && n <= 0) {
+      return (ssize_t)got;
     }
     if (n != -EAGAIN || !patient) {
       return got > 0 ? (ssize_t)got : n;
@@ -305,7 +317,15 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
 }
 
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  bool before = conn_kind(c) == BERTHA_CONN_SHM;
   ssize_t n = recv_once(c, fd, iov, count, flags);
+  if (n > 0 && !before && conn_kind(c) == BERTHA_CONN_SHM && !(flags & (MSG_PEEK | MSG_WAITALL)) &&
+      (size_t)n < iov_bytes(iov, count)) { /* the tie came with these bytes: what is in the ring belongs to this read */
+    struct iovec rest[IOV_PARTS];
+    int parts = iov_window(rest, IOV_PARTS, iov, count, (size_t)n, SSIZE_MAX);
+    ssize_t more = conn_recv(c, fd, rest, parts, flags | MSG_DONTWAIT);
+    return more > 0 ? n + more : n;
+  }
   bool all = (flags & MSG_WAITALL) && !(flags & (MSG_PEEK | MSG_DONTWAIT)) && !(conn_flags(c) & CONN_NONBLOCK);
   if (LIKELY(!all) || n <= 0) {
     return n;
