@@ -80,6 +80,7 @@ struct agent_conn {
 uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, uint32_t count,
                           struct agent_conn *out);
 
+void agent_die_with_parent(void);
 uint64_t agent_netns_cookie(int socket);
 int agent_leave_netns(void);
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);

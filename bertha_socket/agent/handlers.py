@@ -72,8 +72,8 @@ class Service(Protocol):
     def greet(self, caller: Caller, hello: messages.Hello, table_fd: int) -> Answer | None:
         """Takes a process in, now or (None) later."""
 
-    def status(self, caller: Caller) -> bytes:
-        """The JSON text of everything that the caller may see."""
+    def status(self, caller: Caller) -> Answer | None:
+        """The JSON text of everything that the caller may see; None: it comes later."""
 
     def stop(self) -> None:
         """Ends the agent after this answer."""
@@ -181,11 +181,11 @@ def _resolve(service: Service, caller: Caller, request: Request, fds: Descriptor
     return Answer(body=messages.RESOLVE_REPLY.pack(found))
 
 
-def _status(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+def _status(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
     _need(fds, 0)
     if request.body:
         raise BadMessage("STATUS has no body")
-    return Answer(given=(memory.make_text("bertha-status", service.status(caller)),))
+    return service.status(caller)
 
 
 def _stop(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:

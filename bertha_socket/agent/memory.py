@@ -119,9 +119,19 @@ def mark_link_dead(fd: int) -> None:
     os.pwrite(fd, b"\1\0\0\0", int(lib.OFFSETOF_link_dead))
 
 
-def make_text(name: str, data: bytes) -> int:
-    """A read-only memfd that holds `data`.  Raises OSError."""
-    return _sealed(name, len(data), data, _SEALS_READ_ONLY)
+def make_file(name: str) -> int:
+    """An empty memfd, to be written.  Raises OSError."""
+    return _memfd(name)
+
+
+def make_read_only(fd: int) -> None:
+    """Seals a memfd against every change.  Raises OSError."""
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS_READ_ONLY)
+
+
+def die_with_parent() -> None:
+    """The calling process is killed when its parent ends."""
+    lib.agent_die_with_parent()
 
 
 def is_memory(fd: int) -> bool:

@@ -7,26 +7,20 @@ opens nothing that the client could not open, and a file system that hangs only 
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
-import selectors
-import signal
 import socket
 import stat
 import struct
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from bertha_socket import policy
+from bertha_socket.agent.errands import Errands
 from bertha_socket.agent.sockets import Peer
 
-_SECONDS: Final = 1.0
-#: How long somebody waits for a child's turn and its answer: less than a shim waits for its agent.
-_PATIENCE: Final = 1.5
-_CHILDREN: Final = 16
-_CHILDREN_PER_USER: Final = 2
+#: Less than a shim waits for its agent.
+_SECONDS: Final = 1.5
 _SO_PEERGROUPS: Final = 59
 _GROUPS_MAX: Final = 1024
 SYSTEM_FILE: Final = "/etc/bertha/bertha.toml"
@@ -51,37 +45,13 @@ class _Question(NamedTuple):
     path: str
 
 
-class _Asked(NamedTuple):
-    until: float
-    waiting: list[_Done]
-
-
-@dataclass(eq=False, slots=True)
-class _Child:
-    pid: int
-    pidfd: int
-    pipe: int
-    question: _Question
-    deadline: float
-    data: bytearray = field(default_factory=bytearray)
-
-
 class Policies:
     """Reads and remembers policy files."""
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
-        self._selector = selector
+    def __init__(self, errands: Errands) -> None:
+        self._errands = errands
         self._cache: dict[str, tuple[tuple[int, ...], Loaded]] = {}
-        #: Who waits for the answer to which question, in the order of asking.
-        self._asked: dict[_Question, _Asked] = {}
-        self._children: dict[_Question, _Child] = {}
-        #: Ended or killed, and not yet buried: a child that a file system holds up may take its time.
-        self._dying: set[_Child] = set()
-
-    @property
-    def busy(self) -> bool:
-        """Whether somebody waits for a policy."""
-        return bool(self._asked)
+        self._asked: dict[_Question, list[_Done]] = {}
 
     def look(self, peer: Peer, path: str) -> Loaded | None:
         """The policy, if the agent may read it itself; None: `read_as` must."""
@@ -120,111 +90,24 @@ class Policies:
         self._cache[path] = (mark, loaded)
         return loaded
 
-    def read_as(self, sock: socket.socket, peer: Peer, path: str, now: float, done: _Done) -> None:
+    def read_as(self, sock: socket.socket, peer: Peer, path: str, done: _Done) -> None:
         """Has the file read as `peer`, and calls `done` with the outcome, never before this returns.
 
-        Every question is answered: a file that cannot be read within a second counts as unreadable.
+        Every question is answered: a file that cannot be read in time counts as unreadable.
         """
         question = _Question(peer.uid, peer.gid, _groups_of(sock, peer), path)
-        self._asked.setdefault(question, _Asked(now + _PATIENCE, [])).waiting.append(done)
-        self._start(now)
+        waiting = self._asked.setdefault(question, [])
+        waiting.append(done)
+        if len(waiting) == 1:
+            self._errands.run(
+                question.uid, _SECONDS, lambda fd: _read(fd, question), lambda fd: self._tell(question, fd)
+            )
 
-    def _start(self, now: float) -> None:
-        """Starts as many children as may run."""
-        for question in list(self._asked):
-            mine = sum(1 for q in self._children if q.uid == question.uid)
-            mine += sum(1 for c in self._dying if c.question.uid == question.uid)
-            if question in self._children or mine >= _CHILDREN_PER_USER:
-                continue
-            if len(self._children) + len(self._dying) >= _CHILDREN or not self._fork(question, now):
-                return
-
-    def _fork(self, question: _Question, now: float) -> bool:
-        try:
-            read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _child(write_end, question)
-            try:
-                pidfd = os.pidfd_open(pid)
-            except OSError:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                raise
-        except OSError:
-            os.close(read_end)
-            return False
-        finally:
-            os.close(write_end)
-        child = _Child(pid, pidfd, read_end, question, now + _SECONDS)
-        self._children[question] = child
-        self._selector.register(read_end, selectors.EVENT_READ, lambda: self._readable(child))
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._bury(child))
-        return True
-
-    def _readable(self, child: _Child) -> None:
-        try:
-            data = os.read(child.pipe, 65536)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        child.data += data
-        if not data or len(child.data) > policy.FILE_MAX + 2:
-            self._answer(child, _loaded(bytes(child.data), child.question.path))
-
-    def _answer(self, child: _Child, loaded: Loaded) -> None:
-        self._selector.unregister(child.pipe)
-        os.close(child.pipe)
-        del self._children[child.question]
-        self._dying.add(child)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGKILL)  # not buried yet, so the number is still its own
-        self._tell(child.question, loaded)
-
-    def _tell(self, question: _Question, loaded: Loaded) -> None:
-        asked = self._asked.pop(question, None)
-        if asked is not None:
-            for done in asked.waiting:
-                done(loaded)
-
-    def _bury(self, child: _Child) -> None:
-        if child not in self._dying:
-            self._readable(child)  # its last words are in the pipe
-            return
-        self._selector.unregister(child.pidfd)
-        os.close(child.pidfd)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(child.pid, 0)
-        self._dying.discard(child)
-        if self._asked:
-            self._start(time.monotonic())
-
-    def deadline(self) -> float | None:
-        """When `tick` has something to do without an event; None: never."""
-        times = [c.deadline for c in self._children.values()] + [a.until for a in self._asked.values()]
-        return min(times, default=None)
-
-    def tick(self, now: float) -> None:
-        """Gives up on children, and on turns, that have had their time."""
-        for child in list(self._children.values()):
-            if child.deadline <= now:
-                self._answer(child, _loaded(b"", child.question.path))
-        for question, asked in list(self._asked.items()):
-            if asked.until <= now:
-                self._tell(question, _loaded(b"", question.path))
-
-    def close(self) -> None:
-        """Ends all children."""
-        for child in self._children.values():
-            os.close(child.pipe)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child.pid, signal.SIGKILL)
-        self._children.clear()
-        self._asked.clear()
+    def _tell(self, question: _Question, fd: int | None) -> None:
+        data = b"" if fd is None else os.pread(fd, policy.FILE_MAX + 2, 0)
+        loaded = _loaded(data, question.path)
+        for done in self._asked.pop(question):
+            done(loaded)
 
 
 def _loaded(data: bytes, path: str) -> Loaded:
@@ -246,33 +129,21 @@ def _groups_of(sock: socket.socket, peer: Peer) -> tuple[int, ...]:
     return tuple(struct.unpack(f"={len(raw) // 4}I", raw))
 
 
-def _child(pipe: int, question: _Question) -> None:
-    """Never returns."""
-    answer = b"-cannot be read"
+def _read(outcome: int, question: _Question) -> None:
+    """In a child: becomes the user, and writes what it could read, or why it could not."""
+    os.dup2(outcome, 0)
+    os.closerange(1, 1 << 20)  # whatever becomes of us, nothing of the agent's stays open
     try:
-        signal.set_wakeup_fd(-1)
-        os.dup2(pipe, 0)
-        os.closerange(1, 1 << 20)  # whatever becomes of us, nothing of the agent's stays open
-        os.set_blocking(0, True)
         os.setgroups(question.groups)
         os.setresgid(question.gid, question.gid, question.gid)
         os.setresuid(question.uid, question.uid, question.uid)
         fd = os.open(question.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            data = b"+"
-            while len(data) <= policy.FILE_MAX + 1:
-                more = os.read(fd, policy.FILE_MAX + 2 - len(data))
-                if not more:
-                    break
-                data += more
-            answer = data
-        else:
-            answer = b"-not a regular file"
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
+        os.write(0, b"+")
+        left = policy.FILE_MAX + 1
+        while left > 0 and (data := os.read(fd, left)):
+            left -= os.write(0, data)
     except OSError as error:
-        answer = b"-" + (error.strerror or "cannot be read").encode()
-    finally:
-        try:
-            while answer:
-                answer = answer[os.write(0, answer) :]
-        finally:
-            os._exit(0)
+        os.ftruncate(0, 0)
+        os.pwrite(0, b"-" + (error.strerror or "cannot be read").encode(), 0)

@@ -9,18 +9,21 @@ import selectors
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
 from typing import Final
 
-from bertha_socket.agent import limits, messages, plans, sockets
+from bertha_socket.agent import limits, memory, messages, plans, sockets, status
 from bertha_socket.agent.connection import Connection
+from bertha_socket.agent.errands import Errands
 from bertha_socket.agent.handlers import Answer, Caller
 from bertha_socket.agent.model import Process
 from bertha_socket.agent.policies import Loaded, Policies
 from bertha_socket.agent.registry import Registry
-from bertha_socket.agent.status import describe
+from bertha_socket.reasons import Reason as Why
 
 BACKLOG: Final = 1024
+_STATUS_SECONDS: Final = 4.0  # our commands wait for five
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -34,12 +37,15 @@ class Server:
         self._idle_seconds = idle_seconds
         self._idle_since = self.now
         self._stopping = False
+        self._faults = 0
+        self._last_fault: str | None = None
         self._listening = listening
         self._connections: dict[int, Connection] = {}
         self._ungreeted: set[Connection] = set()
         self._per_user: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
-        self._policies = Policies(self._selector)
+        self._errands = Errands(self._selector)
+        self._policies = Policies(self._errands)
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._wake_in, self._wake_out = socket.socketpair()
         self._next_orphans: float | None = None
@@ -67,7 +73,7 @@ class Server:
                 signal.signal(number, handler)
             for connection in list(self._connections.values()):
                 self._end(connection)
-            self._policies.close()
+            self._errands.close()
             self._selector.close()
             self._wake_in.close()
             self._wake_out.close()
@@ -91,19 +97,27 @@ class Server:
         for key, _ in self._selector.select(timeout):
             self.now = time.monotonic()
             call: Callable[[], None] = key.data
-            call()
+            try:
+                call()
+            except Exception:  # ours, and no reason to leave everybody else alone
+                self._fault()
         self.now = time.monotonic()
         if self._next_orphans is not None and self._next_orphans <= self.now:
             self._check_orphans()
         self._drop_silent()
-        self._policies.tick(self.now)
-        if self.registry.processes or self._policies.busy:
+        self._errands.tick(self.now)
+        if self.registry.processes or self._errands.busy:
             self._idle_since = self.now
         elif self.now - self._idle_since >= self._idle_seconds:
             self._stopping = True
 
+    def _fault(self) -> None:
+        """Remembers a mistake of our own for STATUS."""
+        self._faults += 1
+        self._last_fault = traceback.format_exc(limit=-4)
+
     def _deadline(self) -> float | None:
-        times = [t for t in (self._next_orphans, self._policies.deadline()) if t is not None]
+        times = [t for t in (self._next_orphans, self._errands.deadline()) if t is not None]
         if not self.registry.processes:
             times.append(self._idle_since + self._idle_seconds)
         times += [c.since + limits.GREETING_SECONDS for c in self._ungreeted]
@@ -161,7 +175,12 @@ class Server:
     def _readable(self, connection: Connection) -> None:
         if connection.closed or connection.waits():
             return
-        if not connection.readable(self):
+        try:
+            good = connection.readable(self)
+        except Exception:
+            self._end(connection)
+            raise
+        if not good:
             self._end(connection)
         elif connection.waits():  # until the answer is there
             connection.paused = True
@@ -202,7 +221,6 @@ class Server:
             caller.sock,
             caller.peer,
             hello.policy,
-            self.now,
             lambda found: self._enter_late(caller, process, found),
         )
         return None
@@ -216,18 +234,37 @@ class Server:
 
     def _enter_late(self, connection: Connection, process: Process, loaded: Loaded) -> None:
         """As `_enter`, for a connection that has been waiting (it may have ended meanwhile)."""
-        if connection.closed or connection.pending is None:
+        if connection.closed:
             if process.table_fd >= 0:
                 os.close(process.table_fd)
             return
-        request = connection.pending
-        if connection.send(request, self._enter(connection, process, loaded)):
-            if connection.paused:
-                connection.paused = False
-                self.watch(connection.sock, lambda: self._readable(connection))
-        else:
-            self._end(connection)
+        self._answer_late(connection, self._enter(connection, process, loaded))
 
-    def status(self, caller: Caller) -> bytes:
-        """The JSON text of everything that the caller may see."""
-        return describe(self.registry, caller.peer.uid, self.started)
+    def _answer_late(self, connection: Connection, answer: Answer) -> None:
+        request = connection.pending
+        if connection.closed or request is None:
+            for fd in answer.given:
+                os.close(fd)
+        elif not connection.send(request, answer):
+            self._end(connection)
+        elif connection.paused:
+            connection.paused = False
+            self.watch(connection.sock, lambda: self._readable(connection))
+
+    def status(self, caller: Caller) -> Answer | None:
+        """The JSON text of everything that the caller may see.  It takes a while: the answer comes later."""
+        assert isinstance(caller, Connection)
+        uid = caller.peer.uid
+        agent = status.agent_facts(self.registry, self.started)
+        agent |= {"faults": self._faults, "last_fault": self._last_fault}
+
+        def done(outcome: int | None) -> None:
+            if outcome is None:
+                self._answer_late(caller, Answer(Why.NO_MEMORY))
+                return
+            text = os.dup(outcome)
+            memory.make_read_only(text)
+            self._answer_late(caller, Answer(given=(text,)))
+
+        self._errands.run(uid, _STATUS_SECONDS, lambda fd: status.write(self.registry, agent, uid, fd), done)
+        return None

@@ -19,7 +19,7 @@ from bertha_socket.agent.registry import Registry
 from bertha_socket.reasons import Reason, text_of
 
 _CHUNK: Final = 1 << 20
-#: Connections told of one process: a limit on what a hostile table can cost the agent.
+#: Connections told of: a limit on what a hostile table can cost.
 _CONNECTIONS_MAX: Final = 1 << 17
 
 _IMPLEMENTATION: Final = {lib.BERTHA_CONN_SHM: "shm", lib.BERTHA_CONN_UNIX: "unix"}
@@ -54,10 +54,10 @@ def _connection(conn: Any, process: Process) -> dict[str, object]:
     }
 
 
-def connections(process: Process) -> list[dict[str, object]]:
+def connections(process: Process, most: int) -> list[dict[str, object]]:
     """The live connections in a process's table; none when it has no table or one that makes no sense."""
     fd = process.table_fd
-    if fd < 0:
+    if fd < 0 or most <= 0:
         return []
     found: list[dict[str, object]] = []
     try:
@@ -70,11 +70,11 @@ def connections(process: Process) -> list[dict[str, object]]:
         per_chunk = max(1, _CHUNK // stride)
         out = ffi.new("struct agent_conn[]", per_chunk)
         at = 0
-        while at < table.used and len(found) < _CONNECTIONS_MAX:
+        while at < table.used and len(found) < most:
             count = min(per_chunk, table.used - at)
             data = os.pread(fd, count * stride, table.conn_offset + at * stride)
             good = lib.agent_conns_read(ffi.from_buffer(data), len(data), stride, count, out)
-            found += [_connection(out[i], process) for i in range(good)]
+            found += [_connection(out[i], process) for i in range(min(good, most - len(found)))]
             if len(data) < count * stride:
                 break
             at += count
@@ -126,25 +126,40 @@ def _link(link: Link) -> dict[str, object]:
     }
 
 
-def describe(registry: Registry, uid: int, started: float) -> bytes:
+def agent_facts(registry: Registry, started: float) -> dict[str, object]:
+    """The agent itself.  `started` is a time.time()."""
+    return {
+        "pid": os.getpid(),
+        "uid": os.geteuid(),
+        "generation": registry.directory.generation,
+        "uptime": round(time.time() - started, 3),
+        "entries": registry.directory.count(),
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+    }
+
+
+def describe(registry: Registry, agent: dict[str, object], uid: int) -> bytes:
     """Everything for root and for the agent's own user; for others what is theirs."""
     sees_all = uid in (0, os.geteuid())
     processes = [p for p in registry.processes if sees_all or p.peer.uid == uid]
     processes.sort(key=lambda p: p.peer.pid)
     listeners = [x for x in registry.listeners if sees_all or x.uid == uid]
+    live: list[dict[str, object]] = []
+    for process in processes:
+        live += connections(process, _CONNECTIONS_MAX - len(live))
     document = {
         "version": __version__,
-        "agent": {
-            "pid": os.getpid(),
-            "uid": os.geteuid(),
-            "generation": registry.directory.generation,
-            "uptime": round(time.time() - started, 3),
-            "entries": registry.directory.count(),
-            "descriptors": len(os.listdir("/proc/self/fd")),
-        },
+        "agent": agent,
         "processes": [_process(p) for p in processes],
         "listeners": [_listener(x) for x in listeners],
         "links": [_link(link) for p in processes for link in p.links.values()],
-        "connections": [c for p in processes for c in connections(p)],
+        "connections": live,
     }
     return json.dumps(document, ensure_ascii=True, separators=(",", ":")).encode("ascii")
+
+
+def write(registry: Registry, agent: dict[str, object], uid: int, fd: int) -> None:
+    """Writes `describe` to a file."""
+    view = memoryview(describe(registry, agent, uid))
+    while view:
+        view = view[os.write(fd, view) :]

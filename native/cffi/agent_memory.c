@@ -8,7 +8,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -239,7 +241,9 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
   return found;
 }
 
-/* ---- namespaces ---- */
+/* ---- processes and namespaces ---- */
+
+void agent_die_with_parent(void) { prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); }
 
 uint64_t agent_netns_cookie(int socket) {
   uint64_t cookie = 0;

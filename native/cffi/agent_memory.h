@@ -61,7 +61,9 @@ struct agent_conn {
 uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, uint32_t count,
                           struct agent_conn *out);
 
-/* ---- namespaces ---- */
+/* ---- processes and namespaces ---- */
+/* The calling process is killed when its parent ends. */
+void agent_die_with_parent(void);
 /* SO_NETNS_COOKIE of any socket, 0 when the kernel does not say. */
 uint64_t agent_netns_cookie(int socket);
 /* Moves this process to the network namespace of process 1 or, where that is closed to it, to an empty one

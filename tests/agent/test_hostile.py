@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertha_socket._native import lib
-from bertha_socket.agent import client, limits, messages
+from bertha_socket.agent import client, handlers, limits, messages, serve
 from bertha_socket.agent.messages import Op
 from bertha_socket.reasons import Reason
 from tests.agent.conftest import Agent, StartAgent
@@ -35,6 +36,7 @@ def watched(agent: Agent) -> Iterator[Agent]:
     eventually(lambda: not agent.status()["listeners"], "the end of all listeners")
     eventually(lambda: agent.descriptors() == before, f"{before} descriptors again")
     assert entries(agent.path) == []
+    assert agent.status()["agent"]["faults"] == 0, agent.status()["agent"]["last_fault"]
 
 
 def at_rest(agent: Agent) -> int:
@@ -276,6 +278,39 @@ def test_one_user_cannot_fill_the_directory(watched: Agent, other_uid: int) -> N
         os.close(other.listen(mine)[2])
     for sock in socks:
         sock.close()
+
+
+def test_a_mistake_of_the_agents_own_costs_one_connection(room: Path) -> None:
+    """An exception that nobody foresaw: the caller is hung up on, the others go on, STATUS tells."""
+    path = str(room / "run" / "agent.sock")
+    child = os.fork()
+    if child == 0:
+        try:
+
+            def mistaken(*_: object) -> None:
+                raise ZeroDivisionError("a mistake")
+
+            handlers._HANDLERS[Op.RESOLVE] = mistaken
+            os._exit(0 if serve.serve(path, 60, detached=False) else 3)
+        finally:
+            os._exit(1)
+    try:
+        eventually(lambda: client.is_serving(path), "the agent's socket")
+        with Shim(path) as other:
+            other.hello()
+            for _ in range(2):
+                with Shim(path) as shim:
+                    shim.hello()
+                    with pytest.raises(Hung):
+                        shim.resolve_nothing()
+            fd = os.eventfd(0, os.EFD_NONBLOCK)
+            assert other.ask(Op.BELL_NEW, bytes(8), (fd,)).status == 0
+            os.close(fd)
+        found = client.agent_status(path)["agent"]
+        assert found["faults"] == 2 and "ZeroDivisionError: a mistake" in found["last_fault"]
+    finally:
+        os.kill(child, signal.SIGTERM)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_one_user_cannot_take_all_descriptors(start_agent: StartAgent, other_uid: int) -> None:

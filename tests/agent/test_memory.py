@@ -153,8 +153,10 @@ def test_a_links_parts_do_not_overlap() -> None:
 
 
 def test_text_is_read_only() -> None:
-    fd = memory.make_text("t", b"{}")
+    fd = memory.make_file("t")
     try:
+        os.write(fd, b"{}")
+        memory.make_read_only(fd)
         assert os.pread(fd, 10, 0) == b"{}"
         with pytest.raises(PermissionError):
             os.pwrite(fd, b"x", 0)
