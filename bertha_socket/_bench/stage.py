@@ -77,6 +77,7 @@ class Stage:
     tmp: Path = field(init=False)
     hosts: list[netns.Host] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
+    client_cpu_us: float = 0.0
     _port: int = 20000
     _serial: int = 0
 
@@ -204,8 +205,12 @@ class Stage:
         shim: Shim | None = None,
         timeout_s: float = 60.0,
     ) -> str:
-        """Run a program to its end and return its standard output; raises Failed otherwise."""
+        """Run a program to its end and return its standard output; raises Failed otherwise.
+
+        ``client_cpu_us`` is the processor time that it took then, that of ``bertha-run`` before it included.
+        """
         command = self.command(argv, host, cpus, shim)
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
             done = subprocess.run(
                 command,
@@ -221,6 +226,9 @@ class Stage:
         if done.returncode != 0:
             said = (done.stderr or done.stdout).decode(errors="replace").strip()
             raise Failed(f"{shlex.join(argv)}: ended with {done.returncode}: {said}")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        self.client_cpu_us = spent * 1e6
         return done.stdout.decode(errors="replace")
 
     def agent_pid(self) -> int | None:
