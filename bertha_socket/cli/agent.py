@@ -41,9 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--foreground", action="store_true", help="serve in the foreground (the default)")
-    how.add_argument(
-        "--detach", action="store_true", help="serve in the background, if none serves yet"
-    )
+    how.add_argument("--detach", action="store_true", help="serve in the background, if none serves yet")
     how.add_argument("--stop", action="store_true", help="end the agent that serves")
     how.add_argument("--detached", action="store_true", help=argparse.SUPPRESS)  # as start.py calls it
     return parser
