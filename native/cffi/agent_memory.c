@@ -20,7 +20,9 @@
 
 enum { PAGE = 4096 };
 
-static size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
+static size_t round_up(size_t n, size_t to) {
+  return (n + to - 1) / to * to;
+}
 
 /* ---- directory ---- */
 
@@ -159,7 +161,8 @@ void agent_claims_header(struct bertha_claims_header *out, uint64_t listener) {
   out->bucket_count = BERTHA_CLAIM_BUCKETS;
 }
 
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid) {
+void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
+                       uint32_t client_pid) {
   memset((void *)out, 0, sizeof *out);
   out->magic = BERTHA_MAGIC_LINK;
   out->version = BERTHA_LAYOUT_VERSION;
@@ -243,7 +246,9 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
 
 /* ---- processes and namespaces ---- */
 
-void agent_die_with_parent(void) { prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0); }
+void agent_die_with_parent(void) {
+  prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+}
 
 uint64_t agent_netns_cookie(int socket) {
   uint64_t cookie = 0;

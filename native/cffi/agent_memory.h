@@ -30,7 +30,8 @@ uint32_t agent_dir_count(const void *dir);
 size_t agent_claims_size(void);
 void agent_claims_header(struct bertha_claims_header *out, uint64_t listener);
 size_t agent_link_size(void);
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid);
+void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
+                       uint32_t client_pid);
 
 /* ---- table: copies of a header and of records, as read from a descriptor ---- */
 struct agent_table {

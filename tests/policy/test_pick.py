@@ -91,6 +91,25 @@ def test_users(client: tuple[str, ...], server: tuple[str, ...], allowed_: bool)
     assert found == (Plan("shm", None, None, Cause.NONE) if allowed_ else Refusal(Cause.OTHER_USER))
 
 
+@pytest.mark.parametrize(
+    ("client", "server", "shared"),
+    [((), (), True), (("bob",), (), True), ((), ("carol",), False), (("carol",), ("alice",), False)],
+)
+def test_through_a_system_agent_users_share_unless_a_policy_says_otherwise(
+    client: tuple[str, ...], server: tuple[str, ...], shared: bool
+) -> None:
+    found = pick(
+        Wishes(allow_users=client),
+        Wishes(allow_users=server),
+        same_user=False,
+        client_user=("alice", "1"),
+        server_user=("bob", "2"),
+        system_agent=True,
+    )
+    assert isinstance(found, Plan) is shared
+    assert found.cause is (Cause.NONE if shared else Cause.OTHER_USER)
+
+
 def test_what_is_not_available_is_not_picked() -> None:
     found = pick(ANY, ANY, same_user=True, available=("unix", "tcp"))
     assert isinstance(found, Plan) and found.implementation == "unix"
