@@ -189,6 +189,9 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
     bertha_unlock(&c->tx_lock);
   }
   int result = REAL(shutdown)(fd, how);
+  if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c)) {
+    unix_shutdown(c, how); /* the socket that is about to take this one's place ends as well */
+  }
   if (result == 0 && ring && (how == SHUT_RDWR || (how == SHUT_WR && (conn_flags(c) & CONN_RD_SHUT)) ||
                               (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
     atomic_store(&conn_rx(c)->want_kernel, 1); /* which resets a connection that still sends to us */

@@ -575,6 +575,12 @@ void eset_dup(int from, int to) {
   }
 }
 
+bool eset_kernel_for_good(int fd) {
+  uint32_t e = entry(fd);
+  struct eset *s = by_entry(e);
+  return e == SET_MANY || (s != NULL && s->plain);
+}
+
 /* The kernel alone can tell others that this set has events: its members go back to it. */
 void eset_polled(int fd) {
   if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {

@@ -72,6 +72,7 @@ void eset_forget(int fd); /* the program closes this descriptor: a member, or a 
 void eset_dup(int from, int to);
 void eset_swap(int fd, bool begin);
 bool eset_wants_upgrade(struct conn *c, int fd);
+bool eset_kernel_for_good(int fd); /* this connection's registrations will not come to the rings */
 void eset_polled(int fd); /* the program waits for this descriptor by poll, select or another set */
 void eset_after_fork(void);
 void eset_fd_moved(int from, int to);

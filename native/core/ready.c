@@ -37,7 +37,8 @@ static short rx_events(struct conn *c, int fd) {
 }
 
 static short tx_events(struct conn *c, int fd) {
-  if (c->tx_phase == PHASE_AFTER) {
+  /* Before the switch the ring is empty, but the switch itself waits for room in the kernel. */
+  if (c->tx_phase == PHASE_AFTER || (c->tx_phase == PHASE_BEFORE && atomic_load(&c->ktx) != 0)) {
     return kernel_poll(fd, POLLOUT);
   }
   if (conn_flags(c) & CONN_WR_SHUT) {

@@ -3,6 +3,7 @@
 
 #include "abroad.h"
 #include "conn.h"
+#include "eset.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -181,6 +182,10 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
   }
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
+  } else if (n == 0 && atomic_load(&c->kernel_regs) != 0 && eset_kernel_for_good(fd)) {
+    tx_to_kernel(c); /* whoever waits for space in the kernel's terms has to be told in them */
+    atomic_fetch_add(&c->kernel_sends, 1);
+    n = -EINPROGRESS;
   }
   bertha_unlock(&c->tx_lock);
   if (n > 0) {

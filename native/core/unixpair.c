@@ -137,6 +137,13 @@ int unix_tcp_fd(const struct conn *c, int fd) {
   return unix_swapped(c) ? ends[conn_index(c)].tcp_fd : fd;
 }
 
+void unix_shutdown(struct conn *c, int how) {
+  struct ends *e = ends_of(c);
+  if (e != NULL && e->unix_fd > 0 && !e->swapped) {
+    REAL(shutdown)(e->unix_fd, how);
+  }
+}
+
 void unix_nonblock(struct conn *c, bool on) {
   struct ends *e = ends_of(c);
   if (e != NULL && e->unix_fd > 0 && !e->swapped) {

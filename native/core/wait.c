@@ -423,7 +423,7 @@ static void fill_kernel(struct poll_call *p) {
       if (c != NULL && !(conn_flags(c) & CONN_FIN)) {
         want |= p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP) ? POLLIN | POLLRDHUP : POLLRDHUP;
       }
-      if (c != NULL && c->tx_phase == PHASE_AFTER) {
+      if (c != NULL && c->tx_phase != PHASE_RING) {
         want |= p->user[i].events & POLLOUT;
       }
       p->kernel[i].events = want;
