@@ -219,6 +219,12 @@ def test_programs_are_built_once(tmp_path: Path) -> None:
     assert set(first) == set(tools.PROGRAMS)
 
 
+def test_without_a_cache_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(tools.Unavailable, match="set XDG_CACHE_HOME"):
+        tools.build(tmp_path / "file")
+
+
 def test_without_a_compiler_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(tools.Unavailable, match="no-such-compiler is not installed"):

@@ -59,7 +59,13 @@ def build(cache: Path | None = None) -> dict[str, Path]:
     programs = {name: place / name for name in PROGRAMS}
     if all(path.exists() for path in programs.values()):
         return programs
-    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise Unavailable(
+            f"{place.parent} cannot be made ({refused.strerror}): the measuring programs are built there; "
+            "set XDG_CACHE_HOME to a writable directory"
+        ) from None
     with tempfile.TemporaryDirectory(dir=place.parent, prefix="building-") as text:
         work = Path(text)
         for name, data in sources:
