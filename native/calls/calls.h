@@ -21,6 +21,9 @@ static inline struct conn *stream_of(int fd) {
              : NULL;
 }
 
+/* rights.c: before a message with control data is sent. */
+void rights_leaving(const struct msghdr *msg);
+
 /* The result of a call in the form that programs know. */
 static inline ssize_t errno_result(ssize_t n) {
   if (UNLIKELY(n < 0)) {

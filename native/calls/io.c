@@ -191,6 +191,9 @@ BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
 BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
+    if (UNLIKELY(msg != NULL && msg->msg_controllen > 0)) {
+      rights_leaving(msg);
+    }
     ssize_t sent = REAL(sendmsg)(fd, msg, flags);
     plain_count(fd, sent, true);
     return sent;
@@ -226,6 +229,11 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
 BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL)) {
+    for (unsigned int i = 0; messages != NULL && i < count; i++) {
+      if (UNLIKELY(messages[i].msg_hdr.msg_controllen > 0)) {
+        rights_leaving(&messages[i].msg_hdr);
+      }
+    }
     return REAL(sendmmsg)(fd, messages, count, flags);
   }
   tx_special(c, fd, flags);

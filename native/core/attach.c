@@ -277,7 +277,9 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
   c->listener = listener;
   c->cookie = bertha_cookie(fd);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
-  conn_ripe(c, fd);
+  if (!atomic_load_explicit(&listener->passes_on, memory_order_relaxed)) {
+    conn_ripe(c, fd);
+  }
 }
 
 static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uint8_t local[16], uint16_t port) {
@@ -400,6 +402,18 @@ static bool give_up_claim(struct conn *c) {
   uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
   claim_withdraw(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index));
   return true;
+}
+
+bool conn_stays_plain(struct conn *c, uint32_t why) {
+  bool plain = false;
+  if (bertha_lock(&c->rx_lock)) {
+    if (conn_kind(c) == BERTHA_CONN_MAYBE) {
+      conn_make_plain(c, why);
+      plain = true;
+    }
+    bertha_unlock(&c->rx_lock);
+  }
+  return plain;
 }
 
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why) {

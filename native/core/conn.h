@@ -11,6 +11,7 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
 bool conn_ripe(struct conn *c, int fd);
 void conn_make_plain(struct conn *c, uint32_t why);
 /* What is not on shared memory yet shall not come there any more: its kind from now on. */
+bool conn_stays_plain(struct conn *c, uint32_t why); /* the server, if it has not seen a claim */
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why);
 /* The program asked for something that only the kernel's connection has. */
 void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why);

@@ -39,6 +39,7 @@ struct listener { /* of this process: one it listens on, or one it has connected
   uint64_t id;
   uint64_t generation; /* of the directory when registered */
   int pid;             /* the process that registered */
+  _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
   struct bertha_claims_header *claims;
   struct listener *next;
 };

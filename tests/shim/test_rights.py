@@ -1,0 +1,27 @@
+"""A connection that is passed on by SCM_RIGHTS goes back to the kernel, where its receiver finds it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Host, eventually, free_port
+from tests.shim.conftest import Build
+
+_LINES = Path(__file__).parent / "lines.py"
+
+
+@pytest.mark.parametrize("when", ["first", "later"])
+def test_passed_on(host: Host, build: Build, when: str) -> None:
+    port = free_port()
+    host.server([build("pass_on"), port, when, "3"], port)
+    words = ["a", "b", "c", "--", "d", "e", "--", "f", "g"]
+    assert host.run([sys.executable, _LINES, port, *words]) == "ok\n"
+    eventually(lambda: host.rehearse or len(host.connlog()) == 6, "both ends in the log")
+    log = host.finish()
+    for c in log:
+        if c.program == "pass_on":
+            assert c.reason is not None and "passed" in c.reason
+            assert when == "first" or c.implementation == "shm"
