@@ -41,6 +41,6 @@ BERTHA_EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max, co
   if (LIKELY(s == NULL)) {
     return REAL(epoll_pwait2)(epfd, events, max, timeout, mask);
   }
-  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec;
-  return (int)errno_result(eset_wait(s, events, max, ns, mask));
+  int64_t ns = time_ns(timeout);
+  return (int)errno_result(ns == -EINVAL ? ns : eset_wait(s, events, max, ns, mask));
 }

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../core/wait.h"
 #include "calls.h"
 
 /* glibc declares that poll only writes to its array; we read it first. */
@@ -31,8 +32,8 @@ BERTHA_EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec 
   if (LIKELY(!any_of_ours(fds, count))) {
     return REAL(ppoll)(fds, count, timeout, mask);
   }
-  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec;
-  return (int)errno_result(wait_fds(fds, count, ns, mask));
+  int64_t ns = time_ns(timeout);
+  return (int)errno_result(ns == -EINVAL ? ns : wait_fds(fds, count, ns, mask));
 }
 
 __attribute__((noreturn)) void __chk_fail(void);
@@ -119,7 +120,15 @@ BERTHA_EXPORT int select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval 
   if (LIKELY(!select_has_ours(n, r, w, e)) || n > FD_SETSIZE) {
     return REAL(select)(n, r, w, e, timeout);
   }
-  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + (int64_t)timeout->tv_usec * 1000;
+  int64_t ns = -1;
+  if (timeout != NULL) { /* more than a second's worth of microseconds is allowed (select(2), "Errors") */
+    bool bad = timeout->tv_sec < 0 || timeout->tv_usec < 0;
+    struct timespec t = {timeout->tv_sec, timeout->tv_usec % 1000000 * 1000};
+    ns = bad ? -EINVAL : time_ns(&t) + timeout->tv_usec / 1000000 % INT32_MAX * 1000000000;
+  }
+  if (ns == -EINVAL) {
+    return (int)errno_result(ns);
+  }
   int64_t begin = bertha_now_ns();
   int result = select_by_poll(n, r, w, e, ns, NULL);
   if (timeout != NULL && result >= 0) { /* Linux leaves the time not slept (select(2)) */
@@ -136,6 +145,6 @@ BERTHA_EXPORT int pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct t
   if (LIKELY(!select_has_ours(n, r, w, e)) || n > FD_SETSIZE) {
     return REAL(pselect)(n, r, w, e, timeout, mask);
   }
-  int64_t ns = timeout == NULL ? -1 : (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec;
-  return (int)errno_result(select_by_poll(n, r, w, e, ns, mask));
+  int64_t ns = time_ns(timeout);
+  return (int)errno_result(ns == -EINVAL ? ns : select_by_poll(n, r, w, e, ns, mask));
 }

@@ -196,7 +196,7 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
                               (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
     atomic_store(&conn_rx(c)->want_kernel, 1); /* which resets a connection that still sends to us */
   }
-  if (result == 0 && ring) {
+  if (result == 0 && c != NULL) { /* it may come to the ring later */
     conn_set_flag(c, how == SHUT_RD ? CONN_RD_SHUT : how == SHUT_WR ? CONN_WR_SHUT : CONN_RD_SHUT | CONN_WR_SHUT);
   }
   return result;

@@ -19,6 +19,7 @@ struct dir_hit {
 /* Listeners that a connect() to this address may reach; those of the caller's own namespace first. */
 int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max);
 uint64_t directory_generation(void); /* 0: no agent is serving */
+void directory_after_fork(void);
 uint64_t bertha_netns(int any_socket);
 
 /* link.c */
@@ -30,10 +31,11 @@ struct link *link_fetch(struct listener *listener, uint32_t index);
 /* One that an earlier image had: no new connection is made on it.  Takes the descriptor over. */
 struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply);
 void link_fd_moved(int from, int to);
+void link_after_fork(void);
 bool link_held(const struct link *link); /* its client process lives */
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
 int slot_take(struct link *link); /* -1: none free */
-void slot_give_back(struct link *link, uint32_t slot, bool both);
+void slot_give_back(struct link *link, uint32_t slot);
 
 /* claims.c */
 uint32_t tuple_tag(const uint8_t client_addr[16], uint16_t client_port);

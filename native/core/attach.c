@@ -69,7 +69,7 @@ void conn_refresh_watch(struct conn *c) {
 }
 
 /* Both ends know of each other. */
-static void tied(struct conn *c, int fd, uint32_t from) {
+static void tied(struct conn *c, uint32_t from) {
   struct link *l = c->link;
   c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
   c->tx_mem = link_ring(l, c->slot_index, c->side);
@@ -80,11 +80,12 @@ static void tied(struct conn *c, int fd, uint32_t from) {
   c->tx_base = 0;
   c->info.reason = l->plan.reason;
   bool by_unix = l->plan.implementation == BERTHA_IMPL_UNIX;
-  if (!atomic_compare_exchange_strong(&c->info.kind, &from, by_unix ? BERTHA_CONN_UNIX : BERTHA_CONN_SHM) ||
-      by_unix) {
-    return;
-  }
-  if (!eset_wants_upgrade(c, fd)) {
+  atomic_compare_exchange_strong(&c->info.kind, &from, by_unix ? BERTHA_CONN_UNIX : BERTHA_CONN_SHM);
+}
+
+/* Without the connection's lock: an epoll set has a lock of its own, and takes ours while it holds that. */
+static void after_tied(struct conn *c, int fd) {
+  if (conn_kind(c) == BERTHA_CONN_SHM && !eset_wants_upgrade(c, fd)) {
     conn_refresh_watch(c);
   }
 }
@@ -214,10 +215,10 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   uint32_t use = BERTHA_SLOT_USE(atomic_load_explicit(&c->slot->state, memory_order_relaxed));
   atomic_store_explicit(&c->slot->state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED), memory_order_release);
   uint32_t tag = tuple_tag(tuple.client_addr, tuple.client_port);
-  if (!claim_publish(l->claims, tag, bertha_claim_word(tag, l->index, (uint32_t)s))) {
-    atomic_store(&c->slot->state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_FREE));
-    slot_give_back(l, (uint32_t)s, true);
-    c->slot = NULL;
+  uint32_t claimed = BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED);
+  if (!claim_publish(l->claims, tag, bertha_claim_word(tag, l->index, (uint32_t)s)) &&
+      atomic_compare_exchange_strong(&c->slot->state, &claimed, BERTHA_SLOT_WORD(use, BERTHA_SLOT_REFUSED))) {
+    slot_give_back(l, (uint32_t)s);
     return BERTHA_WHY_CLAIMS_FULL;
   }
   return 0;
@@ -227,14 +228,12 @@ static void withdraw(struct conn *c) {
   struct bertha_slot *s = c->slot;
   uint32_t word = atomic_load(&s->state);
   if (BERTHA_SLOT_STATE(word) == BERTHA_SLOT_CLAIMED &&
-      atomic_compare_exchange_strong(&s->state, &word, BERTHA_SLOT_WORD(BERTHA_SLOT_USE(word), BERTHA_SLOT_FREE))) {
+      atomic_compare_exchange_strong(&s->state, &word,
+                                     BERTHA_SLOT_WORD(BERTHA_SLOT_USE(word), BERTHA_SLOT_REFUSED))) {
     uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
     claim_withdraw(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index));
-    atomic_store(&s->watch[BERTHA_SIDE_CLIENT].done, 1);
-    slot_give_back(c->link, c->slot_index, true);
-  } else { /* the server was quicker; it learns of our end by the kernel */
-    atomic_store(&s->watch[BERTHA_SIDE_CLIENT].done, 1);
-  }
+  } /* else the server was quicker; it learns of our end by the kernel */
+  slot_give_back(c->link, c->slot_index);
   c->slot = NULL;
 }
 
@@ -336,7 +335,7 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   c->info.local_port = port;
   s->server_pid = (uint32_t)bertha.pid;
   same_processor(l); /* says where we run, before the client thinks of spinning */
-  tied(c, fd, BERTHA_CONN_MAYBE);
+  tied(c, BERTHA_CONN_MAYBE);
   return true;
 }
 
@@ -347,14 +346,17 @@ static bool find_claim(struct conn *c, int fd) {
   if (n == 0 || !bertha_lock(&c->rx_lock)) {
     return false;
   }
-  bool found = conn_kind(c) == BERTHA_CONN_SHM;
+  bool found = false;
   int64_t began = bertha_now_ns();
-  for (int i = 0; i < n && !found; i++) {
+  for (int i = 0; i < n && !found && conn_kind(c) == BERTHA_CONN_MAYBE; i++) {
     found = take_claim(c, fd, words[i], tag);
   }
   c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
   bertha_unlock(&c->rx_lock);
-  return found;
+  if (found) {
+    after_tied(c, fd);
+  }
+  return conn_kind(c) == BERTHA_CONN_SHM;
 }
 
 bool conn_ripe(struct conn *c, int fd) {
@@ -378,9 +380,10 @@ bool conn_ripe(struct conn *c, int fd) {
     }
     bool there = c->link->plan.implementation == BERTHA_IMPL_SHM || unix_collect(c);
     if (conn_kind(c) == BERTHA_CONN_CLAIMED && there) {
-      tied(c, fd, BERTHA_CONN_CLAIMED);
+      tied(c, BERTHA_CONN_CLAIMED);
     }
     bertha_unlock(&c->rx_lock);
+    after_tied(c, fd);
     return conn_kind(c) == BERTHA_CONN_SHM;
   }
   if (state == BERTHA_SLOT_REFUSED) {
@@ -428,7 +431,7 @@ uint32_t conn_decide(struct conn *c, int fd, uint32_t why) {
       conn_make_plain(c, why);
     } else if (kind == BERTHA_CONN_CLAIMED && give_up_claim(c)) {
       conn_make_plain(c, why);
-      atomic_store(&c->slot->watch[BERTHA_SIDE_CLIENT].done, 1);
+      slot_give_back(c->link, c->slot_index);
     }
     bertha_unlock(&c->rx_lock);
   }
@@ -489,10 +492,10 @@ void conn_after_close(struct conn *c) {
   if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) {
-    atomic_store_explicit(&s->watch[c->side].done, 1, memory_order_release);
     if (c->side == BERTHA_SIDE_CLIENT) {
-      slot_give_back(c->link, c->slot_index,
-                     atomic_load_explicit(&s->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire));
+      slot_give_back(c->link, c->slot_index);
+    } else {
+      atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
     }
   }
   conn_free(c);

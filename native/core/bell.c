@@ -64,6 +64,10 @@ static int fetch_bell(uint32_t id) {
   return fd;
 }
 
+void bell_after_fork(void) {
+  atomic_store(&bells_lock, 0);
+}
+
 void bell_fd_moved(int from, int to) {
   for (uint32_t i = 0; i < BELLS; i++) {
     if (atomic_load(&known_bells[i].id) != 0 && known_bells[i].fd == from) {

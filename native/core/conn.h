@@ -49,6 +49,7 @@ void signal_space(struct conn *c, int fd);
 void bell_settle(struct conn *c, int fd); /* with the rx lock held, the ring drained */
 void bell_on_connection(struct conn *c, int fd);
 void bell_fd_moved(int from, int to);
+void bell_after_fork(void);
 bool bell_take_byte(struct conn *c, int fd);
 uint32_t bell_create(int *fd); /* 0: none */
 

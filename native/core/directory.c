@@ -82,6 +82,10 @@ static struct bertha_dir_header *current(void) {
   return fresh;
 }
 
+void directory_after_fork(void) {
+  atomic_store(&directory.lock, 0);
+}
+
 uint64_t directory_generation(void) {
   struct bertha_dir_header *map = current();
   return map != NULL ? atomic_load_explicit(&map->generation, memory_order_acquire) : 0;

@@ -156,7 +156,9 @@ static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   struct slink *k = r->slink;
   uint16_t mine = (uint16_t)k->sleeper;
   ring_off(k, c->slot_index);
-  atomic_compare_exchange_strong(&c->slot->watch[c->side].epoll, &mine, 0);
+  if (!s->inherited) { /* the slot names the parent's sleeper, which goes on waiting */
+    atomic_compare_exchange_strong(&c->slot->watch[c->side].epoll, &mine, 0);
+  }
   k->count--;
   s->ring_count--;
   r->slink = NULL;

@@ -9,7 +9,7 @@
 
 #include "agentc.h"
 
-enum { REFUSALS = 16 };
+enum { REFUSALS = 16, RING_MIN = 256 };
 static const int64_t refusal_ns = 1000000000;
 
 static struct {
@@ -52,6 +52,10 @@ bool link_held(const struct link *l) {
   /* our own lock does not show: client and server in one process */
   return (REAL(fcntl)(l->fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) ||
          link_is_mine(l);
+}
+
+void link_after_fork(void) {
+  atomic_store(&here.lock, 0); /* the lists are whole at any moment */
 }
 
 void link_fd_moved(int from, int to) {
@@ -154,7 +158,11 @@ struct listener *listener_register(int fd, uint32_t *why) {
   return l;
 }
 
-static bool header_sane(const struct bertha_link_header *h, size_t size, uint64_t listener, uint32_t index) {
+/* The other side may write into its mapping at any time: what has been checked here is what is used. */
+static bool header_copy(struct bertha_link_header *h, const struct bertha_link_header *shared, size_t size,
+                        uint64_t listener, uint32_t index) {
+  memcpy((void *)h, (const void *)shared, sizeof *h);
+  atomic_signal_fence(memory_order_seq_cst); /* no reading again instead */
   size_t slots = (size_t)h->slot_count * sizeof(struct bertha_slot);
   size_t rings = (size_t)h->slot_count * 2 * h->ring_max;
   size_t words = (h->slot_count + 63) / 64 * 8;
@@ -181,17 +189,22 @@ static void close_both(int a, int b) {
   }
 }
 
-static struct link *fill_link(struct link *l, struct bertha_link_header *h, size_t size,
+static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
+                              const struct bertha_link_header *h, size_t size,
                               const struct bertha_link_reply *reply, int side) {
-  l->header = h;
-  l->base = (uint8_t *)h;
+  l->header = shared;
+  l->base = (uint8_t *)shared;
   l->size = size;
   l->listener = reply->listener;
   l->index = reply->index;
   l->slot_count = h->slot_count;
   l->ring_max = h->ring_max;
+  l->ring_offset = h->ring_offset;
   l->side = (uint8_t)side;
   l->plan = reply->plan;
+  if (l->plan.ring_size < RING_MIN || (l->plan.ring_size & (l->plan.ring_size - 1)) != 0) {
+    l->plan.ring_size = 0;
+  }
   for (int s = 0; s < 2; s++) {
     l->dirty[s] = (_Atomic uint64_t *)(void *)(l->base + h->dirty_offset[s]);
     l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
@@ -214,7 +227,8 @@ struct link *link_inherit(int fd, int side, const struct bertha_link_reply *repl
   size_t size = 0;
   struct bertha_link_header *h = map_sealed(fd, sizeof *h, &size);
   struct link *l = calloc(1, sizeof *l);
-  if (h == NULL || l == NULL || !header_sane(h, size, reply->listener, reply->index)) {
+  struct bertha_link_header checked;
+  if (h == NULL || l == NULL || !header_copy(&checked, h, size, reply->listener, reply->index)) {
     if (h != NULL) {
       munmap(h, size);
     }
@@ -222,7 +236,7 @@ struct link *link_inherit(int fd, int side, const struct bertha_link_reply *repl
     REAL(close)(fd);
     return NULL;
   }
-  fill_link(l, h, size, reply, side);
+  fill_link(l, h, &checked, size, reply, side);
   l->owner_pid = -1;
   l->fd = bertha_hide_fd(fd);
   return enlist(l);
@@ -237,18 +251,19 @@ static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply
     return NULL;
   }
   struct link *l = calloc(1, sizeof *l);
+  struct bertha_link_header checked;
   uint16_t *stack = side == BERTHA_SIDE_CLIENT ? calloc(2 * BERTHA_LINK_SLOTS, sizeof *stack) : NULL;
   if (l == NULL || (side == BERTHA_SIDE_CLIENT && stack == NULL) ||
-      !header_sane(h, size, reply->listener, reply->index)) {
+      !header_copy(&checked, h, size, reply->listener, reply->index)) {
     munmap(h, size);
     close_both(fd, mailbox);
     free(l);
     free(stack);
     return NULL;
   }
-  fill_link(l, h, size, reply, side);
+  fill_link(l, h, &checked, size, reply, side);
   l->mailbox = mailbox >= 0 ? bertha_hide_fd(mailbox) : -1;
-  l->mail = mailbox >= 0 && side == BERTHA_SIDE_CLIENT ? calloc(h->slot_count, sizeof *l->mail) : NULL;
+  l->mail = mailbox >= 0 && side == BERTHA_SIDE_CLIENT ? calloc(l->slot_count, sizeof *l->mail) : NULL;
   l->owner_pid = bertha.pid;
   l->free_slots = stack;
   l->fd = bertha_hide_fd(fd);
@@ -265,7 +280,7 @@ static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply
 }
 
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side) {
-  return link->base + link->header->ring_offset + ((size_t)slot * 2 + (size_t)side) * link->ring_max;
+  return link->base + link->ring_offset + ((size_t)slot * 2 + (size_t)side) * link->ring_max;
 }
 
 static uint32_t refused(uint64_t listener) {
@@ -397,13 +412,19 @@ int slot_take(struct link *l) {
   return s;
 }
 
-/* Called by the process that took it.  `both`: neither side will touch the slot again; otherwise the server is yet
- * to leave it: looked at again at the next claim, or found by a later sweep. */
-void slot_give_back(struct link *l, uint32_t slot, bool both) {
+/* The client's side will not touch the slot any more.  If the server is yet to leave it, it is looked at again at the
+ * next claim, or found by a later sweep; so it is by the process that took it when another one is the last to go.
+ * The slot counts as left only under the lock: a sweep would find it a second time. */
+void slot_give_back(struct link *l, uint32_t slot) {
+  struct bertha_watch *watch = l->slots[slot].watch;
   if (l->owner_pid != bertha.pid || l->side != BERTHA_SIDE_CLIENT || !bertha_lock(&l->lock)) {
+    atomic_store_explicit(&watch[BERTHA_SIDE_CLIENT].done, 1, memory_order_release);
     return;
   }
-  if (!both) {
+  uint32_t state = BERTHA_SLOT_STATE(atomic_load(&l->slots[slot].state));
+  atomic_store_explicit(&watch[BERTHA_SIDE_CLIENT].done, 1, memory_order_release);
+  if (state == BERTHA_SLOT_ATTACHED &&
+      !atomic_load_explicit(&watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
     l->left = (int)slot;
   } else if (l->free_count < l->slot_count) {
     l->free_slots[l->free_count++] = (uint16_t)slot;

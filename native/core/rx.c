@@ -276,8 +276,12 @@ static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int c
       atomic_fetch_add(&c->krx, (uint64_t)n);
       count_bytes(&c->info.rx_bytes, (uint64_t)n);
     }
-    if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE) {
-      conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE); /* it sent without a claim: it does not know us */
+    /* With the lock: another thread may be between taking the claim and saying so. */
+    if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
+      if (conn_kind(c) == BERTHA_CONN_MAYBE) {
+        conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE); /* it sent without a claim: it does not know us */
+      }
+      bertha_unlock(&c->rx_lock);
     }
   }
   conn_refresh_watch(c);

@@ -52,6 +52,7 @@ struct link { /* this process's mapping of a link */
   uint32_t index;
   uint32_t slot_count;
   uint32_t ring_max;
+  size_t ring_offset;
   uint8_t side;
   struct bertha_plan plan;
   int fd;          /* hidden; -1 once given up */

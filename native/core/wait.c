@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "agentc.h"
 #include "conn.h"
 #include "eset.h"
 #include "unixpair.h"
@@ -112,6 +113,9 @@ void wait_after_fork(void) {
     w->pid = 0;
   }
   my_waiter = NULL;
+  link_after_fork();
+  directory_after_fork();
+  bell_after_fork();
   eset_after_fork();
 }
 
@@ -212,6 +216,12 @@ static int64_t at_most(int64_t deadline, int64_t now, int64_t ns) {
   return deadline >= 0 && deadline - now < ns ? deadline - now : ns;
 }
 
+/* Another thread of this side is asleep on the same thing.  The number lies in shared memory: it may be any. */
+static bool sleeper_elsewhere(const struct conn *c, uint32_t other, uint32_t mine) {
+  return other != 0 && other != mine && other < BERTHA_SLEEPERS &&
+         atomic_load(&c->link->sleepers[c->side][other].armed) != 0;
+}
+
 static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline) {
   struct link *l = c->link;
   struct bertha_watch *watch = &c->slot->watch[c->side];
@@ -221,7 +231,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   struct bertha_sleeper *s = &l->sleepers[c->side][index];
   if (index != 0) {
     uint16_t other = atomic_load(place);
-    if (other != 0 && other != index && atomic_load(&l->sleepers[c->side][other].armed)) {
+    if (sleeper_elsewhere(c, other, index)) {
       index = 0; /* another thread sleeps on this very thing: take turns by the clock */
     } else {
       atomic_store(place, (uint16_t)index);
@@ -270,7 +280,8 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   }
   if (index != 0) {
     atomic_store(&s->armed, 0);
-    atomic_store(place, 0);
+    uint16_t mine = (uint16_t)index; /* another thread may have come since we were rung */
+    atomic_compare_exchange_strong(place, &mine, 0);
   }
   return result;
 }
@@ -535,7 +546,7 @@ static bool arm(struct waiter *w, struct poll_call *p) {
         continue;
       }
       uint16_t other = atomic_load(places[k]);
-      if (other != 0 && other != index && atomic_load(&c->link->sleepers[c->side][other].armed)) {
+      if (sleeper_elsewhere(c, other, index)) {
         sure = false;
       } else {
         atomic_store(places[k], (uint16_t)index);

@@ -16,6 +16,18 @@ void wait_after_fork(void);
 void wait_fd_moved(int from, int to);
 void wait_note_signal(int number, const struct sigaction *action);
 
+/* A program's time in nanoseconds; -1: none given, -EINVAL: not a time.  What is too long to count is cut: it will do. */
+static inline int64_t time_ns(const struct timespec *t) {
+  if (t == NULL) {
+    return -1;
+  }
+  if (t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1000000000) {
+    return -EINVAL;
+  }
+  int64_t seconds = t->tv_sec < INT32_MAX ? t->tv_sec : INT32_MAX; /* 68 years */
+  return seconds * 1000000000 + t->tv_nsec;
+}
+
 /* How long to look before sleeping. */
 struct spinner {
   int32_t score;
