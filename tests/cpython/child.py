@@ -4,8 +4,8 @@ A script, not a module: it runs under bertha-run in a namespace of its own and m
 
     child.py OUT TIMEOUT MODULE [--skip FILE] [--only GLOB]... [--ignore GLOB]... [--resource NAME]...
 
-OUT is appended to. A test that takes longer than TIMEOUT seconds ends the process (with every thread's stack on
-stderr); the caller starts it again with --skip FILE, the ids to leave out, a line each.
+OUT is appended to. A test that takes longer than TIMEOUT seconds ends the process (with every thread's
+stack on stderr); the caller starts it again with --skip FILE, the ids to leave out, a line each.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def main() -> int:
         with open(args.skip) as file:
             skip = set(file.read().split("\n"))
 
-    from test import support
-    from test.support import os_helper
+    from test import support  # type: ignore[import-not-found]
+    from test.support import os_helper  # type: ignore[import-not-found]
 
     support.verbose = 0
     support.use_resources = args.resource

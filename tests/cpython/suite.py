@@ -1,4 +1,5 @@
-"""One module of CPython's tests, run plain or under bertha-run, whatever hangs or crashes; and the comparison.
+"""One module of CPython's tests, run plain or under bertha-run, whatever hangs or crashes; and the
+comparison.
 
 Each run has a network namespace of its own when that can be made (so that fixed ports are free and nothing
 leaves the machine), and an agent and a connection log of its own.
@@ -49,7 +50,8 @@ _MAX_RESTARTS = 40
 
 @dataclass
 class ModuleRun:
-    """The outcome of each test by id: ok, skip, fail, error, hang or crash; and what carried its connections."""
+    """The outcome of each test by id: ok, skip, fail, error, hang or crash; and what carried its
+    connections."""
 
     outcomes: dict[str, str] = field(default_factory=dict)
     details: dict[str, str] = field(default_factory=dict)
@@ -66,7 +68,9 @@ class ModuleRun:
 
 def unavailable() -> str | None:
     """Why CPython's tests cannot run with this interpreter, or None."""
-    probe = subprocess.run([sys.executable, "-c", "import test.test_socket"], capture_output=True, check=False)
+    probe = subprocess.run(
+        [sys.executable, "-c", "import test.test_socket"], capture_output=True, check=False
+    )
     return None if probe.returncode == 0 else "this Python has no test package (Debian: libpython3-testsuite)"
 
 
@@ -91,10 +95,17 @@ def _alone(command: list[str]) -> list[str]:
 class Suite:
     """Runs modules; everything it starts is gone when `run` returns."""
 
-    def __init__(self, timeout: float = 60.0, only: Sequence[str] = (), verbose: bool = False) -> None:
+    def __init__(
+        self,
+        timeout: float = 60.0,
+        only: Sequence[str] = (),
+        ignore: Sequence[str] = (),
+        package: str = "test",
+    ) -> None:
         self.timeout = timeout
         self.only = list(only)
-        self.verbose = verbose
+        self.ignore = [*IGNORE, *ignore]
+        self.package = package
 
     def run(self, module: str, shim: bool) -> ModuleRun:
         """All tests of `module` ("test_socket")."""
@@ -121,6 +132,8 @@ class Suite:
         env["BERTHA_AGENT"] = str(room / "agent.sock")
         env["BERTHA_CONNLOG"] = str(room / "connlog")
         env["TMPDIR"] = str(room)
+        if self.package != "test":
+            env["PYTHONPATH"] = str(Path(__file__).parent)
         return env
 
     def _start_agent(self, room: Path) -> subprocess.Popen[bytes]:
@@ -134,10 +147,10 @@ class Suite:
         lines.touch()
         for _ in range(_MAX_RESTARTS):
             skip.write_text("\n".join(result.outcomes))
-            command = [sys.executable, str(_CHILD), str(lines), str(self.timeout), f"test.{module}"]
+            command = [sys.executable, str(_CHILD), str(lines), str(self.timeout), f"{self.package}.{module}"]
             command += ["--skip", str(skip)]
             command += [word for name in resources() for word in ("--resource", name)]
-            command += [word for glob in IGNORE for word in ("--ignore", glob)]
+            command += [word for glob in self.ignore for word in ("--ignore", glob)]
             command += [word for glob in self.only for word in ("--only", glob)]
             if shim:
                 command = [str(_BIN / "bertha-run"), "--require", "--", *command]

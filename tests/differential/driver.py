@@ -1,10 +1,11 @@
 """A program that makes the socket calls it is told to, through the C library, and says what came of them.
 
-    driver.py CONTROL_FD SECOND_CONTROL_FD
+    python -m tests.differential.driver CONTROL_FD SECOND_CONTROL_FD
 
-A script of its own: it runs plain or under bertha-run.  Messages on the control descriptor are a length (4 bytes) and
-JSON.  A request names a call and handles (numbers of the controller's choice); the reply has `ret`, `errno`, and
-whatever the call gave.  After a "fork" the child listens on the second control descriptor, with all handles.
+It runs plain or under bertha-run.  Messages on the control descriptor are a length (4
+bytes) and JSON.  A request names a call and handles (numbers of the controller's choice); the reply has
+`ret`, `errno`, and whatever the call gave.  After a "fork" the child listens on the second control
+descriptor, with all handles.
 """
 
 from __future__ import annotations
@@ -21,9 +22,7 @@ import sys
 import time
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
-from libc import EpollEvent, MMsgHdr, MsgHdr, PollFd, TimeVal, Vector, buffer, lib  # noqa: E402
+from tests.differential.libc import EpollEvent, MMsgHdr, MsgHdr, PollFd, TimeVal, Vector, buffer, lib
 
 Reply = dict[str, Any]
 _OPTIONS = {
@@ -358,7 +357,7 @@ class Driver:
         for bits in raw:
             for fd in fds if bits is not None else []:
                 assert bits is not None
-                bits[fd // 8] = bits.raw[fd // 8] | 1 << fd % 8
+                bits[fd // 8] = bytes([bits.raw[fd // 8] | 1 << fd % 8])
         zero = TimeVal(0, 0)
         ret = lib.select(max(fds, default=-1) + 1, *raw, ctypes.byref(zero))
         out = [[b.raw[fd // 8] >> fd % 8 & 1 for fd in fds] if b is not None else None for b in raw]

@@ -1,9 +1,10 @@
 """Random sequences of socket calls for two programs, from a seed.
 
-A sequence is a list of steps, each a JSON object: who makes the call ("who": 0 the server's program, 1 the client's,
-2 and 3 children that they have forked), the call, handles and arguments.  The generator follows, roughly, what is
-connected to what, so that most calls mean something; it need not be right, because both runs make the same calls.
-No call may wait for ever: blocking sockets get a short timeout, unless the same step says what ends the wait.
+A sequence is a list of steps, each a JSON object: who makes the call ("who": 0 the server's program, 1 the
+client's, 2 and 3 children that they have forked), the call, handles and arguments.  The generator follows,
+roughly, what is connected to what, so that most calls mean something; it need not be right, because both
+runs make the same calls. No call may wait for ever: blocking sockets get a short timeout, unless the same
+step says what ends the wait.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The C library's calls by ctypes, for `driver`: dlsym finds the preload library's first, if there is one.
-
-A module that the driver loads by its path: nothing of this package, so that the driver starts quickly.
-"""
+"""The C library's calls by ctypes, for `driver`: dlsym finds the preload library's first, if there is one."""
 
 from __future__ import annotations
 

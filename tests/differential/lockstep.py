@@ -1,7 +1,9 @@
-"""Lets two programs make a sequence of calls one after the other, and compares a plain run with one on shared memory.
+"""Lets two programs make a sequence of calls one after the other, and compares a plain run with one on
+shared memory.
 
-A difference counts when it is there each time: what a call gives may depend on how far the kernel has got with the
-one before, in the plain run too.  A difference that lasts is made as small as possible and can be replayed:
+A difference counts when it is there each time: what a call gives may depend on how far the kernel has got
+with the one before, in the plain run too.  A difference that lasts is made as small as possible and can be
+replayed:
 
     python -m tests.differential.lockstep SEED        (or a file with the steps)
 """
@@ -23,7 +25,7 @@ from typing import Any
 from tests.differential.driver import pattern
 from tests.differential.generate import Generator, Step
 
-_DRIVER = Path(__file__).with_name("driver.py")
+_ROOT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
 _PATIENCE_S = 8.0
 
@@ -71,9 +73,9 @@ class _Actor:
 
 
 class Pair:
-    """The two programs, plain or under bertha-run."""
+    """The two programs, plain or behind `wrapper` (bertha-run)."""
 
-    def __init__(self, shim: bool, environment: dict[str, str]) -> None:
+    def __init__(self, wrapper: list[str], environment: dict[str, str]) -> None:
         self.programs: list[subprocess.Popen[bytes]] = []
         self.actors: dict[int, _Actor] = {}
         self.second: list[socket.socket] = []
@@ -82,12 +84,22 @@ class Pair:
         for who in (0, 1):
             mine, theirs = socket.socketpair()
             mine2, theirs2 = socket.socketpair()
-            command = [sys.executable, str(_DRIVER), str(theirs.fileno()), str(theirs2.fileno())]
-            if shim:
-                name = ("differential-server", "differential-client")[who]
-                command = [str(_BIN / "bertha-run"), "--require", "--name", name, "--", *command]
+            command = [
+                sys.executable,
+                "-m",
+                "tests.differential.driver",
+                str(theirs.fileno()),
+                str(theirs2.fileno()),
+            ]
+            command = [*wrapper, *command]
             fds = (theirs.fileno(), theirs2.fileno())
-            program = subprocess.Popen(command, env=environment, pass_fds=fds, stdin=subprocess.DEVNULL)
+            program = subprocess.Popen(
+                command,
+                env={**environment, "PYTHONPATH": str(_ROOT)},
+                pass_fds=fds,
+                stdin=subprocess.DEVNULL,
+                cwd=_ROOT,
+            )
             self.programs.append(program)
             self.actors[who] = _Actor(mine, program.pid)
             self.second.append(mine2)
@@ -237,6 +249,9 @@ class Comparison:
         self.environment = environment
         self.free_port = free_port
         self.pairs: dict[bool, Pair | None] = {False: None, True: None}
+        self.shim_command = [str(_BIN / "bertha-run"), "--require", "--"]
+        # for the test of this very thing: calls that set 0 for the second pair
+        self.spoil: dict[str, str] | None = None
 
     def close(self) -> None:
         """Ends all programs."""
@@ -252,7 +267,11 @@ class Comparison:
     def _run(self, steps: list[Step], shim: bool) -> list[Any]:
         pair = self.pairs[shim]
         if pair is None:
-            pair = self.pairs[shim] = Pair(shim, self.environment)
+            wrapper = self.shim_command if shim else []
+            pair = self.pairs[shim] = Pair(wrapper, self.environment)
+        if shim and self.spoil is not None:
+            hidden = self.spoil.items()
+            steps = [{**s, "value": 0} if hidden <= s.items() else s for s in steps]
         try:
             out = pair.run(steps, self.free_port())
         except StuckError as error:

@@ -1,0 +1,70 @@
+"""Random sequences of calls give the same over plain TCP and over shared memory.
+
+BERTHA_DIFFERENTIAL_SEQUENCES says how many (default 200); BERTHA_DIFFERENTIAL_SEED where to begin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import MakeHost
+from tests.differential.generate import Generator, Step
+from tests.differential.lockstep import Comparison
+from tests.harness import Host, free_port
+
+_SEQUENCES = int(os.environ.get("BERTHA_DIFFERENTIAL_SEQUENCES", "200"))
+_SEED = int(os.environ.get("BERTHA_DIFFERENTIAL_SEED", "0"))
+_CHUNKS = 4
+
+
+@pytest.fixture
+def comparison(host: Host) -> Iterator[Comparison]:
+    comparison = Comparison(host.environment(), free_port)
+    yield comparison
+    comparison.close()
+
+
+def _report(comparison: Comparison, steps: list[Step], seed: int) -> str:
+    least = comparison.smallest(steps, seconds=30)
+    lines = "\n".join(json.dumps(step) for step in least)
+    return f"seed {seed}: {comparison.lasting(least)}\nthe steps (lockstep replays a seed):\n{lines}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60 + _SEQUENCES)
+@pytest.mark.parametrize("chunk", range(_CHUNKS))
+def test_same_over_shared_memory(chunk: int, host: Host, comparison: Comparison) -> None:
+    seeds = range(_SEED + chunk, _SEED + _SEQUENCES, _CHUNKS)
+    for seed in seeds:
+        steps = Generator(seed).sequence()
+        difference = comparison.lasting(steps)
+        assert difference is None, _report(comparison, steps, seed)
+    comparison.close()
+    if host.rehearse:
+        return
+    log = host.connlog()
+    carried = sum(c.implementation == "shm" for c in log)
+    assert carried >= len(seeds), f"{carried} ends on shared memory of {len(log)}, in {len(seeds)} sequences"
+    # what is plain was never accepted, or had ended by then
+    assert carried >= 0.7 * len(log), sorted({str(c.reason) for c in log if c.plain})
+
+
+def test_a_difference_is_noticed_and_made_small(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The harness itself: two programs that differ in one option."""
+    host = make_host(agent=False)
+    comparison = Comparison(host.environment(), free_port)
+    monkeypatch.setattr(comparison, "shim_command", [])
+    monkeypatch.setattr(comparison, "spoil", {"op": "setsockopt", "name": "keepalive"})
+    steps = Generator(3).sequence()
+    steps.insert(5, {"who": 0, "op": "setsockopt", "h": 1, "name": "keepalive", "value": 1})
+    steps.append({"who": 0, "op": "getsockopt", "h": 1, "name": "keepalive"})
+    try:
+        assert comparison.lasting(steps) is not None
+        least = [s for s in comparison.smallest(steps) if s["op"] != "timeout"]
+    finally:
+        comparison.close()
+    assert [s["op"] for s in least] == ["socket", "setsockopt", "getsockopt"]
