@@ -79,7 +79,7 @@ def run(options: interleave.Options) -> Report:
                     )
                     report.commands[variant.name] = " ".join(pinger.argv(connections, REQUESTS, 0))
         interleave.run(report, rounds, options)
-        # The measured rounds are not logged, since a line at each close would cost: ask one of each kind again.
+        # The measured rounds are not logged, since a line at each close would cost: one of each kind again.
         for pinger in {(p.variant.name, p.cores): p for p in pingers}.values():
             variants.prove(stage, report, pinger.variant, pinger.probe)
     _figures(report)
