@@ -49,7 +49,7 @@ def _boxes(axes: Any, cells: Sequence[Cell], series: str) -> None:
     drawn = axes.bxp(boxes, showfliers=False, patch_artist=True, medianprops={"color": "black"})
     for patch, cell in zip(drawn["boxes"], cells, strict=True):
         patch.set_facecolor(_COLOURS.get(cell.variant, "#cccccc"))
-    axes.set_ylim(bottom=0)
+    axes.set_yscale("log")  # from half a microsecond to milliseconds
     axes.tick_params(axis="x", rotation=60)
 
 
