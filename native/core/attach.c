@@ -489,7 +489,10 @@ void conn_last_close(struct conn *c, int fd) {
 void conn_after_close(struct conn *c) {
   struct bertha_slot *s = c->slot;
   uint32_t kind = conn_kind(c);
-  if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
+  if (kind == BERTHA_CONN_LISTENER && c->listener != NULL) {
+    struct bertha_unlisten body = {.listener = c->listener->id};
+    agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+  } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) {
     if (c->side == BERTHA_SIDE_CLIENT) {
