@@ -339,6 +339,23 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   return true;
 }
 
+/* Two living claims of one 4-tuple: clients in two networks that use the same addresses, of which only one has its other
+ * half here.  Which one, the kernel's connection does not say. */
+static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
+  int living = 0;
+  for (int i = 0; n > 1 && i < n; i++) {
+    struct link *l = link_fetch(c->listener, (uint32_t)(words[i] >> 16) & 0xffffffu);
+    uint32_t index = (uint32_t)words[i] & 0xffffu;
+    if (l != NULL && index < l->slot_count && link_held(l) &&
+        BERTHA_SLOT_STATE(atomic_load(&l->slots[index].state)) == BERTHA_SLOT_CLAIMED &&
+        l->slots[index].tuple.client_port == c->info.peer_port &&
+        memcmp(l->slots[index].tuple.client_addr, c->info.peer_addr, 16) == 0) {
+      living++;
+    }
+  }
+  return living > 1;
+}
+
 static bool find_claim(struct conn *c, int fd) {
   uint64_t words[2 * BERTHA_CLAIM_WAYS];
   uint32_t tag = tuple_tag(c->info.peer_addr, c->info.peer_port);
@@ -348,6 +365,9 @@ static bool find_claim(struct conn *c, int fd) {
   }
   bool found = false;
   int64_t began = bertha_now_ns();
+  if (ambiguous(c, words, n)) {
+    conn_make_plain(c, BERTHA_WHY_AMBIGUOUS);
+  }
   for (int i = 0; i < n && !found && conn_kind(c) == BERTHA_CONN_MAYBE; i++) {
     found = take_claim(c, fd, words[i], tag);
   }
