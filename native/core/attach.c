@@ -7,6 +7,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <string.h>
+#include <sys/syscall.h>
 
 #include "agentc.h"
 #include "abroad.h"
@@ -92,19 +93,24 @@ static void after_tied(struct conn *c, int fd) {
 
 /* ---- client ------------------------------------------------------------------------------------ */
 
-static uint64_t choose_listener(int fd, const uint8_t addr[16], uint16_t port, uint64_t netns,
-                                const struct bertha_tuple *tuple, uint32_t *why) {
-  struct dir_hit hits[BERTHA_RESOLVE_MAX];
-  int n = directory_find(addr, port, hits, BERTHA_RESOLVE_MAX);
-  bool loopback = is_v4(addr) && addr[12] == 127;
-  if (n == 0 && loopback) { /* 127.0.0.0/8 stands in the directory as 127.0.0.1 */
+/* 127.0.0.0/8 stands in the directory as 127.0.0.1. */
+static int find_listeners(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max) {
+  int n = directory_find(addr, port, hits, max);
+  if (n == 0 && is_v4(addr) && addr[12] == 127) {
     uint8_t one[16];
     memcpy(one, addr, 16);
     one[13] = one[14] = 0;
     one[15] = 1;
-    n = directory_find(one, port, hits, BERTHA_RESOLVE_MAX);
+    n = directory_find(one, port, hits, max);
   }
-  (void)fd;
+  return n;
+}
+
+static uint64_t choose_listener(const uint8_t addr[16], uint16_t port, uint64_t netns,
+                                const struct bertha_tuple *tuple, uint32_t *why) {
+  struct dir_hit hits[BERTHA_RESOLVE_MAX];
+  int n = find_listeners(addr, port, hits, BERTHA_RESOLVE_MAX);
+  bool loopback = is_v4(addr) && addr[12] == 127;
   *why = BERTHA_WHY_NOT_LISTED;
   for (int i = 0; i < n; i++) {
     if (hits[i].netns == netns) {
@@ -172,8 +178,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
     return BERTHA_WHY_NO_AGENT;
   }
   struct dir_hit any;
-  if (directory_find(tuple.server_addr, tuple.server_port, &any, 1) == 0 &&
-      !(is_v4(tuple.server_addr) && tuple.server_addr[12] == 127)) {
+  if (find_listeners(tuple.server_addr, tuple.server_port, &any, 1) == 0) {
     return BERTHA_WHY_NOT_LISTED; /* the common case of a plain destination ends here */
   }
   if (conn_flags(c) & CONN_NO_ATTACH) {
@@ -189,7 +194,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   c->info.local_port = tuple.client_port;
   uint64_t netns = bertha_netns(fd);
   uint32_t why = 0;
-  uint64_t listener = choose_listener(fd, tuple.server_addr, tuple.server_port, netns, &tuple, &why);
+  uint64_t listener = choose_listener(tuple.server_addr, tuple.server_port, netns, &tuple, &why);
   if (listener == 0) {
     return why;
   }
@@ -322,7 +327,9 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   if (l->plan.implementation == BERTHA_IMPL_UNIX) { /* posted before the client can look for it */
     uint32_t why = unix_offer(c);
     if (why != 0) {
-      conn_make_plain(c, why);
+      if (why != UNIX_LATER) {
+        conn_make_plain(c, why);
+      }
       return false;
     }
   }
@@ -356,11 +363,29 @@ static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
   return living > 1;
 }
 
+static bool alone_now(struct conn *c) {
+  uint32_t refs = atomic_load(&c->info.refs);
+  for (uint32_t fd = 0; refs > 1 && fd < bertha.max_fd; fd++) {
+    refs -= conn_of((int)fd) == c;
+  }
+  return refs <= 1;
+}
+
+/* A link that this process maps now is not in the memory of those that were forked before: a connection that they
+ * have as well cannot be tied to it.  As a rule it is a parent that is about to close its copy. */
+static bool alone(struct conn *c) {
+  for (int tries = 0; tries < 50 && !alone_now(c); tries++) {
+    struct timespec moment = {0, 20000};
+    REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
+  }
+  return alone_now(c);
+}
+
 static bool find_claim(struct conn *c, int fd) {
   uint64_t words[2 * BERTHA_CLAIM_WAYS];
   uint32_t tag = tuple_tag(c->info.peer_addr, c->info.peer_port);
   int n = claim_find(c->listener->claims, tag, words);
-  if (n == 0 || !bertha_lock(&c->rx_lock)) {
+  if (n == 0 || !alone(c) || !bertha_lock(&c->rx_lock)) {
     return false;
   }
   bool found = false;

@@ -68,10 +68,11 @@ uint32_t unix_offer(struct conn *c) {
   head->cmsg_len = CMSG_LEN(sizeof(int));
   memcpy(CMSG_DATA(head), &pair[1], sizeof(int));
   ssize_t n = REAL(sendmsg)(c->link->mailbox, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  bool full = n < 0 && errno == EAGAIN;
   REAL(close)(pair[1]);
   if (n != sizeof letter) {
     REAL(close)(pair[0]);
-    return BERTHA_WHY_NO_DESCRIPTOR;
+    return full ? UNIX_LATER : BERTHA_WHY_NO_DESCRIPTOR;
   }
   return keep(c, pair[0]) ? 0 : BERTHA_WHY_NO_MEMORY;
 }

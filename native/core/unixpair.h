@@ -10,6 +10,7 @@
 
 #include "shim.h"
 
+#define UNIX_LATER UINT32_MAX /* the mailbox is full: at the next call on the connection */
 uint32_t unix_offer(struct conn *c);  /* server: 0, or why not */
 bool unix_collect(struct conn *c);    /* client: the posted end; false: not there (yet) */
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
