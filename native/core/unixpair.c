@@ -15,7 +15,7 @@ struct ends {
   int tcp_fd;  /* after it */
   bool swapped;
 };
-static struct ends *ends;
+static struct ends *_Atomic ends;
 
 struct letter {
   uint32_t slot;
@@ -31,7 +31,10 @@ static struct ends *ends_of(const struct conn *c) {
     if (p == MAP_FAILED) {
       return NULL;
     }
-    ends = p;
+    struct ends *none = NULL;
+    if (!atomic_compare_exchange_strong(&ends, &none, (struct ends *)p)) { /* another thread was first */
+      munmap(p, sizeof(struct ends) * BERTHA_CONNS);
+    }
   }
   return &ends[conn_index(c)];
 }
