@@ -364,11 +364,14 @@ static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
 }
 
 static bool alone_now(struct conn *c) {
-  uint32_t refs = atomic_load(&c->info.refs);
-  for (uint32_t fd = 0; refs > 1 && fd < bertha.max_fd; fd++) {
-    refs -= conn_of((int)fd) == c;
+  uint32_t others = atomic_load(&c->info.refs);
+  if (LIKELY(others == 1)) {
+    return true;
   }
-  return refs <= 1;
+  for (uint32_t fd = 0; others > 0 && fd < bertha.max_fd; fd++) {
+    others -= conn_of((int)fd) == c;
+  }
+  return others == 0;
 }
 
 /* A link that this process maps now is not in the memory of those that were forked before: a connection that they

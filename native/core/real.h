@@ -88,6 +88,9 @@
   X(fdopen, FILE *, (int, const char *))                                                                     \
   X(vdprintf, int, (int, const char *, va_list))                                                             \
   X(__vdprintf_chk, int, (int, int, const char *, va_list))                                                  \
+  X(system, int, (const char *))                                                                             \
+  X(popen, FILE *, (const char *, const char *))                                                             \
+  X(pclose, int, (FILE *))                                                                                   \
   X(perror, void, (const char *))                                                                            \
   X(syscall, long, (long, ...))                                                                              \
   X(sigaction, int, (int, const struct sigaction *, struct sigaction *))
