@@ -38,6 +38,11 @@ static void note_option(struct conn *c, int fd, int level, int name, const void 
       c->rcv_timeout_ns = timeout_ns(value, size);
     } else if (name == SO_SNDTIMEO) {
       c->snd_timeout_ns = timeout_ns(value, size);
+    } else if (name == SO_SNDBUF) {
+      socklen_t length = sizeof number; /* what the kernel made of it (socket(7): twice the number) */
+      if (REAL(getsockopt)(fd, SOL_SOCKET, SO_SNDBUF, &number, &length) == 0 && number > 0) {
+        c->tx_bound = (uint32_t)number;
+      }
     } else if (name == SO_RCVLOWAT) {
       c->rcv_lowat = number > 0 ? number : 1;
     } else if (name == SO_LINGER && size >= (socklen_t)sizeof(struct linger)) {

@@ -280,6 +280,16 @@ static int real_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   return REAL(epoll_ctl)(epfd, op, fd, event) == 0 ? 0 : -errno;
 }
 
+static int other_descriptor(const struct eset *s, const struct conn *c, int fd) {
+  for (const struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->link == c->link && (k->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1) &&
+        k->fd[c->slot_index] != fd) {
+      return k->fd[c->slot_index];
+    }
+  }
+  return -1;
+}
+
 static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
   struct reg *r = &s->regs[fd];
   if (r->state == REG_RING || r->state == REG_KERNEL) {
@@ -288,6 +298,12 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   uint32_t in = entry(fd);
   struct eset *other = by_entry(in);
   bool many = in == SET_MANY || (other != NULL && other != s);
+  int twin = conn_kind(c) == BERTHA_CONN_SHM ? other_descriptor(s, c, fd) : -1;
+  if (twin >= 0) { /* a duplicate of it is in the set: the map of changes knows one descriptor only */
+    to_kernel(s, twin);
+    set_entry(twin, SET_MANY);
+    many = true;
+  }
   bool was_off = r->state == REG_OFF;
   r->events = event->events;
   r->data = event->data.u64;

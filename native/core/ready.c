@@ -45,10 +45,11 @@ static short tx_events(struct conn *c, int fd) {
     return POLLOUT;
   }
   struct bertha_direction *d = conn_tx(c);
-  uint64_t enough = c->tx_size / 8; /* worth waking up for */
+  uint64_t size = c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
+  uint64_t enough = size / 8; /* worth waking up for */
   for (int looks = 0; looks < 2; looks++) {
     uint64_t used = c->tx_tail - atomic_load_explicit(&d->head, memory_order_acquire);
-    if (used > c->tx_size || c->tx_size - used >= enough) {
+    if (used > c->tx_size || (used < size && size - used >= enough)) {
       return POLLOUT; /* nonsense counts as writable: the send then tells */
     }
     atomic_store(&d->space_wanted, 1);

@@ -46,7 +46,7 @@ static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int 
   struct iovec part[IOV_PARTS];
   bool known = switch_at != UINT64_MAX;
   int parts = iov_window(part, IOV_PARTS, iov, count, skip, known ? switch_at - krx : SSIZE_MAX);
-  int look = flags & (MSG_DONTWAIT | MSG_PEEK);
+  int look = flags & (MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
   ssize_t n = kernel_recv(fd, part, parts, known ? look : look | MSG_PEEK);
   if (n <= 0) {
     bool moved = atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at;
@@ -60,7 +60,7 @@ static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int 
     }
     if (!(flags & MSG_PEEK)) {
       parts = iov_window(part, IOV_PARTS, iov, count, skip, (size_t)n);
-      n = kernel_recv(fd, part, parts, MSG_DONTWAIT);
+      n = kernel_recv(fd, part, parts, MSG_DONTWAIT | (flags & MSG_TRUNC));
     }
   }
   if (n > 0 && !(flags & MSG_PEEK)) {
@@ -74,7 +74,7 @@ static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int 
   if (!bertha_lock(&c->rx_lock)) {
     return -EAGAIN;
   }
-  ssize_t n = take_before(c, fd, iov, count, skip, (flags & MSG_PEEK) | MSG_DONTWAIT);
+  ssize_t n = take_before(c, fd, iov, count, skip, (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT);
   if (n == -EINPROGRESS && atomic_load(&c->krx) >= atomic_load(&conn_rx(c)->switch_at)) {
     c->rx_phase = PHASE_RING;
   }
@@ -87,7 +87,9 @@ static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int 
 
 /* Copies out of the ring, with the rx lock held.  Every index is masked: whatever the other side writes
  * into the slot, we stay within this slot's memory. */
-static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, bool peek) {
+static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, int flags) {
+  bool peek = flags & MSG_PEEK;
+  bool discard = flags & MSG_TRUNC; /* tcp(7): the bytes are thrown away */
   struct bertha_direction *d = conn_rx(c);
   uint64_t tail = atomic_load_explicit(&d->tail, memory_order_acquire);
   uint64_t head = c->rx_head;
@@ -113,8 +115,10 @@ static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, siz
     part = part < used ? part : (size_t)used;
     uint32_t at = (uint32_t)(head - base) & (size - 1);
     size_t first = part < size - at ? part : size - at;
-    memcpy(to, c->rx_mem + at, first);
-    memcpy(to + first, c->rx_mem, part - first);
+    if (!discard) {
+      memcpy(to, c->rx_mem + at, first);
+      memcpy(to + first, c->rx_mem, part - first);
+    }
     head += part;
     used -= part;
     taken += part;
@@ -157,7 +161,7 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
     bertha_unlock(&c->rx_lock);
     return -EBADF;
   }
-  ssize_t n = ring_read(c, iov, count, skip, flags & MSG_PEEK);
+  ssize_t n = ring_read(c, iov, count, skip, flags);
   if (n > 0) {
     bool wanted = false;
     if (!(flags & MSG_PEEK)) {

@@ -114,6 +114,7 @@ struct conn {
   uint64_t tx_base;
   uint32_t tx_size;
   uint32_t tx_limit; /* size may grow to this */
+  uint32_t tx_bound; /* the program's own SO_SNDBUF, which bounds what is on its way; 0: none */
   _Atomic uint64_t krx; /* bytes that went by the kernel before the ring */
   _Atomic uint64_t ktx;
   _Atomic uint32_t kernel_sends; /* in the kernel just now */

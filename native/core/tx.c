@@ -75,7 +75,12 @@ static int64_t ring_room(struct conn *c) {
     conn_set_flag(c, CONN_BROKEN);
     return -ECONNRESET;
   }
-  return (int64_t)(c->tx_size - used);
+  uint32_t room = c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
+  return used < room ? (int64_t)(room - used) : 0;
+}
+
+static bool ring_empty(const struct conn *c) {
+  return atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire) == c->tx_tail;
 }
 
 /* While the ring is empty it may start over, and grow: a small request finds the same cache lines each time,
@@ -95,9 +100,9 @@ static int64_t ring_write(struct conn *c, const struct iovec *iov, int count, si
   if (room < 0) {
     return room;
   }
-  if ((uint64_t)room == c->tx_size) {
+  if (room > 0 && ring_empty(c)) {
     ring_restart(c, want);
-    room = c->tx_size;
+    room = ring_room(c);
   }
   size_t left = (size_t)room;
   uint64_t tail = c->tx_tail;
@@ -296,9 +301,9 @@ static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {
     return NULL;
   }
   int64_t free_bytes = ring_room(c);
-  if (free_bytes > 0 && (uint64_t)free_bytes == c->tx_size) {
+  if (free_bytes > 0 && ring_empty(c)) {
     ring_restart(c, *room);
-    free_bytes = c->tx_size;
+    free_bytes = ring_room(c);
   }
   if (free_bytes <= 0 && !(free_bytes == 0 && ask_for_space(c))) {
     *error = free_bytes < 0 ? ECONNRESET : EAGAIN;

@@ -24,6 +24,7 @@ struct waiter { /* of a thread */
   struct spinner spin;
   struct spinner first; /* for the first answer on a connection */
   uint32_t sleeps;
+  int64_t kernel_seen; /* when poll last asked the kernel too */
   uint32_t bell;
   int bell_fd;
   int pid;
@@ -176,7 +177,8 @@ static inline bool quick_look(struct conn *c, short want) {
   }
   if (want & POLLOUT) {
     uint64_t used = c->tx_tail - atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire);
-    return used == 0 || used < c->tx_size - c->tx_size / 8;
+    uint64_t size = c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
+    return used == 0 || used < size - size / 8;
   }
   return false;
 }
@@ -596,13 +598,16 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   for (;;) {
     ready = look_at_rings(p);
     int64_t now = first ? begin : bertha_now_ns();
-    if (ready > 0 && (only_rings || !first)) {
-      break;
+    if (ready > 0 && (!first || (only_rings && w != NULL && now - w->kernel_seen < KERNEL_EVERY_NS))) {
+      break; /* a descriptor that is always writable must not hide the end of its connection for ever */
     }
     if (now >= kernel_next) {
       fill_kernel(p);
       int n = kernel_poll_call(p, -1, 0, NULL);
       kernel_next = now + KERNEL_EVERY_NS;
+      if (w != NULL) {
+        w->kernel_seen = now;
+      }
       if (n > 0) {
         int others = take_kernel(p);
         ready = look_at_rings(p) + others;
