@@ -206,13 +206,17 @@ class Host:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         label: str | None = None,
+        listed: bool = True,
     ) -> Program:
-        """Start a server and wait until `port` listens and, with the shim, is in the agent's directory."""
+        """Start a server and wait until `port` listens and, with the shim, is in the agent's directory.
+
+        `listed=False`: not the latter, because a policy keeps it out of there.
+        """
         program = self.spawn(command, shim=shim, netns=netns, env=env, cwd=cwd, label=label)
-        self.wait_port(program, port)
+        self.wait_port(program, port, listed=listed)
         return program
 
-    def wait_port(self, program: Program, port: int, timeout: float = 15.0) -> None:
+    def wait_port(self, program: Program, port: int, timeout: float = 15.0, *, listed: bool = True) -> None:
         """Wait until `program`'s namespace has `port` in LISTEN (and, with the shim, the agent knows it)."""
 
         def listening() -> bool:
@@ -220,7 +224,7 @@ class Host:
             return port in listening_ports(program.pid)
 
         eventually(listening, f"{program.label} listening on {port}", timeout)
-        if program.shim and self.agent is not None and self.agent.running:
+        if listed and program.shim and self.agent is not None and self.agent.running:
             directory = Path(f"{self.agent_path}.dir")
             eventually(lambda: port in listed_ports(directory), f"{program.label} in the directory", timeout)
 
@@ -283,17 +287,13 @@ class Adoption:
 
     def end(self) -> list[str]:
         """End what is left by pid and reap it; a line for each that was still running."""
-        wrong: list[str] = []
-        for child in psutil.Process().children(recursive=True):
-            if child.pid in self._before:
-                continue
-            try:
-                if child.status() != psutil.STATUS_ZOMBIE:
-                    wrong.append(f"left behind: pid {child.pid} {' '.join(child.cmdline())}")
-                    child.kill()
-                child.wait(5)
-            except psutil.NoSuchProcess:
-                continue
+        ours = [c for c in psutil.Process().children(recursive=True) if c.pid not in self._before]
+        # Those that a signal is on its way to have a moment to end.
+        _, left = psutil.wait_procs(ours, timeout=3)
+        wrong = [f"left behind: pid {child.pid} {' '.join(child.cmdline())}" for child in left]
+        for child in left:
+            child.kill()
+        psutil.wait_procs(left, timeout=5)
         self._prctl(0)
         return wrong
 

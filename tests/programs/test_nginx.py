@@ -136,8 +136,6 @@ def test_parallel_downloads(host: Host) -> None:
 
 def test_upload_through_a_proxy(host: Host) -> None:
     """nginx as a client of nginx: a body of 20 MB up and a file of 20 MB down, through proxy_pass."""
-    # A root's nginx listens as root, and its workers, which connect, are nobody: both ends must allow that.
-    host.set_policy('[[rule]]\nallow_users = ["*"]\n')
     _, back = _start(host)
     upload = f"location /upload {{ proxy_pass http://127.0.0.1:{back}/answer; }}"
     down = f"location /down/ {{ proxy_pass http://127.0.0.1:{back}/; }}"

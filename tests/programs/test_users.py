@@ -1,4 +1,4 @@
-"""Programs of different users: memory is shared only where both ends' policies say so."""
+"""Programs of different users: joined by a system agent, unless a policy leaves the other user out."""
 
 from __future__ import annotations
 
@@ -21,22 +21,43 @@ def _ask(host: Host, port: int) -> None:
         assert host.spawn(command, user="nobody").wait().strip() in ("OK", "value")
 
 
-def test_not_without_permission(host: Host, start_redis: StartRedis) -> None:
-    host.open_to_other_users()
-    _, port = start_redis(host)
-    _ask(host, port)
-    log = host.finish()
-    assert_plain(log, "redis-cli", 2, role="client", port=port)
-    assert_plain(log, "redis-server", 2, role="server", port=port)
+_BY_NAME = """
+[[rule]]
+side = "server"
+allow_users = ["nobody"]
+[[rule]]
+side = "client"
+allow_users = ["root"]
+"""
+_EVERYBODY = """
+[[rule]]
+allow_users = ["*"]
+"""
 
 
-def test_with_permission_of_both(host: Host, start_redis: StartRedis) -> None:
+@pytest.mark.parametrize("policy", ["", _BY_NAME, _EVERYBODY], ids=["default", "by name", "everybody"])
+def test_joined(host: Host, start_redis: StartRedis, policy: str) -> None:
+    """The test's agent is root's."""
     host.open_to_other_users()
-    host.set_policy(
-        '[[rule]]\nside = "server"\nallow_users = ["nobody"]\n\n[[rule]]\nallow_users = ["root"]\n'
-    )
+    host.set_policy(policy)
     _, port = start_redis(host)
     _ask(host, port)
     log = host.finish()
     assert_carried(log, "redis-cli", min_connections=2, role="client", port=port)
     assert_balanced(log, port=port, min_pairs=2)
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_left_out(host: Host, start_redis: StartRedis, side: str) -> None:
+    """One end's policy is enough; the other end allows everybody."""
+    other = "server" if side == "client" else "client"
+    host.open_to_other_users()
+    host.set_policy(
+        f'[[rule]]\nside = "{side}"\nallow_users = ["daemon"]\n'
+        f'[[rule]]\nside = "{other}"\nallow_users = ["*"]\n'
+    )
+    _, port = start_redis(host)
+    _ask(host, port)
+    log = host.finish()
+    assert_plain(log, "redis-cli", 2, role="client", port=port)
+    assert_plain(log, "redis-server", 2, role="server", port=port)
