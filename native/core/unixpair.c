@@ -25,15 +25,15 @@ struct letter {
 extern void bertha_close_hidden(int fd);
 
 static struct ends *ends_of(const struct conn *c) {
-  if (UNLIKELY(ends == NULL)) {
-    void *p = mmap(NULL, sizeof(struct ends) * BERTHA_CONNS, PROT_READ | PROT_WRITE,
-                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (UNLIKELY(__atomic_load_n(&ends, __ATOMIC_ACQUIRE) == NULL)) {
+    size_t size = sizeof(struct ends) * BERTHA_CONNS;
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    struct ends *none = NULL;
     if (p == MAP_FAILED) {
       return NULL;
     }
-    struct ends *none = NULL;
-    if (!atomic_compare_exchange_strong(&ends, &none, (struct ends *)p)) { /* another thread was first */
-      munmap(p, sizeof(struct ends) * BERTHA_CONNS);
+    if (!__atomic_compare_exchange_n(&ends, &none, p, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+      munmap(p, size); /* another thread was quicker */
     }
   }
   return &ends[conn_index(c)];
