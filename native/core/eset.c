@@ -229,6 +229,7 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
 /* A child that goes on with its parent's set (a daemon's second life) waits under its own name. */
 void eset_adopt(struct eset *s) {
   s->inherited = false;
+  s->asleep = 0;
   s->pid = bertha.pid;
   s->bell = 0;
   s->bell_fd = -1;
@@ -530,6 +531,7 @@ static void forget_set(struct eset *s) {
   s->starved = false;
   s->plain = false;
   s->inherited = false;
+  s->asleep = 0;
   s->epfd = -1;
   bertha_unlock(&s->lock);
 }

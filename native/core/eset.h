@@ -54,6 +54,7 @@ struct eset {
   uint32_t bell;
   int bell_fd;
   uint32_t sleeps;
+  uint32_t asleep; /* threads in the kernel's wait just now */
   struct spinner spin;
   int64_t kernel_seen; /* when the kernel was last asked */
   unsigned cursor;

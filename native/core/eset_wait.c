@@ -121,15 +121,18 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       continue;
     }
     struct conn *c = conn_by_index(r->conn - 1);
+    uint32_t before = conn_flags(c);
     conn_kernel_events(c, e.events);
+    bool news = conn_flags(c) != before || c->rx_phase != PHASE_RING || c->tx_phase == PHASE_AFTER;
     if ((e.events & EPOLLIN) && c->rx_phase == PHASE_RING) {
-      conn_look_at_kernel(c, (int)fd);
+      news |= conn_look_at_kernel(c, (int)fd);
     }
     if ((e.events & EPOLLPRI) && (r->events & EPOLLPRI)) {
       to[n].events = EPOLLPRI;
       to[n++].data.u64 = r->data;
     }
-    if (r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1) {
+    /* A bell byte, or the first edge of our own registration, is no event of the program's. */
+    if (news && (r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1)) {
       slink_mark(r->slink, c->slot_index);
     }
   }
@@ -203,6 +206,36 @@ static void set_armed(struct eset *s, uint32_t value) {
         sleeper_arm(&k->link->sleepers[k->link->side][k->sleeper]);
       } else if (atomic_load_explicit(armed, memory_order_relaxed) != 0) {
         atomic_store(armed, 0);
+      }
+    }
+  }
+}
+
+/* Several threads may wait on one set: the sleepers stay armed until the last of them is up. */
+static void lie_down(struct eset *s) {
+  s->asleep++;
+  set_armed(s, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+}
+
+static void get_up(struct eset *s) {
+  s->asleep -= s->asleep > 0;
+  set_armed(s, s->asleep > 0);
+  atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* What this thread leaves behind is for another one that sleeps. */
+static void wake_another(struct eset *s) {
+  if (LIKELY(s->asleep == 0) || s->bell_fd < 0) {
+    return;
+  }
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    for (unsigned i = 0; i < ESET_WORDS; i++) {
+      if (k->pending[i] & k->mask[i]) {
+        uint64_t one = 1;
+        if (REAL(write)(s->bell_fd, &one, sizeof one) == sizeof one) {
+          return;
+        }
       }
     }
   }
@@ -306,11 +339,10 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       continue;
     }
     want_bell(s);
-    set_armed(s, 1);
-    atomic_thread_fence(memory_order_seq_cst);
+    lie_down(s);
     n = collect(s, events, max);
     if (n != 0) {
-      set_armed(s, 0);
+      get_up(s);
       break;
     }
     int64_t ns = -1;
@@ -330,7 +362,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     if (!bertha_lock(&s->lock)) {
       return -EINTR;
     }
-    set_armed(s, 0);
+    get_up(s);
     if (got < 0) {
       n = got;
       break;
@@ -348,6 +380,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       break;
     }
   }
+  wake_another(s);
   bertha_unlock(&s->lock);
   if (waited && bound > 0) {
     spin_learn(&s->spin, bertha_now_ns() - begin, bound);
