@@ -21,6 +21,25 @@ void conn_after_close(struct conn *c);        /* after it */
 void conn_release(struct conn *c, int fd);    /* one reference less, without closing anything */
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);
 
+/* A thread may sleep on a connection that another one closes; its record may be a new connection's when it wakes up. */
+static inline uint32_t conn_life(const struct conn *c) {
+  return atomic_load_explicit(&c->life, memory_order_acquire);
+}
+static inline bool conn_closed(const struct conn *c, int fd, uint32_t life) {
+  return conn_life(c) != life || conn_of(fd) != c;
+}
+/* Around a wait in the kernel on the descriptor itself. */
+static inline uint32_t conn_kernel_sleep(struct conn *c) {
+  atomic_fetch_add(&c->kernel_waiters, 1);
+  return conn_life(c);
+}
+static inline void conn_kernel_awake(struct conn *c, uint32_t life) {
+  if (conn_life(c) == life) {
+    atomic_fetch_sub(&c->kernel_waiters, 1);
+    conn_refresh_watch(c);
+  }
+}
+
 /* rx.c, tx.c: a byte count, 0 at the end of the stream, or -errno */
 ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);

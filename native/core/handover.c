@@ -118,7 +118,7 @@ static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
 
 /* Nobody over there knows how to read a ring. */
 static void leave_bare(struct packing *p, struct conn *c, int fd, bool passed_on) {
-  if (passed_on) {
+  if (passed_on && !conn_stays_plain(c, BERTHA_WHY_INHERITED)) {
     conn_decide(c, fd, BERTHA_WHY_INHERITED);
     conn_leave_ring(c, BERTHA_WHY_INHERITED);
   }

@@ -38,6 +38,7 @@ enum { IOV_PARTS = 64 };
  * where it may block), then ask for the switch, then take no more than belongs here. */
 static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
   struct bertha_direction *d = conn_rx(c);
+  uint32_t life = conn_life(c);
   uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
   uint64_t krx = atomic_load(&c->krx);
   if (krx >= switch_at) {
@@ -48,6 +49,9 @@ static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int 
   int parts = iov_window(part, IOV_PARTS, iov, count, skip, known ? switch_at - krx : SSIZE_MAX);
   int look = flags & (MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC);
   ssize_t n = kernel_recv(fd, part, parts, known ? look : look | MSG_PEEK);
+  if (UNLIKELY(conn_closed(c, fd, life))) {
+    return known || n <= 0 ? n : -EBADF;
+  }
   if (n <= 0) {
     bool moved = atomic_load_explicit(&d->switch_at, memory_order_acquire) != switch_at;
     return moved && (n == 0 || n == -EAGAIN) ? -EINPROGRESS : n;
@@ -260,21 +264,23 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
 /* May block in the kernel: then the other end must ring there, which `kernel_waiters` sees to.  A blocked MSG_WAITALL
  * would count bell bytes as data and wait on: the caller loops. */
 ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  atomic_fetch_add(&c->kernel_waiters, 1);
+  uint32_t life = conn_kernel_sleep(c);
   ssize_t n = -EINPROGRESS;
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     n = take_before(c, fd, iov, count, 0, flags & ~MSG_WAITALL);
   }
-  atomic_fetch_sub(&c->kernel_waiters, 1);
-  conn_refresh_watch(c);
+  conn_kernel_awake(c, life);
   return n;
 }
 
 /* The server until it sees the claim. */
 static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  atomic_fetch_add(&c->kernel_waiters, 1);
+  uint32_t life = conn_kernel_sleep(c);
   ssize_t n = kernel_recv(fd, iov, count, flags & ~MSG_WAITALL);
-  atomic_fetch_sub(&c->kernel_waiters, 1);
+  conn_kernel_awake(c, life);
+  if (UNLIKELY(conn_closed(c, fd, life))) {
+    return n;
+  }
   if (n > 0) {
     if (!(flags & MSG_PEEK)) {
       atomic_fetch_add(&c->krx, (uint64_t)n);

@@ -127,6 +127,7 @@ struct conn {
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
   uint32_t spin_score;
+  _Atomic uint32_t life; /* another one for each connection that has this record */
   uint64_t cookie;   /* the kernel's name for its socket, whatever descriptor it has */
   struct conn *home; /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };

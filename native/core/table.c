@@ -89,7 +89,9 @@ struct conn *conn_new(int fd, enum bertha_conn_kind kind) {
   if (c == NULL) {
     return NULL;
   }
+  uint32_t life = atomic_load(&c->life);
   memset(c, 0, sizeof *c);
+  atomic_store(&c->life, life + 1);
   c->info.pid = (uint32_t)bertha.pid;
   c->rcv_lowat = 1;
   atomic_store(&c->info.refs, 1);

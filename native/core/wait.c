@@ -224,7 +224,7 @@ static bool sleeper_elsewhere(const struct conn *c, uint32_t other, uint32_t min
          atomic_load(&c->link->sleepers[c->side][other].armed) != 0;
 }
 
-static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline) {
+static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline, uint32_t life) {
   struct link *l = c->link;
   struct bertha_watch *watch = &c->slot->watch[c->side];
   want_bell(w, want & POLLOUT);
@@ -267,6 +267,8 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
     if (n < 0) {
       result = -errno;
+    } else if (UNLIKELY(conn_closed(c, fd, life))) {
+      result = -EBADF;
     } else if (n > 0) {
       uint64_t count;
       if (w->bell_fd >= 0 && p[1].revents != 0 && REAL(read)(w->bell_fd, &count, sizeof count) < 0) {
@@ -293,6 +295,7 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
   if (w == NULL) {
     return -ENOMEM;
   }
+  uint32_t life = conn_life(c);
   int64_t begin = bertha_now_ns();
   int64_t bound = same_processor(c->link) ? 0 : link_spin_bound(c->link);
   int64_t budget = spin_budget(&w->spin, begin, bound);
@@ -306,14 +309,14 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
       result = -EAGAIN;
       break;
     }
-    result = sleep_on(w, c, fd, want, deadline);
+    result = sleep_on(w, c, fd, want, deadline, life);
     if (result == -EINTR && deadline < 0 && atomic_load(&interrupting) == 0) {
       result = 0;
     }
     if (result != 0) {
       break;
     }
-    if (conn_of(fd) != c) {
+    if (conn_closed(c, fd, life)) {
       result = -EBADF;
       break;
     }
@@ -361,12 +364,17 @@ void wait_claimed(struct conn *c) {
 
 enum class { KERNEL = 0, RING, BECOMING, NONE };
 
+struct kernel_wait {
+  struct conn *conn;
+  uint32_t life;
+};
+
 struct poll_call {
   struct pollfd *user;
   nfds_t count;
   uint8_t *class;
   struct pollfd *kernel; /* count + 1 */
-  struct conn **waits;   /* counted among the kernel's waiters for the length of a call */
+  struct kernel_wait *waits; /* who is counted among the kernel's waiters for the length of a call */
   unsigned rings;
   unsigned becoming;
   bool same_cpu;
@@ -489,17 +497,16 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
   }
   /* Waiting in the kernel on a descriptor whose other end may come to the rings: it must ring there. */
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    p->waits[i] = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
-    if (p->waits[i] != NULL) {
-      atomic_fetch_add(&p->waits[i]->kernel_waiters, 1);
+    p->waits[i].conn = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (p->waits[i].conn != NULL) {
+      p->waits[i].life = conn_kernel_sleep(p->waits[i].conn);
     }
   }
   int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
   int error = errno;
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    if (p->waits[i] != NULL) {
-      atomic_fetch_sub(&p->waits[i]->kernel_waiters, 1);
-      conn_refresh_watch(p->waits[i]);
+    if (p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
     }
   }
   if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
@@ -680,12 +687,12 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   }
   uint8_t class_space[STACK_FDS];
   struct pollfd kernel_space[STACK_FDS + 1];
-  struct conn *wait_space[STACK_FDS];
+  struct kernel_wait wait_space[STACK_FDS];
   struct poll_call p = {
       .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
   void *heap = NULL;
   if (count > STACK_FDS) {
-    heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct conn *)) + count);
+    heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
     if (heap == NULL) {
       return -ENOMEM;
     }

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, assert_balanced, eventually
+from tests.harness import Host, assert_balanced, assert_plain, eventually, free_port, require_program
 from tests.shim.conftest import Build, Talk
+
+_HERE = Path(__file__).parent
 
 _TEXT = b"".join(b"line %d of some text\n" % i for i in range(20_000))
 _UPPER = "import sys; sys.stdout.write(sys.stdin.read().upper())"
 _WAYS = ["fork", "vfork", "spawn", "self"]
 
 
-def _carried(host: Host) -> None:
+def _carried(host: Host, connections: int = 1) -> None:
     """Both ends were on shared memory; whoever closed the server's end last has logged it."""
-    eventually(lambda: host.rehearse or len(host.connlog()) == 2, "both ends in the log")
+    eventually(lambda: host.rehearse or len(host.connlog()) == 2 * connections, "both ends in the log")
     log = host.finish()
-    assert_balanced(log)
+    assert_balanced(log, min_pairs=connections)
     assert {c.implementation for c in log} <= {"shm"}
 
 
@@ -39,4 +42,62 @@ def test_python(host: Host, build: Build, talk: Talk, way: str) -> None:
 def test_program_that_uses_stdio(host: Host, build: Build, talk: Talk, way: str) -> None:
     """sed reads and writes by stdio alone."""
     assert talk([build("inetd"), "PORT", way, "sed", "-u", "s/b/XX/"], b"abc\nbdef\n") == "*aXXc\nXXdef\n"
+    _carried(host)
+
+
+def test_from_image_to_image(host: Host, build: Build, talk: Talk) -> None:
+    script = "read -r first; echo first $first; exec sh -c 'read -r next; echo next $next; exec cat'"
+    assert (
+        talk([build("inetd"), "PORT", "fork", "sh", "-c", script], b"a\nb\nc\nd\n")
+        == "*first a\nnext b\nc\nd\n"
+    )
+    _carried(host)
+
+
+def test_subprocess(host: Host) -> None:
+    """Python's subprocess, which uses vfork and closes all descriptors in the child."""
+    port, count = free_port(), 3
+    host.server([sys.executable, _HERE / "pyinetd.py", port, count, "cat"], port)
+    for _ in range(count):
+        command = [sys.executable, _HERE / "talk.py", port, "--server-first"]
+        assert host.run(command, feed=_TEXT) == "*" + _TEXT.decode()
+    _carried(host, count)
+
+
+def test_bash(host: Host, build: Build) -> None:
+    """A shell and its commands use one connection by turns."""
+    port = free_port()
+    host.server([build("forker"), port, "children", "1"], port)
+    script = """
+        exec 3<>/dev/tcp/127.0.0.1/$0
+        echo one >&3; read -r answer <&3; echo "$answer"
+        /bin/echo two >&3; head -n 1 <&3
+        echo three >&3; read -r answer <&3; echo "$answer"
+        (echo four; /bin/echo five; echo six) >&3
+        read -r answer <&3; echo "$answer"
+        sh -c 'read -r answer; echo "$answer"' <&3
+        exec sed -u 1q <&3
+    """
+    answer = host.run([require_program("bash"), "-c", script, port])
+    assert answer.split() == ["one", "two", "three", "four", "five", "six"]
+    _carried(host)
+
+
+@pytest.mark.parametrize("way", _WAYS)
+def test_program_without_shim(host: Host, build: Build, way: str) -> None:
+    """It gets the kernel's connection."""
+    port = free_port()
+    host.server([build("inetd"), port, way, "cat"], port, env={"BARE": "1"})
+    command = [sys.executable, _HERE / "talk.py", port, "--server-first"]
+    assert host.run(command, feed=_TEXT) == "*" + _TEXT.decode()
+    log = host.finish()
+    assert_plain(log, Path(sys.executable).name, role="client")
+
+
+def test_nothing_else_is_inherited(host: Host, build: Build) -> None:
+    """A program that has no use for the connection sees neither it nor anything of ours."""
+    port = free_port()
+    host.server([build("forker"), port, "children", "1"], port)
+    answer = host.run([sys.executable, _HERE / "descriptors.py", port])
+    assert answer.splitlines() == ["[0, 1, 2] False"] * 2
     _carried(host)
