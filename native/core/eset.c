@@ -50,6 +50,11 @@ static struct eset *set_new(int epfd) {
   if (!bertha_lock(&sets_lock)) {
     return NULL;
   }
+  s = by_entry(entry(epfd));
+  if (s != NULL) { /* another thread was quicker */
+    bertha_unlock(&sets_lock);
+    return s;
+  }
   if (eset_magic == 0) {
     uint64_t random = 0;
     if (getrandom(&random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random) {
@@ -78,12 +83,24 @@ static struct eset *set_new(int epfd) {
     s->pid = bertha.pid;
     s->bell_fd = -1;
     s->plain = entry(epfd) == SET_PLAIN;
+    atomic_store(&s->asleep, 0);
     set_entry(epfd, index + 1);
     if ((uint32_t)epfd >= bertha.max_fd) {
       bertha.max_fd = (uint32_t)epfd + 1;
     }
   }
   bertha_unlock(&sets_lock);
+  return s;
+}
+
+struct eset *eset_to_sleep_in(int epfd) {
+  extern char __libc_single_threaded __attribute__((weak)); /* glibc 2.32 */
+  struct eset *s = eset_of(epfd);
+  if (s == NULL && !(&__libc_single_threaded != NULL && __libc_single_threaded) && bertha.enabled &&
+      (unsigned)epfd < BERTHA_FDS && conn_of(epfd) == NULL && !bertha_is_hidden(epfd) &&
+      !bertha_in_forked_stranger()) {
+    s = set_new(epfd);
+  }
   return s;
 }
 
@@ -120,7 +137,7 @@ static void ring_off(struct slink *k, uint32_t slot) {
   k->pending[slot / 64] &= ~((uint64_t)1 << (slot % 64));
 }
 
-static uint32_t sticky_events(uint32_t events) {
+uint32_t eset_sticky(uint32_t events) {
   return EPOLLIN | EPOLLRDHUP | EPOLLET | (events & EPOLLPRI);
 }
 
@@ -131,7 +148,7 @@ static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
   if (k == NULL) {
     return -ENOSPC;
   }
-  struct epoll_event e = {.events = sticky_events(r->events), .data.u64 = eset_magic | (uint32_t)fd};
+  struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
   if (REAL(epoll_ctl)(s->epfd, op, fd, &e) != 0) {
     if (op != EPOLL_CTL_MOD || errno != EINVAL) { /* EPOLLEXCLUSIVE cannot be modified */
       return -errno;
@@ -144,6 +161,7 @@ static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
   r->slink = k;
   r->conn = conn_index(c) + 1;
   r->state = REG_RING;
+  r->kernel_out = 0;
   k->fd[c->slot_index] = fd;
   k->count++;
   s->ring_count++;
@@ -165,7 +183,7 @@ static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
 }
 
 static struct epoll_event kernel_event(const struct reg *r, int fd) {
-  return (struct epoll_event){.events = r->events, .data.u64 = eset_magic | (uint32_t)fd};
+  return (struct epoll_event){.events = r->events, .data.u64 = reg_data(r, fd)};
 }
 
 static void kernel_reg(struct eset *s, struct conn *c, int by) {
@@ -188,6 +206,15 @@ static void to_kernel(struct eset *s, int fd) {
   REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
 }
 
+static void queue_upgrade(struct eset *s, int fd) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_KERNEL && !r->queued) {
+    r->queued = 1;
+    r->next_upgrade = s->upgrades;
+    s->upgrades = (uint32_t)fd + 1;
+  }
+}
+
 void eset_upgrade_queued(struct eset *s) {
   while (s->upgrades != 0) {
     int fd = (int)s->upgrades - 1;
@@ -196,8 +223,8 @@ void eset_upgrade_queued(struct eset *s) {
     r->queued = 0;
     struct conn *c = conn_of(fd);
     if (r->state != REG_KERNEL || c == NULL || conn_index(c) + 1 != r->conn || conn_kind(c) != BERTHA_CONN_SHM ||
-        s->plain || entry(fd) == SET_MANY) {
-      continue;
+        s->plain || entry(fd) == SET_MANY || (r->events & EPOLLONESHOT)) {
+      continue; /* one shot: it may have been fired, and be some thread's: at its next epoll_ctl */
     }
     if (to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       kernel_reg(s, c, -1);
@@ -213,12 +240,7 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
   struct eset *s = by_entry(entry(fd));
   if (s != NULL && fd < ESET_FDS && !s->inherited) {
     bool taken = bertha_lock(&s->lock); /* or this thread has it: found out while it went through the set */
-    struct reg *r = &s->regs[fd];
-    if (r->state == REG_KERNEL && !r->queued) {
-      r->queued = 1;
-      r->next_upgrade = s->upgrades;
-      s->upgrades = (uint32_t)fd + 1;
-    }
+    queue_upgrade(s, fd);
     if (taken) {
       bertha_unlock(&s->lock);
     }
@@ -229,7 +251,7 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
 /* A child that goes on with its parent's set (a daemon's second life) waits under its own name. */
 void eset_adopt(struct eset *s) {
   s->inherited = false;
-  s->asleep = 0;
+  atomic_store(&s->asleep, 0);
   s->pid = bertha.pid;
   s->bell = 0;
   s->bell_fd = -1;
@@ -251,6 +273,7 @@ void eset_after_fork(void) {
     if (sets[i]->epfd >= 0) {
       atomic_store(&sets[i]->lock, 0);
       sets[i]->inherited = true;
+      sets[i]->asleep = 0;
       if (sets[i]->bell_fd >= 0) {
         bertha_close_hidden(sets[i]->bell_fd);
         sets[i]->bell_fd = -1;
@@ -309,6 +332,7 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   r->events = event->events;
   r->data = event->data.u64;
   r->conn = conn_index(c) + 1;
+  r->use += !was_off;
   if (was_off && !many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
     r->state = REG_RING;
     r->slink->fd[c->slot_index] = fd;
@@ -332,11 +356,18 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     atomic_store(&c->slot->watch[c->side].kernel, 1);
   }
   struct epoll_event e = kernel_event(r, fd);
+  uint8_t before = r->state;
+  r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
   int result = real_ctl(s->epfd, op, fd, &e);
-  if (result == 0) {
-    r->state = REG_KERNEL;
+  if (result != 0) {
+    r->state = before;
+  } else {
     kernel_reg(s, c, 1);
     set_entry(fd, many ? SET_MANY : entry(s->epfd));
+    if (conn_kind(c) == BERTHA_CONN_SHM) { /* since we looked: who tied it did not see us */
+      atomic_store(&c->slot->watch[c->side].kernel, 1);
+      queue_upgrade(s, fd);
+    }
   }
   return result;
 }
@@ -350,6 +381,12 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     struct reg before = *r;
     r->events = event->events;
     r->data = event->data.u64;
+    if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && entry(fd) != SET_MANY &&
+        !(event->events & EPOLLEXCLUSIVE) && to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+      kernel_reg(s, c, -1);
+      conn_refresh_watch(c);
+      return 0;
+    }
     struct epoll_event e = kernel_event(r, fd);
     int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
     if (result != 0) {
@@ -365,7 +402,8 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   r->data = event->data.u64;
   ring_on(r->slink, c->slot_index);
   if (pri) {
-    struct epoll_event e = {.events = sticky_events(r->events), .data.u64 = eset_magic | (uint32_t)fd};
+    r->kernel_out = 0;
+    struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
     return real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
   }
   return 0;
@@ -450,21 +488,10 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   } else {
     result = real_ctl(epfd, op, fd, event);
   }
-  /* A thread that sleeps on the set must see the new interest: it is as if something had happened. */
-  bool wake = result == 0 && op != EPOLL_CTL_DEL && c != NULL && s->regs[fd].state == REG_RING;
-  int bell = -1;
-  if (wake) {
-    for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-      if (atomic_load(&k->link->sleepers[k->link->side][k->sleeper].armed)) {
-        bell = s->bell_fd;
-      }
-    }
+  if (result == 0 && op != EPOLL_CTL_DEL && c != NULL && s->regs[fd].state == REG_RING) {
+    eset_pass_on(s); /* a thread that sleeps in the set must see the new interest */
   }
   bertha_unlock(&s->lock);
-  uint64_t one = 1;
-  if (bell >= 0 && REAL(write)(bell, &one, sizeof one) < 0) {
-    return result;
-  }
   return result;
 }
 
@@ -531,7 +558,7 @@ static void forget_set(struct eset *s) {
   s->starved = false;
   s->plain = false;
   s->inherited = false;
-  s->asleep = 0;
+  atomic_store(&s->asleep, 0);
   s->epfd = -1;
   bertha_unlock(&s->lock);
 }

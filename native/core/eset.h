@@ -29,6 +29,8 @@ struct reg {
   uint32_t next_upgrade; /* fd + 1 */
   uint8_t state;
   uint8_t queued;
+  uint8_t kernel_out; /* on a ring, but its output is the kernel's: asked of the kernel, too */
+  uint8_t use;        /* how often the number was added: an event fetched before may be of an earlier one */
 };
 
 struct slink { /* a link, as far as this set has connections of it */
@@ -54,7 +56,7 @@ struct eset {
   uint32_t bell;
   int bell_fd;
   uint32_t sleeps;
-  uint32_t asleep; /* threads in the kernel's wait just now */
+  _Atomic uint32_t asleep; /* threads in the kernel's wait just now */
   struct spinner spin;
   int64_t kernel_seen; /* when the kernel was last asked */
   unsigned cursor;
@@ -67,6 +69,8 @@ extern uint64_t eset_magic;
 #define ESET_BELL 0xffffffffu
 
 struct eset *eset_of(int epfd);
+/* As above, for a wait that may sleep: another thread may add a member of ours meanwhile. */
+struct eset *eset_to_sleep_in(int epfd);
 int eset_ctl(int epfd, int op, int fd, struct epoll_event *event); /* 0 or -errno */
 int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns, const sigset_t *mask);
 void eset_forget(int fd); /* the program closes this descriptor: a member, or a set */
@@ -80,7 +84,12 @@ void eset_fd_moved(int from, int to);
 
 /* between eset.c and eset_wait.c, with the lock held */
 void eset_upgrade_queued(struct eset *s);
+void eset_pass_on(struct eset *s);
 void eset_adopt(struct eset *s);
+static inline uint64_t reg_data(const struct reg *r, int fd) {
+  return eset_magic | (uint32_t)r->use << 16 | (uint32_t)fd;
+}
+uint32_t eset_sticky(uint32_t events); /* what the kernel is asked of a connection on a ring */
 
 static inline void slink_mark(struct slink *l, uint32_t slot) {
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);

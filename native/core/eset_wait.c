@@ -36,6 +36,10 @@ static int collect(struct eset *s, struct epoll_event *events, int max) {
         struct conn *c = conn_by_index(r->conn - 1);
         uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
         ready &= r->events | EPOLLERR | EPOLLHUP;
+        if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
+          struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
+          r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
+        }
         if ((r->events & EPOLLOUT) && !(ready & EPOLLOUT)) {
           s->starved = true;
           if (conn_flags(c) & CONN_FIN) {
@@ -97,6 +101,18 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
 }
 
+/* The kernel's one shot went at what was nothing. */
+static void rearm(struct eset *s, struct reg *r, int fd) {
+  bool taken = bertha_lock(&s->lock); /* or this thread has it */
+  if (r->state == REG_KERNEL) {
+    struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
+    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+  }
+  if (taken) {
+    bertha_unlock(&s->lock);
+  }
+}
+
 /* What the kernel reported: our own registrations are taken note of, the program's passed on.  `from` and
  * `to` may be the same.  Does not need the lock for members that the kernel serves. */
 static int sort_out(struct eset *s, const struct epoll_event *from, int count, struct epoll_event *to) {
@@ -107,9 +123,9 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       to[n++] = e;
       continue;
     }
-    uint32_t fd = (uint32_t)e.data.u64;
-    struct reg *r = fd < ESET_FDS ? &s->regs[fd] : NULL;
-    if (r == NULL || r->state == REG_NONE || r->state == REG_OFF) {
+    uint32_t fd = (uint32_t)e.data.u64 & (ESET_FDS - 1);
+    struct reg *r = (uint32_t)e.data.u64 != ESET_BELL ? &s->regs[fd] : NULL;
+    if (r == NULL || reg_data(r, (int)fd) != e.data.u64 || r->state == REG_NONE || r->state == REG_OFF) {
       continue;
     }
     if (r->state != REG_RING) {
@@ -117,6 +133,8 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       e.data.u64 = r->data;
       if (e.events != 0) {
         to[n++] = e;
+      } else if (r->events & EPOLLONESHOT) {
+        rearm(s, r, (int)fd);
       }
       continue;
     }
@@ -176,7 +194,7 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
 }
 
 static void want_bell(struct eset *s) {
-  if (s->bell != 0 || (!s->starved && ++s->sleeps % BELL_AFTER != 0)) {
+  if (s->bell != 0 || (!s->starved && atomic_load(&s->asleep) == 0 && ++s->sleeps % BELL_AFTER != 0)) {
     return;
   }
   int fd;
@@ -211,34 +229,34 @@ static void set_armed(struct eset *s, uint32_t value) {
   }
 }
 
-/* Several threads may wait on one set: the sleepers stay armed until the last of them is up. */
-static void lie_down(struct eset *s) {
-  s->asleep++;
-  set_armed(s, 1);
-  atomic_thread_fence(memory_order_seq_cst);
+/* Awake again. */
+static void woken(struct eset *s) {
+  if (LIKELY(atomic_load_explicit(&s->asleep, memory_order_relaxed) == 0)) {
+    set_armed(s, 0);
+  }
 }
 
-static void get_up(struct eset *s) {
-  s->asleep -= s->asleep > 0;
-  set_armed(s, s->asleep > 0);
-  atomic_thread_fence(memory_order_seq_cst);
-}
-
-/* What this thread leaves behind is for another one that sleeps. */
-static void wake_another(struct eset *s) {
-  if (LIKELY(s->asleep == 0) || s->bell_fd < 0) {
+/* What this thread leaves behind is for one that sleeps in the same set, as in the kernel; and their bell stays
+ * armed for what comes while we are busy.  With the lock held. */
+void eset_pass_on(struct eset *s) {
+  if (LIKELY(atomic_load(&s->asleep) == 0) || s->ring_count == 0) {
     return;
   }
+  int saved = errno;
+  want_bell(s);
+  set_armed(s, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+  bool more = false;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    for (unsigned i = 0; i < ESET_WORDS; i++) {
-      if (k->pending[i] & k->mask[i]) {
-        uint64_t one = 1;
-        if (REAL(write)(s->bell_fd, &one, sizeof one) == sizeof one) {
-          return;
-        }
-      }
+    for (unsigned i = 0; k->count > 0 && i < (k->link->slot_count + 63) / 64; i++) {
+      more |= ((k->pending[i] | atomic_load(&k->link->dirty[k->link->side][i])) & k->mask[i]) != 0;
     }
   }
+  uint64_t one = 1;
+  if (more && s->bell_fd >= 0 && REAL(write)(s->bell_fd, &one, sizeof one) < 0) {
+    errno = saved;
+  }
+  errno = saved;
 }
 
 static int64_t spin_bound(struct eset *s) {
@@ -252,7 +270,8 @@ static int64_t spin_bound(struct eset *s) {
   return bound;
 }
 
-/* No member is on a ring: the kernel's wait, but for connections that come to the rings while we sleep. */
+/* Counted among the sleepers while no member was on a ring: the kernel's wait, but for connections that come to the
+ * rings while we sleep. */
 static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns,
                             const sigset_t *mask) {
   int64_t begin = timeout_ns > 0 ? bertha_now_ns() : 0;
@@ -263,20 +282,30 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
       left = left > 0 ? left : 0;
     }
     int n = kernel_wait(s, events, max, left, mask);
+    atomic_fetch_sub(&s->asleep, 1);
     if (n <= 0) {
       return n;
     }
+    bool locked = s->ring_count > 0 && bertha_lock(&s->lock); /* another thread has brought some there */
     int kept = sort_out(s, events, n, events);
+    if (locked) {
+      eset_pass_on(s);
+      bertha_unlock(&s->lock);
+    }
     if (kept > 0 || timeout_ns == 0) {
       return kept;
     }
-    if (s->upgrades != 0 && bertha_lock(&s->lock)) { /* a bell byte only: its connection is on a ring now */
-      eset_upgrade_queued(s);
-      bool rings = s->ring_count > 0;
+    locked = bertha_lock(&s->lock);
+    eset_upgrade_queued(s);
+    bool rings = s->ring_count > 0; /* a bell only: its connection is on a ring now */
+    if (!rings) {
+      atomic_fetch_add(&s->asleep, 1);
+    }
+    if (locked) {
       bertha_unlock(&s->lock);
-      if (rings) {
-        return eset_wait(s, events, max, timeout_ns < 0 ? -1 : left, mask);
-      }
+    }
+    if (rings) {
+      return eset_wait(s, events, max, timeout_ns < 0 ? -1 : left, mask);
     }
     if (s->plain) {
       struct timespec pause = {0, 100000}; /* a full ring looks writable to the kernel */
@@ -294,6 +323,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
   }
   eset_upgrade_queued(s);
   if (s->ring_count == 0) {
+    atomic_fetch_add(&s->asleep, 1);
     bertha_unlock(&s->lock);
     return wait_kernel_only(s, events, max, timeout_ns, mask);
   }
@@ -339,10 +369,11 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       continue;
     }
     want_bell(s);
-    lie_down(s);
+    set_armed(s, 1);
+    atomic_thread_fence(memory_order_seq_cst);
     n = collect(s, events, max);
     if (n != 0) {
-      get_up(s);
+      woken(s);
       break;
     }
     int64_t ns = -1;
@@ -357,12 +388,14 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     }
     int room = max < KERNEL_EVENTS ? max : KERNEL_EVENTS;
     struct epoll_event seen[KERNEL_EVENTS];
+    atomic_fetch_add(&s->asleep, 1);
     bertha_unlock(&s->lock);
     int got = kernel_wait(s, seen, room, ns, mask);
+    atomic_fetch_sub(&s->asleep, 1);
     if (!bertha_lock(&s->lock)) {
       return -EINTR;
     }
-    get_up(s);
+    woken(s);
     if (got < 0) {
       n = got;
       break;
@@ -380,7 +413,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       break;
     }
   }
-  wake_another(s);
+  eset_pass_on(s);
   bertha_unlock(&s->lock);
   if (waited && bound > 0) {
     spin_learn(&s->spin, bertha_now_ns() - begin, bound);

@@ -63,6 +63,8 @@ bool tx_switched(struct conn *c, int fd) {
 void tx_to_kernel(struct conn *c) {
   if (c->tx_phase == PHASE_RING) {
     atomic_store_explicit(&conn_tx(c)->ring_end, c->tx_tail, memory_order_release);
+    c->tx_phase = PHASE_AFTER; /* our own epoll set has to ask the kernel for room from now on */
+    atomic_fetch_or(&c->link->dirty[c->side][c->slot_index / 64], (uint64_t)1 << (c->slot_index % 64));
   }
   c->tx_phase = PHASE_AFTER;
 }
