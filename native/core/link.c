@@ -371,12 +371,38 @@ struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, u
   return l;
 }
 
+/* A server outlives its clients: what it holds of a link whose client process is gone, and on which no connection is left,
+ * goes when the next client comes.  The address range stays taken (other threads may still be looking at it, and find
+ * zeros); the memory and the descriptors are given back. */
+static void retire_links(void) {
+  struct link *_Atomic *place = &here.links;
+  if (!bertha_lock(&here.lock)) {
+    return;
+  }
+  for (struct link *l = atomic_load(place); l != NULL; l = atomic_load(place)) {
+    bool gone = l->side == BERTHA_SIDE_SERVER && atomic_load(&l->header->dead) && !conn_uses_link(l);
+    if (!gone) {
+      place = &l->next;
+      continue;
+    }
+    atomic_store(place, atomic_load(&l->next));
+    int fd = l->fd;
+    int mailbox = l->mailbox;
+    l->fd = l->mailbox = -1;
+    bertha_close_hidden(fd);
+    bertha_close_hidden(mailbox);
+    mmap(l->base, l->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+  }
+  bertha_unlock(&here.lock);
+}
+
 struct link *link_fetch(struct listener *listener, uint32_t index) {
   for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
     if (l->listener == listener->id && l->index == index && l->side == BERTHA_SIDE_SERVER) {
       return l;
     }
   }
+  retire_links();
   struct bertha_link body = {.listener = listener->id, .index = index};
   struct bertha_link_reply reply;
   int fds[2]; /* link, mailbox */

@@ -68,7 +68,7 @@ struct link { /* this process's mapping of a link */
   uint16_t *free_slots;
   int mailbox; /* hidden; `unix`: where the server posts the client's ends; -1: none */
   int *mail;   /* client: descriptor + 1 that has come for a slot */
-  struct link *next;
+  struct link *_Atomic next;
 };
 
 enum conn_flag {
@@ -179,6 +179,7 @@ void bertha_unlock(_Atomic uint32_t *lock);
 /* table.c */
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
+bool conn_uses_link(const struct link *l); /* any of this family's connections */
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c); /* takes over a reference */
 void conn_forget(int fd);

@@ -115,6 +115,18 @@ void conn_free_in(struct bertha_table_header *table, struct conn *c) {
   } while (!atomic_compare_exchange_weak(list, &head, next));
 }
 
+bool conn_uses_link(const struct link *l) {
+  uint32_t used = atomic_load(&bertha.table->used);
+  for (uint32_t i = 0; i < used && i < BERTHA_CONNS; i++) {
+    const struct conn *c = conn_by_index(i);
+    uint32_t kind = conn_kind(c);
+    if (c->link == l && kind != BERTHA_CONN_FREE && kind != BERTHA_CONN_PLAIN) {
+      return true;
+    }
+  }
+  return false;
+}
+
 void conn_track(int fd, struct conn *c) {
   if ((uint32_t)fd >= bertha.max_fd) {
     bertha.max_fd = (uint32_t)fd + 1;
