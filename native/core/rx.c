@@ -65,6 +65,9 @@ static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int 
     if (!(flags & MSG_PEEK)) {
       parts = iov_window(part, IOV_PARTS, iov, count, skip, (size_t)n);
       n = kernel_recv(fd, part, parts, MSG_DONTWAIT | (flags & MSG_TRUNC));
+      if (n == -EAGAIN) {
+        return -EINPROGRESS; /* another thread has taken what both had seen */
+      }
     }
   }
   if (n > 0 && !(flags & MSG_PEEK)) {

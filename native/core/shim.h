@@ -126,7 +126,7 @@ struct conn {
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
-  uint32_t spin_score;
+  uint32_t sends_behind; /* while the other end had not read everything */
   _Atomic uint32_t life; /* another one for each connection that has this record */
   uint64_t cookie;   /* the kernel's name for its socket, whatever descriptor it has */
   struct conn *home; /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */

@@ -187,6 +187,9 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     bertha_unlock(&c->tx_lock);
     return -EINPROGRESS;
   }
+  /* A consumer that is behind may be dead, and its ring big: TCP would tell a sender at its second send. */
+  bool behind = atomic_load_explicit(&conn_tx(c)->head, memory_order_relaxed) != c->tx_tail;
+  bool look = behind && (++c->sends_behind & 7) == 0;
   int64_t n = ring_write(c, iov, count, skip, want);
   if (n >= 0 && (size_t)n < want && ask_for_space(c)) {
     int64_t more = ring_write(c, iov, count, skip + (size_t)n, want - (size_t)n);
@@ -202,6 +205,9 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
   bertha_unlock(&c->tx_lock);
   if (n > 0) {
     signal_data(c, fd);
+    if (UNLIKELY(look)) {
+      conn_look_at_kernel(c, fd);
+    }
     if (UNLIKELY(fin)) {
       /* After a FIN the peer may be gone or may have closed only its half.  A byte on the connection tells:
        * a reader takes it off, a dead end answers with a RST. */
