@@ -3,6 +3,7 @@
 A script, not a module: it runs under bertha-run in a namespace of its own and must load nothing of ours.
 
     child.py OUT TIMEOUT MODULE [--skip FILE] [--only GLOB]... [--ignore GLOB]... [--resource NAME]...
+        [--patient]
 
 OUT is appended to. A test that takes longer than TIMEOUT seconds ends the process (with every thread's
 stack on stderr); the caller starts it again with --skip FILE, the ids to leave out, a line each.
@@ -11,6 +12,7 @@ stack on stderr); the caller starts it again with --skip FILE, the ids to leave 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import faulthandler
 import fnmatch
 import json
@@ -23,6 +25,34 @@ from typing import Any, TextIO
 
 # Made by unittest instead of a test when setUpModule or setUpClass fails.
 _ERROR_HOLDER = "_ErrorHolder"
+
+
+def _patient() -> None:
+    """Makes both ends wait a moment after the kernel's connection is made, and the server look at it.
+
+    These tests connect, exchange five bytes and close, all while the server's accept() returns: most
+    connections would end before the server has seen the client's claim, rightly plain. What is to be judged
+    is the other sort.
+    """
+    import socket
+
+    accept, connect = socket.socket.accept, socket.socket.connect
+
+    def patient_accept(self: socket.socket) -> tuple[socket.socket, Any]:
+        connection, address = accept(self)
+        if connection.family in (socket.AF_INET, socket.AF_INET6):
+            time.sleep(0.001)
+            with contextlib.suppress(OSError):
+                connection.send(b"")  # nothing, but the shim looks at the connection
+        return connection, address
+
+    def patient_connect(self: socket.socket, address: Any) -> None:
+        connect(self, address)
+        if self.family in (socket.AF_INET, socket.AF_INET6) and self.type == socket.SOCK_STREAM:
+            time.sleep(0.004)
+
+    socket.socket.accept = patient_accept  # type: ignore[method-assign]
+    socket.socket.connect = patient_connect  # type: ignore[assignment,method-assign]
 
 
 def _flatten(suite: unittest.TestSuite) -> Iterator[unittest.TestCase]:
@@ -101,6 +131,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--ignore", action="append", default=[])
     parser.add_argument("--resource", action="append", default=[])
+    parser.add_argument("--patient", action="store_true")
     args = parser.parse_args()
     skip: set[str] = set()
     if args.skip:
@@ -119,6 +150,8 @@ def main() -> int:
             return False
         return not args.only or any(fnmatch.fnmatchcase(name, glob) for glob in args.only)
 
+    if args.patient:
+        _patient()
     tests = unittest.defaultTestLoader.loadTestsFromName(args.module)
     chosen = unittest.TestSuite(test for test in _flatten(tests) if wanted(test))
     with open(args.out, "a") as out, os_helper.temp_cwd(f"cpython-{os.getpid()}"):

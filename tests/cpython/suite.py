@@ -153,6 +153,7 @@ class Suite:
             command += [word for glob in self.ignore for word in ("--ignore", glob)]
             command += [word for glob in self.only for word in ("--only", glob)]
             if shim:
+                command.append("--patient")
                 command = [str(_BIN / "bertha-run"), "--require", "--", *command]
             began = len(lines.read_text().splitlines())
             with errors.open("wb") as stderr:

@@ -39,6 +39,7 @@ class _World:
     queue: dict[int, list[int]] = field(default_factory=dict)  # listener -> client handles
     peer: dict[int, int] = field(default_factory=dict)
     blocking: set[int] = field(default_factory=set)
+    deaf: set[int] = field(default_factory=set)  # connections that were shut for reading
     forked: list[bool] = field(default_factory=lambda: [False, False])
 
 
@@ -163,7 +164,10 @@ class Generator:
 
     def _shutdown(self) -> None:
         if (one := self._someone()) is not None:
-            self._add(one[0], "shutdown", h=one[1], how=self.random.choice((0, 1, 1, 1, 2)))
+            how = self.random.choice((0, 1, 1, 1, 2))
+            self._add(one[0], "shutdown", h=one[1], how=how)
+            if how != 1:
+                self.world.deaf.add(self.world.peer.get(one[1], 0))
 
     def _close(self) -> None:
         if (one := self._someone()) is None or one[1] in self.world.listeners:
@@ -287,7 +291,8 @@ class Generator:
     def _pump(self) -> None:
         if (one := self._someone()) is None or (there := self.world.peer.get(one[1])) is None:
             return
-        if not self._held(there) or self.random.random() < 0.3:
+        # how much gets through to one that has shut its reading half is a matter of time
+        if not self._held(there) or one[1] in self.world.deaf:
             return
         self.stream += 1
         self.steps.append(
