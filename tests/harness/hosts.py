@@ -32,6 +32,8 @@ from .programs import Program
 # Below the range from which Linux takes client ports, so that no connection sits on a port before its server.
 _PORTS = range(11000, 32000)
 _BIN = Path(sys.executable).parent
+# When the test process is killed, no fixture ends anything: the kernel does.
+_END_WITH_US = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
 DIRECTORY_PREFIX = f"bertha-test-{os.getpid()}-"
 
 
@@ -161,7 +163,7 @@ class Host:
     ) -> Program:
         self._count += 1
         program = Program(
-            [*self._as_user, *argv],
+            [*self._as_user, *_END_WITH_US, *argv],
             label=label,
             output=self.dir / f"{self._count:03d}-{label}.out",
             env=self.environment(env),
