@@ -3,7 +3,7 @@
  * Its receiver gets the kernel's connection and nothing of ours, so the connection goes back to the kernel: at once
  * where shared memory has not been used yet, and from here on for what we send.  What the peer sends comes back to
  * the kernel with its next send; what lies unread in the ring at that moment, the receiver does not get
- * (docs/limits).  The descriptors that come to us this way are the kernel's, too. */
+ * (docs/users/limits.md).  The descriptors that come to us this way are the kernel's, too. */
 #include <netinet/in.h>
 #include <string.h>
 

@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "parcel.h"
+#include "unixpair.h"
 
 #ifndef BERTHA_VERSION
 #define BERTHA_VERSION "0"
@@ -142,7 +143,11 @@ static uint32_t decide(struct packing *p, struct conn *c, int fd) {
     REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
     p->looks--;
   }
-  return conn_decide(c, fd, BERTHA_WHY_INHERITED);
+  uint32_t kind = conn_decide(c, fd, BERTHA_WHY_INHERITED);
+  if (kind == BERTHA_CONN_UNIX && !p->stranger) {
+    unix_settle(c, fd); /* then the descriptor itself is all there is to hand over */
+  }
+  return kind;
 }
 
 /* This process's own descriptors, by its books. */

@@ -19,6 +19,7 @@
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+#include <wchar.h>
 
 /* X(name, return type, parameter types) */
 #define BERTHA_REAL_CALLS(X)                                                                                 \
@@ -88,6 +89,24 @@
   X(fdopen, FILE *, (int, const char *))                                                                     \
   X(vdprintf, int, (int, const char *, va_list))                                                             \
   X(__vdprintf_chk, int, (int, int, const char *, va_list))                                                  \
+  X(fgetwc, wint_t, (FILE *))                                                                                \
+  X(getwc, wint_t, (FILE *))                                                                                 \
+  X(fgetwc_unlocked, wint_t, (FILE *))                                                                       \
+  X(getwc_unlocked, wint_t, (FILE *))                                                                        \
+  X(fputwc, wint_t, (wchar_t, FILE *))                                                                       \
+  X(putwc, wint_t, (wchar_t, FILE *))                                                                        \
+  X(fputwc_unlocked, wint_t, (wchar_t, FILE *))                                                              \
+  X(putwc_unlocked, wint_t, (wchar_t, FILE *))                                                               \
+  X(ungetwc, wint_t, (wint_t, FILE *))                                                                       \
+  X(fgetws, wchar_t *, (wchar_t *, int, FILE *))                                                             \
+  X(fgetws_unlocked, wchar_t *, (wchar_t *, int, FILE *))                                                    \
+  X(__fgetws_chk, wchar_t *, (wchar_t *, size_t, int, FILE *))                                               \
+  X(__fgetws_unlocked_chk, wchar_t *, (wchar_t *, size_t, int, FILE *))                                      \
+  X(fputws, int, (const wchar_t *, FILE *))                                                                  \
+  X(fputws_unlocked, int, (const wchar_t *, FILE *))                                                         \
+  X(vfwprintf, int, (FILE *, const wchar_t *, va_list))                                                      \
+  X(__vfwprintf_chk, int, (FILE *, int, const wchar_t *, va_list))                                           \
+  X(fwide, int, (FILE *, int))                                                                               \
   X(system, int, (const char *))                                                                             \
   X(popen, FILE *, (const char *, const char *))                                                             \
   X(pclose, int, (FILE *))                                                                                   \

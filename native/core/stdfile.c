@@ -93,6 +93,18 @@ FILE *stdfile_open(int fd, const char *mode) {
   return s != NULL ? s->file : NULL;
 }
 
+bool stdfile_is(FILE *f) {
+  if (LIKELY(all == NULL) || !bertha_lock(&lock)) {
+    return false;
+  }
+  struct stdfile *s = all;
+  while (s != NULL && s->file != f) {
+    s = s->next;
+  }
+  bertha_unlock(&lock);
+  return s != NULL;
+}
+
 /* What the program has printed and not yet flushed goes where the descriptor leads now. */
 static void move_output(FILE *from, FILE *to) {
   flockfile(from);

@@ -13,6 +13,7 @@
 FILE *stdfile_open(int fd, const char *mode);
 /* What stands behind this descriptor has changed: stdin, stdout, stderr follow. */
 void stdfile_follow(int fd);
+bool stdfile_is(FILE *f); /* is this stream one of ours? */
 /* At the end of the process, while the connections are still there. */
 void stdfile_flush(void);
 void stdfile_after_fork(void);

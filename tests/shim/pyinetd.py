@@ -15,7 +15,7 @@ def main() -> None:
             with connection:
                 connection.send(b"*")
                 connection.recv(1, socket.MSG_PEEK)
-                subprocess.run(command, stdin=connection, stdout=connection, check=True)
+                subprocess.run(command, stdin=connection.fileno(), stdout=connection.fileno(), check=True)
 
 
 if __name__ == "__main__":

@@ -45,6 +45,13 @@ def test_program_that_uses_stdio(host: Host, build: Build, talk: Talk, way: str)
     _carried(host)
 
 
+@pytest.mark.parametrize("way", _WAYS)
+def test_program_that_uses_wide_characters(host: Host, build: Build, talk: Talk, way: str) -> None:
+    command = [build("inetd"), "PORT", way, "env", "LC_ALL=C.UTF-8", require_program("rev")]
+    assert talk(command, "abc\nd\u00e9f\n".encode()) == "*cba\nf\u00e9d\n"
+    _carried(host)
+
+
 def test_from_image_to_image(host: Host, build: Build, talk: Talk) -> None:
     script = "read -r first; echo first $first; exec sh -c 'read -r next; echo next $next; exec cat'"
     assert (
@@ -85,13 +92,12 @@ def test_bash(host: Host, build: Build) -> None:
 
 @pytest.mark.parametrize("way", _WAYS)
 def test_program_without_shim(host: Host, build: Build, way: str) -> None:
-    """It gets the kernel's connection."""
+    """It gets the kernel's connection, which is all there was: the client is an ordinary one."""
     port = free_port()
     host.server([build("inetd"), port, way, "cat"], port, env={"BARE": "1"})
     command = [sys.executable, _HERE / "talk.py", port, "--server-first"]
-    assert host.run(command, feed=_TEXT) == "*" + _TEXT.decode()
-    log = host.finish()
-    assert_plain(log, Path(sys.executable).name, role="client")
+    assert host.run(command, feed=_TEXT, shim=False) == "*" + _TEXT.decode()
+    assert_plain(host.finish(), "inetd", role="server")
 
 
 def test_nothing_else_is_inherited(host: Host, build: Build) -> None:
