@@ -264,13 +264,39 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
   }
 }
 
+/* Sleeps without the lock until the kernel has something, and takes it with the lock: several threads may read here, and
+ * only one of them may judge how much of it is data. */
+static ssize_t wait_and_take(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
+  if (patient && atomic_load(&c->krx) < switch_at) {
+    uint32_t life = conn_life(c);
+    char byte;
+    struct iovec one = {&byte, 1};
+    ssize_t n = kernel_recv(fd, &one, 1, MSG_PEEK);
+    if (UNLIKELY(conn_closed(c, fd, life))) {
+      return n <= 0 ? n : -EBADF;
+    }
+    if (n <= 0) {
+      bool moved = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire) != switch_at;
+      return moved && (n == 0 || n == -EAGAIN) ? -EINPROGRESS : n;
+    }
+  }
+  if (!bertha_lock(&c->rx_lock)) {
+    return -EAGAIN;
+  }
+  ssize_t n = take_before(c, fd, iov, count, 0, flags | MSG_DONTWAIT);
+  bertha_unlock(&c->rx_lock);
+  return n == -EAGAIN && patient ? -EINPROGRESS : n; /* another thread was quicker */
+}
+
 /* May block in the kernel: then the other end must ring there, which `kernel_waiters` sees to.  A blocked MSG_WAITALL
  * would count bell bytes as data and wait on: the caller loops. */
 ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   uint32_t life = conn_kernel_sleep(c);
   ssize_t n = -EINPROGRESS;
   if (conn_kind(c) != BERTHA_CONN_SHM) {
-    n = take_before(c, fd, iov, count, 0, flags & ~MSG_WAITALL);
+    n = wait_and_take(c, fd, iov, count, flags & ~MSG_WAITALL);
   }
   conn_kernel_awake(c, life);
   return n;
@@ -279,26 +305,24 @@ ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int co
 /* The server until it sees the claim. */
 static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   uint32_t life = conn_kernel_sleep(c);
-  ssize_t n = kernel_recv(fd, iov, count, flags & ~MSG_WAITALL);
+  char byte;
+  struct iovec one = {&byte, iov_bytes(iov, count) > 0};
+  ssize_t n = kernel_recv(fd, &one, 1, MSG_PEEK | (flags & MSG_DONTWAIT));
   conn_kernel_awake(c, life);
-  if (UNLIKELY(conn_closed(c, fd, life))) {
+  if (n <= 0 || UNLIKELY(conn_closed(c, fd, life))) {
+    conn_refresh_watch(c);
     return n;
   }
-  if (n > 0) {
-    if (!(flags & MSG_PEEK)) {
-      atomic_fetch_add(&c->krx, (uint64_t)n);
-      count_bytes(&c->info.rx_bytes, (uint64_t)n);
+  /* There is a first byte: a claim, if there is one, is there too.  Only looked at, because another thread may have taken
+   * the claim meanwhile, and then the byte may be a bell. */
+  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
+    if (conn_kind(c) == BERTHA_CONN_MAYBE) {
+      conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE); /* it sent without a claim: it does not know us */
     }
-    /* With the lock: another thread may be between taking the claim and saying so. */
-    if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
-      if (conn_kind(c) == BERTHA_CONN_MAYBE) {
-        conn_make_plain(c, BERTHA_WHY_PEER_UNAWARE); /* it sent without a claim: it does not know us */
-      }
-      bertha_unlock(&c->rx_lock);
-    }
+    bertha_unlock(&c->rx_lock);
   }
   conn_refresh_watch(c);
-  return n;
+  return -EINPROGRESS;
 }
 
 static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
