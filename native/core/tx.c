@@ -205,7 +205,7 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
   bertha_unlock(&c->tx_lock);
   if (n > 0) {
     signal_data(c, fd);
-    if (UNLIKELY(look)) {
+    if (UNLIKELY(look) && c->rx_phase == PHASE_RING) { /* before, its bytes are no bells */
       conn_look_at_kernel(c, fd);
     }
     if (UNLIKELY(fin)) {
@@ -293,7 +293,8 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   }
   bertha_unlock(&c->tx_lock);
   if (tied) {
-    return kind == BERTHA_CONN_SHM ? conn_send(c, fd, iov, count, flags) : unix_send(c, fd, iov, count, flags);
+    return kind == BERTHA_CONN_SHM ? conn_send(c, fd, iov, count, flags)
+                                   : unix_send(c, fd, iov, count, flags);
   }
   ssize_t n = send_by_kernel(c, fd, iov, count, flags);
   if (n > 0) {

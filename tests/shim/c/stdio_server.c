@@ -31,9 +31,11 @@ static void both(int fd) {
 
 static void printed(int fd) {
   char byte;
-  while (read(fd, &byte, 1) == 1) {
+  ssize_t n;
+  while ((n = read(fd, &byte, 1)) == 1) {
     MUST(dprintf(fd, "<%c%s>", byte, "") == 3);
   }
+  MUST(n == 0);
   close(fd);
 }
 
