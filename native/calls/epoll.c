@@ -27,7 +27,8 @@ BERTHA_EXPORT int epoll_wait(int epfd, struct epoll_event *events, int max, int 
   return (int)errno_result(eset_wait(s, events, max, timeout < 0 ? -1 : (int64_t)timeout * 1000000, NULL));
 }
 
-BERTHA_EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout, const sigset_t *mask) {
+BERTHA_EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int timeout,
+                              const sigset_t *mask) {
   struct eset *s = timeout != 0 ? eset_to_sleep_in(epfd) : eset_of(epfd);
   if (LIKELY(s == NULL)) {
     return REAL(epoll_pwait)(epfd, events, max, timeout, mask);
@@ -37,7 +38,8 @@ BERTHA_EXPORT int epoll_pwait(int epfd, struct epoll_event *events, int max, int
 
 BERTHA_EXPORT int epoll_pwait2(int epfd, struct epoll_event *events, int max, const struct timespec *timeout,
                                const sigset_t *mask) {
-  struct eset *s = timeout == NULL || timeout->tv_sec != 0 || timeout->tv_nsec != 0 ? eset_to_sleep_in(epfd) : eset_of(epfd);
+  struct eset *s = timeout == NULL || timeout->tv_sec != 0 || timeout->tv_nsec != 0 ? eset_to_sleep_in(epfd)
+                                                                                    : eset_of(epfd);
   if (LIKELY(s == NULL)) {
     return REAL(epoll_pwait2)(epfd, events, max, timeout, mask);
   }

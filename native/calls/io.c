@@ -65,7 +65,7 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
 }
 
 /* On a socket the position must be -1 (preadv2(2)); RWF_NOWAIT is MSG_DONTWAIT. */
-#define NOWAIT_FLAG(flags) ((flags) & 8 /* RWF_NOWAIT */ ? MSG_DONTWAIT : 0)
+#define NOWAIT_FLAG(flags) ((flags)&8 /* RWF_NOWAIT */ ? MSG_DONTWAIT : 0)
 
 #define PREADV2(name, off_type)                                                                              \
   BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
@@ -133,7 +133,8 @@ BERTHA_EXPORT ssize_t send(int fd, const void *buf, size_t n, int flags) {
   return errno_result(stream_send(c, fd, &iov, 1, flags));
 }
 
-BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from, socklen_t *size) {
+BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
+                               socklen_t *size) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
     ssize_t got = REAL(recvfrom)(fd, buf, n, flags, from, size);
@@ -208,7 +209,8 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
     return REAL(recvmmsg)(fd, messages, count, flags, timeout);
   }
-  int64_t end = timeout != NULL ? bertha_now_ns() + (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;
+  int64_t end =
+      timeout != NULL ? bertha_now_ns() + (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;
   unsigned int done = 0;
   while (done < count) {
     ssize_t n = recvmsg_stream(c, fd, &messages[done].msg_hdr, flags & ~MSG_WAITFORONE);
@@ -258,8 +260,8 @@ BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count,
 __attribute__((noreturn)) void __chk_fail(void);
 BERTHA_EXPORT ssize_t __read_chk(int fd, void *buf, size_t n, size_t size);
 BERTHA_EXPORT ssize_t __recv_chk(int fd, void *buf, size_t n, size_t size, int flags);
-BERTHA_EXPORT ssize_t __recvfrom_chk(int fd, void *buf, size_t n, size_t size, int flags, struct sockaddr *from,
-                                     socklen_t *from_size);
+BERTHA_EXPORT ssize_t __recvfrom_chk(int fd, void *buf, size_t n, size_t size, int flags,
+                                     struct sockaddr *from, socklen_t *from_size);
 
 ssize_t __read_chk(int fd, void *buf, size_t n, size_t size) {
   if (n > size) {

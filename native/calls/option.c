@@ -142,7 +142,8 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
   } else if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
     bool ring = conn_ripe(c, fd);
     abroad_leave(c, ring && abroad_enter(c));
-    if (request == FIONREAD && ring) { /* the kernel's count is bell bytes, but for what came before the ring */
+    if (request == FIONREAD &&
+        ring) { /* the kernel's count is bell bytes, but for what came before the ring */
       int kernel = *(int *)argument;
       uint64_t before = atomic_load(&conn_rx(c)->switch_at) - atomic_load(&c->krx);
       if (c->rx_phase == PHASE_RING) {

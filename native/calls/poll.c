@@ -14,7 +14,8 @@ static bool any_of_ours(const struct pollfd *fds, nfds_t count) {
   }
   for (nfds_t i = 0; i < count; i++) {
     if ((unsigned)fds[i].fd < bertha.max_fd &&
-        (stream_of(fds[i].fd) != NULL || atomic_load_explicit(&bertha.fds[fds[i].fd].set, memory_order_relaxed))) {
+        (stream_of(fds[i].fd) != NULL ||
+         atomic_load_explicit(&bertha.fds[fds[i].fd].set, memory_order_relaxed))) {
       return true;
     }
   }
@@ -28,7 +29,8 @@ BERTHA_EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout) {
   return (int)errno_result(wait_fds(fds, count, timeout < 0 ? -1 : (int64_t)timeout * 1000000, NULL));
 }
 
-BERTHA_EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout, const sigset_t *mask) {
+BERTHA_EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
+                        const sigset_t *mask) {
   if (LIKELY(!any_of_ours(fds, count))) {
     return REAL(ppoll)(fds, count, timeout, mask);
   }
@@ -61,7 +63,8 @@ static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_se
     return false;
   }
   for (int fd = 0; fd < n && (uint32_t)fd < bertha.max_fd && fd < FD_SETSIZE; fd++) {
-    if (((r != NULL && FD_ISSET(fd, r)) || (w != NULL && FD_ISSET(fd, w)) || (e != NULL && FD_ISSET(fd, e))) &&
+    if (((r != NULL && FD_ISSET(fd, r)) || (w != NULL && FD_ISSET(fd, w)) ||
+         (e != NULL && FD_ISSET(fd, e))) &&
         (stream_of(fd) != NULL || atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed))) {
       return true;
     }

@@ -136,7 +136,8 @@ static int accept_with(int listening, struct sockaddr *address, socklen_t *size,
   struct sockaddr_storage from;
   socklen_t from_size = sizeof from;
   if (!bertha.enabled || (address != NULL && size == NULL)) {
-    return plain_call ? REAL(accept)(listening, address, size) : REAL(accept4)(listening, address, size, flags);
+    return plain_call ? REAL(accept)(listening, address, size)
+                      : REAL(accept4)(listening, address, size, flags);
   }
   int fd = plain_call ? REAL(accept)(listening, (struct sockaddr *)&from, &from_size)
                       : REAL(accept4)(listening, (struct sockaddr *)&from, &from_size, flags);
@@ -163,7 +164,8 @@ BERTHA_EXPORT int accept4(int fd, struct sockaddr *address, socklen_t *size, int
 BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size) {
   int result = REAL(connect)(fd, address, size);
   if ((result != 0 && errno != EINPROGRESS && errno != EINTR) || address == NULL ||
-      size < sizeof(struct sockaddr_in) || (address->sa_family != AF_INET && address->sa_family != AF_INET6) ||
+      size < sizeof(struct sockaddr_in) ||
+      (address->sa_family != AF_INET && address->sa_family != AF_INET6) ||
       (address->sa_family == AF_INET6 && size < sizeof(struct sockaddr_in6)) || !bertha.enabled) {
     return result;
   }
@@ -192,12 +194,15 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c)) {
     unix_shutdown(c, how); /* the socket that is about to take this one's place ends as well */
   }
-  if (result == 0 && ring && (how == SHUT_RDWR || (how == SHUT_WR && (conn_flags(c) & CONN_RD_SHUT)) ||
-                              (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
+  if (result == 0 && ring &&
+      (how == SHUT_RDWR || (how == SHUT_WR && (conn_flags(c) & CONN_RD_SHUT)) ||
+       (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
     atomic_store(&conn_rx(c)->want_kernel, 1); /* which resets a connection that still sends to us */
   }
   if (result == 0 && c != NULL) { /* it may come to the ring later */
-    conn_set_flag(c, how == SHUT_RD ? CONN_RD_SHUT : how == SHUT_WR ? CONN_WR_SHUT : CONN_RD_SHUT | CONN_WR_SHUT);
+    conn_set_flag(c, how == SHUT_RD   ? CONN_RD_SHUT
+                     : how == SHUT_WR ? CONN_WR_SHUT
+                                      : CONN_RD_SHUT | CONN_WR_SHUT);
   }
   return result;
 }

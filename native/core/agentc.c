@@ -112,8 +112,8 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
   return 0;
 }
 
-static int exchange(enum bertha_op op, const void *body, size_t body_size, const int *send_fds, int send_count,
-                    void *reply, size_t reply_size, int *fds, int max_fds, uint32_t *status) {
+static int exchange(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,
+                    int send_count, void *reply, size_t reply_size, int *fds, int max_fds, uint32_t *status) {
   struct bertha_msg head = {BERTHA_MSG_MAGIC, BERTHA_PROTOCOL_VERSION, (uint16_t)op, ++agent.seq, 0};
   uint32_t seq = agent.seq;
   if (send_message(&head, body, body_size, send_fds, send_count) != 0) {
@@ -205,8 +205,8 @@ static uint32_t dial(void) {
   return status;
 }
 
-uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds, int send_count,
-                    void *reply, size_t reply_size, int *fds, int max_fds) {
+uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,
+                    int send_count, void *reply, size_t reply_size, int *fds, int max_fds) {
   for (int i = 0; i < max_fds; i++) {
     fds[i] = -1;
   }
@@ -215,8 +215,8 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
   }
   int saved = errno;
   uint32_t status = dial();
-  if (status == 0 && exchange(op, body, body_size, send_fds, send_count, reply, reply_size, fds, max_fds,
-                              &status) != 0) {
+  if (status == 0 &&
+      exchange(op, body, body_size, send_fds, send_count, reply, reply_size, fds, max_fds, &status) != 0) {
     hang_up();
     status = BERTHA_WHY_NO_AGENT;
   }

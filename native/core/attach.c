@@ -286,7 +286,8 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
   }
 }
 
-static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uint8_t local[16], uint16_t port) {
+static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uint8_t local[16],
+                    uint16_t port) {
   return s->tuple.client_port == c->info.peer_port && s->tuple.server_port == port &&
          memcmp(s->tuple.client_addr, c->info.peer_addr, 16) == 0 &&
          memcmp(s->tuple.server_addr, local, 16) == 0;
@@ -515,13 +516,15 @@ void conn_last_close(struct conn *c, int fd) {
     return;
   }
   struct bertha_direction *rx = conn_rx(c);
-  bool unread = c->rx_phase != PHASE_AFTER && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;
+  bool unread =
+      c->rx_phase != PHASE_AFTER && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;
   bool reset = unread || (conn_flags(c) & CONN_LINGER_0);
   atomic_store_explicit(&conn_tx(c)->closed, reset ? 2 : 1, memory_order_release);
   if (unread) { /* the kernel resets a connection that is closed with unread data (RFC 1122, 4.2.2.13) */
     struct linger now = {1, 0};
     REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-  } else if (!reset && c->rx_phase != PHASE_AFTER && !(conn_flags(c) & CONN_RST) && bertha_lock(&c->rx_lock)) {
+  } else if (!reset && c->rx_phase != PHASE_AFTER && !(conn_flags(c) & CONN_RST) &&
+             bertha_lock(&c->rx_lock)) {
     int saved = errno;
     while (atomic_load(&c->bell_debt) > 0 && bell_take_byte(c, fd)) {
       atomic_fetch_sub(&c->bell_debt, 1);

@@ -39,7 +39,8 @@ static int fetch_bell(uint32_t id) {
   int fd = known_bell(id);
   if (fd < 0) {
     struct bertha_bell body = {.bell = id}, reply;
-    if (agent_call(BERTHA_OP_BELL_GET, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 || fd < 0) {
+    if (agent_call(BERTHA_OP_BELL_GET, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 ||
+        fd < 0) {
       fd = -1;
       atomic_store(&no_fetch_before, now + 100000000);
     } else {
@@ -50,7 +51,8 @@ static int fetch_bell(uint32_t id) {
         i = (i + 1) % BELLS;
         n++;
       }
-      if (atomic_load(&known_bells[i].id) != 0) { /* an old one has to go: its owner is rung by a byte, or asks again */
+      if (atomic_load(&known_bells[i].id) !=
+          0) { /* an old one has to go: its owner is rung by a byte, or asks again */
         extern void bertha_close_hidden(int);
         int old = known_bells[i].fd;
         known_bells[i].fd = fd;

@@ -15,7 +15,7 @@ bool conn_stays_plain(struct conn *c, uint32_t why); /* the server, if it has no
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why);
 /* The program asked for something that only the kernel's connection has. */
 void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why);
-void conn_refresh_watch(struct conn *c); /* after kernel_waiters or kernel_regs went down */
+void conn_refresh_watch(struct conn *c);      /* after kernel_waiters or kernel_regs went down */
 void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
 void conn_after_close(struct conn *c);        /* after it */
 void conn_release(struct conn *c, int fd);    /* one reference less, without closing anything */
@@ -53,8 +53,8 @@ size_t conn_readable_bytes(struct conn *c);
  * when there is none just now (`*error` then says why: EAGAIN: full). */
 uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error);
 void tx_commit(struct conn *c, int fd, size_t n);
-bool tx_switched(struct conn *c, int fd); /* switches if it can */
-void tx_to_kernel(struct conn *c); /* with the tx lock held: from here on, for good */
+bool tx_switched(struct conn *c, int fd);           /* switches if it can */
+void tx_to_kernel(struct conn *c);                  /* with the tx lock held: from here on, for good */
 void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
 
 /* ready.c: which of `want` (poll's bits) hold now, as the rings say; POLLERR and POLLHUP always count. */

@@ -82,16 +82,16 @@ void connlog_write(struct conn *c, int fd) {
   const char *implementation = kind == BERTHA_CONN_SHM ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : "tcp";
   uint64_t now = connlog_clock();
   char line[1400];
-  int n = snprintf(line, sizeof line,
-                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"tcp\","
-                   "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":[{\"type\":\"local_or_remote\","
-                   "\"implementation\":\"%s\",\"where\":\"%s\"}],\"plain\":%s,\"reason\":%s,"
-                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
-                   (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
-                   program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer,
-                   implementation, plain ? "global" : "host", plain ? "true" : "false", reason,
-                   (unsigned long long)c->info.tx_bytes, (unsigned long long)c->info.rx_bytes,
-                   c->info.setup_us);
+  int n =
+      snprintf(line, sizeof line,
+               "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"tcp\","
+               "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":[{\"type\":\"local_or_remote\","
+               "\"implementation\":\"%s\",\"where\":\"%s\"}],\"plain\":%s,\"reason\":%s,"
+               "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
+               (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
+               program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer, implementation,
+               plain ? "global" : "host", plain ? "true" : "false", reason,
+               (unsigned long long)c->info.tx_bytes, (unsigned long long)c->info.rx_bytes, c->info.setup_us);
   int log = open(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
   if (log >= 0) {
     if (n > 0 && REAL(write)(log, line, (size_t)n) < 0 && bertha_log_level > 0) {
@@ -120,7 +120,8 @@ void connlog_close_all(void) {
     if (atomic_fetch_sub(&c->info.refs, 1) == 1 && abroad_give_up(c)) {
       connlog_write(c, (int)fd);
       conn_last_close(c, (int)fd);
-      if (conn_kind(c) == BERTHA_CONN_SHM) { /* a FIN that comes before the end is seen has to be the kernel's */
+      if (conn_kind(c) ==
+          BERTHA_CONN_SHM) { /* a FIN that comes before the end is seen has to be the kernel's */
         REAL(close)((int)fd);
       }
       conn_after_close(c);

@@ -63,7 +63,8 @@ static struct bertha_dir_header *current(void) {
     return map;
   }
   int64_t now = bertha_now_ns();
-  if (now < atomic_load_explicit(&directory.not_before, memory_order_relaxed) || !bertha_lock(&directory.lock)) {
+  if (now < atomic_load_explicit(&directory.not_before, memory_order_relaxed) ||
+      !bertha_lock(&directory.lock)) {
     return NULL;
   }
   int saved = errno;

@@ -222,8 +222,8 @@ void eset_upgrade_queued(struct eset *s) {
     s->upgrades = r->next_upgrade;
     r->queued = 0;
     struct conn *c = conn_of(fd);
-    if (r->state != REG_KERNEL || c == NULL || conn_index(c) + 1 != r->conn || conn_kind(c) != BERTHA_CONN_SHM ||
-        s->plain || entry(fd) == SET_MANY || (r->events & EPOLLONESHOT)) {
+    if (r->state != REG_KERNEL || c == NULL || conn_index(c) + 1 != r->conn ||
+        conn_kind(c) != BERTHA_CONN_SHM || s->plain || entry(fd) == SET_MANY || (r->events & EPOLLONESHOT)) {
       continue; /* one shot: it may have been fired, and be some thread's: at its next epoll_ctl */
     }
     if (to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
@@ -439,8 +439,9 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   if (c == NULL && op == EPOLL_CTL_ADD) {
     eset_polled(fd); /* a set within a set */
   }
-  if (!known && (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
-                 (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
+  if (!known &&
+      (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
+       (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
     if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
       atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
       atomic_store(&c->slot->watch[c->side].kernel, 1);

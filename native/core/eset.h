@@ -17,7 +17,7 @@ enum reg_state {
   REG_NONE = 0,
   REG_KERNEL = 1, /* the kernel serves it, with the program's own events */
   REG_RING = 2,
-  REG_OFF = 3, /* removed by the program, still in the kernel's set (until it closes the descriptor) */
+  REG_OFF = 3,  /* removed by the program, still in the kernel's set (until it closes the descriptor) */
   REG_GONE = 4, /* closed while the kernel served it; a duplicate may keep it in the set (epoll(7), Q6) */
 };
 
@@ -78,7 +78,7 @@ void eset_dup(int from, int to);
 void eset_swap(int fd, bool begin);
 bool eset_wants_upgrade(struct conn *c, int fd);
 bool eset_kernel_for_good(int fd); /* this connection's registrations will not come to the rings */
-void eset_polled(int fd); /* the program waits for this descriptor by poll, select or another set */
+void eset_polled(int fd);          /* the program waits for this descriptor by poll, select or another set */
 void eset_after_fork(void);
 void eset_fd_moved(int from, int to);
 

@@ -157,7 +157,8 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
   return n;
 }
 
-static int kernel_wait(struct eset *s, struct epoll_event *events, int max, int64_t ns, const sigset_t *mask) {
+static int kernel_wait(struct eset *s, struct epoll_event *events, int max, int64_t ns,
+                       const sigset_t *mask) {
   struct timespec timeout = {ns / 1000000000, ns % 1000000000};
   static _Atomic bool no_pwait2;
   if (bertha_real()->epoll_pwait2 != NULL && !atomic_load(&no_pwait2)) {

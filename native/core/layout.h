@@ -86,8 +86,8 @@ struct bertha_claims_bucket {
 /* ---- link --------------------------------------------------------------------------------------- */
 
 #define BERTHA_LINK_SLOTS 1024u
-#define BERTHA_RING_MAX (1u << 20)    /* bytes of address space each direction of a slot has */
-#define BERTHA_SLEEPERS 256u          /* a side; index 0 is never used */
+#define BERTHA_RING_MAX (1u << 20) /* bytes of address space each direction of a slot has */
+#define BERTHA_SLEEPERS 256u       /* a side; index 0 is never used */
 #define BERTHA_SIDE_CLIENT 0
 #define BERTHA_SIDE_SERVER 1
 
@@ -116,7 +116,8 @@ struct bertha_direction {
   _Atomic uint64_t tail;
   _Atomic uint64_t base;
   _Atomic uint32_t size;
-  _Atomic uint32_t closed; /* the producer has ended: 1 in order, 2 by a reset; the kernel's FIN or RST decides when */
+  _Atomic uint32_t
+      closed; /* the producer has ended: 1 in order, 2 by a reset; the kernel's FIN or RST decides when */
   _Atomic uint64_t switch_at;
   _Atomic uint64_t ring_end;
   _Atomic uint32_t space_wanted; /* the producer waits for free space */
@@ -153,12 +154,12 @@ enum bertha_slot_state {
 /* `state` is use << 2 | enum bertha_slot_state: the number of the claim is part of the word, so that a server
  * ties itself to the very claim that it has compared, not to a later one in the same slot. */
 #define BERTHA_SLOT_WORD(use, state) ((uint32_t)(use) << 2 | (uint32_t)(state))
-#define BERTHA_SLOT_STATE(word) ((word) & 3u)
+#define BERTHA_SLOT_STATE(word) ((word)&3u)
 #define BERTHA_SLOT_USE(word) ((word) >> 2)
 struct bertha_slot {
   _Atomic uint32_t state;
   uint32_t reserved;
-  uint64_t netns;       /* the client's */
+  uint64_t netns; /* the client's */
   struct bertha_tuple tuple;
   uint32_t nonce; /* what the client put into its SYN (cross-namespace), 0: nothing */
   uint32_t client_pid;
@@ -189,11 +190,11 @@ struct bertha_link_header {
 
 enum bertha_conn_kind {
   BERTHA_CONN_FREE = 0,
-  BERTHA_CONN_SOCKET = 1,   /* a TCP socket, neither listening nor connected yet */
+  BERTHA_CONN_SOCKET = 1, /* a TCP socket, neither listening nor connected yet */
   BERTHA_CONN_LISTENER = 2,
-  BERTHA_CONN_PLAIN = 3,    /* the kernel carries it, for good */
-  BERTHA_CONN_CLAIMED = 4,  /* client: plain until the server attaches */
-  BERTHA_CONN_MAYBE = 5,    /* server: plain until the client's claim is seen */
+  BERTHA_CONN_PLAIN = 3,   /* the kernel carries it, for good */
+  BERTHA_CONN_CLAIMED = 4, /* client: plain until the server attaches */
+  BERTHA_CONN_MAYBE = 5,   /* server: plain until the client's claim is seen */
   BERTHA_CONN_SHM = 6,
   BERTHA_CONN_UNIX = 7,
 };

@@ -50,8 +50,7 @@ bool link_held(const struct link *l) {
     return false;
   }
   /* our own lock does not show: client and server in one process */
-  return (REAL(fcntl)(l->fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) ||
-         link_is_mine(l);
+  return (REAL(fcntl)(l->fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) || link_is_mine(l);
 }
 
 void link_after_fork(void) {
@@ -167,13 +166,14 @@ static bool header_copy(struct bertha_link_header *h, const struct bertha_link_h
   size_t rings = (size_t)h->slot_count * 2 * h->ring_max;
   size_t words = (h->slot_count + 63) / 64 * 8;
   if (h->magic != BERTHA_MAGIC_LINK || h->version != BERTHA_LAYOUT_VERSION || h->listener != listener ||
-      h->index != index || h->slot_count == 0 || h->slot_count > BERTHA_LINK_SLOTS ||
-      h->ring_max < 4096 || h->ring_max > BERTHA_RING_MAX || (h->ring_max & (h->ring_max - 1)) != 0) {
+      h->index != index || h->slot_count == 0 || h->slot_count > BERTHA_LINK_SLOTS || h->ring_max < 4096 ||
+      h->ring_max > BERTHA_RING_MAX || (h->ring_max & (h->ring_max - 1)) != 0) {
     return false;
   }
   for (int side = 0; side < 2; side++) {
-    if (h->dirty_offset[side] % 64 != 0 || h->dirty_offset[side] > size || words > size - h->dirty_offset[side] ||
-        h->sleeper_offset[side] % 64 != 0 || h->sleeper_offset[side] > size ||
+    if (h->dirty_offset[side] % 64 != 0 || h->dirty_offset[side] > size ||
+        words > size - h->dirty_offset[side] || h->sleeper_offset[side] % 64 != 0 ||
+        h->sleeper_offset[side] > size ||
         BERTHA_SLEEPERS * sizeof(struct bertha_sleeper) > size - h->sleeper_offset[side]) {
       return false;
     }
@@ -319,7 +319,8 @@ static void sweep(struct link *l) {
   }
 }
 
-struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns, uint32_t *why) {
+struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns,
+                     uint32_t *why) {
   for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
     if (l->listener == listener && l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid) {
       if (has_room(l)) {
@@ -391,7 +392,8 @@ static void retire_links(void) {
     l->fd = l->mailbox = -1;
     bertha_close_hidden(fd);
     bertha_close_hidden(mailbox);
-    mmap(l->base, l->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    mmap(l->base, l->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
+         -1, 0);
   }
   bertha_unlock(&here.lock);
 }
@@ -406,7 +408,8 @@ struct link *link_fetch(struct listener *listener, uint32_t index) {
   struct bertha_link body = {.listener = listener->id, .index = index};
   struct bertha_link_reply reply;
   int fds[2]; /* link, mailbox */
-  if (agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2) != 0 || fds[0] < 0) {
+  if (agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2) != 0 ||
+      fds[0] < 0) {
     return NULL;
   }
   return map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
@@ -421,7 +424,8 @@ int slot_take(struct link *l) {
   if (l->free_count == 0 && l->next_fresh >= l->slot_count) {
     sweep(l);
   }
-  if (l->left >= 0 && atomic_load_explicit(&l->slots[l->left].watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
+  if (l->left >= 0 &&
+      atomic_load_explicit(&l->slots[l->left].watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
     s = l->left;
     l->left = -1;
   } else if (l->free_count > 0) {

@@ -41,13 +41,13 @@ struct bertha_msg {
 
 /* HELLO + descriptor: the process family's table (may be missing).  Must come first. */
 struct bertha_hello {
-  uint32_t pid;           /* as the process sees it */
+  uint32_t pid; /* as the process sees it */
   uint32_t layout_version;
-  char program[64];       /* basename of the executable, NUL-terminated */
-  char name[64];          /* --name, or empty */
-  char exe[512];          /* path of the executable */
-  char policy[512];       /* absolute path of the policy file, or empty */
-  char args[2048];        /* argv, NUL-separated, cut */
+  char program[64]; /* basename of the executable, NUL-terminated */
+  char name[64];    /* --name, or empty */
+  char exe[512];    /* path of the executable */
+  char policy[512]; /* absolute path of the policy file, or empty */
+  char args[2048];  /* argv, NUL-separated, cut */
   uint32_t args_len;
   char package_version[32];
 };

@@ -18,7 +18,8 @@ static short rx_events(struct conn *c, int fd) {
   struct bertha_direction *d = conn_rx(c);
   for (;;) {
     uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
-    bool ring = c->rx_phase == PHASE_RING || (c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) == switch_at);
+    bool ring =
+        c->rx_phase == PHASE_RING || (c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) == switch_at);
     if (ring) {
       if (ring_filled(c)) {
         return POLLIN;

@@ -8,7 +8,8 @@
 #include "wait.h"
 
 /* The first `cap` bytes of an iovec that starts `skip` bytes in; returns the count of parts. */
-static int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip, size_t cap) {
+static int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip,
+                      size_t cap) {
   int n = 0;
   for (int i = 0; i < count && cap > 0 && n < max; i++) {
     if (skip >= from[i].iov_len) {
@@ -36,7 +37,8 @@ enum { IOV_PARTS = 64 };
 /* Of what the kernel holds, only the bytes before the producer's switch are data; the rest are bell bytes, or (if it
  * has come back from the ring meanwhile) data of a later time.  While the switch is not known yet: look first (this is
  * where it may block), then ask for the switch, then take no more than belongs here. */
-static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip,
+                           int flags) {
   struct bertha_direction *d = conn_rx(c);
   uint32_t life = conn_life(c);
   uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
@@ -77,7 +79,8 @@ static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int 
   return n;
 }
 
-static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip,
+                           int flags) {
   if (!bertha_lock(&c->rx_lock)) {
     return -EAGAIN;
   }
@@ -137,7 +140,8 @@ static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, siz
   return (ssize_t)taken;
 }
 
-static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, int flags) {
+static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip,
+                          int flags) {
   uint32_t bells = atomic_load_explicit(&conn_rx(c)->bells, memory_order_acquire);
   while (c->bells_seen < bells) {
     char junk[16];
@@ -237,7 +241,7 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
   }
   for (;;) {
     bool abroad = abroad_enter(c);
-    ssize_t n = c->rx_phase == PHASE_RING    ? recv_ring(c, fd, iov, count, got, flags)
+    ssize_t n = c->rx_phase == PHASE_RING     ? recv_ring(c, fd, iov, count, got, flags)
                 : c->rx_phase == PHASE_BEFORE ? recv_before(c, fd, iov, count, got, flags)
                                               : recv_after(c, fd, iov, count, got, flags);
     abroad_leave(c, abroad);
@@ -361,13 +365,16 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
   bool before = conn_kind(c) == BERTHA_CONN_SHM;
   ssize_t n = recv_once(c, fd, iov, count, flags);
   if (n > 0 && !before && conn_kind(c) == BERTHA_CONN_SHM && !(flags & (MSG_PEEK | MSG_WAITALL)) &&
-      (size_t)n < iov_bytes(iov, count)) { /* the tie came with these bytes: what is in the ring belongs to this read */
+      (size_t)n <
+          iov_bytes(iov,
+                    count)) { /* the tie came with these bytes: what is in the ring belongs to this read */
     struct iovec rest[IOV_PARTS];
     int parts = iov_window(rest, IOV_PARTS, iov, count, (size_t)n, SSIZE_MAX);
     ssize_t more = conn_recv(c, fd, rest, parts, flags | MSG_DONTWAIT);
     return more > 0 ? n + more : n;
   }
-  bool all = (flags & MSG_WAITALL) && !(flags & (MSG_PEEK | MSG_DONTWAIT)) && !(conn_flags(c) & CONN_NONBLOCK);
+  bool all =
+      (flags & MSG_WAITALL) && !(flags & (MSG_PEEK | MSG_DONTWAIT)) && !(conn_flags(c) & CONN_NONBLOCK);
   if (LIKELY(!all) || n <= 0) {
     return n;
   }

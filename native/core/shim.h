@@ -37,8 +37,8 @@ enum phase {
 
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
-  uint64_t generation; /* of the directory when registered */
-  int pid;             /* the process that registered */
+  uint64_t generation;    /* of the directory when registered */
+  int pid;                /* the process that registered */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
   struct bertha_claims_header *claims;
   struct listener *next;
@@ -55,8 +55,8 @@ struct link { /* this process's mapping of a link */
   size_t ring_offset;
   uint8_t side;
   struct bertha_plan plan;
-  int fd;          /* hidden; -1 once given up */
-  int owner_pid;   /* the process that may take slots (client) */
+  int fd;        /* hidden; -1 once given up */
+  int owner_pid; /* the process that may take slots (client) */
   _Atomic uint64_t *dirty[2];
   struct bertha_sleeper *sleepers[2];
   struct bertha_slot *slots;
@@ -73,21 +73,21 @@ struct link { /* this process's mapping of a link */
 
 enum conn_flag {
   CONN_NONBLOCK = 1u << 0,
-  CONN_FIN = 1u << 1,         /* the kernel has delivered the peer's FIN */
+  CONN_FIN = 1u << 1, /* the kernel has delivered the peer's FIN */
   CONN_RD_SHUT = 1u << 2,
   CONN_WR_SHUT = 1u << 3,
   CONN_NODELAY_SET = 1u << 4, /* the program's own setting */
   CONN_NODELAY_FORCED = 1u << 5,
   CONN_CORK_SET = 1u << 6,
-  CONN_NO_ATTACH = 1u << 7,   /* this connection is to stay in the kernel */
+  CONN_NO_ATTACH = 1u << 7, /* this connection is to stay in the kernel */
   CONN_LOGGED = 1u << 8,
   CONN_LAST_RECV_DATA = 1u << 9,
   CONN_RST = 1u << 10,
   CONN_NODELAY_KNOWN = 1u << 11,
-  CONN_LINGER_0 = 1u << 12,   /* SO_LINGER with no time: close() resets */
-  CONN_SPAWN = 1u << 15,      /* a posix_spawn may be told to pass it on */
-  CONN_BOUND = 1u << 14,      /* the program chose the local port */
-  CONN_BROKEN = 1u << 13,     /* the ring's contents make no sense */
+  CONN_LINGER_0 = 1u << 12, /* SO_LINGER with no time: close() resets */
+  CONN_SPAWN = 1u << 15,    /* a posix_spawn may be told to pass it on */
+  CONN_BOUND = 1u << 14,    /* the program chose the local port */
+  CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
 };
 
 /* A connection (or a socket that may become one).  Lives in the table, which forked children share: the
@@ -113,23 +113,23 @@ struct conn {
   uint64_t tx_tail;
   uint64_t tx_base;
   uint32_t tx_size;
-  uint32_t tx_limit; /* size may grow to this */
-  uint32_t tx_bound; /* the program's own SO_SNDBUF, which bounds what is on its way; 0: none */
+  uint32_t tx_limit;    /* size may grow to this */
+  uint32_t tx_bound;    /* the program's own SO_SNDBUF, which bounds what is on its way; 0: none */
   _Atomic uint64_t krx; /* bytes that went by the kernel before the ring */
   _Atomic uint64_t ktx;
-  _Atomic uint32_t kernel_sends; /* in the kernel just now */
+  _Atomic uint32_t kernel_sends;   /* in the kernel just now */
   _Atomic uint32_t kernel_waiters; /* threads asleep in the kernel on the descriptor itself */
-  _Atomic uint32_t kernel_regs;  /* epoll registrations that the kernel alone serves */
-  _Atomic uint32_t bell_debt;    /* bell bytes announced and not yet arrived */
+  _Atomic uint32_t kernel_regs;    /* epoll registrations that the kernel alone serves */
+  _Atomic uint32_t bell_debt;      /* bell bytes announced and not yet arrived */
   uint32_t bells_seen;
-  int32_t error; /* errno that the kernel reported and the program has not seen */
+  int32_t error;          /* errno that the kernel reported and the program has not seen */
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
   uint32_t sends_behind; /* while the other end had not read everything */
   _Atomic uint32_t life; /* another one for each connection that has this record */
-  uint64_t cookie;   /* the kernel's name for its socket, whatever descriptor it has */
-  struct conn *home; /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
+  uint64_t cookie;       /* the kernel's name for its socket, whatever descriptor it has */
+  struct conn *home;     /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {
@@ -149,8 +149,8 @@ struct bertha_process {
   struct bertha_table_header *table;
   struct fd_entry *fds;
   uint64_t netns;
-  int64_t spin_ns;    /* default bound */
-  bool spin_given;    /* by BERTHA_SPIN_US */
+  int64_t spin_ns; /* default bound */
+  bool spin_given; /* by BERTHA_SPIN_US */
   char program[64];
   char name[64];
   char agent_path[108];
@@ -163,7 +163,7 @@ extern struct bertha_process bertha;
 void bertha_init(void);
 bool bertha_table_open(void);
 bool bertha_in_forked_stranger(void); /* in a vfork child, or one that a raw clone made */
-int bertha_hide_fd(int fd);          /* moves it out of the program's sight; -1 when it cannot */
+int bertha_hide_fd(int fd);           /* moves it out of the program's sight; -1 when it cannot */
 bool bertha_is_hidden(int fd);
 int bertha_unhide(int fd); /* the program wants this very number: moves ours elsewhere */
 uint32_t bertha_tid(void);
@@ -179,9 +179,9 @@ void bertha_unlock(_Atomic uint32_t *lock);
 /* table.c */
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
-bool conn_uses_link(const struct link *l); /* any of this family's connections */
+bool conn_uses_link(const struct link *l);                            /* any of this family's connections */
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
-void conn_track(int fd, struct conn *c); /* takes over a reference */
+void conn_track(int fd, struct conn *c);                              /* takes over a reference */
 void conn_forget(int fd);
 void conn_fork_prepare(void);
 void conn_fork_failed(void);
@@ -225,7 +225,8 @@ static inline void conn_clear_flag(struct conn *c, uint32_t f) {
   }
 }
 static inline void count_bytes(_Atomic uint64_t *counter, uint64_t n) {
-  atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n, memory_order_relaxed);
+  atomic_store_explicit(counter, atomic_load_explicit(counter, memory_order_relaxed) + n,
+                        memory_order_relaxed);
 }
 
 static inline struct bertha_direction *conn_rx(const struct conn *c) {

@@ -63,8 +63,10 @@ uint32_t unix_offer(struct conn *c) {
     char space[CMSG_SPACE(sizeof(int))];
   } control = {.space = {0}};
   struct iovec part = {&letter, sizeof letter};
-  struct msghdr msg = {
-      .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+  struct msghdr msg = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.space,
+                       .msg_controllen = sizeof control.space};
   struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
   head->cmsg_level = SOL_SOCKET;
   head->cmsg_type = SCM_RIGHTS;
@@ -93,8 +95,10 @@ bool unix_collect(struct conn *c) {
       char space[CMSG_SPACE(sizeof(int))];
     } control;
     struct iovec part = {&letter, sizeof letter};
-    struct msghdr msg = {
-        .msg_iov = &part, .msg_iovlen = 1, .msg_control = control.space, .msg_controllen = sizeof control.space};
+    struct msghdr msg = {.msg_iov = &part,
+                         .msg_iovlen = 1,
+                         .msg_control = control.space,
+                         .msg_controllen = sizeof control.space};
     ssize_t n = REAL(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
     if (n < 0) {
       break;
@@ -108,7 +112,8 @@ bool unix_collect(struct conn *c) {
       break;
     }
     bool good = n == sizeof letter && letter.slot < l->slot_count &&
-                letter.use == BERTHA_SLOT_USE(atomic_load(&l->slots[letter.slot].state)) && l->mail[letter.slot] == 0;
+                letter.use == BERTHA_SLOT_USE(atomic_load(&l->slots[letter.slot].state)) &&
+                l->mail[letter.slot] == 0;
     if (good) {
       l->mail[letter.slot] = bertha_hide_fd(fd) + 1;
     } else {

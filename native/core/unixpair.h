@@ -10,9 +10,9 @@
 
 #include "shim.h"
 
-#define UNIX_LATER UINT32_MAX /* the mailbox is full: at the next call on the connection */
-uint32_t unix_offer(struct conn *c);  /* server: 0, or why not */
-bool unix_collect(struct conn *c);    /* client: the posted end; false: not there (yet) */
+#define UNIX_LATER UINT32_MAX        /* the mailbox is full: at the next call on the connection */
+uint32_t unix_offer(struct conn *c); /* server: 0, or why not */
+bool unix_collect(struct conn *c);   /* client: the posted end; false: not there (yet) */
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 /* The descriptor to send on, after switching if that can be done now. */
@@ -22,8 +22,8 @@ bool unix_swapped(const struct conn *c);
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */
 void unix_shutdown(struct conn *c, int how);
 void unix_nonblock(struct conn *c, bool on);
-void unix_drop(struct conn *c); /* an offer that came to nothing */
-void unix_forget(struct conn *c);              /* this process has closed its last descriptor of it */
+void unix_drop(struct conn *c);   /* an offer that came to nothing */
+void unix_forget(struct conn *c); /* this process has closed its last descriptor of it */
 void unix_fd_moved(int from, int to);
 
 #endif

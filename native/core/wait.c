@@ -11,12 +11,12 @@
 #include "unixpair.h"
 
 enum {
-  BELL_AFTER = 16,      /* sleeps on the connection's own byte before an eventfd is worth its set-up */
+  BELL_AFTER = 16, /* sleeps on the connection's own byte before an eventfd is worth its set-up */
   SLEEPERS_PER_THREAD = 240,
   STACK_FDS = 64,
   LOOKS_PER_CLOCK = 32,
-  NO_BELL_MS = 1,       /* how long to sleep where nobody can wake us */
-  SPACE_MS = 20,        /* and at most for space in a ring */
+  NO_BELL_MS = 1, /* how long to sleep where nobody can wake us */
+  SPACE_MS = 20,  /* and at most for space in a ring */
 };
 #define KERNEL_EVERY_NS 20000 /* how often a spinning thread asks the kernel too */
 
@@ -345,7 +345,8 @@ void wait_claimed(struct conn *c) {
   int64_t budget = spin_budget(&w->first, begin, bound);
   struct bertha_direction *d = conn_rx(c);
   bool found = false;
-  atomic_store(&c->slot->watch[c->side].kernel, 0); /* the server need not pay for a byte that nobody waits for */
+  atomic_store(&c->slot->watch[c->side].kernel,
+               0); /* the server need not pay for a byte that nobody waits for */
   while (!found && now - begin < budget) {
     for (int i = 0; i < LOOKS_PER_CLOCK && !found; i++) {
       found = atomic_load_explicit(&d->switch_at, memory_order_acquire) != UINT64_MAX;
@@ -373,7 +374,7 @@ struct poll_call {
   struct pollfd *user;
   nfds_t count;
   uint8_t *class;
-  struct pollfd *kernel; /* count + 1 */
+  struct pollfd *kernel;     /* count + 1 */
   struct kernel_wait *waits; /* who is counted among the kernel's waiters for the length of a call */
   unsigned rings;
   unsigned becoming;
