@@ -25,14 +25,14 @@ struct letter {
 extern void bertha_close_hidden(int fd);
 
 static struct ends *ends_of(const struct conn *c) {
-  if (UNLIKELY(__atomic_load_n(&ends, __ATOMIC_ACQUIRE) == NULL)) {
+  if (UNLIKELY(atomic_load_explicit(&ends, memory_order_acquire) == NULL)) {
     size_t size = sizeof(struct ends) * BERTHA_CONNS;
     void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     struct ends *none = NULL;
     if (p == MAP_FAILED) {
       return NULL;
     }
-    if (!__atomic_compare_exchange_n(&ends, &none, p, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+    if (!atomic_compare_exchange_strong(&ends, &none, p)) {
       munmap(p, size); /* another thread was quicker */
     }
   }
