@@ -73,6 +73,7 @@ static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
     if (n > 0) {
       atomic_fetch_add(&c->ktx, (uint64_t)n);
     }
+    conn_set_flag(c, CONN_TX_SHORT); /* or the file has ended: then an edge too many is no harm */
     atomic_fetch_sub(&c->kernel_sends, 1);
     abroad_kernel_send(c, -1, n > 0 ? (uint64_t)n : 0);
   }

@@ -122,6 +122,9 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
   struct conn *c = track(fd, flags, BERTHA_CONN_PLAIN);
   if (c != NULL) {
     conn_accepted(c, fd, listener_now(l, listening), from);
+    if (l->listener == NULL && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
+      c->info.reason = l->info.reason; /* what the agent said of the listener */
+    }
     uint32_t options = conn_flags(l) & (CONN_NODELAY_SET | CONN_NODELAY_KNOWN); /* inherited (tcp(7)) */
     conn_set_flag(c, options);
     c->rcv_timeout_ns = l->rcv_timeout_ns;

@@ -160,6 +160,8 @@ static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
   }
   r->slink = k;
   r->conn = conn_index(c) + 1;
+  r->first = 1;
+  r->ready = 0;
   r->state = REG_RING;
   r->kernel_out = 0;
   k->fd[c->slot_index] = fd;

@@ -46,6 +46,7 @@ static int collect(struct eset *s, struct epoll_event *events, int max) {
             bell_on_connection(c, fd);
           }
         }
+        r->ready = ready;
         if (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT))) {
           k->pending[i] &= ~((uint64_t)1 << bit);
         }
@@ -113,6 +114,20 @@ static void rearm(struct eset *s, struct reg *r, int fd) {
   }
 }
 
+/* Does the kernel's edge tell the program of something that it has not been told?  Where the kernel carries a direction,
+ * its edges are the program's, but for the first, which answers our own registration. */
+static bool kernel_news(struct reg *r, struct conn *c, uint32_t events) {
+  bool first = r->first;
+  r->first = 0;
+  bool in = (events & EPOLLIN) && c->rx_phase != PHASE_RING && !(first && (r->ready & EPOLLIN));
+  bool wanted = !(r->ready & EPOLLOUT) || (conn_flags(c) & CONN_TX_SHORT);
+  bool out = (events & EPOLLOUT) && c->tx_phase != PHASE_RING && wanted;
+  if (out) {
+    conn_clear_flag(c, CONN_TX_SHORT);
+  }
+  return in || out;
+}
+
 /* What the kernel reported: our own registrations are taken note of, the program's passed on.  `from` and
  * `to` may be the same.  Does not need the lock for members that the kernel serves. */
 static int sort_out(struct eset *s, const struct epoll_event *from, int count, struct epoll_event *to) {
@@ -141,7 +156,7 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
     struct conn *c = conn_by_index(r->conn - 1);
     uint32_t before = conn_flags(c);
     conn_kernel_events(c, e.events);
-    bool news = conn_flags(c) != before || c->rx_phase != PHASE_RING || c->tx_phase == PHASE_AFTER;
+    bool news = conn_flags(c) != before || (r->state == REG_RING && kernel_news(r, c, e.events));
     if ((e.events & EPOLLIN) && c->rx_phase == PHASE_RING) {
       news |= conn_look_at_kernel(c, (int)fd);
     }

@@ -87,6 +87,7 @@ enum conn_flag {
   CONN_LINGER_0 = 1u << 12, /* SO_LINGER with no time: close() resets */
   CONN_SPAWN = 1u << 15,    /* a posix_spawn may be told to pass it on */
   CONN_BOUND = 1u << 14,    /* the program chose the local port */
+  CONN_TX_SHORT = 1u << 16, /* the kernel did not take all of the last send: its next room is news */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
 };
 

@@ -156,6 +156,9 @@ static ssize_t send_by_kernel(struct conn *c, int fd, const struct iovec *iov, i
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   }
+  if (n < 0 || (size_t)n < iov_bytes(iov, count)) {
+    conn_set_flag(c, CONN_TX_SHORT);
+  }
   return n;
 }
 
