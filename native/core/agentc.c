@@ -82,10 +82,10 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
   do {
     n = REAL(recvmsg)(agent.fd, &msg, MSG_CMSG_CLOEXEC);
   } while (n < 0 && errno == EINTR);
-  if (n <= 0) {
+  if (n < 0) {
     return -1;
   }
-  int got = 0;
+  int got = 0; /* also an empty message may bring some */
   for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c != NULL; c = CMSG_NXTHDR(&msg, c)) {
     if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
       size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -126,14 +126,17 @@ static int exchange(enum bertha_op op, const void *body, size_t body_size, const
   if (receive_message(&head, reply, reply_size, fds, max_fds) != 0) {
     return -1;
   }
-  if (head.magic != BERTHA_MSG_MAGIC || head.version != BERTHA_PROTOCOL_VERSION || head.op != op ||
-      head.seq != seq) {
+  bool ours = head.magic == BERTHA_MSG_MAGIC && head.version == BERTHA_PROTOCOL_VERSION && head.op == op &&
+              head.seq == seq;
+  if (!ours || head.status != 0) { /* a refusal has no descriptors: nobody would close them */
     for (int i = 0; i < max_fds; i++) {
       if (fds[i] >= 0) {
         REAL(close)(fds[i]);
         fds[i] = -1;
       }
     }
+  }
+  if (!ours) {
     return -1;
   }
   *status = head.status;
