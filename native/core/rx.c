@@ -329,6 +329,17 @@ static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int c
   return -EINPROGRESS;
 }
 
+/* The server ties itself before it switches: one that says it has switched and is not there lies, and we would look for
+ * ever. */
+static bool switched_untied(struct conn *c, int fd) {
+  if (atomic_load(&c->krx) < atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire) ||
+      conn_ripe(c, fd) || conn_kind(c) != BERTHA_CONN_CLAIMED) {
+    return false;
+  }
+  return BERTHA_SLOT_STATE(atomic_load(&c->slot->state)) != BERTHA_SLOT_ATTACHED ||
+         c->link->plan.implementation != BERTHA_IMPL_SHM;
+}
+
 static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   for (;;) {
     if (conn_ripe(c, fd)) {
@@ -345,6 +356,10 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
         }
       }
       n = recv_kernel_part(c, fd, iov, count, flags);
+      if (n == -EINPROGRESS && switched_untied(c, fd)) {
+        conn_set_flag(c, CONN_BROKEN);
+        return -ECONNRESET;
+      }
     } else if (kind == BERTHA_CONN_MAYBE) {
       n = recv_maybe(c, fd, iov, count, flags);
     } else if (kind == BERTHA_CONN_UNIX) {
