@@ -1,0 +1,159 @@
+/* An agent that answers anything: wrong lengths, other messages, descriptors where none belong or of the wrong sort. */
+#include "../core/agentc.c" /* its connection */
+
+#include "rig.h"
+
+static int some_descriptor(uint8_t kind) {
+  struct bertha_link_header h;
+  int fd;
+  switch (kind % 5) {
+  case 0:
+    return open("/dev/null", O_RDWR | O_CLOEXEC);
+  case 1:
+    return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  case 2: /* a link, or claims too small */
+    rig_header(&h, 1, 4096);
+    fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    rig_check(fd >= 0 && ftruncate(fd, (off_t)h.total_size) == 0, "memfd");
+    rig_check(pwrite(fd, (void *)&h, sizeof h, 0) == sizeof h, "pwrite");
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+    return fd;
+  case 3: { /* sound claims */
+    struct bertha_claims_header claims = {.magic = BERTHA_MAGIC_CLAIM,
+                                          .version = BERTHA_LAYOUT_VERSION,
+                                          .listener = 7,
+                                          .bucket_count = BERTHA_CLAIM_BUCKETS};
+    fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    rig_check(fd >= 0 && ftruncate(fd, sizeof claims +
+                                           BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket)) == 0,
+              "memfd");
+    rig_check(pwrite(fd, (void *)&claims, sizeof claims, 0) == sizeof claims, "pwrite");
+    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
+    return fd;
+  }
+  default:
+    return dup(0);
+  }
+}
+
+/* What the agent will have said before it is asked: it lies in the socket. */
+static size_t answer(int to, const uint8_t *data, size_t size, uint16_t op, uint32_t seq) {
+  if (size < 4) {
+    return size;
+  }
+  uint8_t how = data[0];
+  int count = data[1] % 7;
+  size_t length = data[2] % 64;
+  size_t used = 4 + length < size ? 4 + length : size;
+  struct {
+    struct bertha_msg head;
+    uint8_t body[256];
+  } message = {{BERTHA_MSG_MAGIC, BERTHA_PROTOCOL_VERSION, op, seq, 0}, {0}};
+  if (how & 1) { /* sound, but for its body and descriptors */
+    struct bertha_link_reply reply = {.listener = 7, .index = 1, .plan = {BERTHA_IMPL_SHM, data[3], 0, 0}};
+    memcpy(message.body, &reply, sizeof reply);
+    memcpy(message.body + data[3] % 40, data + 4, used - 4);
+    length = how & 2 ? sizeof reply : how & 4 ? sizeof(struct bertha_bell) : length;
+    length += sizeof message.head;
+  } else {
+    memcpy(&message, data + 4, used - 4);
+  }
+  int fds[8];
+  for (int i = 0; i < count; i++) {
+    fds[i] = some_descriptor((uint8_t)(data[3] + i * (how >> 4)));
+  }
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof fds)];
+  } control = {.space = {0}};
+  struct iovec part = {&message, length};
+  struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+  if (count > 0) {
+    msg.msg_control = control.space;
+    msg.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+    memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)count);
+  }
+  ssize_t n = sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  (void)n;
+  for (int i = 0; i < count; i++) {
+    close(fds[i]);
+  }
+  return used;
+}
+
+static int open_descriptors(void) {
+  int n = 0;
+  for (int fd = 0; fd < 1100; fd++) {
+    n += fcntl(fd, F_GETFD) >= 0;
+  }
+  return n;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  if (size < 5) {
+    return 0;
+  }
+  static const uint16_t ops[] = {BERTHA_OP_LISTEN,   BERTHA_OP_CONNECT,  BERTHA_OP_LINK,
+                                 BERTHA_OP_BELL_NEW, BERTHA_OP_BELL_GET, BERTHA_OP_RESOLVE};
+  uint16_t op = ops[data[0] % 6];
+  int pair[2];
+  rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");
+  agent.fd = bertha_hide_fd(pair[0]);
+  agent.pid = bertha.pid;
+  agent.not_before = 0;
+  answer(pair[1], data + 1, size - 1, op, agent.seq + 1);
+  shutdown(pair[1], SHUT_WR); /* nothing more: no wait for it */
+  int before = open_descriptors();
+  int fds[3] = {-1, -1, -1};
+  uint8_t reply[64];
+  if (data[0] & 64) { /* the plain call */
+    uint32_t status = agent_call((enum bertha_op)op, reply, 16, NULL, 0, reply, data[0] & 1 ? 40 : 8, fds, 3);
+    for (int i = 0; i < 3; i++) {
+      if (fds[i] >= 0) {
+        if (status != 0) {
+          abort(); /* who would close it? */
+        }
+        close(fds[i]);
+      }
+    }
+    if (open_descriptors() + (agent.fd < 0) != before) {
+      abort();
+    }
+  } else {
+    uint32_t why;
+    uint8_t addr[16] = {0};
+    int fd;
+    struct listener *l;
+    switch (op) {
+    case BERTHA_OP_LISTEN:
+      fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+      listener_register(fd, &why);
+      close(fd);
+      break;
+    case BERTHA_OP_CONNECT: {
+      static uint64_t listener = 1000; /* a refusal is remembered */
+      link_to(listener++, addr, 80, 1, &why);
+      break;
+    }
+    case BERTHA_OP_LINK:
+      l = listener_get(7);
+      if (l != NULL) {
+        link_fetch(l, (uint32_t)data[0] + 2);
+      }
+      break;
+    default:
+      if (bell_create(&fd) != 0) {
+        extern void bertha_close_hidden(int);
+        bertha_close_hidden(fd);
+      }
+    }
+  }
+  close(pair[1]);
+  hang_up();
+  return 0;
+}
