@@ -56,7 +56,7 @@ _TEXTS: dict[int, str] = {
     Reason.CLAIMS_FULL: "the listener's table of waiting connections is full",
     Reason.TABLE_FULL: "this process's table of connections is full",
     Reason.IO_URING: "the program uses io_uring, whose operations cannot be seen from outside the kernel",
-    Reason.INHERITED: "the connection was inherited from a program that did not run under bertha-run",
+    Reason.INHERITED: "the connection was handed to another program before it was tied to shared memory",
     Reason.CORRUPT: "the peer wrote something impossible into shared memory",
     Reason.AMBIGUOUS: "several listeners have this address and the right one could not be told",
     Reason.KERNEL_ASKED: "the program made a call that only the kernel can serve on this connection",

@@ -162,6 +162,10 @@ static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
   r->conn = conn_index(c) + 1;
   r->first = 1;
   r->ready = 0;
+  struct pollfd now = {.fd = fd, .events = POLLRDHUP}; /* an end that came before we were told of it */
+  if (REAL(poll)(&now, 1, 0) > 0) {
+    conn_kernel_events(c, (uint16_t)now.revents);
+  }
   r->state = REG_RING;
   r->kernel_out = 0;
   k->fd[c->slot_index] = fd;

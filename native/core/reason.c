@@ -23,7 +23,8 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_TABLE_FULL] = "this process's table of connections is full",
     [BERTHA_WHY_IO_URING] =
         "the program uses io_uring, whose operations cannot be seen from outside the kernel",
-    [BERTHA_WHY_INHERITED] = "the connection was inherited from a program that did not run under bertha-run",
+    [BERTHA_WHY_INHERITED] =
+        "the connection was handed to another program before it was tied to shared memory",
     [BERTHA_WHY_CORRUPT] = "the peer wrote something impossible into shared memory",
     [BERTHA_WHY_AMBIGUOUS] = "several listeners have this address and the right one could not be told",
     [BERTHA_WHY_KERNEL_ASKED] = "the program made a call that only the kernel can serve on this connection",

@@ -200,8 +200,14 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
   if (n < 0) {
     return n;
   }
-  if (fin || (conn_flags(c) & CONN_RD_SHUT)) {
+  if (conn_flags(c) & CONN_RD_SHUT) {
     return 0;
+  }
+  if (fin) { /* a reset may have come after the FIN: it is reported once (tcp(7)) */
+    conn_look_at_kernel(c, fd);
+    int error = c->error;
+    c->error = 0;
+    return -error;
   }
   if (c->error != 0) {
     int error = c->error;
@@ -236,8 +242,11 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     least = (size_t)c->rcv_lowat < want ? (size_t)c->rcv_lowat : want;
   }
   int64_t deadline = patient && c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
-  if (want == 0) {
-    return 0;
+  if (want == 0) { /* as the kernel: nothing to be had is still EAGAIN, or waited for */
+    char byte;
+    struct iovec one = {&byte, 1};
+    ssize_t n = conn_recv(c, fd, &one, 1, (flags & MSG_DONTWAIT) | MSG_PEEK);
+    return n > 0 ? 0 : n;
   }
   for (;;) {
     bool abroad = abroad_enter(c);
