@@ -363,6 +363,7 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   }
   struct epoll_event e = kernel_event(r, fd);
   uint8_t before = r->state;
+  r->fired = 0;
   r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
   int result = real_ctl(s->epfd, op, fd, &e);
   if (result != 0) {
@@ -387,6 +388,7 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     struct reg before = *r;
     r->events = event->events;
     r->data = event->data.u64;
+    r->fired = 0;
     if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && entry(fd) != SET_MANY &&
         !(event->events & EPOLLEXCLUSIVE) && to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       kernel_reg(s, c, -1);
@@ -612,6 +614,9 @@ void eset_swap(int fd, bool begin) {
     }
     bool taken = bertha_lock(&s->lock); /* or this thread is going through the set */
     struct epoll_event e = kernel_event(&s->regs[fd], fd);
+    if (s->regs[fd].fired) {
+      e.events = EPOLLONESHOT | EPOLLET; /* its errors are left out when they come */
+    }
     REAL(epoll_ctl)(s->epfd, begin ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &e);
     if (taken) {
       bertha_unlock(&s->lock);

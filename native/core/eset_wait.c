@@ -106,6 +106,7 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
 static void rearm(struct eset *s, struct reg *r, int fd) {
   bool taken = bertha_lock(&s->lock); /* or this thread has it */
   if (r->state == REG_KERNEL) {
+    r->fired = 0;
     struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
     REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
   }
@@ -144,6 +145,10 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       continue;
     }
     if (r->state != REG_RING) {
+      if (r->fired) {
+        continue;
+      }
+      r->fired = (r->events & EPOLLONESHOT) != 0;
       e.events = r->state == REG_KERNEL ? judged(r, (int)fd, e.events) : e.events;
       e.data.u64 = r->data;
       if (e.events != 0) {
@@ -302,7 +307,7 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
     if (n <= 0) {
       return n;
     }
-    bool locked = s->ring_count > 0 && bertha_lock(&s->lock); /* another thread has brought some there */
+    bool locked = bertha_lock(&s->lock); /* another thread may be bringing one to the rings */
     int kept = sort_out(s, events, n, events);
     if (locked) {
       eset_pass_on(s);

@@ -210,7 +210,10 @@ bool unix_settle(struct conn *c, int fd) {
     return false;
   }
   unix_tx_fd(c, fd);
-  if (c->tx_phase == PHASE_BEFORE || atomic_load(&c->kernel_waiters) != 0 || !bertha_lock(&c->rx_lock)) {
+  /* Not waited for: who holds it may be exchanging, and so be waiting for the epoll set that we hold. */
+  uint32_t nobody = 0;
+  if (c->tx_phase == PHASE_BEFORE || atomic_load(&c->kernel_waiters) != 0 ||
+      !atomic_compare_exchange_strong(&c->rx_lock, &nobody, bertha_tid())) {
     return false;
   }
   int hidden = e->swapped ? -1 : REAL(fcntl)(fd, F_DUPFD_CLOEXEC, 3);
