@@ -44,9 +44,16 @@ class _World:
 
 
 class Generator:
-    """One sequence; the port is a placeholder that the controller fills in."""
+    """One sequence; the port is a placeholder that the controller fills in.
 
-    def __init__(self, seed: int, length: int = 40) -> None:
+    `gentle`: nobody closes or shuts down reading while the other may still send.  What TCP answers then (one
+    send that goes through, a RST, then EPIPE) is TCP's own: a unix socket in its place says EPIPE at once.
+    `flood`: clients send much before anybody accepts, so that the kernel holds bytes when the ring is begun.
+    """
+
+    def __init__(self, seed: int, length: int = 40, gentle: bool = False, flood: bool = False) -> None:
+        self.gentle = gentle
+        self.flood = flood
         self.random = random.Random(seed)
         self.length = length
         self.world = _World()
@@ -72,7 +79,7 @@ class Generator:
             (self._options, 10),
             (self._duplicate, 4),
             (self._shutdown, 4),
-            (self._close, 5),
+            (self._close, 0 if self.gentle else 5),
             (self._pump, 3),
             (self._fork, 1),
         )
@@ -144,6 +151,8 @@ class Generator:
         self.world.queue[self.world.listeners[0]].append(h)
         if self.random.random() < 0.3:
             self._send(h)
+        if self.flood:
+            self.steps.append({**self._sending(1, h), "call": "send", "size": 40000})
         if self.random.random() < 0.85:
             self._accept()
 
@@ -164,7 +173,7 @@ class Generator:
 
     def _shutdown(self) -> None:
         if (one := self._someone()) is not None:
-            how = self.random.choice((0, 1, 1, 1, 2))
+            how = 1 if self.gentle else self.random.choice((0, 1, 1, 1, 2))
             self._add(one[0], "shutdown", h=one[1], how=how)
             if how != 1:
                 self.world.deaf.add(self.world.peer.get(one[1], 0))

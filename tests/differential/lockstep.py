@@ -5,7 +5,7 @@ A difference counts when it is there each time: what a call gives may depend on 
 with the one before, in the plain run too.  A difference that lasts is made as small as possible and can be
 replayed:
 
-    python -m tests.differential.lockstep SEED        (or a file with the steps)
+    python -m tests.differential.lockstep [--unix | --flood] SEED [LAST_SEED]     (or a file with the steps)
 """
 
 from __future__ import annotations
@@ -332,20 +332,29 @@ class Comparison:
                 return steps
 
 
+def prefer_unix(directory: Path) -> dict[str, str]:
+    """The environment for a run over unix sockets instead of shared memory."""
+    policy = directory / "unix.toml"
+    policy.write_text('[[rule]]\nprohibit = ["shm"]\n')
+    return {"BERTHA_POLICY": str(policy)}
+
+
 def main() -> None:
     """Replays a seed or a file, with an agent of its own; prints where the runs part."""
     from tests.harness.hosts import Host, free_port
 
-    source = sys.argv[1]
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    unix, flood = "--unix" in sys.argv, "--flood" in sys.argv
+    source = words[0]
     steps = json.loads(Path(source).read_text()) if os.path.exists(source) else None
     host = Host()
-    comparison = Comparison(host.environment(), free_port)
+    comparison = Comparison(host.environment(prefer_unix(host.dir) if unix else {}), free_port)
     try:
-        last = int(sys.argv[2] if len(sys.argv) > 2 else source) if steps is None else 0
+        last = int(words[-1]) if steps is None else 0
         seeds = [source] if steps else range(int(source), last + 1)
         known: set[str] = set()
         for seed in seeds:
-            chosen = steps or Generator(int(seed)).sequence()
+            chosen = steps or Generator(int(seed), gentle=unix, flood=flood).sequence()
             difference = comparison.lasting(chosen)
             if difference is None or difference.kind in known:
                 continue
