@@ -194,18 +194,18 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
     bertha_unlock(&c->tx_lock);
   }
   int result = REAL(shutdown)(fd, how);
-  if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c)) {
-    unix_shutdown(c, how); /* the socket that is about to take this one's place ends as well */
+  if (result == 0 && c != NULL) { /* first: it may come to the ring, or to its unix socket, at any moment */
+    conn_set_flag(c, how == SHUT_RD   ? CONN_RD_SHUT
+                     : how == SHUT_WR ? CONN_WR_SHUT
+                                      : CONN_RD_SHUT | CONN_WR_SHUT);
+  }
+  if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX) {
+    unix_shutdown(c, fd, how); /* the socket that takes this one's place ends as well */
   }
   if (result == 0 && ring &&
       (how == SHUT_RDWR || (how == SHUT_WR && (conn_flags(c) & CONN_RD_SHUT)) ||
        (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
     atomic_store(&conn_rx(c)->want_kernel, 1); /* which resets a connection that still sends to us */
-  }
-  if (result == 0 && c != NULL) { /* it may come to the ring later */
-    conn_set_flag(c, how == SHUT_RD   ? CONN_RD_SHUT
-                     : how == SHUT_WR ? CONN_WR_SHUT
-                                      : CONN_RD_SHUT | CONN_WR_SHUT);
   }
   return result;
 }

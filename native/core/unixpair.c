@@ -13,7 +13,7 @@
 struct ends {
   int unix_fd; /* before the exchange */
   int tcp_fd;  /* after it */
-  bool swapped;
+  _Atomic bool swapped;
 };
 static struct ends *_Atomic ends;
 
@@ -146,11 +146,27 @@ int unix_tcp_fd(const struct conn *c, int fd) {
   return unix_swapped(c) ? ends[conn_index(c)].tcp_fd : fd;
 }
 
-void unix_shutdown(struct conn *c, int how) {
+void unix_shutdown(struct conn *c, int fd, int how) {
   struct ends *e = ends_of(c);
-  if (e != NULL && e->unix_fd > 0 && !e->swapped) {
-    REAL(shutdown)(e->unix_fd, how);
+  if (e != NULL && bertha_lock(&c->rx_lock)) { /* not in the middle of the exchange */
+    if (e->swapped || e->unix_fd > 0) {
+      REAL(shutdown)(e->swapped ? fd : e->unix_fd, how);
+    }
+    bertha_unlock(&c->rx_lock);
   }
+}
+
+/* What the TCP socket was told before there was another one. */
+static void shut_as_told(struct conn *c, int fd) {
+  uint32_t flags = conn_flags(c);
+  int saved = errno;
+  if (flags & CONN_WR_SHUT) {
+    REAL(shutdown)(fd, SHUT_WR);
+  }
+  if (flags & CONN_RD_SHUT) {
+    REAL(shutdown)(fd, SHUT_RD);
+  }
+  errno = saved;
 }
 
 void unix_nonblock(struct conn *c, bool on) {
@@ -187,6 +203,7 @@ int unix_tx_fd(struct conn *c, int fd) {
   bool on_tcp = c->tx_phase == PHASE_BEFORE;
   bertha_unlock(&c->tx_lock);
   if (switched) {
+    shut_as_told(c, e->unix_fd);
     bell_on_connection(c, fd); /* the other end may be reading TCP */
   }
   return on_tcp ? fd : e->unix_fd;
@@ -221,14 +238,18 @@ bool unix_settle(struct conn *c, int fd) {
     e->tcp_fd = bertha_hide_fd(hidden);
     set_timeout(e->unix_fd, SO_RCVTIMEO, c->rcv_timeout_ns);
     set_timeout(e->unix_fd, SO_SNDTIMEO, c->snd_timeout_ns);
+    shut_as_told(c, e->unix_fd);
     for (uint32_t i = 0; i < bertha.max_fd; i++) { /* and its duplicates */
       if (conn_of((int)i) == c) {
         exchange_one(c, e, (int)i);
       }
     }
-    bertha_close_hidden(e->unix_fd);
-    e->unix_fd = -1;
-    e->swapped = true;
+    atomic_store(&e->swapped, true);
+    /* Who has read the number before is counted in; then it is closed with the connection. */
+    if (atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_sends) == 0) {
+      bertha_close_hidden(e->unix_fd);
+      e->unix_fd = -1;
+    }
   }
   bertha_unlock(&c->rx_lock);
   return e->swapped;
@@ -242,7 +263,15 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
   int to = unix_tx_fd(c, fd);
   bool tcp = c->tx_phase == PHASE_BEFORE;
+  bool hidden = to != fd;
+  if (hidden) {
+    atomic_fetch_add(&c->kernel_sends, 1);
+    to = unix_swapped(c) ? fd : to;
+  }
   ssize_t n = message(REAL(sendmsg)(to, &msg, flags));
+  if (hidden) {
+    atomic_fetch_sub(&c->kernel_sends, 1);
+  }
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
     if (tcp) {
@@ -257,8 +286,10 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
     uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
     if (atomic_load(&c->krx) == switch_at) {
-      int from = unix_settle(c, fd) ? fd : ends_of(c)->unix_fd;
-      ssize_t n = message(REAL(recvmsg)(from, &msg, flags));
+      unix_settle(c, fd);
+      uint32_t life = conn_kernel_sleep(c);
+      ssize_t n = message(REAL(recvmsg)(unix_swapped(c) ? fd : ends_of(c)->unix_fd, &msg, flags));
+      conn_kernel_awake(c, life);
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }

@@ -20,7 +20,7 @@ int unix_tx_fd(struct conn *c, int fd);
 bool unix_settle(struct conn *c, int fd); /* exchanges the descriptor if it can be: true when it is */
 bool unix_swapped(const struct conn *c);
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */
-void unix_shutdown(struct conn *c, int how);
+void unix_shutdown(struct conn *c, int fd, int how);
 void unix_nonblock(struct conn *c, bool on);
 void unix_drop(struct conn *c);   /* an offer that came to nothing */
 void unix_forget(struct conn *c); /* this process has closed its last descriptor of it */
