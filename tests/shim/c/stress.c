@@ -131,7 +131,8 @@ static void *serve_set(void *p) {
     for (int i = 0; i < n; i++) {
       struct member *m = e[i].data.ptr;
       if (turn(m)) {
-        struct epoll_event again = {.events = (m->kept > 0 ? EPOLLOUT : EPOLLIN) | EPOLLONESHOT, .data.ptr = m};
+        struct epoll_event again = {.events = (m->kept > 0 ? EPOLLOUT : EPOLLIN) | EPOLLONESHOT,
+                                    .data.ptr = m};
         epoll_ctl(set, EPOLL_CTL_MOD, m->fd, &again);
       } else {
         close(m->fd);
@@ -306,8 +307,8 @@ static void by_epoll(struct talk *t, bool edge) {
   check(epoll_ctl(e, EPOLL_CTL_ADD, t->fd, &event) == 0, "epoll_ctl", t->seed);
   bool out = true;
   while (t->had != UINT64_MAX) {
-    check(epoll_wait(e, &event, 1, 20000) == 1, edge ? "epoll, edges: nothing for 20 s" : "epoll: nothing for 20 s",
-          t->seed);
+    check(epoll_wait(e, &event, 1, 20000) == 1,
+          edge ? "epoll, edges: nothing for 20 s" : "epoll: nothing for 20 s", t->seed);
     check(event.data.u64 == t->seed, "epoll: somebody else's data", t->seed);
     if (event.events & EPOLLOUT) {
       while (t->sent < t->total && send_some(t) && edge) {
