@@ -29,11 +29,12 @@ struct reg {
   uint32_t next_upgrade; /* fd + 1 */
   uint8_t state;
   uint8_t queued : 1;
-  uint8_t fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
+  uint8_t
+      fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
-  uint8_t first;      /* the kernel's first edge of our registration is yet to come */
-  uint32_t ready;     /* as last judged */
-  uint8_t use;        /* how often the number was added: an event fetched before may be of an earlier one */
+  uint8_t first;          /* the kernel's first edge of our registration is yet to come */
+  uint32_t ready;         /* as last judged */
+  uint8_t use; /* how often the number was added: an event fetched before may be of an earlier one */
 };
 
 struct slink { /* a link, as far as this set has connections of it */
