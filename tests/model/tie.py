@@ -1,4 +1,4 @@
-"""How the two ends find each other, for `setup_protocol`: connect, claim, accept, look for the claim, attach."""
+"""How the two ends find each other, for `setup_protocol`: connect, claim, accept, look, attach."""
 
 from __future__ import annotations
 
