@@ -82,7 +82,7 @@ class Rules:
     is reported before the ring is looked at), peek (bytes are taken from the kernel before it is known
     whether they are data), probe (no byte to find out whether a half-closed peer is alive), farewell (bells
     are not settled at close), announce (they are settled as far as they can be seen, but new ones may
-    come).
+    come), look-late (a sender takes bell bytes off although its own reading has not come to the ring yet).
     """
 
     client_bytes: int = 1

@@ -30,9 +30,10 @@ from tests.model.connection_state import (
     World,
     thaw,
 )
+from tests.model.tie import Tie
 
 
-class SetUp:
+class SetUp(Tie):
     """The model, for `explorer.explore`."""
 
     def __init__(self, rules: Rules) -> None:
@@ -96,84 +97,9 @@ class SetUp:
         if life == "new":
             yield from self._begin(state, me)
         elif life == "up":
-            yield from getattr(self, "_op_" + thaw(state).side[me].op)(state, me)
-
-    def _begin(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        w = thaw(state)
-        x = w.side[me]
-        if me == CLIENT:
-            x.life = "up"
-            x.op = "connected"
-            yield "connect", w
-        elif w.side[CLIENT].life != "new":
-            x.life = "up"
-            x.kind = "maybe" if self.rules.server_aware else "plain"
-            x.op = "look" if self.rules.server_aware else "idle"
-            yield "accept", w
-
-    # The client's claim: before it sends or receives anything.
-    def _op_connected(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        w = thaw(state)
-        if self.rules.client_aware and w.agent:
-            w.slot = CLAIMED
-            w.side[me].kind = "claimed"
-            w.side[me].op = "hint"
-            yield "state = CLAIMED", w
-            w = thaw(state)
-        w.side[me].kind = "plain"
-        w.side[me].op = "idle"
-        yield "no claim: plain", w
-
-    def _op_hint(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        w = thaw(state)
-        w.hint = True
-        w.side[me].op = "idle"
-        yield "publish the hint", w
-
-    # The server looks for the claim; `then_` says what it was about to do.
-    def _op_look(self, state: State, me: int, then: str = "idle") -> Iterator[tuple[str, World]]:
-        w = thaw(state)
-        x = w.side[me]
-        if w.hint and w.agent and w.slot == CLAIMED:
-            x.op = "attach" if then == "idle" else f"attach_{then}"
-            yield "finds the claim", w
-        else:
-            x.op = then
-            if then == "judge":
-                x.kind = "plain"
-            yield "no claim", w
-
-    def _op_look_judge(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_look(state, me, "judge")
-
-    def _op_look_send(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_look(state, me, "send")
-
-    def _op_look_recv(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_look(state, me, "recv")
-
-    def _op_attach(self, state: State, me: int, then: str = "idle") -> Iterator[tuple[str, World]]:
-        w = thaw(state)
-        x = w.side[me]
-        x.op = then
-        if w.slot == CLAIMED or "cas" in self.rules.without:
-            w.slot = ATTACHED
-            x.kind = "shm"
-            w.hint = False
-            yield "CLAIMED -> ATTACHED", w
-        else:
-            if then == "judge":
-                x.kind = "plain"
-            yield "the claim was withdrawn", w
-
-    def _op_attach_judge(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_attach(state, me, "judge")
-
-    def _op_attach_send(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_attach(state, me, "send")
-
-    def _op_attach_recv(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_attach(state, me, "recv")
+            op, _, then = thaw(state).side[me].op.partition(":")
+            # "look:send": what to do, and what to go on with
+            yield from getattr(self, "_op_" + op)(state, me, *([then] if then else []))
 
     def _op_idle(self, state: State, me: int) -> Iterator[tuple[str, World]]:
         w = thaw(state)
@@ -212,7 +138,7 @@ class SetUp:
         """What a call looks at first: the client at the slot's state, the server for a claim."""
         x = w.side[me]
         if x.kind == "maybe":
-            return f"look_{call}"
+            return f"look:{call}"
         if x.kind == "claimed" and w.slot == ATTACHED:
             x.kind = "shm"
         return call
@@ -222,6 +148,11 @@ class SetUp:
     def _op_send(self, state: State, me: int) -> Iterator[tuple[str, World]]:
         w = thaw(state)
         x, peer = w.side[me], w.side[1 - me]
+        if "look-late" in self.rules.without and x.rx == BEFORE and peer.bell_out and peer.queue:
+            self._take_bell(x, peer)
+            yield "a sender takes the bell byte off", w
+            w = thaw(state)
+            x, peer = w.side[me], w.side[1 - me]
         if peer.rst:
             x.broken = True
             x.op = "idle"
@@ -254,7 +185,7 @@ class SetUp:
             # unread stands for the time between two of them.)
             x.bell_out = 1
             x.bells += 1
-            x.op = "ringing_send"
+            x.op = "ringing:send"
             yield "ring full, and the peer has sent FIN: is it alive?", w
         elif not x.end:
             x.op = "idle"
@@ -297,9 +228,6 @@ class SetUp:
         w.side[me].switch_at = w.side[me].ktx
         w.side[me].op = "idle"
         yield "switch_at, too late", w
-
-    def _op_ringing_send(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_ringing(state, me, "send")
 
     @staticmethod
     def _kernel_send(w: World, me: int, token: int) -> None:
@@ -354,7 +282,7 @@ class SetUp:
                     yield f"recv(MSG_PEEK): {n} bytes", w
                 else:
                     x.hand, peer.queue = peer.queue[:n], peer.queue[n:]
-                    x.op = "look_judge" if x.kind == "maybe" else "judge"
+                    x.op = "look:judge" if x.kind == "maybe" else "judge"
                     yield f"recv: {n} bytes of the kernel", w
         elif peer.rst or peer.fin:
             x = w.side[me]
@@ -461,9 +389,6 @@ class SetUp:
             x.debt += 1
             yield "the bell byte is still on its way", w
 
-    def _op_take_bye(self, state: State, me: int) -> Iterator[tuple[str, World]]:
-        return self._op_take(state, me, "kernel_close")
-
     @staticmethod
     def _take_bell(x: Half, peer: Half) -> None:
         if peer.queue[0] != BELL:
@@ -482,7 +407,7 @@ class SetUp:
             x.op = "kernel_close"
             if peer.bell_out:
                 peer.bell_out = 0
-                x.op = "take_bye"
+                x.op = "take:kernel_close"
             yield "settles the bell", w
         elif ours:
             x.debt += peer.bell_out

@@ -166,7 +166,7 @@ def test_connection(scene: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "step", ["switch-first", "bell", "first-bell", "skip-after", "ring-before-fin", "peek"]
+    "step", ["switch-first", "bell", "first-bell", "skip-after", "ring-before-fin", "peek", "look-late"]
 )
 def test_connection_needs(step: str) -> None:
     fails(SetUp(Rules(fall_back=True, client_bytes=1, server_bytes=2, without=without(step))))

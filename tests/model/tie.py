@@ -1,4 +1,4 @@
-"""How the two ends find each other, for `setup_protocol`: connect, claim, accept, look, attach."""
+"""How two ends find each other, for `setup_protocol`: connect, claim, accept, look for the claim, attach."""
 
 from __future__ import annotations
 
