@@ -231,8 +231,27 @@ class Difference:
             call = [call.get("op", sorted(call)), call.get("call")]
         return json.dumps([call, _outline(self.plain), _outline(self.shim)])
 
+    @property
+    def grave(self) -> bool:
+        """Never to be put up with: other bytes, bytes that never arrive, a call that never returns."""
+        if self.what == "stuck" or "no answer" in f"{self.plain}{self.shim}":
+            return True
+        if isinstance(self.what, dict) and "pump" in self.what:
+            return True
+        return _other_bytes(self.plain, self.shim)
+
     def __str__(self) -> str:
         return f"step {self.step}: {json.dumps(self.what)}\n    plain {self.plain}\n    shim  {self.shim}"
+
+
+def _other_bytes(plain: Any, shim: Any) -> bool:
+    """As many bytes received, but different ones."""
+    if isinstance(plain, list) and isinstance(shim, list):
+        return any(_other_bytes(a, b) for a, b in zip(plain, shim, strict=False))
+    if not (isinstance(plain, dict) and isinstance(shim, dict)):
+        return False
+    how_many = [[r.get("ret"), r.get("lengths"), r.get("total")] for r in (plain, shim)]
+    return how_many[0] == how_many[1] and plain.get("data") != shim.get("data")
 
 
 def _outline(result: Any) -> Any:
