@@ -5,13 +5,14 @@ BERTHA_DIFFERENTIAL_SEQUENCES says how many (default 200); BERTHA_DIFFERENTIAL_S
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 
 import pytest
 
 from tests.conftest import MakeHost
-from tests.differential.generate import Generator
+from tests.differential.generate import Generator, Step
 from tests.differential.known import KNOWN
 from tests.differential.lockstep import Comparison, prefer_unix
 from tests.harness import Host, free_port
@@ -19,6 +20,12 @@ from tests.harness import Host, free_port
 _SEQUENCES = int(os.environ.get("BERTHA_DIFFERENTIAL_SEQUENCES", "200"))
 _SEED = int(os.environ.get("BERTHA_DIFFERENTIAL_SEED", "0"))
 _CHUNKS = 4
+
+
+def _report(comparison: Comparison, steps: list[Step], seed: int) -> str:
+    """The shortest sequence that still differs, for a message of a failing test."""
+    least = comparison.smallest(steps)
+    return f"seed {seed}: {comparison.lasting(least)}\n" + "\n".join(json.dumps(step) for step in least)
 
 
 @pytest.fixture
@@ -30,7 +37,7 @@ def comparison(host: Host) -> Iterator[Comparison]:
 
 @pytest.mark.slow
 def test_bytes_sent_long_before_the_tie(host: Host, comparison: Comparison) -> None:
-    """Clients send 40 kB before anybody accepts: nothing that the kernel holds then is taken for anything else."""
+    """Clients send 40 kB before anybody accepts: what the kernel holds then is taken for nothing else."""
     for seed in range(1000 + _SEED, 1000 + _SEED + _SEQUENCES // 5):
         steps = Generator(seed, flood=True).sequence()
         difference = comparison.lasting(steps)
@@ -67,8 +74,8 @@ def test_same_over_shared_memory(chunk: int, host: Host, comparison: Comparison)
         if difference is not None:
             assert not difference.grave, _report(comparison, steps, seed)
             differences.append(f"seed {seed}: {difference}")
-    # What differs is of a few kinds (known.py, docs/users/limits.md), never the bytes; more than a few sequences
-    # is a fault.
+    # What differs is of a few kinds (known.py, docs/users/limits.md), never the bytes; more than a few
+    # sequences is a fault.
     assert len(differences) <= len(seeds) // 10, "\n".join(differences)
     comparison.close()
     if host.rehearse:
