@@ -39,6 +39,9 @@ class Reason(IntEnum):
     PASSED_ON = 21
     SHM_PROHIBITED = 22
     NEVER_CONNECTED = 23
+    CHUNNEL_REFUSED = 24
+    NO_CARRIER = 25
+    CHUNNEL_FAILED = 26
 
 
 _TEXTS: dict[int, str] = {
@@ -66,6 +69,9 @@ _TEXTS: dict[int, str] = {
     Reason.PASSED_ON: "the descriptor was passed to a process that does not run under bertha-run",
     Reason.SHM_PROHIBITED: "a rule of the policy file prohibits shared memory",
     Reason.NEVER_CONNECTED: "the connection was never established",
+    Reason.CHUNNEL_REFUSED: "a required chunnel cannot be had with this peer",
+    Reason.NO_CARRIER: "no carrier process could be started for the chunnels of this connection",
+    Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: bytes were altered, cut off or not understood",
 }
 
 

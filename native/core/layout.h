@@ -62,6 +62,7 @@ struct bertha_dir_entry {
   uint32_t pid;
   uint8_t pad[16];
 };
+#define BERTHA_DIR_DAG 2u      /* its connections may have chunnels: to be negotiated */
 #define BERTHA_DIR_LOOPBACK 1u /* a loopback address: only meant for its own namespace */
 
 #define BERTHA_DIR_ENTRIES 8192u
@@ -73,7 +74,17 @@ struct bertha_claims_header {
   uint32_t version;
   uint64_t listener;
   uint32_t bucket_count; /* a power of two */
-  uint8_t pad[BERTHA_CACHELINE - 20];
+  _Atomic uint32_t
+      dag; /* enum bertha_dag_need, written by the agent: what its connections may be negotiated to have */
+  _Atomic uint32_t dag_carrier; /* BERTHA_CARRIER_*: which carrier serves them */
+  uint8_t pad[BERTHA_CACHELINE - 28];
+};
+
+/* Set when a listener registers, and again before the first client gets a plan with chunnels. */
+enum bertha_dag_need {
+  BERTHA_DAG_NONE = 0,
+  BERTHA_DAG_REQUIRED = 1, /* every connection, or it is refused */
+  BERTHA_DAG_MAYBE = 2,    /* some clients come with chunnels, others plain */
 };
 
 /* A word is tag:24 | link:24 | slot:16, 0 when empty; the tag is never 0. */
@@ -197,6 +208,7 @@ enum bertha_conn_kind {
   BERTHA_CONN_MAYBE = 5,   /* server: plain until the client's claim is seen */
   BERTHA_CONN_SHM = 6,
   BERTHA_CONN_UNIX = 7,
+  BERTHA_CONN_CARRIED = 8, /* a carrier has the TCP socket, the program one end of a socketpair */
 };
 
 /* What the agent and `bertha ps` read of a connection; the first member of the shim's own record. */
@@ -254,6 +266,9 @@ enum bertha_reason {
   BERTHA_WHY_PASSED_ON = 21,
   BERTHA_WHY_SHM_PROHIBITED = 22,
   BERTHA_WHY_NEVER_CONNECTED = 23,
+  BERTHA_WHY_CHUNNEL_REFUSED = 24,
+  BERTHA_WHY_NO_CARRIER = 25,
+  BERTHA_WHY_CHUNNEL_FAILED = 26,
   BERTHA_WHY_COUNT
 };
 

@@ -27,6 +27,8 @@ enum bertha_op {
   BERTHA_OP_BELL_NEW = 6,
   BERTHA_OP_BELL_GET = 7,
   BERTHA_OP_RESOLVE = 8,
+  BERTHA_OP_NEGOTIATE = 9,
+  BERTHA_OP_CARRIER = 10,
   BERTHA_OP_STATUS = 100,
   BERTHA_OP_STOP = 101,
 };
@@ -64,14 +66,15 @@ struct bertha_hello_reply {
 
 /* LISTEN + descriptors: the listening socket; a NETLINK_ROUTE and a NETLINK_SOCK_DIAG socket of the
  * caller's network namespace (by which the agent sees for itself which addresses that namespace has, and
- * which sockets).  The agent closes its copy of the listening socket before it answers. */
+ * which sockets); perhaps a TCP socket of that namespace that listens on the agents' port.  The agent closes its copy
+ * of the listening socket before it answers. */
 struct bertha_listen {
   uint64_t reserved;
 };
 struct bertha_listen_reply { /* + descriptor: claims */
   uint64_t listener;
   uint32_t implementations; /* allowed by the listener's policy */
-  uint32_t reserved;
+  uint32_t dag;             /* enum bertha_dag_need: the chunnels that its policy wants */
 };
 
 struct bertha_unlisten { /* no reply */
@@ -131,6 +134,37 @@ struct bertha_resolve {
 };
 struct bertha_resolve_reply {
   uint64_t listener;
+};
+
+/* NEGOTIATE + descriptor: an unconnected TCP socket of the caller's namespace, of the destination's family, by which
+ * the agent may reach the destination's agent.  The reply is the header and, for BERTHA_VERDICT_PLAN, the plan.
+ * Asked once for each destination; the answer holds for `valid_ms` and while the directory's generation stays. */
+struct bertha_negotiate {
+  uint8_t server_addr[16];
+  uint16_t server_port;
+  uint16_t reserved;
+  uint32_t patience_ms; /* the caller waits no longer */
+  uint64_t netns;
+};
+enum bertha_verdict {
+  BERTHA_VERDICT_PLAIN = 0,   /* no chunnels */
+  BERTHA_VERDICT_PLAN = 1,    /* by the carrier named, with the plan that follows */
+  BERTHA_VERDICT_REFUSED = 2, /* a required chunnel cannot be had: `detail` says which, and why */
+};
+struct bertha_negotiate_reply {
+  uint32_t verdict;
+  uint32_t carrier; /* BERTHA_CARRIER_NATIVE, BERTHA_CARRIER_PYTHON */
+  uint32_t valid_ms;
+  uint32_t plan_size;
+  char detail[400]; /* REFUSED and PLAIN: one line, NUL-terminated */
+};
+
+/* CARRIER: the caller's end of a SOCK_SEQPACKET pair to a carrier, which the agent starts if need be (carrier.h). */
+#define BERTHA_CARRIER_NATIVE 0u
+#define BERTHA_CARRIER_PYTHON 1u
+struct bertha_carrier_request {
+  uint32_t carrier;
+  uint32_t reserved;
 };
 
 /* STATUS: reply carries a memfd with a JSON text (for `bertha ps` and `bertha doctor`).  STOP ends the

@@ -1,0 +1,67 @@
+/* Messages from a shim to a carrier, and the memory by which the carrier answers.
+ *
+ * A carrier is a process beside the agent through which connections with chunnels run: it has the TCP socket and one
+ * end of a socketpair whose other end stands in the place of the program's descriptor.  There is a native one and one
+ * in Python; both speak this.
+ *
+ * A unix SOCK_SEQPACKET connection, got from the agent (BERTHA_OP_CARRIER); the shim sends, nothing comes back.  All
+ * integers are in the machine's own order.
+ */
+#ifndef BERTHA_CARRIER_H
+#define BERTHA_CARRIER_H
+
+#include <stdint.h>
+
+#define BERTHA_CARRIER_MAGIC 0x52414342u /* "BCAR" */
+#define BERTHA_CARRIER_VERSION 1u
+#define BERTHA_CARRIER_PLAN_MAX 8192u
+
+enum bertha_carrier_kind {
+  BERTHA_CARRIER_HELLO = 1,
+  BERTHA_CARRIER_CARRY = 2,
+};
+
+/* First message; + descriptor: the status memfd, an array of bertha_carrier_status. */
+struct bertha_carrier_hello {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t kind;
+  uint32_t pid; /* as the process sees it */
+  uint32_t status_count;
+};
+
+enum bertha_carrier_mode {
+  BERTHA_CARRY_PLAN = 0,     /* client: the plan is here */
+  BERTHA_CARRY_REQUIRED = 1, /* server: who does not know of chunnels is refused */
+  BERTHA_CARRY_MAYBE = 2,    /* server: who does not know of chunnels is served plain */
+};
+
+/* + descriptors: the TCP socket, the carrier's end of the socketpair. */
+struct bertha_carrier_carry {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t kind;
+  uint32_t side; /* BERTHA_SIDE_* */
+  uint32_t mode;
+  uint64_t listener;     /* server */
+  uint32_t status_index; /* where the outcome is to be written */
+  uint32_t plan_size;    /* client: bytes that follow */
+};
+
+enum bertha_carrier_state {
+  BERTHA_CARRIED_PENDING = 0,
+  BERTHA_CARRIED_READY = 1,   /* both ends agree: `chunnels` says what runs */
+  BERTHA_CARRIED_REFUSED = 2, /* `detail` says why; nothing was passed on in either direction */
+  BERTHA_CARRIED_RESET = 3,   /* was ready, and ended by a reset or an error: `detail` */
+  BERTHA_CARRIED_PLAIN = 4,   /* passed through as it is */
+};
+
+/* Written by the carrier; `state` last, with release order.  Texts end with NUL. */
+struct bertha_carrier_status {
+  uint32_t state;
+  uint32_t life;      /* written by the shim: the carrier writes nothing once it is another connection's */
+  char chunnels[616]; /* JSON array of {type, implementation, where}, from the application downwards */
+  char detail[400];   /* one line */
+};
+
+#endif
