@@ -71,7 +71,7 @@ _TEXTS: dict[int, str] = {
     Reason.NEVER_CONNECTED: "the connection was never established",
     Reason.CHUNNEL_REFUSED: "a required chunnel cannot be had with this peer",
     Reason.NO_CARRIER: "no carrier process could be started for the chunnels of this connection",
-    Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: bytes were altered, cut off or not understood",
+    Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: its bytes were altered or cut off",
 }
 
 
