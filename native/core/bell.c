@@ -200,3 +200,28 @@ void bell_settle(struct conn *c, int fd) {
   }
   errno = saved;
 }
+
+/* As bell_settle, but whatever the ring holds: for an epoll set of ours, whose registration is edge-triggered.  A byte
+ * that stayed in the queue would keep the next one from being sent, and so the set from being woken.  False: it has
+ * to stay, because somebody else waits for the descriptor to be readable. */
+bool bell_clear(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_rx(c);
+  if (atomic_load(&d->bell_out) == 0) {
+    return true;
+  }
+  if (atomic_load(&c->slot->watch[c->side].kernel) || !bertha_lock(&c->rx_lock)) {
+    return false;
+  }
+  int saved = errno;
+  bool ring = c->rx_phase == PHASE_RING; /* before, it lies behind bytes that are data */
+  if (ring && atomic_load(&d->bell_out) != 0) {
+    atomic_store(&d->bell_out, 0);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!bell_take_byte(c, fd)) {
+      atomic_fetch_add(&c->bell_debt, 1);
+    }
+  }
+  errno = saved;
+  bertha_unlock(&c->rx_lock);
+  return ring;
+}

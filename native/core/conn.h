@@ -66,6 +66,8 @@ bool conn_look_at_kernel(struct conn *c, int fd);               /* true: somethi
 void signal_data(struct conn *c, int fd);
 void signal_space(struct conn *c, int fd);
 void bell_settle(struct conn *c, int fd); /* with the rx lock held, the ring drained */
+bool bell_clear(struct conn *c,
+                int fd); /* an edge of our own set has told of the byte: false: it has to stay */
 void bell_on_connection(struct conn *c, int fd);
 void bell_fd_moved(int from, int to);
 void bell_after_fork(void);

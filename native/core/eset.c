@@ -565,6 +565,7 @@ static void forget_set(struct eset *s) {
   s->upgrades = 0;
   s->kernel_streams = 0;
   s->starved = false;
+  s->byte_left = false;
   s->plain = false;
   s->inherited = false;
   atomic_store(&s->asleep, 0);

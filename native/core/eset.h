@@ -54,6 +54,7 @@ struct eset {
   bool plain;     /* watched from outside: everything stays with the kernel */
   bool inherited; /* across a fork, and not yet used by the child */
   bool starved;   /* somebody waits for space in a ring */
+  bool byte_left; /* a bell byte could not be taken off: no further one would come, so an eventfd has to do */
   uint32_t ring_count;
   uint32_t kernel_streams; /* REG_KERNEL registrations */
   uint32_t upgrades;       /* list of fd + 1 */

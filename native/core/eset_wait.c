@@ -165,6 +165,9 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
     if ((e.events & EPOLLIN) && c->rx_phase == PHASE_RING) {
       news |= conn_look_at_kernel(c, (int)fd);
     }
+    if ((e.events & EPOLLIN) && !bell_clear(c, (int)fd)) {
+      s->byte_left = true;
+    }
     if ((e.events & EPOLLPRI) && (r->events & EPOLLPRI)) {
       to[n].events = EPOLLPRI;
       to[n++].data.u64 = r->data;
@@ -215,7 +218,8 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
 }
 
 static void want_bell(struct eset *s) {
-  if (s->bell != 0 || (!s->starved && atomic_load(&s->asleep) == 0 && ++s->sleeps % BELL_AFTER != 0)) {
+  bool now = s->starved || s->byte_left || atomic_load(&s->asleep) != 0;
+  if (s->bell != 0 || (!now && ++s->sleeps % BELL_AFTER != 0)) {
     return;
   }
   int fd;
@@ -402,7 +406,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       now = bertha_now_ns();
       ns = deadline > now ? deadline - now : 0;
     }
-    if (s->starved) {
+    if (s->starved || (s->byte_left && s->bell == 0)) {
       int64_t cap = (s->bell != 0 ? STARVED_MS : NO_BELL_MS) * (int64_t)1000000;
       ns = ns >= 0 && ns < cap ? ns : cap;
       s->starved = false;
