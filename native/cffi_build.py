@@ -16,6 +16,13 @@ from cffi import FFI
 _ROOT = Path(__file__).resolve().parent.parent
 _HEADERS = ("native/core/layout.h", "native/core/protocol.h")
 
+#: Members that the agent writes or tests read by themselves: (struct, member).
+_OFFSETS = (
+    ("link", "dead"),
+    ("claims", "dag"),
+    ("claims", "dag_carrier"),
+)
+
 #: Structs whose sizes the agent (messages) and its tests (layouts) need.
 _SIZED = (
     "bertha_msg",
@@ -31,6 +38,9 @@ _SIZED = (
     "bertha_bell",
     "bertha_resolve",
     "bertha_resolve_reply",
+    "bertha_negotiate",
+    "bertha_negotiate_reply",
+    "bertha_carrier_request",
     "bertha_dir_header",
     "bertha_dir_entry",
     "bertha_claims_header",
@@ -88,19 +98,23 @@ uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
 
 _names = _constants()
 _sizes = "".join(f"#define SIZEOF_{name} ((int)sizeof(struct {name}))\n" for name in _SIZED)
+_offsets = "".join(
+    f"#define OFFSETOF_{kind}_{member} ((int)offsetof(struct bertha_{kind}_header, {member}))\n"
+    for kind, member in _OFFSETS
+)
 
 ffibuilder = FFI()
 ffibuilder.cdef(
     "".join(f"#define {name} ...\n" for name in _names)
     + "".join(f"#define SIZEOF_{name} ...\n" for name in _SIZED)
-    + "#define OFFSETOF_link_dead ...\n"
+    + "".join(f"#define OFFSETOF_{kind}_{member} ...\n" for kind, member in _OFFSETS)
     + _CDEF
 )
 ffibuilder.set_source(
     "bertha_socket._native",
     '#include "agent_memory.h"\n'
     + _sizes
-    + "#define OFFSETOF_link_dead ((int)offsetof(struct bertha_link_header, dead))\n",
+    + _offsets,
     # Relative to the project's root, where setuptools runs.
     sources=["native/cffi/agent_memory.c"],
     include_dirs=["native/core", "native/cffi"],

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../core/agentc.h"
+#include "../core/carried.h"
 #include "../core/stdfile.h"
 #include "calls.h"
 
@@ -164,21 +165,47 @@ BERTHA_EXPORT int accept4(int fd, struct sockaddr *address, socklen_t *size, int
   return accept_with(fd, address, size, flags, false);
 }
 
-BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size) {
-  int result = REAL(connect)(fd, address, size);
-  if ((result != 0 && errno != EINPROGRESS && errno != EINTR) || address == NULL ||
-      size < sizeof(struct sockaddr_in) ||
+/* The TCP socket that connect() means, if it is one: only before its first connect(); a second one merely asks how the
+ * first is doing. */
+static struct conn *to_connect(int fd, const struct sockaddr *address, socklen_t size) {
+  if (!bertha.enabled || address == NULL || size < sizeof(struct sockaddr_in) ||
       (address->sa_family != AF_INET && address->sa_family != AF_INET6) ||
-      (address->sa_family == AF_INET6 && size < sizeof(struct sockaddr_in6)) || !bertha.enabled) {
-    return result;
+      (address->sa_family == AF_INET6 && size < sizeof(struct sockaddr_in6))) {
+    return NULL;
   }
   int saved = errno;
   struct conn *c = conn_of(fd);
   if (c == NULL) {
     c = adopt_unknown(fd);
   }
-  /* Only the first time: a second connect() merely asks how the first is doing. */
-  if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
+  errno = saved;
+  return c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET ? c : NULL;
+}
+
+BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size) {
+  struct conn *c = to_connect(fd, address, size);
+  enum carried_verdict verdict = CARRIED_NOT;
+  if (c != NULL) {
+    int saved = errno;
+    verdict = carried_plan(c, fd, address);
+    errno = saved;
+  }
+  if (UNLIKELY(verdict == CARRIED_REFUSED)) {
+    errno = ECONNREFUSED;
+    return -1;
+  }
+  struct conn *before = c == NULL ? conn_of(fd) : NULL;
+  if (UNLIKELY(before != NULL && (conn_flags(before) & CONN_CARRIED))) {
+    fd = unix_tcp_fd(before, fd); /* asks how it is doing */
+  }
+  int result = REAL(connect)(fd, address, size);
+  if (c == NULL || (result != 0 && errno != EINPROGRESS && errno != EINTR)) {
+    return result;
+  }
+  int saved = errno;
+  if (verdict == CARRIED_PLAN) {
+    carried_connecting(c, fd);
+  } else {
     conn_connecting(c, fd, address, size);
   }
   errno = saved;

@@ -16,6 +16,7 @@ static struct {
   int pid; /* whose connection it is: a forked child makes its own */
   uint32_t seq;
   int64_t not_before;
+  _Atomic bool client_dags;
 } agent = {.fd = -1};
 
 void bertha_close_hidden(int fd);
@@ -100,8 +101,14 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
       }
     }
   }
+  bool enough = (size_t)n == sizeof *head + body_size;
+  if (head->op == BERTHA_OP_NEGOTIATE) { /* its plan is as long as it is */
+    const struct bertha_negotiate_reply *reply = body;
+    enough = (size_t)n >= sizeof *head + sizeof *reply &&
+             (size_t)n == sizeof *head + sizeof *reply + reply->plan_size;
+  }
   bool whole = (size_t)n >= sizeof *head && (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
-               (head->status != 0 || (size_t)n == sizeof *head + body_size);
+               (head->status != 0 || enough);
   if (!whole) {
     for (int i = 0; i < got; i++) {
       REAL(close)(fds[i]);
@@ -201,11 +208,18 @@ static uint32_t dial(void) {
     hang_up();
     return BERTHA_WHY_NO_AGENT;
   }
+  if (status == 0) {
+    atomic_store(&agent.client_dags, (answer.dag & BERTHA_HELLO_CLIENT_DAGS) != 0);
+  }
   if (status != 0) {
     hang_up();
     agent.not_before = bertha_now_ns() + 10 * (int64_t)RETRY_NS;
   }
   return status;
+}
+
+bool agent_client_dags(void) {
+  return atomic_load_explicit(&agent.client_dags, memory_order_relaxed);
 }
 
 uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,

@@ -7,6 +7,7 @@
 /* 0, or an enum bertha_reason.  `fds` receives up to `max_fds` descriptors, the rest -1. */
 uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,
                     int send_count, void *reply, size_t reply_size, int *fds, int max_fds);
+bool agent_client_dags(void); /* this process's policy has chunnels for its connections as a client */
 void agent_after_fork(void);
 void agent_fd_moved(int from, int to);
 
@@ -15,6 +16,7 @@ struct dir_hit {
   uint64_t listener;
   uint64_t netns;
   uint32_t uid;
+  uint16_t flags; /* BERTHA_DIR_* */
 };
 /* Listeners that a connect() to this address may reach; those of the caller's own namespace first. */
 int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max);

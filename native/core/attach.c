@@ -11,6 +11,7 @@
 
 #include "agentc.h"
 #include "abroad.h"
+#include "carried.h"
 #include "conn.h"
 #include "connlog.h"
 #include "eset.h"
@@ -280,9 +281,18 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
   }
   c->listener = listener;
   c->cookie = bertha_cookie(fd);
+  if (UNLIKELY(atomic_load_explicit(&listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED) &&
+      carried_accepted(c, fd, listener)) {
+    return;
+  }
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
   if (!atomic_load_explicit(&listener->passes_on, memory_order_relaxed)) {
     conn_ripe(c, fd);
+  }
+  if (UNLIKELY(atomic_load_explicit(&listener->claims->dag, memory_order_acquire) != BERTHA_DAG_NONE) &&
+      conn_kind(c) == BERTHA_CONN_MAYBE) {
+    carried_accepted(c, fd,
+                     listener); /* nobody of this host has claimed it: a client elsewhere may bring a plan */
   }
 }
 
@@ -545,7 +555,7 @@ void conn_after_close(struct conn *c) {
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
-  } else if (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) {
+  } else if (kind == BERTHA_CONN_SHM || (kind == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_CARRIED))) {
     if (c->side == BERTHA_SIDE_CLIENT) {
       slot_give_back(c->link, c->slot_index);
     } else {

@@ -5,7 +5,9 @@
 #include <netinet/in.h>
 #include <string.h>
 
+#include "../carrier/carrier.h"
 #include "abroad.h"
+#include "carried.h"
 #include "conn.h"
 #include "reason.h"
 
@@ -27,7 +29,7 @@ static void address_text(char *to, size_t size, const uint8_t addr[16], uint16_t
   }
 }
 
-static void ask_addresses(struct conn *c, int fd) {
+void connlog_addresses(struct conn *c, int fd) {
   struct sockaddr_storage a;
   socklen_t size = sizeof a;
   if (c->info.local_port == 0 && REAL(getsockname)(fd, (struct sockaddr *)&a, &size) == 0) {
@@ -56,6 +58,91 @@ static void escape(char *to, size_t size, const char *from) {
   to[n] = '\0';
 }
 
+/* What goes into one line, besides the connection's own record. */
+struct line {
+  const struct conn *c;
+  bool plain;
+  char chunnels[800]; /* JSON */
+  char reason[600];   /* empty: null */
+};
+
+static void write_line(const struct line *l) {
+  const struct conn *c = l->c;
+  char program[200], local[64], peer[64], reason[1300] = "null";
+  escape(program, sizeof program, bertha.name[0] != '\0' ? bertha.name : bertha.program);
+  address_text(local, sizeof local, c->info.local_addr, c->info.local_port);
+  address_text(peer, sizeof peer, c->info.peer_addr, c->info.peer_port);
+  if (l->reason[0] != '\0') {
+    reason[0] = '"';
+    escape(reason + 1, sizeof reason - 2, l->reason);
+    strcat(reason, "\"");
+  }
+  uint64_t now = connlog_clock();
+  char line[3200];
+  int n = snprintf(line, sizeof line,
+                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"tcp\","
+                   "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
+                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
+                   (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
+                   program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer,
+                   l->chunnels, l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
+                   (unsigned long long)c->info.rx_bytes, c->info.setup_us);
+  int log = open(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
+  if (log >= 0) {
+    if (n > 0 && (size_t)n < sizeof line && REAL(write)(log, line, (size_t)n) < 0 && bertha_log_level > 0) {
+      bertha_debug("connection log %s: %s", bertha.connlog, strerror(errno));
+    }
+    REAL(close)(log);
+  }
+}
+
+static const char bottom[] = "{\"type\":\"local_or_remote\",\"implementation\":\"tcp\",\"where\":\"global\"}";
+
+/* A carrier has told what runs, or why nothing does; its texts are checked, for it shares its memory with us. */
+static void carried_line(struct line *l, const struct bertha_carrier_status *s) {
+  uint32_t state = s != NULL ? __atomic_load_n(&s->state, __ATOMIC_ACQUIRE) : BERTHA_CARRIED_PENDING;
+  char upper[sizeof s->chunnels];
+  char detail[sizeof s->detail];
+  memcpy(upper, s != NULL ? s->chunnels : "", s != NULL ? sizeof upper : 1);
+  memcpy(detail, s != NULL ? s->detail : "", s != NULL ? sizeof detail : 1);
+  upper[sizeof upper - 1] = detail[sizeof detail - 1] = '\0';
+  size_t n = strlen(upper);
+  bool running = state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_RESET;
+  if (running && n > 2 && upper[0] == '[' && upper[n - 1] == ']') {
+    upper[n - 1] = '\0';
+    snprintf(l->chunnels, sizeof l->chunnels, "%s,%s]", upper, bottom);
+  } else {
+    snprintf(l->chunnels, sizeof l->chunnels, "[%s]", bottom);
+  }
+  l->plain = state == BERTHA_CARRIED_PLAIN;
+  const char *why = NULL;
+  if (state == BERTHA_CARRIED_REFUSED) {
+    why = bertha_reason_text(BERTHA_WHY_CHUNNEL_REFUSED);
+  } else if (state == BERTHA_CARRIED_RESET) {
+    why = bertha_reason_text(BERTHA_WHY_CHUNNEL_FAILED);
+  } else if (state == BERTHA_CARRIED_PLAIN) {
+    why = bertha_reason_text(BERTHA_WHY_PEER_UNAWARE);
+  }
+  if (why != NULL && detail[0] != '\0') {
+    snprintf(l->reason, sizeof l->reason, "%s: %s", why, detail);
+  } else if (why != NULL) {
+    snprintf(l->reason, sizeof l->reason, "%s", why);
+  }
+}
+
+void connlog_refused(struct conn *c, int fd, const char *detail) {
+  if (bertha.connlog[0] == '\0') {
+    return;
+  }
+  int saved = errno;
+  connlog_addresses(c, fd);
+  struct line l = {.c = c};
+  snprintf(l.chunnels, sizeof l.chunnels, "[]");
+  snprintf(l.reason, sizeof l.reason, "%s: %s", bertha_reason_text(BERTHA_WHY_CHUNNEL_REFUSED), detail);
+  write_line(&l);
+  errno = saved;
+}
+
 void connlog_write(struct conn *c, int fd) {
   conn_ripe(c, fd); /* a client that only wrote may not have looked since the server came */
   uint32_t kind = conn_kind(c);
@@ -70,35 +157,19 @@ void connlog_write(struct conn *c, int fd) {
   } else if (kind == BERTHA_CONN_MAYBE) {
     why = BERTHA_WHY_PEER_UNAWARE;
   }
-  ask_addresses(c, fd);
-  char program[200], local[64], peer[64], reason[320] = "null";
-  escape(program, sizeof program, bertha.name[0] != '\0' ? bertha.name : bertha.program);
-  address_text(local, sizeof local, c->info.local_addr, c->info.local_port);
-  address_text(peer, sizeof peer, c->info.peer_addr, c->info.peer_port);
-  if (why != 0) {
-    snprintf(reason, sizeof reason, "\"%s\"", bertha_reason_text(why));
-  }
-  bool plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX;
+  connlog_addresses(c, fd);
+  struct line l = {.c = c, .plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX};
   const char *implementation = kind == BERTHA_CONN_SHM ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : "tcp";
-  uint64_t now = connlog_clock();
-  char line[1400];
-  int n =
-      snprintf(line, sizeof line,
-               "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"tcp\","
-               "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":[{\"type\":\"local_or_remote\","
-               "\"implementation\":\"%s\",\"where\":\"%s\"}],\"plain\":%s,\"reason\":%s,"
-               "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
-               (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
-               program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer, implementation,
-               plain ? "global" : "host", plain ? "true" : "false", reason,
-               (unsigned long long)c->info.tx_bytes, (unsigned long long)c->info.rx_bytes, c->info.setup_us);
-  int log = open(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
-  if (log >= 0) {
-    if (n > 0 && REAL(write)(log, line, (size_t)n) < 0 && bertha_log_level > 0) {
-      bertha_debug("connection log %s: %s", bertha.connlog, strerror(errno));
-    }
-    REAL(close)(log);
+  snprintf(l.chunnels, sizeof l.chunnels,
+           "[{\"type\":\"local_or_remote\",\"implementation\":\"%s\",\"where\":\"%s\"}]", implementation,
+           l.plain ? "global" : "host");
+  if (why != 0) {
+    snprintf(l.reason, sizeof l.reason, "%s", bertha_reason_text(why));
   }
+  if (conn_flags(c) & CONN_CARRIED) {
+    carried_line(&l, carried_status(c));
+  }
+  write_line(&l);
   errno = saved;
 }
 

@@ -7,6 +7,9 @@
 uint64_t connlog_clock(void); /* CLOCK_REALTIME, ns; 0 when nobody will want it */
 /* While the descriptor is still open: a plain connection's addresses are asked of the kernel only now. */
 void connlog_write(struct conn *c, int fd);
-void connlog_close_all(void); /* at the end of the process */
+void connlog_addresses(struct conn *c,
+                       int fd); /* asks the kernel now: the descriptor is about to be exchanged */
+void connlog_refused(struct conn *c, int fd, const char *detail); /* a connect() that may not be */
+void connlog_close_all(void);                                     /* at the end of the process */
 
 #endif

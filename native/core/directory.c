@@ -132,7 +132,7 @@ int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, 
       break;
     }
     if (read_entry(&table[at], &e) && e.port == port && e.listener != 0 && memcmp(e.addr, addr, 16) == 0) {
-      hits[found++] = (struct dir_hit){e.listener, e.netns, e.uid};
+      hits[found++] = (struct dir_hit){e.listener, e.netns, e.uid, e.flags};
     }
   }
   return found;

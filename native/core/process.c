@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 
 #include "agentc.h"
+#include "carried.h"
 #include "connlog.h"
 #include "stdfile.h"
 #include "wait.h"
@@ -137,6 +138,7 @@ int bertha_unhide(int fd) {
     }
   }
   agent_fd_moved(fd, moved);
+  carried_fd_moved(fd, moved);
   link_fd_moved(fd, moved);
   wait_fd_moved(fd, moved);
   if (bertha.table_fd == fd) {
@@ -190,6 +192,7 @@ static void in_child(void) {
   bertha.pid = (int)REAL(syscall)(SYS_getpid);
   my_tid = 0;
   agent_after_fork();
+  carried_after_fork();
   wait_after_fork();
   stdfile_after_fork();
 }

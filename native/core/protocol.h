@@ -56,8 +56,9 @@ struct bertha_hello {
 struct bertha_hello_reply {
   uint64_t generation; /* of the directory */
   uint32_t agent_pid;
-  uint32_t reserved;
+  uint32_t dag; /* BERTHA_HELLO_* */
 };
+#define BERTHA_HELLO_CLIENT_DAGS 1u /* a rule of its policy has chunnels for it as a client */
 
 /* Implementations of local_or_remote, as bits. */
 #define BERTHA_IMPL_SHM 1u

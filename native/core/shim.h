@@ -35,6 +35,8 @@ enum phase {
   PHASE_AFTER = 2, /* the kernel again, for good */
 };
 
+struct plan;
+
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
   uint64_t generation;    /* of the directory when registered */
@@ -88,6 +90,7 @@ enum conn_flag {
   CONN_SPAWN = 1u << 15,    /* a posix_spawn may be told to pass it on */
   CONN_BOUND = 1u << 14,    /* the program chose the local port */
   CONN_TX_SHORT = 1u << 16, /* the kernel did not take all of the last send: its next room is news */
+  CONN_CARRIED = 1u << 17,  /* its chunnels run in a carrier (core/carried.h) */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
 };
 
@@ -127,10 +130,11 @@ struct conn {
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
-  uint32_t sends_behind; /* while the other end had not read everything */
-  _Atomic uint32_t life; /* another one for each connection that has this record */
-  uint64_t cookie;       /* the kernel's name for its socket, whatever descriptor it has */
-  struct conn *home;     /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
+  uint32_t sends_behind;   /* while the other end had not read everything */
+  _Atomic uint32_t life;   /* another one for each connection that has this record */
+  uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
+  const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */
+  struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {

@@ -6,6 +6,7 @@
 #include <sys/time.h>
 
 #include "agentc.h"
+#include "carried.h"
 #include "conn.h"
 #include "eset.h"
 
@@ -196,6 +197,10 @@ static bool switch_tx(struct conn *c) {
 
 int unix_tx_fd(struct conn *c, int fd) {
   struct ends *e = ends_of(c);
+  if (conn_flags(c) & CONN_CARRIED) {
+    carried_settle(c, fd);
+    return fd;
+  }
   if (e->swapped || !bertha_lock(&c->tx_lock)) {
     return fd;
   }
@@ -217,22 +222,8 @@ static void exchange_one(struct conn *c, struct ends *e, int fd) {
   eset_swap(fd, false);
 }
 
-bool unix_settle(struct conn *c, int fd) {
-  struct ends *e = ends_of(c);
-  if (e->swapped) {
-    return true;
-  }
-  uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
-  if (atomic_load(&c->krx) != switch_at) {
-    return false;
-  }
-  unix_tx_fd(c, fd);
-  /* Not waited for: who holds it may be exchanging, and so be waiting for the epoll set that we hold. */
-  uint32_t nobody = 0;
-  if (c->tx_phase == PHASE_BEFORE || atomic_load(&c->kernel_waiters) != 0 ||
-      !atomic_compare_exchange_strong(&c->rx_lock, &nobody, bertha_tid())) {
-    return false;
-  }
+/* With the rx lock held: the unix socket takes the TCP socket's place. */
+static void exchange(struct conn *c, struct ends *e, int fd) {
   int hidden = e->swapped ? -1 : REAL(fcntl)(fd, F_DUPFD_CLOEXEC, 3);
   if (hidden >= 0) {
     e->tcp_fd = bertha_hide_fd(hidden);
@@ -251,6 +242,47 @@ bool unix_settle(struct conn *c, int fd) {
       e->unix_fd = -1;
     }
   }
+}
+
+bool unix_put(struct conn *c, int fd, int end) {
+  struct ends *e = ends_of(c);
+  if (e == NULL) {
+    bertha_close_hidden(end);
+    return false;
+  }
+  *e = (struct ends){.unix_fd = end, .tcp_fd = -1};
+  int flags = REAL(fcntl)(end, F_GETFL);
+  if (conn_flags(c) & CONN_NONBLOCK) {
+    REAL(fcntl)(end, F_SETFL, flags | O_NONBLOCK);
+  }
+  exchange(c, e, fd);
+  if (!e->swapped) {
+    bertha_close_hidden(end);
+    *e = (struct ends){0};
+  }
+  return e->swapped;
+}
+
+bool unix_settle(struct conn *c, int fd) {
+  struct ends *e = ends_of(c);
+  if (e->swapped) {
+    return true;
+  }
+  if (conn_flags(c) & CONN_CARRIED) {
+    return carried_settle(c, fd);
+  }
+  uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
+  if (atomic_load(&c->krx) != switch_at) {
+    return false;
+  }
+  unix_tx_fd(c, fd);
+  /* Not waited for: who holds it may be exchanging, and so be waiting for the epoll set that we hold. */
+  uint32_t nobody = 0;
+  if (c->tx_phase == PHASE_BEFORE || atomic_load(&c->kernel_waiters) != 0 ||
+      !atomic_compare_exchange_strong(&c->rx_lock, &nobody, bertha_tid())) {
+    return false;
+  }
+  exchange(c, e, fd);
   bertha_unlock(&c->rx_lock);
   return e->swapped;
 }
@@ -262,7 +294,7 @@ static ssize_t message(ssize_t n) {
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
   int to = unix_tx_fd(c, fd);
-  bool tcp = c->tx_phase == PHASE_BEFORE;
+  bool tcp = c->tx_phase == PHASE_BEFORE && !(conn_flags(c) & CONN_CARRIED);
   bool hidden = to != fd;
   if (hidden) {
     atomic_fetch_add(&c->kernel_sends, 1);
@@ -284,6 +316,14 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   for (;;) {
     struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+    if (conn_flags(c) & CONN_CARRIED) {
+      carried_settle(c, fd);
+      ssize_t n = message(REAL(recvmsg)(fd, &msg, flags));
+      if (n > 0 && !(flags & MSG_PEEK)) {
+        count_bytes(&c->info.rx_bytes, (uint64_t)n);
+      }
+      return n;
+    }
     uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
     if (atomic_load(&c->krx) == switch_at) {
       unix_settle(c, fd);

@@ -17,6 +17,8 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 /* The descriptor to send on, after switching if that can be done now. */
 int unix_tx_fd(struct conn *c, int fd);
+/* With the rx lock held: `end` (taken over) stands for the connection from now on. */
+bool unix_put(struct conn *c, int fd, int end);
 bool unix_settle(struct conn *c, int fd); /* exchanges the descriptor if it can be: true when it is */
 bool unix_swapped(const struct conn *c);
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */

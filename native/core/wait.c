@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "agentc.h"
+#include "carried.h"
 #include "conn.h"
 #include "eset.h"
 #include "unixpair.h"
@@ -396,6 +397,9 @@ static void classify(struct poll_call *p) {
   for (nfds_t i = 0; i < p->count; i++) {
     int fd = p->user[i].fd;
     struct conn *c = fd >= 0 ? conn_of(fd) : NULL;
+    if (c != NULL && UNLIKELY(conn_flags(c) & CONN_CARRIED)) {
+      carried_settle(c, fd); /* its carrier has to have it, or the other end waits for ever */
+    }
     p->class[i] = KERNEL;
     if (c == NULL || !is_stream(c)) {
       if (fd >= 0) {
@@ -461,7 +465,7 @@ static int take_kernel(struct poll_call *p) {
   int ready = 0;
   for (nfds_t i = 0; i < p->count; i++) {
     short r = p->kernel[i].revents;
-    struct conn *u = p->class[i] == BECOMING && (r & POLLIN) ? conn_of(p->user[i].fd) : NULL;
+    struct conn *u = p->class[i] == BECOMING && (r & (POLLIN | POLLOUT)) ? conn_of(p->user[i].fd) : NULL;
     if (u != NULL && conn_kind(u) == BERTHA_CONN_UNIX && unix_settle(u, p->user[i].fd)) {
       struct pollfd now = {.fd = p->user[i].fd, .events = p->user[i].events};
       r = REAL(poll)(&now, 1, 0) > 0 ? now.revents : 0; /* of the socket that has just come there */

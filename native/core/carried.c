@@ -1,0 +1,423 @@
+#include "carried.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "../carrier/carrier.h"
+#include "agentc.h"
+#include "conn.h"
+#include "connlog.h"
+#include "unixpair.h"
+
+enum {
+  PATIENCE_MS = 300,         /* for the first answer about a destination */
+  CARRIER_PATIENCE_MS = 200, /* for room in a carrier's queue */
+  PLANS = 128,
+  CARRIERS = 2,
+};
+
+extern void bertha_close_hidden(int fd);
+
+/* ---- carriers ----------------------------------------------------------------------------------- */
+
+static struct {
+  _Atomic uint32_t lock;
+  struct carrier {
+    int fd;  /* hidden; 0: none */
+    int pid; /* the process that got it: a forked child gets its own, so that its end is seen */
+    uint64_t generation;
+  } carriers[CARRIERS];
+  int status_fd;
+  struct bertha_carrier_status *_Atomic statuses;
+} here = {.status_fd = -1};
+
+void carried_after_fork(void) {
+  atomic_store(&here.lock, 0);
+}
+
+void carried_fd_moved(int from, int to) {
+  for (int i = 0; i < CARRIERS; i++) {
+    if (here.carriers[i].fd == from) {
+      here.carriers[i].fd = to;
+    }
+  }
+  if (here.status_fd == from) {
+    here.status_fd = to;
+  }
+}
+
+/* One array for this process and those forked from it, whose connections have the same numbers. */
+static bool open_statuses(void) {
+  if (atomic_load_explicit(&here.statuses, memory_order_acquire) != NULL) {
+    return true;
+  }
+  size_t size = (size_t)BERTHA_CONNS * sizeof(struct bertha_carrier_status);
+  int fd = memfd_create("bertha-carried", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) {
+    return false;
+  }
+  void *p = MAP_FAILED;
+  if (ftruncate(fd, (off_t)size) == 0 && REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0) {
+    p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  }
+  if (p == MAP_FAILED) {
+    REAL(close)(fd);
+    return false;
+  }
+  madvise(p, size, MADV_DONTDUMP);
+  here.status_fd = bertha_hide_fd(fd);
+  atomic_store_explicit(&here.statuses, p, memory_order_release);
+  return true;
+}
+
+static bool send_message(int to, const void *message, size_t size, const int *fds, size_t count) {
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(2 * sizeof(int))];
+  } control = {.space = {0}};
+  struct iovec part = {(void *)(uintptr_t)message, size};
+  struct msghdr msg = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.space,
+                       .msg_controllen = CMSG_SPACE(count * sizeof(int))};
+  struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(count * sizeof(int));
+  memcpy(CMSG_DATA(head), fds, count * sizeof(int));
+  for (int tries = 0; tries < 2; tries++) {
+    ssize_t n = REAL(sendmsg)(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n >= 0 || errno != EAGAIN) {
+      return n == (ssize_t)size;
+    }
+    struct pollfd p = {.fd = to, .events = POLLOUT};
+    REAL(poll)(&p, 1, CARRIER_PATIENCE_MS);
+  }
+  return false;
+}
+
+/* With the lock held. */
+static bool open_carrier(uint32_t which) {
+  struct carrier *k = &here.carriers[which];
+  if (k->fd > 0) {
+    bertha_close_hidden(k->fd);
+    k->fd = 0;
+  }
+  struct bertha_carrier_request body = {.carrier = which};
+  struct bertha_carrier_request reply;
+  int fd = -1;
+  if (!open_statuses() ||
+      agent_call(BERTHA_OP_CARRIER, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 ||
+      fd < 0) {
+    return false;
+  }
+  struct bertha_carrier_hello hello = {.magic = BERTHA_CARRIER_MAGIC,
+                                       .version = BERTHA_CARRIER_VERSION,
+                                       .kind = BERTHA_CARRIER_HELLO,
+                                       .pid = (uint32_t)bertha.pid,
+                                       .status_count = BERTHA_CONNS};
+  if (!send_message(fd, &hello, sizeof hello, &here.status_fd, 1)) {
+    REAL(close)(fd);
+    return false;
+  }
+  k->fd = bertha_hide_fd(fd);
+  k->pid = bertha.pid;
+  k->generation = directory_generation();
+  return true;
+}
+
+/* Sends a connection to a carrier; one that is gone, or knows an agent that is gone, is replaced. */
+static bool carry(uint32_t which, struct bertha_carrier_carry *head, const void *plan, int tcp, int end) {
+  uint8_t message[sizeof *head + BERTHA_CARRIER_PLAN_MAX];
+  size_t size = sizeof *head + head->plan_size;
+  memcpy(message, head, sizeof *head);
+  memcpy(message + sizeof *head, plan, head->plan_size);
+  int fds[2] = {tcp, end};
+  if (which >= CARRIERS || !bertha_lock(&here.lock)) {
+    return false;
+  }
+  struct carrier *k = &here.carriers[which];
+  uint64_t generation = directory_generation();
+  bool current = k->fd > 0 && k->pid == bertha.pid && (k->generation == generation || generation == 0);
+  bool sent = current && send_message(k->fd, message, size, fds, 2);
+  if (!sent && open_carrier(which)) {
+    sent = send_message(k->fd, message, size, fds, 2);
+  }
+  bertha_unlock(&here.lock);
+  return sent;
+}
+
+const struct bertha_carrier_status *carried_status(const struct conn *c) {
+  struct bertha_carrier_status *all = atomic_load_explicit(&here.statuses, memory_order_acquire);
+  return all != NULL && (conn_flags(c) & CONN_CARRIED) ? &all[conn_index(c)] : NULL;
+}
+
+/* With the rx lock held: the TCP socket to the carrier, the other end of a pair into its place. */
+static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carrier_carry *head,
+                      const void *plan) {
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+    return false;
+  }
+  if (open_statuses()) {
+    struct bertha_carrier_status *s = &atomic_load(&here.statuses)[conn_index(c)];
+    s->state = BERTHA_CARRIED_PENDING;
+    s->chunnels[0] = s->detail[0] = '\0';
+    s->life = atomic_load(&c->life);
+  }
+  head->magic = BERTHA_CARRIER_MAGIC;
+  head->version = BERTHA_CARRIER_VERSION;
+  head->kind = BERTHA_CARRIER_CARRY;
+  head->status_index = conn_index(c);
+  bool sent = carry(which, head, plan, fd, pair[1]);
+  REAL(close)(pair[1]);
+  if (!sent) {
+    REAL(close)(pair[0]);
+    return false;
+  }
+  return unix_put(c, fd, pair[0]);
+}
+
+/* ---- client ------------------------------------------------------------------------------------- */
+
+struct plan {
+  uint8_t addr[16];
+  uint16_t port;
+  uint32_t verdict;
+  uint32_t carrier;
+  uint32_t size;
+  uint64_t generation;
+  int64_t until;
+  uint8_t *bytes;
+  char detail[400];
+};
+static struct {
+  _Atomic uint32_t lock;
+  unsigned next;
+  struct plan *plans[PLANS];
+} known;
+
+static bool is_private(const uint8_t a[16]) {
+  static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  if (memcmp(a, v4, 12) != 0) { /* unique local (RFC 4193) and link-local addresses */
+    return (a[0] & 0xfe) == 0xfc || (a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
+  }
+  return a[12] == 10 || (a[12] == 172 && (a[13] & 0xf0) == 16) || (a[12] == 192 && a[13] == 168) ||
+         (a[12] == 169 && a[13] == 254) || (a[12] == 100 && (a[13] & 0xc0) == 64);
+}
+
+static struct plan *find(const uint8_t addr[16], uint16_t port, uint64_t generation) {
+  for (unsigned i = 0; i < PLANS; i++) {
+    struct plan *p = known.plans[i];
+    if (p != NULL && p->port == port && memcmp(p->addr, addr, 16) == 0) {
+      return p->generation == generation && bertha_now_ns() < p->until ? p : NULL;
+    }
+  }
+  return NULL;
+}
+
+static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd) {
+  struct bertha_negotiate body = {.server_port = port, .patience_ms = PATIENCE_MS, .netns = bertha_netns(fd)};
+  memcpy(body.server_addr, addr, 16);
+  struct {
+    struct bertha_negotiate_reply head;
+    uint8_t plan[BERTHA_CARRIER_PLAN_MAX];
+  } *reply = calloc(1, sizeof *reply);
+  struct plan *p = calloc(1, sizeof *p);
+  int probe = REAL(socket)(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  uint64_t generation = directory_generation();
+  bool good =
+      reply != NULL && p != NULL && probe >= 0 &&
+      agent_call(BERTHA_OP_NEGOTIATE, &body, sizeof body, &probe, 1, reply, sizeof *reply, NULL, 0) == 0 &&
+      reply->head.plan_size <= sizeof reply->plan;
+  if (probe >= 0) {
+    REAL(close)(probe);
+  }
+  if (good) {
+    memcpy(p->addr, addr, 16);
+    p->port = port;
+    p->verdict = reply->head.verdict;
+    p->carrier = reply->head.carrier;
+    p->size = reply->head.plan_size;
+    p->generation = generation;
+    p->until = bertha_now_ns() + (int64_t)reply->head.valid_ms * 1000000;
+    memcpy(p->detail, reply->head.detail, sizeof p->detail - 1);
+    p->bytes = malloc(p->size + 1);
+    good = p->bytes != NULL;
+    if (good) {
+      memcpy(p->bytes, reply->plan, p->size);
+    }
+  }
+  free(reply);
+  if (!good) {
+    free(p);
+    return NULL;
+  }
+  return p;
+}
+
+static void forget(struct plan *p) {
+  if (p != NULL && p->verdict == BERTHA_VERDICT_PLAN) {
+    return; /* a connection under way may mean it */
+  }
+  if (p != NULL) {
+    free(p->bytes);
+  }
+  free(p);
+}
+
+/* As a rule the answer is the one of before. */
+static struct plan *remember(struct plan *p) {
+  unsigned at = PLANS;
+  for (unsigned i = 0; i < PLANS && at == PLANS; i++) {
+    struct plan *old = known.plans[i];
+    if (old != NULL && (old->port != p->port || memcmp(old->addr, p->addr, 16) != 0)) {
+      continue;
+    }
+    at = i;
+    if (old != NULL && old->verdict == p->verdict && old->carrier == p->carrier && old->size == p->size &&
+        memcmp(old->bytes, p->bytes, p->size) == 0) {
+      old->until = p->until;
+      old->generation = p->generation;
+      memcpy(old->detail, p->detail, sizeof old->detail);
+      free(p->bytes);
+      free(p);
+      return old;
+    }
+  }
+  if (at == PLANS) {
+    at = known.next++ % PLANS;
+  }
+  forget(known.plans[at]);
+  known.plans[at] = p;
+  return p;
+}
+
+static bool worth_asking(const uint8_t addr[16], uint16_t port) {
+  struct dir_hit hits[BERTHA_RESOLVE_MAX];
+  int n = directory_find(addr, port, hits, BERTHA_RESOLVE_MAX);
+  for (int i = 0; i < n; i++) {
+    if (hits[i].flags & BERTHA_DIR_DAG) {
+      return true;
+    }
+  }
+  return agent_client_dags() || (n == 0 && is_private(addr));
+}
+
+enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr *to) {
+  uint8_t addr[16];
+  uint16_t port;
+  uint64_t generation = directory_generation();
+  if (generation == 0 || !address_of(to, addr, &port) || (conn_flags(c) & CONN_NO_ATTACH) ||
+      !worth_asking(addr, port)) {
+    return CARRIED_NOT;
+  }
+  if (!bertha_lock(&known.lock)) {
+    return CARRIED_NOT;
+  }
+  struct plan *p = find(addr, port, generation);
+  if (p == NULL) {
+    p = ask(addr, port, to->sa_family, fd);
+    if (p != NULL) {
+      p = remember(p);
+    }
+  }
+  bertha_unlock(&known.lock);
+  if (p == NULL || p->verdict == BERTHA_VERDICT_PLAIN) {
+    return CARRIED_NOT;
+  }
+  memcpy(c->info.peer_addr, addr, 16);
+  c->info.peer_port = port;
+  c->info.role = BERTHA_SIDE_CLIENT;
+  c->info.family = to->sa_family;
+  c->info.opened_ns = connlog_clock();
+  if (p->verdict != BERTHA_VERDICT_PLAN) {
+    connlog_refused(c, fd, p->detail);
+    return CARRIED_REFUSED;
+  }
+  c->plan = p;
+  return CARRIED_PLAN;
+}
+
+void carried_connecting(struct conn *c, int fd) {
+  c->side = BERTHA_SIDE_CLIENT;
+  conn_set_flag(c, CONN_CARRIED);
+  unix_drop(c);
+  atomic_store_explicit(&c->info.kind, BERTHA_CONN_UNIX, memory_order_release);
+  carried_settle(c, fd);
+}
+
+/* Nobody can carry it, and going on without its chunnels is not allowed: the program sees a connection that was
+ * reset. */
+static void refuse(struct conn *c, int fd, uint32_t why) {
+  c->info.reason = why;
+  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  REAL(connect)(fd, &nowhere, sizeof nowhere); /* sends a RST, whoever else has the socket (tcp(7)) */
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
+    if (REAL(write)(pair[0], "", 1) < 0) {
+      errno = 0;
+    }
+    REAL(close)(pair[1]); /* with a byte unread: ECONNRESET */
+    unix_put(c, fd, pair[0]);
+  }
+}
+
+bool carried_settle(struct conn *c, int fd) {
+  if (unix_swapped(c)) {
+    return true;
+  }
+  struct pollfd p = {.fd = fd, .events = POLLOUT};
+  int saved = errno;
+  uint32_t nobody = 0;
+  if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP)) || !(p.revents & POLLOUT) ||
+      !atomic_compare_exchange_strong(&c->rx_lock, &nobody, bertha_tid())) {
+    errno = saved;
+    return false;
+  }
+  if (!unix_swapped(c)) {
+    int64_t began = bertha_now_ns();
+    const struct plan *plan = c->plan;
+    struct bertha_carrier_carry head = {
+        .side = BERTHA_SIDE_CLIENT, .mode = BERTHA_CARRY_PLAN, .plan_size = plan->size};
+    connlog_addresses(c, fd);
+    if (!hand_over(c, fd, plan->carrier, &head, plan->bytes)) {
+      refuse(c, fd, BERTHA_WHY_NO_CARRIER);
+    }
+    c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
+  }
+  bertha_unlock(&c->rx_lock);
+  errno = saved;
+  return unix_swapped(c);
+}
+
+/* ---- server ------------------------------------------------------------------------------------- */
+
+bool carried_accepted(struct conn *c, int fd, struct listener *l) {
+  uint32_t need = atomic_load_explicit(&l->claims->dag, memory_order_acquire);
+  if (LIKELY(need == BERTHA_DAG_NONE) || !bertha_lock(&c->rx_lock)) {
+    return false;
+  }
+  bool required = need == BERTHA_DAG_REQUIRED;
+  struct bertha_carrier_carry head = {.side = BERTHA_SIDE_SERVER,
+                                      .mode = required ? BERTHA_CARRY_REQUIRED : BERTHA_CARRY_MAYBE,
+                                      .listener = l->id};
+  int64_t began = bertha_now_ns();
+  conn_set_flag(c, CONN_CARRIED);
+  connlog_addresses(c, fd);
+  atomic_store_explicit(&c->info.kind, BERTHA_CONN_UNIX, memory_order_release);
+  bool carried = hand_over(c, fd, atomic_load(&l->claims->dag_carrier), &head, NULL);
+  if (!carried && required) {
+    refuse(c, fd, BERTHA_WHY_NO_CARRIER);
+    carried = true;
+  } else if (!carried) {
+    conn_clear_flag(c, CONN_CARRIED);
+    conn_make_plain(c, BERTHA_WHY_NO_CARRIER);
+  }
+  c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
+  bertha_unlock(&c->rx_lock);
+  return carried;
+}

@@ -1,0 +1,29 @@
+/* Connections with chunnels: the TCP socket goes to a carrier (carrier/carrier.h), and a unix socket whose other end
+ * the carrier has takes its place behind the descriptor.  From then on every call is the kernel's own.
+ *
+ * A client asks the agent for a plan before it connects, once for each destination; a server gives what it accepts to
+ * the carrier if its listener's chunnels say so. */
+#ifndef BERTHA_CARRIED_H
+#define BERTHA_CARRIED_H
+
+#include "shim.h"
+
+enum carried_verdict {
+  CARRIED_NOT,     /* no chunnels */
+  CARRIED_PLAN,    /* the connection is marked: carried_connecting() comes after the kernel's connect() */
+  CARRIED_REFUSED, /* a required chunnel cannot be had: connect() fails */
+};
+/* Before the kernel's connect().  May ask the agent, which may ask another host's: bounded by some 300 ms, once. */
+enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr *to);
+void carried_connecting(struct conn *c, int fd);
+/* Gives the connection to its carrier once it is established: true when the descriptor is a unix socket now. */
+bool carried_settle(struct conn *c, int fd);
+/* A connection that was just accepted: true when a carrier has it, or nobody will. */
+bool carried_accepted(struct conn *c, int fd, struct listener *l);
+/* For the log, at the end: NULL where the carrier said nothing. */
+struct bertha_carrier_status;
+const struct bertha_carrier_status *carried_status(const struct conn *c);
+void carried_fd_moved(int from, int to);
+void carried_after_fork(void);
+
+#endif
