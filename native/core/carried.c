@@ -409,7 +409,7 @@ bool carried_accepted(struct conn *c, int fd, struct listener *l) {
   conn_set_flag(c, CONN_CARRIED);
   connlog_addresses(c, fd);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_UNIX, memory_order_release);
-  bool carried = hand_over(c, fd, atomic_load(&l->claims->dag_carrier), &head, NULL);
+  bool carried = hand_over(c, fd, atomic_load(&l->claims->dag_carrier), &head, "");
   if (!carried && required) {
     refuse(c, fd, BERTHA_WHY_NO_CARRIER);
     carried = true;
