@@ -2,8 +2,10 @@
  *
  * Awake: a bit in its dirty map.  Asleep in user space's keeping: the eventfd of the sleeper, rung once for
  * all that it waits for.  Anything else: one byte on the kernel's connection. */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 
 #include "agentc.h"
 #include "conn.h"
@@ -11,17 +13,25 @@
 /* ---- bells of others, by the agent's number ------------------------------------------------------ */
 
 #define BELLS 4096u
+#define BELL_GONE 0xffffffffu /* in place of a number: one was here */
+enum { PROBES = 16 };
 static struct {
   _Atomic uint32_t id; /* written last */
   int fd;
+  _Atomic uint8_t used; /* since the last look for one to do without */
 } known_bells[BELLS];
 static _Atomic uint32_t bells_lock;
+static uint32_t bells_open;
+static uint32_t bells_hand;
 static _Atomic int64_t no_fetch_before;
 
 static int known_bell(uint32_t id) {
-  for (uint32_t i = id % BELLS, n = 0; n < 16; n++, i = (i + 1) % BELLS) {
-    uint32_t at = atomic_load_explicit(&known_bells[i].id, memory_order_acquire);
+  for (uint32_t i = id % BELLS, n = 0; n < PROBES; n++, i = (i + 1) % BELLS) {
+    uint32_t at = atomic_load(&known_bells[i].id);
     if (at == id) {
+      if (!atomic_load_explicit(&known_bells[i].used, memory_order_relaxed)) {
+        atomic_store_explicit(&known_bells[i].used, 1, memory_order_relaxed);
+      }
       return known_bells[i].fd;
     }
     if (at == 0) {
@@ -31,9 +41,59 @@ static int known_bell(uint32_t id) {
   return -1;
 }
 
+/* Sleepers come and go, and nobody tells us that one will not be rung again: so there is a bound. */
+static uint32_t bells_allowed(void) {
+  struct rlimit limit;
+  uint64_t n = getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur / 32 : 0;
+  return n < 16 ? 16 : n > 1024 ? 1024 : (uint32_t)n;
+}
+
+static bool is_bell(uint32_t i) {
+  uint32_t id = atomic_load(&known_bells[i].id);
+  return id != 0 && id != BELL_GONE;
+}
+
+static uint32_t one_not_used(void) {
+  for (uint32_t n = 0; n < 2 * BELLS; n++) {
+    uint32_t i = bells_hand++ % BELLS;
+    if (is_bell(i) && !atomic_exchange(&known_bells[i].used, 0)) {
+      return i;
+    }
+  }
+  return 0;
+}
+
+/* Takes the descriptor over; the one that stands for it from now on. */
+static int keep_bell(uint32_t id, int fd) {
+  uint32_t i = id % BELLS;
+  for (uint32_t n = 0; n < PROBES - 1 && is_bell(i); n++) {
+    i = (i + 1) % BELLS;
+  }
+  fd = bertha_hide_fd(fd);
+  if (is_bell(i) || bells_open >= bells_allowed()) {
+    /* Another thread may be about to write to the one that goes: its number never stands for anything but a bell. */
+    uint32_t victim = is_bell(i) ? i : one_not_used();
+    int number = known_bells[victim].fd;
+    atomic_store(&known_bells[victim].id, BELL_GONE);
+    known_bells[victim].fd = -1;
+    if (REAL(dup3)(fd, number, O_CLOEXEC) == number) {
+      extern void bertha_close_hidden(int);
+      bertha_close_hidden(fd);
+      fd = number;
+    }
+  } else {
+    bells_open++;
+  }
+  known_bells[i].fd = fd;
+  atomic_store(&known_bells[i].used, 1);
+  atomic_store(&known_bells[i].id, id);
+  return fd;
+}
+
 static int fetch_bell(uint32_t id) {
   int64_t now = bertha_now_ns();
-  if (now < atomic_load_explicit(&no_fetch_before, memory_order_relaxed) || !bertha_lock(&bells_lock)) {
+  if (id == BELL_GONE || now < atomic_load_explicit(&no_fetch_before, memory_order_relaxed) ||
+      !bertha_lock(&bells_lock)) {
     return -1;
   }
   int fd = known_bell(id);
@@ -44,22 +104,7 @@ static int fetch_bell(uint32_t id) {
       fd = -1;
       atomic_store(&no_fetch_before, now + 100000000);
     } else {
-      fd = bertha_hide_fd(fd);
-      uint32_t i = id % BELLS;
-      uint32_t n = 0;
-      while (n < 15 && atomic_load(&known_bells[i].id) != 0) {
-        i = (i + 1) % BELLS;
-        n++;
-      }
-      if (atomic_load(&known_bells[i].id) !=
-          0) { /* an old one has to go: its owner is rung by a byte, or asks again */
-        extern void bertha_close_hidden(int);
-        int old = known_bells[i].fd;
-        known_bells[i].fd = fd;
-        bertha_close_hidden(old);
-      }
-      known_bells[i].fd = fd;
-      atomic_store_explicit(&known_bells[i].id, id, memory_order_release);
+      fd = keep_bell(id, fd);
     }
   }
   bertha_unlock(&bells_lock);
@@ -122,8 +167,8 @@ static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
     bell = fetch_bell(id);
   }
   uint64_t one = 1;
-  if (bell < 0 || REAL(write)(bell, &one, sizeof one) != sizeof one) {
-    bell_on_connection(c, fd);
+  if (bell < 0 || REAL(write)(bell, &one, sizeof one) != sizeof one || known_bell(id) != bell) {
+    bell_on_connection(c, fd); /* also when it has gone meanwhile, and another one was rung for it */
   }
 }
 
