@@ -126,6 +126,10 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
     if (l->listener == NULL && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
       c->info.reason = l->info.reason; /* what the agent said of the listener */
     }
+    if (UNLIKELY(bertha.must_serve) && l->listener == NULL && l->info.reason != BERTHA_WHY_POLICY &&
+        l->info.reason != BERTHA_WHY_SHM_PROHIBITED) {
+      carried_refuse(c, fd, BERTHA_WHY_NO_AGENT);
+    }
     uint32_t options = conn_flags(l) & (CONN_NODELAY_SET | CONN_NODELAY_KNOWN); /* inherited (tcp(7)) */
     conn_set_flag(c, options);
     c->rcv_timeout_ns = l->rcv_timeout_ns;

@@ -10,6 +10,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "connlog.h"
+#include "reason.h"
 #include "unixpair.h"
 
 enum {
@@ -307,37 +308,43 @@ static bool worth_asking(const uint8_t addr[16], uint16_t port) {
   return agent_client_dags() || (n == 0 && is_private(addr));
 }
 
+static enum carried_verdict refused(struct conn *c, int fd, const char *detail) {
+  c->info.opened_ns = connlog_clock();
+  connlog_refused(c, fd, detail);
+  return CARRIED_REFUSED;
+}
+
 enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr *to) {
+  uint64_t generation = directory_generation();
   uint8_t addr[16];
   uint16_t port;
-  uint64_t generation = directory_generation();
-  if (generation == 0 || !address_of(to, addr, &port) || (conn_flags(c) & CONN_NO_ATTACH) ||
-      !worth_asking(addr, port)) {
-    return CARRIED_NOT;
-  }
-  if (!bertha_lock(&known.lock)) {
-    return CARRIED_NOT;
-  }
-  struct plan *p = find(addr, port, generation);
-  if (p == NULL) {
-    p = ask(addr, port, to->sa_family, fd);
-    if (p != NULL) {
-      p = remember(p);
-    }
-  }
-  bertha_unlock(&known.lock);
-  if (p == NULL || p->verdict == BERTHA_VERDICT_PLAIN) {
+  if (!address_of(to, addr, &port) || (conn_flags(c) & CONN_NO_ATTACH) ||
+      (generation == 0 ? !bertha.must_connect : !worth_asking(addr, port))) {
     return CARRIED_NOT;
   }
   memcpy(c->info.peer_addr, addr, 16);
   c->info.peer_port = port;
   c->info.role = BERTHA_SIDE_CLIENT;
   c->info.family = to->sa_family;
-  c->info.opened_ns = connlog_clock();
-  if (p->verdict != BERTHA_VERDICT_PLAN) {
-    connlog_refused(c, fd, p->detail);
-    return CARRIED_REFUSED;
+  struct plan *p = NULL;
+  if (generation != 0 && bertha_lock(&known.lock)) {
+    p = find(addr, port, generation);
+    if (p == NULL) {
+      p = ask(addr, port, to->sa_family, fd);
+      p = p != NULL ? remember(p) : NULL;
+    }
+    bertha_unlock(&known.lock);
   }
+  if (p == NULL && bertha.must_connect) {
+    return refused(c, fd, bertha_reason_text(BERTHA_WHY_NO_AGENT));
+  }
+  if (p == NULL || p->verdict == BERTHA_VERDICT_PLAIN) {
+    return CARRIED_NOT;
+  }
+  if (p->verdict != BERTHA_VERDICT_PLAN) {
+    return refused(c, fd, p->detail);
+  }
+  c->info.opened_ns = connlog_clock();
   c->plan = p;
   return CARRIED_PLAN;
 }
@@ -350,8 +357,7 @@ void carried_connecting(struct conn *c, int fd) {
   carried_settle(c, fd);
 }
 
-/* Nobody can carry it, and going on without its chunnels is not allowed: the program sees a connection that was
- * reset. */
+/* With the rx lock held. */
 static void refuse(struct conn *c, int fd, uint32_t why) {
   c->info.reason = why;
   struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
@@ -363,6 +369,16 @@ static void refuse(struct conn *c, int fd, uint32_t why) {
     }
     REAL(close)(pair[1]); /* with a byte unread: ECONNRESET */
     unix_put(c, fd, pair[0]);
+  }
+}
+
+void carried_refuse(struct conn *c, int fd, uint32_t why) {
+  if (bertha_lock(&c->rx_lock)) {
+    conn_set_flag(c, CONN_CARRIED);
+    connlog_addresses(c, fd);
+    atomic_store_explicit(&c->info.kind, BERTHA_CONN_UNIX, memory_order_release);
+    refuse(c, fd, why);
+    bertha_unlock(&c->rx_lock);
   }
 }
 

@@ -20,6 +20,8 @@ void carried_connecting(struct conn *c, int fd);
 bool carried_settle(struct conn *c, int fd);
 /* A connection that was just accepted: true when a carrier has it, or nobody will. */
 bool carried_accepted(struct conn *c, int fd, struct listener *l);
+/* Nobody can carry it, and its chunnels are required: the program sees a connection that was reset. */
+void carried_refuse(struct conn *c, int fd, uint32_t why);
 /* For the log, at the end: NULL where the carrier said nothing. */
 struct bertha_carrier_status;
 const struct bertha_carrier_status *carried_status(const struct conn *c);

@@ -123,6 +123,9 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
   } else if (state == BERTHA_CARRIED_PLAIN) {
     why = bertha_reason_text(BERTHA_WHY_PEER_UNAWARE);
   }
+  if (why == NULL && l->c->info.reason != 0) {
+    why = bertha_reason_text(l->c->info.reason);
+  }
   if (why != NULL && detail[0] != '\0') {
     snprintf(l->reason, sizeof l->reason, "%s: %s", why, detail);
   } else if (why != NULL) {

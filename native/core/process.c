@@ -240,6 +240,9 @@ void bertha_init(void) {
   copy_text(bertha.name, sizeof bertha.name, getenv("BERTHA_NAME"));
   copy_text(bertha.policy, sizeof bertha.policy, getenv("BERTHA_POLICY"));
   copy_text(bertha.connlog, sizeof bertha.connlog, getenv("BERTHA_CONNLOG"));
+  text = getenv("BERTHA_MUST"); /* from bertha-run, which has read the policy */
+  bertha.must_serve = text != NULL && (strcmp(text, "server") == 0 || strcmp(text, "any") == 0);
+  bertha.must_connect = text != NULL && (strcmp(text, "client") == 0 || strcmp(text, "any") == 0);
   find_agent_path();
   bertha.spin_ns = 20000; /* beyond the time a peer needs for a batch of 50 small requests */
   text = getenv("BERTHA_SPIN_US");

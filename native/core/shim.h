@@ -148,6 +148,8 @@ struct bertha_process {
   bool require;
   bool table_ready;
   bool log_open;
+  bool must_serve;   /* its policy requires chunnels as a server: without an agent it serves nobody */
+  bool must_connect; /* and as a client */
   _Atomic bool io_uring;
   uint32_t max_fd; /* highest tracked descriptor + 1 */
   int table_fd;
