@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, NamespaceTrio, namespaces_unavailable
+from tests.harness import Host, Namespace, NamespaceTrio, namespaces_unavailable
 from tests.harness.hosts import DIRECTORY_PREFIX, Adoption
 from tests.harness.namespaces import leftover_namespaces
 
@@ -40,13 +40,20 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def make_host(request: pytest.FixtureRequest) -> Iterator[MakeHost]:
-    """`make_host(user=None, agent=True)`: a new Host; everything it started is ended after the test."""
+    """`make_host(user=None, agent=True, netns=None, ...)`: a new Host; everything it started is ended after the test."""
     hosts = request.node.stash[_HOSTS] = []
     adoption = Adoption()
     adoption.start()
 
-    def make(*, user: str | None = None, agent: bool = True) -> Host:
-        host = Host(user=user, agent=False, rehearse=request.config.getoption("rehearse"))
+    def make(
+        *,
+        user: str | None = None,
+        agent: bool = True,
+        netns: Namespace | None = None,
+        cluster_key: Path | None = None,
+    ) -> Host:
+        rehearse = request.config.getoption("rehearse")
+        host = Host(user=user, agent=False, rehearse=rehearse, netns=netns, cluster_key=cluster_key)
         hosts.append(host)
         if agent and not host.rehearse:
             host.start_agent()

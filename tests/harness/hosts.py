@@ -64,12 +64,23 @@ def as_user(user: str) -> list[str]:
 class Host:
     """Use through the fixtures `host` and `make_host`."""
 
-    def __init__(self, *, user: str | None = None, agent: bool = True, rehearse: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        user: str | None = None,
+        agent: bool = True,
+        rehearse: bool = False,
+        netns: Namespace | None = None,
+        cluster_key: Path | None = None,
+    ) -> None:
         # Not pytest's tmp_path: its parents are closed to other users, and a unix socket's path has only
         # 107 characters.
         self.dir = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
         self.user = user
         self.rehearse = rehearse
+        #: Where its agent runs, and its programs unless told otherwise.
+        self.netns = netns
+        self.cluster_key = cluster_key
         self._as_user: list[str] = []
         if user is not None:
             shutil.chown(self.dir, user)
@@ -93,6 +104,8 @@ class Host:
         env["LC_ALL"] = "C"
         if self.policy is not None:
             env["BERTHA_POLICY"] = str(self.policy)
+        if self.cluster_key is not None:
+            env["BERTHA_CLUSTER_KEY"] = str(self.cluster_key)
         if self.user is not None:
             env["HOME"] = str(self.dir)
         env.update(more or {})
@@ -114,7 +127,10 @@ class Host:
         self.agent_path.parent.mkdir(mode=0o755, exist_ok=True)
         if self.user is not None:
             shutil.chown(self.agent_path.parent, self.user)
-        self.agent = agent = self._start([str(_BIN / "bertha"), "agent", "--foreground"], label="agent")
+        argv = [str(_BIN / "bertha"), "agent", "--foreground"]
+        if self.netns is not None:
+            argv = self.netns.wrap(argv)
+        self.agent = agent = self._start(argv, label="agent")
 
         def answers() -> bool:
             assert agent.running, f"{agent.describe()} ended\n{agent.text()}"
@@ -145,8 +161,9 @@ class Host:
             argv = [str(_BIN / "bertha-run"), *run_options, "--", *argv]
         if user is not None:
             argv = [*as_user(user), *argv]
-        if netns is not None:
-            argv = netns.wrap(argv)
+        where = netns or self.netns
+        if where is not None:
+            argv = where.wrap(argv)
         name = label or Path(words[0]).name
         return self._start(argv, label=name, env=env, cwd=cwd, stdin=stdin, stdout=stdout, shim=shim)
 

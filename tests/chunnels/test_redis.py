@@ -1,0 +1,116 @@
+"""redis between two hosts, through chunnels that the server's policy alone dictates."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+
+import pytest
+
+from tests.chunnels.conftest import Capture, Pair, StartRedis
+from tests.harness import Connection, connections, require_program
+
+pytestmark = [pytest.mark.program, pytest.mark.net]
+
+_SECRET = "a-secret-that-must-not-cross-the-wire"
+
+
+def _types(connection: Connection) -> list[str]:
+    return [c["type"] for c in connection.raw["chunnels"]]
+
+
+def assert_through(log: Sequence[Connection], program: str, types: list[str], least: int = 1) -> None:
+    """All of the program's connections went through exactly these chunnels."""
+    found = connections(log, program=program)
+    assert len(found) >= least, log
+    for connection in found:
+        assert _types(connection) == types, connection
+        assert not connection.plain, connection
+        assert connection.tx_bytes > 0, connection
+
+
+def _cli(pair: Pair, port: int, *words: str) -> str:
+    return pair.client.run([require_program("redis-cli"), "-h", pair.address, "-p", str(port), *words])
+
+
+@pytest.mark.parametrize(
+    ("dag", "types"),
+    [
+        ("compress(level=3) |> encrypt()", ["compress", "encrypt"]),
+        ("encrypt()", ["encrypt"]),
+        ("compress()", ["compress"]),
+    ],
+)
+def test_dictated_by_the_server(pair: Pair, start_redis: StartRedis, dag: str, types: list[str]) -> None:
+    pair.dictate(dag)
+    _, port = start_redis(pair.server, pair.address)
+    assert _cli(pair, port, "set", "key", _SECRET).strip() == "OK"
+    assert _cli(pair, port, "get", "key").strip() == _SECRET
+    benchmark = [require_program("redis-benchmark"), "-h", pair.address, "-p", str(port)]
+    assert "SET" in pair.client.run([*benchmark, "-c", "20", "-n", "4000", "-t", "set,get", "-q"])
+    whole = [*types, "local_or_remote"]
+    log = pair.client.finish()
+    assert_through(log, "redis-cli", whole, 2)
+    assert_through(log, "redis-benchmark", whole, 20)
+    assert_through(pair.server.finish(), "redis-server", whole, 22)
+
+
+def test_nothing_readable_crosses_the_wire(pair: Pair, start_redis: StartRedis, capture: Capture) -> None:
+    pair.dictate("compress() |> encrypt()")
+    _, port = start_redis(pair.server, pair.address)
+    for _ in range(3):
+        assert _cli(pair, port, "set", "key", _SECRET * 20).strip() == "OK"
+    assert _cli(pair, port, "get", "key").strip() == _SECRET * 20
+    packets = capture.stop()
+    assert len(packets) > 2000, "the capture has nothing of it"
+    for part in (_SECRET.encode(), b"SET\r\n", b"$3\r\nkey"):
+        assert part not in packets
+    types = subprocess.run(
+        [require_program("tshark"), "-r", str(capture.path), "-d", f"tcp.port=={port},tls"]
+        + ["-Y", f"tls && tcp.port=={port}", "-T", "fields", "-e", "tls.record.content_type"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.split()
+    records = [record for line in types for record in line.split(",")]
+    assert records.count("23") >= 8, records  # application data
+    assert set(records) <= {"20", "21", "22", "23"}, records
+    assert_through(pair.client.finish(), "redis-cli", ["compress", "encrypt", "local_or_remote"], 4)
+
+
+def test_unaware_client_is_refused(pair: Pair, start_redis: StartRedis) -> None:
+    """A required chunnel is never dropped: the plain client gets an error, and no answer."""
+    pair.dictate("encrypt()")
+    _, port = start_redis(pair.server, pair.address)
+    command = [require_program("redis-cli"), "-h", pair.address, "-p", str(port), "ping"]
+    assert "PONG" not in pair.client.run(command, shim=False, check=False)
+    found = connections(pair.server.finish(), program="redis-server")
+    assert found
+    assert all("required" in (c.reason or "") and not c.plain for c in found), found
+    assert all(c.rx_bytes == 0 for c in found), found
+
+
+def test_unaware_client_of_a_preferred_chunnel_is_served(pair: Pair, start_redis: StartRedis) -> None:
+    pair.dictate("prefer compress()")
+    _, port = start_redis(pair.server, pair.address)
+    command = [require_program("redis-cli"), "-h", pair.address, "-p", str(port), "ping"]
+    assert "PONG" in pair.client.run(command, shim=False)
+    assert "PONG" in _cli(pair, port, "ping")
+    assert_through(pair.client.finish(), "redis-cli", ["compress", "local_or_remote"])
+    assert any(c.plain for c in connections(pair.server.finish(), program="redis-server"))
+
+
+def test_client_without_the_key_is_refused(pair: Pair, start_redis: StartRedis) -> None:
+    """Refused at connect(), and the log names the chunnel."""
+    pair.dictate("encrypt()")
+    _, port = start_redis(pair.server, pair.address)
+    assert pair.client.agent is not None
+    pair.client.cluster_key = None
+    pair.client.stop(pair.client.agent)
+    pair.client.start_agent()
+    command = [require_program("redis-cli"), "-h", pair.address, "-p", str(port), "ping"]
+    assert "PONG" not in pair.client.run(command, check=False)
+    found = connections(pair.client.finish(), program="redis-cli")
+    assert found
+    assert all("encrypt" in (c.reason or "") for c in found), found
