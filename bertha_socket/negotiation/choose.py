@@ -1,0 +1,248 @@
+"""The choice: two offers in, a plan or a refusal out.  Pure: the same offers give the same outcome anywhere.
+
+Each chunnel of the union is decided on its own, so the work grows with the sum of the alternatives.  An operator
+may replace the order of preference; what is possible at all is not a policy's to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from bertha_socket.dag import Need, Scope
+from bertha_socket.negotiation._codec import Args, NegotiationError, printable, same
+from bertha_socket.negotiation.offer import WHERES, Offer, OfferedChunnel, OfferedImplementation
+from bertha_socket.negotiation.order import Pair, union
+from bertha_socket.negotiation.plan import (
+    NO_WIRE,
+    WHY_MAX,
+    Omitted,
+    Plan,
+    PlannedChunnel,
+    Refusal,
+    lone_wire,
+    near_enough,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """One way to run a chunnel: by these implementations, in that wire."""
+
+    client: OfferedImplementation | None
+    server: OfferedImplementation | None
+    wire: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A chunnel of the union, its needs and arguments brought together."""
+
+    type: str
+    args: Args
+    required: bool
+    scope: Scope | None
+
+
+#: An operator's policy: the alternatives come in the default order; one of them, or None: none will do.
+Policy = Callable[[Wish, Sequence[Alternative]], Alternative | None]
+
+
+def first(wish: Wish, alternatives: Sequence[Alternative]) -> Alternative | None:
+    """The default policy: the paper's (section 4.3), by the order in which `choose` gives the alternatives.
+
+    What rules prefer, the client's before the server's; what the client runs before what the server runs;
+    higher priority (kernel bypass and hardware) before lower; the wire that the client lists first.
+    """
+    return alternatives[0] if alternatives else None
+
+
+class _Left(Exception):
+    """A chunnel cannot be had; the text says why."""
+
+
+def choose(client: Offer, server: Offer, policy: Policy | None = None) -> Plan | Refusal:
+    """The plan for connections of a client and a server, or why there is none.
+
+    A preferred chunnel that cannot be had is left out and named in the plan's `omitted`; a required one makes
+    it a refusal.  Raises nothing: a policy that fails is a refusal too.
+    """
+    planned: list[PlannedChunnel] = []
+    omitted: list[Omitted] = []
+    for pair in union(tuple(client.wanted()), tuple(server.wanted())):
+        required = any(c is not None and c.need is Need.REQUIRE for c in pair)
+        try:
+            planned.append(_plan(pair, required, client, server, policy or first))
+        except _Left as why:
+            if required:
+                return _refusal(pair, str(why), client, server)
+            omitted.append(Omitted(pair.type, printable(str(why), WHY_MAX)))
+    plan = Plan(tuple(planned), tuple(omitted))
+    try:
+        plan.encode()
+    except NegotiationError as error:
+        return Refusal("the DAG", str(error.strerror))
+    return plan
+
+
+def _plan(pair: Pair, required: bool, client: Offer, server: Offer, policy: Policy) -> PlannedChunnel:
+    kind = pair.type
+    for side, offer in (("client", client), ("server", server)):
+        if offer.speaks(kind, Need.PROHIBIT):
+            raise _Left(f"the {side} prohibits it")
+        if offer.speaks(kind, Need.AVOID) and not required:
+            raise _Left(f"the {side} avoids it")
+    wish = Wish(kind, _merged(pair), required, _narrower(pair))
+    alternatives = alternatives_of(pair, wish, client, server)
+    if not alternatives:
+        raise _Left(_why_none(pair, wish, client, server))
+    try:
+        chosen = policy(wish, alternatives)
+    except Exception as error:
+        # The operator's code.  Whatever is wrong with it must not make a connection plain.
+        raise _Left(f"the policy function failed ({type(error).__name__}: {error})") from None
+    if chosen is None:
+        raise _Left("the policy function wants none of the alternatives")
+    if chosen not in alternatives:
+        raise _Left("the policy function returned something that is none of the alternatives")
+    return PlannedChunnel(
+        type=kind,
+        args=wish.args,
+        wire=chosen.wire,
+        client=chosen.client.name if chosen.client else None,
+        server=chosen.server.name if chosen.server else None,
+        client_where=chosen.client.where if chosen.client else None,
+        server_where=chosen.server.where if chosen.server else None,
+    )
+
+
+def _merged(pair: Pair) -> Args:
+    """Both ends' arguments; where both give one, the server's, unless an end insists."""
+    if pair.client is None or pair.server is None:
+        return (pair.client or pair.server or _nobody()).args
+    found = dict(pair.client.args)
+    firm = {*pair.client.firm, *pair.server.firm}
+    for name, value in pair.server.args:
+        if name in firm and name in found and not same(found[name], value):
+            raise _Left(f"client and server insist on different values of '{name}'")
+        found[name] = value
+    return tuple((name, found[name]) for name in sorted(found))
+
+
+def _narrower(pair: Pair) -> Scope | None:
+    scopes = [c.scope for c in pair if c is not None and c.scope is not None]
+    return min(scopes, key=lambda s: WHERES.index(s.value), default=None)
+
+
+def _nobody() -> OfferedChunnel:
+    raise AssertionError("a pair without chunnels")
+
+
+# -- what is possible -------------------------------------------------------------------------------------
+
+
+def alternatives_of(pair: Pair, wish: Wish, client: Offer, server: Offer) -> tuple[Alternative, ...]:
+    """Every way to run a chunnel that neither end rules out, the default policy's best first."""
+    found = list(_possible(pair, wish, client, server))
+    found.sort(key=lambda a: _rank(wish.type, a, client, server))
+    return tuple(found)
+
+
+def _possible(pair: Pair, wish: Wish, client: Offer, server: Offer) -> Iterator[Alternative]:
+    ours = [i for i in _runnable(pair.client, pair.type, client) if near_enough(wish.scope, i.where)]
+    theirs = [i for i in _runnable(pair.server, pair.type, server) if near_enough(wish.scope, i.where)]
+    every = [*_pairs(ours, theirs)]
+    if not _two_ended(pair, client, server):
+        every += [Alternative(i, None, lone_wire(i)) for i in ours if i.endpoints in ("client", "either")]
+        every += [Alternative(None, i, lone_wire(i)) for i in theirs if i.endpoints in ("server", "either")]
+        if any(i.endpoints == "none" for i in (*ours, *theirs)):
+            every.append(Alternative(None, None, NO_WIRE))
+    return (a for a in every if _allowed(wish.type, a, client, server))
+
+
+def _runnable(
+    chunnel: OfferedChunnel | None, type_name: str, offer: Offer
+) -> tuple[OfferedImplementation, ...]:
+    entry = chunnel if chunnel is not None else offer.entry(type_name)
+    return entry.implementations if entry is not None else ()
+
+
+def _pairs(
+    ours: Sequence[OfferedImplementation], theirs: Sequence[OfferedImplementation]
+) -> Iterator[Alternative]:
+    for c in ours:
+        for s in theirs:
+            if c.endpoints == s.endpoints == "both":
+                yield from (Alternative(c, s, wire) for wire in dict.fromkeys(c.wires) if wire in s.wires)
+
+
+def _two_ended(pair: Pair, client: Offer, server: Offer) -> bool:
+    """Whether either end knows that both must take part; then no implementation may claim otherwise."""
+    entries = [*client.entries(pair.type), *server.entries(pair.type)]
+    return any(e.endpoints == "both" for e in entries)
+
+
+def _allowed(kind: str, a: Alternative, client: Offer, server: Offer) -> bool:
+    for i in (a.client, a.server):
+        if i is not None and (client.rules.prohibits(kind, i.name) or server.rules.prohibits(kind, i.name)):
+            return False
+    for offer, own, other in ((client, a.client, a.server), (server, a.server, a.client)):
+        judged = own or other
+        if judged is not None and offer.rules.lacks(kind, judged.name):
+            return False
+    return True
+
+
+def _rank(kind: str, a: Alternative, client: Offer, server: Offer) -> tuple[object, ...]:
+    c, s = a.client, a.server
+    return (
+        client.rules.rank(kind, _name(c or s)),
+        server.rules.rank(kind, _name(s or c)),
+        c is None,
+        s is None,
+        -c.priority if c else 0,
+        -s.priority if s else 0,
+        c.wires.index(a.wire) if c and a.wire in c.wires else 0,
+        s.wires.index(a.wire) if s and a.wire in s.wires else 0,
+        _name(c) or "",
+        _name(s) or "",
+    )
+
+
+def _name(i: OfferedImplementation | None) -> str | None:
+    return i.name if i is not None else None
+
+
+# -- why not ----------------------------------------------------------------------------------------------
+
+
+def _why_none(pair: Pair, wish: Wish, client: Offer, server: Offer) -> str:
+    ours = _runnable(pair.client, pair.type, client)
+    theirs = _runnable(pair.server, pair.type, server)
+    if not ours and not theirs:
+        return "no implementation at either end"
+    if _two_ended(pair, client, server) and not (ours and theirs):
+        return f"no implementation at the {'server' if ours else 'client'}"
+    if not any(near_enough(wish.scope, i.where) for i in (*ours, *theirs)):
+        return f"nothing runs it within scope {wish.scope.value if wish.scope else ''}"
+    wires = {w for i in ours for w in i.wires} & {w for i in theirs for w in i.wires}
+    if ours and theirs and not wires:
+        return "no wire in common"
+    if next(
+        _possible(pair, wish, Offer(client.chunnels, client.able), Offer(server.chunnels, server.able)), None
+    ):
+        return "rules leave no implementation"
+    return "no implementations that fit each other"
+
+
+def _refusal(pair: Pair, why: str, client: Offer, server: Offer) -> Refusal:
+    return Refusal(
+        pair.type,
+        why,
+        _alternatives_text(_runnable(pair.client, pair.type, client)),
+        _alternatives_text(_runnable(pair.server, pair.type, server)),
+    )
+
+
+def _alternatives_text(implementations: Sequence[OfferedImplementation]) -> str:
+    return ", ".join(str(i) for i in implementations) or "nothing"
