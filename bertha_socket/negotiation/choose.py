@@ -1,11 +1,12 @@
 """The choice: two offers in, a plan or a refusal out.  Pure: the same offers give the same outcome anywhere.
 
-Each chunnel of the union is decided on its own, so the work grows with the sum of the alternatives.  An operator
-may replace the order of preference; what is possible at all is not a policy's to decide.
+Each chunnel of the union is decided on its own, so the work grows with the sum of the alternatives.  An
+operator may replace the order of preference; what is possible at all is not a policy's to decide.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from bertha_socket.negotiation.plan import (
     lone_wire,
     near_enough,
 )
+from bertha_socket.negotiation.rules import NO_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +230,8 @@ def _why_none(pair: Pair, wish: Wish, client: Offer, server: Offer) -> str:
     wires = {w for i in ours for w in i.wires} & {w for i in theirs for w in i.wires}
     if ours and theirs and not wires:
         return "no wire in common"
-    if next(
-        _possible(pair, wish, Offer(client.chunnels, client.able), Offer(server.chunnels, server.able)), None
-    ):
+    lawless = [dataclasses.replace(o, rules=NO_RULES) for o in (client, server)]
+    if next(_possible(pair, wish, *lawless), None) is not None:
         return "rules leave no implementation"
     return "no implementations that fit each other"
 

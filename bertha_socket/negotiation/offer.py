@@ -26,7 +26,7 @@ from bertha_socket.negotiation._codec import (
     unpack,
 )
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS as LOCAL_OR_REMOTE
-from bertha_socket.negotiation.rules import Rules, check_pattern, matches, rules_from
+from bertha_socket.negotiation.rules import NO_RULES, Rules, check_pattern, matches, rules_from
 
 #: Limits of what an offer may hold.
 CHUNNELS_MAX: Final = 32
@@ -120,7 +120,7 @@ class Offer:
     chunnels: tuple[OfferedChunnel, ...] = ()
     #: Further types that it can run.
     able: tuple[OfferedType, ...] = ()
-    rules: Rules = Rules()
+    rules: Rules = NO_RULES
 
     def wanted(self) -> Iterator[OfferedChunnel]:
         """The chunnels that it asks for."""
@@ -317,7 +317,7 @@ def offer_of(
     found.  Raises ChunnelArgumentError (wrong arguments) or NegotiationError (too much of something).
     """
     types = {t.name: t for t in available}
-    own = _resolved(rules or Rules(), types.values())
+    own = _resolved(rules or NO_RULES, types.values())
     wanted = dag.chunnels
     if len(wanted) > CHUNNELS_MAX:
         fail(f"a DAG of {len(wanted)} chunnels, more than {CHUNNELS_MAX}")
@@ -417,8 +417,8 @@ def _plain(value: Any) -> str:
 def _resolved(rules: Rules, types: Iterable[TypeLike]) -> Rules:
     """The rules with a type in each required name that is known here.
 
-    Without it `require = ["openssl"]` would forbid every other chunnel.  A name that nobody here goes by stays as
-    it is, and so forbids too much rather than too little.
+    Without it `require = ["openssl"]` would forbid every other chunnel.  A name that nobody here goes by
+    stays as it is, and so forbids too much rather than too little.
     """
     known = [(t.name, i.name) for t in types for i in t.implementations]
     known += [("local_or_remote", name) for name in LOCAL_OR_REMOTE]

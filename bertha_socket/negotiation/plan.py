@@ -1,7 +1,7 @@
-"""A plan: what was agreed for the connections of one client to one listener, as bytes that both ends can check.
+"""A plan: what was agreed for connections of one client to one listener, as bytes that both ends can check.
 
-Whoever is shown a plan checks it with `acceptable`, against what it would offer now: a plan that was altered on
-its way, or has gone stale, is refused instead of half-applied.
+Whoever is shown a plan checks it with `acceptable`, against what it would offer now: a plan that was altered
+on its way, or has gone stale, is refused instead of half-applied.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PLAN_VERSION: Final = 1
 PLAN_MAX: Final = 8192
 #: The wire of a chunnel that puts nothing on the wire, or that one end runs alone.
 NO_WIRE: Final = "none"
-#: Bytes of the reason why a chunnel was left out; below, of a refusal's parts: together it must fit into the line
-#: that a carrier or the shim can show.
+#: Bytes of the reason why a chunnel was left out; below, of a refusal's parts, which must fit into the line that
+#: a carrier or the shim can show.
 WHY_MAX: Final = 160
 _NAME_SHOWN: Final = 40
 _REASON_MAX: Final = 120
@@ -180,8 +180,8 @@ def acceptable(plan: Plan, own: Offer, side: str, check: Check | None = None) ->
     """Why the end `side` ("client" or "server") that offers `own` may not use a plan; None: it may.
 
     All that it requires is there, in its order and with its arguments; each implementation of its own is one
-    that it offers, in that wire and place; nothing that it prohibits runs.  `check(type, arguments)` says what
-    is wrong with arguments, some of which may be the other end's.
+    that it offers, in that wire and place; nothing that it prohibits runs.  `check(type, arguments)` says
+    what is wrong with arguments, some of which may be the other end's.
     """
     for chunnel in plan.chunnels:
         why = _wrong(chunnel, own, side)

@@ -1,4 +1,4 @@
-"""An operator's rules about implementations: require, prefer, avoid, prohibit (RFC 9622's words), and priorities.
+"""An operator's rules about implementations: require, prefer, avoid, prohibit (RFC 9622's words), priorities.
 
 A rule is a pattern: `openssl` (an implementation of any type), `encrypt/openssl`, `encrypt/*`.  What an end
 prohibits runs at neither end.  What it requires and the order that it prefers are about its own end's
@@ -60,6 +60,9 @@ class Rules:
     def fields(self) -> dict[str, object]:
         """For a message."""
         return {kind: list(getattr(self, kind)) for kind in _KINDS if getattr(self, kind)}
+
+
+NO_RULES: Final = Rules()
 
 
 def matches_type(pattern: str, type_name: str) -> bool:
