@@ -117,6 +117,14 @@ def test_bell_needs_fences(step: str) -> None:
 
 
 @pytest.mark.parametrize("memory", EVERY)
+@pytest.mark.parametrize("step", ["clear", "look-again"])
+def test_edge_triggered_set_takes_the_byte_off(memory: Memory, step: str) -> None:
+    """Found with a real program: echo over both directions full slept over space that had become free."""
+    holds(bell.edge_triggered(memory))
+    assert "asleep" in fails(bell.edge_triggered(memory, without=without(step)))
+
+
+@pytest.mark.parametrize("memory", EVERY)
 def test_bell_behind_earlier_bytes(memory: Memory) -> None:
     holds(bell.behind_data(memory, "forget", room=True))
     fails(bell.behind_data(memory, "forget"))
