@@ -26,8 +26,8 @@ PLAN_VERSION: Final = 1
 PLAN_MAX: Final = 8192
 #: The wire of a chunnel that puts nothing on the wire, or that one end runs alone.
 NO_WIRE: Final = "none"
-#: Bytes of the reason why a chunnel was left out; below, of a refusal's parts, which must fit into the line that
-#: a carrier or the shim can show.
+#: Bytes of the reason why a chunnel was left out; below, of a refusal's parts, which must fit into the line
+#: that a carrier or the shim can show.
 WHY_MAX: Final = 160
 _NAME_SHOWN: Final = 40
 _REASON_MAX: Final = 120
