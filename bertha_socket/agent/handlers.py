@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from bertha_socket.agent import memory, messages, sockets
 from bertha_socket.agent.messages import BadMessage, Op, Request
-from bertha_socket.agent.model import Process, Refused
+from bertha_socket.agent.model import Listener, Process, Refused
 from bertha_socket.agent.registry import Registry, why_of
 from bertha_socket.reasons import Reason as Why
 
@@ -72,6 +73,20 @@ class Service(Protocol):
     def greet(self, caller: Caller, hello: messages.Hello, table_fd: int) -> Answer | None:
         """Takes a process in, now or (None) later."""
 
+    def negotiate(
+        self, caller: Caller, process: Process, wish: messages.Negotiate, sock: socket.socket
+    ) -> Answer | None:
+        """Which chunnels connections to a destination get; None: the answer comes later."""
+
+    def settle(self, listener: Listener) -> None:
+        """Decides what a listener's connections may have, after it has registered."""
+
+    def adopt_port(self, fd: int) -> None:
+        """Takes over a socket that listens on the agents' port of a namespace."""
+
+    def carrier_socket(self, caller: Caller, kind: messages.CarrierKind) -> int:
+        """A new way to a carrier, which becomes the caller's."""
+
     def status(self, caller: Caller) -> Answer | None:
         """The JSON text of everything that the caller may see; None: it comes later."""
 
@@ -108,7 +123,8 @@ def _hello(service: Service, caller: Caller, request: Request, fds: Descriptors)
 def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
     process = _greeted(caller)
     messages.parse_listen(request.body)
-    _need(fds, 3)
+    if len(fds) != 4:
+        _need(fds, 3)
     try:
         where = sockets.inspect_listening(fds.look(0))
         fds.close(0)  # before the answer: a listening socket must end when its owner closes it
@@ -123,8 +139,12 @@ def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors
     except sockets.NotUsable:
         return Answer(Why.REFUSED_BY_AGENT)
     listener, bits = service.registry.listen(process, where, route, diag, service.now)
+    service.settle(listener)
+    if len(fds) == 4 and sockets.listens_for_agents(fds.look(3), where.netns):
+        service.adopt_port(fds.look(3))
+        fds.taken(3)
     return Answer(
-        body=messages.LISTEN_REPLY.pack(listener.id, bits, 0),
+        body=messages.LISTEN_REPLY.pack(listener.id, bits, listener.need),
         fds=(listener.claims_fd,),
     )
 
@@ -181,6 +201,27 @@ def _resolve(service: Service, caller: Caller, request: Request, fds: Descriptor
     return Answer(body=messages.RESOLVE_REPLY.pack(found))
 
 
+def _negotiate(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
+    process = _greeted(caller)
+    wish = messages.parse_negotiate(request.body)
+    _need(fds, 1)
+    try:
+        sock = sockets.adopt_client(fds.look(0), wish.netns)
+    except sockets.NotUsable:
+        return Answer(Why.REFUSED_BY_AGENT)
+    fds.taken(0)
+    with sock:
+        return service.negotiate(caller, process, wish, sock)
+
+
+def _carrier(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    _greeted(caller)
+    kind = messages.parse_carrier(request.body)
+    _need(fds, 0)
+    end = service.carrier_socket(caller, kind)
+    return Answer(body=messages.CARRIER.pack(kind, 0), given=(end,))
+
+
 def _status(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
     _need(fds, 0)
     if request.body:
@@ -208,6 +249,8 @@ _HANDLERS: dict[Op, _Handler] = {
     Op.BELL_NEW: _bell_new,
     Op.BELL_GET: _bell_get,
     Op.RESOLVE: _resolve,
+    Op.NEGOTIATE: _negotiate,
+    Op.CARRIER: _carrier,
     Op.STATUS: _status,
     Op.STOP: _stop,
 }

@@ -41,6 +41,14 @@ class Listeners:
         """The listener of that number, listed or (while its links live) not any more."""
         return self._by_id.get(number)
 
+    def at(self, netns: int, addr: bytes, port: int) -> Listener | None:
+        """Who is reached under that address from within that namespace, as far as we know."""
+        return self._holders.get((netns, addr, port))
+
+    def anywhere(self, addr: bytes, port: int) -> list[Listener]:
+        """All listeners under that address, whatever their namespace."""
+        return [x for (_, a, p), x in self._holders.items() if (a, p) == (addr, port)]
+
     def entries_of(self, uid: int) -> int:
         """How many directory entries a user has."""
         return sum(len(x.entries) for x in self._by_id.values() if x.uid == uid)
@@ -65,7 +73,7 @@ class Listeners:
                 raise Refused(Why.REFUSED_BY_AGENT) from error
             raise
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
-        offered = [a for a in reach if plans.offered(process.policy, process.subject, a, where.port)]
+        offered = [a for a in reach if plans.listed(process.policy, process.subject, a, where.port)]
         if not offered:
             space.close()
             first = reach[0] if reach else where.addr
@@ -145,6 +153,8 @@ class Listeners:
                     continue
                 self._remove_entry(holder, addr)
             flags = memory.LOOPBACK if addresses.is_loopback(addr) else 0
+            if plans.wants_chunnels(listener.policy, listener.subject, addr, where.port):
+                flags |= memory.DAG
             index = self._directory.insert(
                 addr, where.port, flags, where.netns, listener.id, listener.uid, listener.pid
             )
@@ -179,7 +189,7 @@ class Listeners:
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
         self._place(
             listener,
-            [a for a in reach if plans.offered(listener.policy, listener.subject, a, where.port)],
+            [a for a in reach if plans.listed(listener.policy, listener.subject, a, where.port)],
         )
 
     def _space_changed(self, space: Namespace) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import sys
 from typing import Final
 
 from bertha_socket._native import ffi, lib
@@ -19,6 +20,7 @@ _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _SEALS_READ_ONLY: Final = _SEALS | fcntl.F_SEAL_WRITE
 
 LOOPBACK: Final = int(lib.BERTHA_DIR_LOOPBACK)
+DAG: Final = int(lib.BERTHA_DIR_DAG)
 DIRECTORY_ENTRIES: Final = int(lib.BERTHA_DIR_ENTRIES)
 
 
@@ -105,6 +107,13 @@ def make_claims(listener: int) -> int:
     head = ffi.new("struct bertha_claims_header *")
     lib.agent_claims_header(head, listener)
     return _sealed("bertha-claims", int(lib.agent_claims_size()), bytes(ffi.buffer(head)), _SEALS)
+
+
+def mark_claims(fd: int, dag: int, carrier: int) -> None:
+    """Tells a listener's processes what its connections may have (enum bertha_dag_need), and by which
+    carrier.  The carrier first: whoever sees the one must see the other."""
+    os.pwrite(fd, carrier.to_bytes(4, sys.byteorder), int(lib.OFFSETOF_claims_dag_carrier))
+    os.pwrite(fd, dag.to_bytes(4, sys.byteorder), int(lib.OFFSETOF_claims_dag))
 
 
 def make_link(listener: int, index: int, client_pid: int) -> int:

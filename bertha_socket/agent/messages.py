@@ -34,6 +34,16 @@ LINK_REPLY: Final = struct.Struct("=QIIIIII")
 BELL: Final = struct.Struct("=II")
 RESOLVE: Final = struct.Struct("=16s16sHHI8Q")
 RESOLVE_REPLY: Final = struct.Struct("=Q")
+NEGOTIATE: Final = struct.Struct("=16sHHIQ")
+NEGOTIATE_REPLY: Final = struct.Struct("=IIII400s")
+CARRIER: Final = struct.Struct("=II")
+
+#: In HELLO's reply: a rule of the process's policy has chunnels for it as a client.
+HELLO_CLIENT_DAGS: Final = 1
+#: In NEGOTIATE: what is remembered about this destination has proved wrong.
+NEGOTIATE_FRESH: Final = 1
+PLAN_MAX: Final = 8192  # BERTHA_CARRIER_PLAN_MAX
+_DETAIL_MAX: Final = 399
 
 
 class Op(IntEnum):
@@ -47,8 +57,33 @@ class Op(IntEnum):
     BELL_NEW = 6
     BELL_GET = 7
     RESOLVE = 8
+    NEGOTIATE = 9
+    CARRIER = 10
     STATUS = 100
     STOP = 101
+
+
+class DagNeed(IntEnum):
+    """What a listener's connections may be negotiated to have (enum bertha_dag_need)."""
+
+    NONE = 0
+    REQUIRED = 1
+    MAYBE = 2
+
+
+class Verdict(IntEnum):
+    """The outcome of a negotiation (enum bertha_verdict)."""
+
+    PLAIN = 0
+    PLAN = 1
+    REFUSED = 2
+
+
+class CarrierKind(IntEnum):
+    """BERTHA_CARRIER_*: which process runs a connection's chunnels."""
+
+    NATIVE = 0
+    PYTHON = 1
 
 
 class BadMessage(Exception):
@@ -93,6 +128,16 @@ class Resolve(NamedTuple):
     client_port: int
     server_port: int
     listeners: tuple[int, ...]
+
+
+class Negotiate(NamedTuple):
+    """A wish to know which chunnels connections to that address are to have."""
+
+    server_addr: bytes
+    server_port: int
+    fresh: bool
+    patience_ms: int
+    netns: int
 
 
 class WirePlan(NamedTuple):
@@ -205,6 +250,40 @@ def parse_resolve(body: bytes) -> Resolve:
         raise BadMessage(f"{count} listeners to choose from")
     ids = tuple(dict.fromkeys(i for i in listeners[:count] if isinstance(i, int)))
     return Resolve(client, server, client_port, server_port, ids)
+
+
+def parse_negotiate(body: bytes) -> Negotiate:
+    """Raises BadMessage."""
+    addr, port, flags, patience, netns = _exact(NEGOTIATE, body)
+    assert isinstance(addr, bytes) and isinstance(port, int) and isinstance(flags, int)
+    assert isinstance(patience, int) and isinstance(netns, int)
+    if port == 0:
+        raise BadMessage("a destination without a port")
+    return Negotiate(addr, port, bool(flags & NEGOTIATE_FRESH), patience, netns)
+
+
+def parse_carrier(body: bytes) -> CarrierKind:
+    """Raises BadMessage."""
+    kind, _ = _exact(CARRIER, body)
+    assert isinstance(kind, int)
+    try:
+        return CarrierKind(kind)
+    except ValueError:
+        raise BadMessage(f"no carrier {kind}") from None
+
+
+def one_line(text: str) -> bytes:
+    """A text as replies carry it: one line that fits its field."""
+    data = " ".join(text.split()).encode("utf-8", "replace")[:_DETAIL_MAX]
+    return data.decode("utf-8", "ignore").encode("utf-8")
+
+
+def pack_negotiate_reply(
+    verdict: Verdict, carrier: CarrierKind, valid_ms: int, plan: bytes = b"", detail: str = ""
+) -> bytes:
+    """struct bertha_negotiate_reply, and the plan."""
+    assert len(plan) <= PLAN_MAX
+    return NEGOTIATE_REPLY.pack(verdict, carrier, valid_ms, len(plan), one_line(detail)) + plan
 
 
 def pack_link_reply(listener: int, index: int, plan: WirePlan) -> bytes:

@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass, field
 
 from bertha_socket.agent import addresses
-from bertha_socket.agent.messages import Hello, WirePlan
+from bertha_socket.agent.messages import CarrierKind, DagNeed, Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
 from bertha_socket.agent.spaces import Namespace
 from bertha_socket.policy import EMPTY, Policy, Subject
@@ -62,6 +62,9 @@ class Listener:
     links: dict[int, Link] = field(default_factory=dict)
     next_index: int = 1
     listed: bool = True
+    #: What its connections may have, as its claims say too, and which carrier serves them.
+    need: DagNeed = DagNeed.NONE
+    carrier: CarrierKind = CarrierKind.NATIVE
     #: Monotonic time at which to look whether somebody still listens, when no member vouches for it.
     check_at: float = 0.0
 

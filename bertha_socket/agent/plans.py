@@ -5,14 +5,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bertha_socket.agent import addresses, messages
-from bertha_socket.agent.messages import WirePlan
+from bertha_socket.agent.messages import DagNeed, WirePlan
 from bertha_socket.agent.model import Process, Refused
 from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
-from bertha_socket.policy import Policy, Subject
+from bertha_socket.policy import Policy, Rule, Subject
 from bertha_socket.reasons import Reason as Why
+
+if TYPE_CHECKING:
+    from bertha_socket.dag import Dag
 
 _BITS: Final = {"shm": messages.IMPL_SHM, "unix": messages.IMPL_UNIX, "tcp": messages.IMPL_TCP}
 _NAMES: Final = {bit: name for name, bit in _BITS.items()}
@@ -22,6 +25,8 @@ _WHY: Final = {
     Cause.SHM_PROHIBITED: Why.SHM_PROHIBITED,
     Cause.OTHER_USER: Why.OTHER_USER,
 }
+#: Chunnel types that name the carrier of bytes: the business of the kernel and the shim.
+BOTTOM: Final = frozenset({"local_or_remote", "tcp", "udp"})
 _user_names: dict[int, str] = {}
 
 
@@ -58,6 +63,54 @@ def offered(policy: Policy, subject: Subject, addr: bytes, port: int) -> int:
     if not any(i in LOCAL for i in left):
         return 0
     return sum(_BITS[i] for i in left)
+
+
+def rule_of(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Rule | None:
+    """The rule about that end of a TCP connection to `addr`."""
+    if not policy.rules:
+        return None
+    return policy.find(subject, side, "tcp", ipaddress.ip_address(addresses.to_text(addr)), port)
+
+
+def dag_of(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Dag | None:
+    """The DAG that `policy` gives to that end of a TCP connection to `addr`; None: none."""
+    rule = rule_of(policy, subject, side, addr, port)
+    return _parsed(rule.dag) if rule is not None else None
+
+
+def _parsed(dag: object) -> Dag | None:
+    if not dag:
+        return None
+    if isinstance(dag, str):
+        from bertha_socket.dag import parse
+
+        return parse(dag)
+    return dag
+
+
+def wants_chunnels(policy: Policy, subject: Subject, addr: bytes, port: int) -> bool:
+    """Whether a listener's policy gives its connections under that address chunnels."""
+    return need_of(dag_of(policy, subject, "server", addr, port)) != DagNeed.NONE
+
+
+def need_of(dag: Dag | None) -> DagNeed:
+    """What a listener with that DAG does with clients that know of no chunnels."""
+    if dag is None:
+        return DagNeed.NONE
+    wanted = {c.need.value for c in dag.chunnels if c.type not in BOTTOM}
+    if "require" in wanted:
+        return DagNeed.REQUIRED
+    return DagNeed.MAYBE if "prefer" in wanted else DagNeed.NONE
+
+
+def has_client_dags(policy: Policy) -> bool:
+    """Whether a rule may give chunnels to somebody's connections as a client."""
+    return any(rule.side != "server" and need_of(_parsed(rule.dag)) != DagNeed.NONE for rule in policy.rules)
+
+
+def listed(policy: Policy, subject: Subject, addr: bytes, port: int) -> bool:
+    """Whether a listener under one address has anything to negotiate."""
+    return bool(offered(policy, subject, addr, port)) or wants_chunnels(policy, subject, addr, port)
 
 
 def refusal(policy: Policy, subject: Subject, addr: bytes, port: int) -> Why:

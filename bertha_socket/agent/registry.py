@@ -10,7 +10,7 @@ import socket
 
 from bertha_socket.agent import addresses, limits, memory, messages, plans, sockdiag
 from bertha_socket.agent.listeners import Listeners
-from bertha_socket.agent.messages import Connect, Resolve
+from bertha_socket.agent.messages import Connect, DagNeed, Resolve
 from bertha_socket.agent.model import Link, Listener, Process, Refused
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.reasons import Reason as Why
@@ -95,6 +95,8 @@ class Registry:
             raise Refused(Why.NOT_LISTED)
         if not listener.members and self.listeners.drop_if_gone(listener):
             raise Refused(Why.NOT_LISTED)
+        if listener.need == DagNeed.REQUIRED:  # its connections go through a carrier, or not at all
+            raise Refused(Why.CHUNNEL_REFUSED)
         plan = plans.agree(
             process, listener.subject, listener.policy, listener.uid, wish.server_addr, wish.server_port
         )

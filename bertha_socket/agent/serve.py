@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 
-from bertha_socket.agent import memory, paths
+from bertha_socket.agent import memory, paths, reach
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.server import BACKLOG, Server
 
@@ -31,6 +31,12 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
         os.close(lock)
         return False
     _limits()
+    try:
+        reach_of_us, port = reach.from_environment(), reach.port()
+    except ValueError as error:
+        raise paths.PlaceError(errno.EINVAL, str(error)) from None
+    # In the namespace that we were started in, which is our host's.
+    others = reach.Others(reach_of_us, port, reach.open_port(port))
     if detached:
         os.chdir("/")
         memory.leave_netns()
@@ -41,7 +47,7 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
     if detached:
         _let_go()
     try:
-        server = Server(listening, Registry(directory), idle_seconds)
+        server = Server(listening, Registry(directory), idle_seconds, others)
         server.run()
     finally:
         # In this order, all under the lock: nobody comes any more, nobody asks any more, the next may start.

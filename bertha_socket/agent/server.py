@@ -14,11 +14,21 @@ from collections.abc import Callable
 from typing import Final
 
 from bertha_socket.agent import limits, memory, messages, plans, sockets, status
+
+try:
+    from bertha_socket.agent.carriers import Carriers
+    from bertha_socket.agent.offers import Offers
+    from bertha_socket.agent.remote import Remote
+    from bertha_socket.agent.responder import Responder
+except ImportError:
+    Offers = None
 from bertha_socket.agent.connection import Connection
 from bertha_socket.agent.errands import Errands
 from bertha_socket.agent.handlers import Answer, Caller
-from bertha_socket.agent.model import Process
+from bertha_socket.agent.loop import READ, Ticker
+from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.policies import Loaded, Policies
+from bertha_socket.agent.reach import NO_OTHERS, Others
 from bertha_socket.agent.registry import Registry
 from bertha_socket.reasons import Reason as Why
 
@@ -30,7 +40,9 @@ _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Server:
     """Serves one listening socket until told to stop, or until nobody has needed it for a while."""
 
-    def __init__(self, listening: socket.socket, registry: Registry, idle_seconds: float) -> None:
+    def __init__(
+        self, listening: socket.socket, registry: Registry, idle_seconds: float, others: Others = NO_OTHERS
+    ) -> None:
         self.registry = registry
         self.now = time.monotonic()
         self.started = time.time()
@@ -50,6 +62,16 @@ class Server:
         self._wake_in, self._wake_out = socket.socketpair()
         self._next_orphans: float | None = None
         registry.listeners.spaces.watcher = self
+        self._others = others
+        self._offers = None
+        self._tickers: tuple[Ticker, ...] = (self._errands,)
+        if Offers is None:
+            return
+        self._offers = Offers()
+        self._carriers = Carriers(self, self._offers.judge_for(registry), self._offers.contexts)
+        self._remote = Remote(self, registry, self._offers, others.reach, others.port, self._answer_late)
+        self._responder = Responder(self, registry, self._offers, others.reach)
+        self._tickers: tuple[Ticker, ...] = (self._errands, self._remote, self._responder)
 
     # -- the loop -------------------------------------------------------------------------------------
 
@@ -64,6 +86,8 @@ class Server:
         }
         self.watch(self._listening, self._accept)
         self.watch(self._wake_in, self._woken)
+        if self._offers and isinstance(self._others.listening, socket.socket):
+            self._responder.listen(self._others.listening)
         try:
             while not self._stopping:
                 self._turn()
@@ -73,7 +97,11 @@ class Server:
                 signal.signal(number, handler)
             for connection in list(self._connections.values()):
                 self._end(connection)
-            self._errands.close()
+            for part in (
+                self._errands,
+                *((self._remote, self._responder, self._carriers) if self._offers else ()),
+            ):
+                part.close()
             self._selector.close()
             self._wake_in.close()
             self._wake_out.close()
@@ -83,9 +111,12 @@ class Server:
         """Ends the loop after the present turn."""
         self._stopping = True
 
-    def watch(self, what: socket.socket | int, call: Callable[[], None]) -> None:
-        """Calls `call` whenever `what` can be read."""
-        self._selector.register(what, selectors.EVENT_READ, call)
+    def watch(self, what: socket.socket | int, call: Callable[[], None], events: int = READ) -> None:
+        """Calls `call` whenever `what` is ready for one of `events`; again: for other events, or another."""
+        try:
+            self._selector.register(what, events, call)
+        except KeyError:
+            self._selector.modify(what, events, call)
 
     def unwatch(self, what: socket.socket | int) -> None:
         """No more."""
@@ -105,8 +136,9 @@ class Server:
         if self._next_orphans is not None and self._next_orphans <= self.now:
             self._check_orphans()
         self._drop_silent()
-        self._errands.tick(self.now)
-        if self.registry.processes or self._errands.busy:
+        for part in self._tickers:
+            part.tick(self.now)
+        if self.registry.processes or self._errands.busy or (self._offers and self._remote.busy):
             self._idle_since = self.now
         elif self.now - self._idle_since >= self._idle_seconds:
             self._stopping = True
@@ -117,7 +149,8 @@ class Server:
         self._last_fault = traceback.format_exc(limit=-4)
 
     def _deadline(self) -> float | None:
-        times = [t for t in (self._next_orphans, self._errands.deadline()) if t is not None]
+        parts = [part.deadline() for part in self._tickers]
+        times = [t for t in (self._next_orphans, *parts) if t is not None]
         if not self.registry.processes:
             times.append(self._idle_since + self._idle_seconds)
         times += [c.since + limits.GREETING_SECONDS for c in self._ungreeted]
@@ -230,7 +263,8 @@ class Server:
         connection.process = process
         self._ungreeted.discard(connection)
         self.registry.greet(process)
-        return Answer(body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), 0))
+        flags = messages.HELLO_CLIENT_DAGS if plans.has_client_dags(process.policy) else 0
+        return Answer(body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), flags))
 
     def _enter_late(self, connection: Connection, process: Process, loaded: Loaded) -> None:
         """As `_enter`, for a connection that has been waiting (it may have ended meanwhile)."""
@@ -240,7 +274,8 @@ class Server:
             return
         self._answer_late(connection, self._enter(connection, process, loaded))
 
-    def _answer_late(self, connection: Connection, answer: Answer) -> None:
+    def _answer_late(self, connection: Caller, answer: Answer) -> None:
+        assert isinstance(connection, Connection)
         request = connection.pending
         if connection.closed or request is None:
             for fd in answer.given:
@@ -251,12 +286,33 @@ class Server:
             connection.paused = False
             self.watch(connection.sock, lambda: self._readable(connection))
 
+    def negotiate(
+        self, caller: Caller, process: Process, wish: messages.Negotiate, sock: socket.socket
+    ) -> Answer | None:
+        """Which chunnels connections to a destination get; None: the answer comes later."""
+        return self._remote.negotiate(caller, process, wish, sock)
+
+    def settle(self, listener: Listener) -> None:
+        """Decides what a listener's connections may have, after it has registered."""
+        if self._offers:
+            self._offers.settle(listener)
+
+    def adopt_port(self, fd: int) -> None:
+        """Takes over a socket that listens on the agents' port of a namespace."""
+        self._responder.listen(socket.socket(fileno=fd))
+
+    def carrier_socket(self, caller: Caller, kind: messages.CarrierKind) -> int:
+        """A new way to a carrier, which becomes the caller's."""
+        return self._carriers.shim_socket(kind, caller.peer)
+
     def status(self, caller: Caller) -> Answer | None:
         """The JSON text of everything that the caller may see.  It takes a while: the answer comes later."""
         assert isinstance(caller, Connection)
         uid = caller.peer.uid
         agent = status.agent_facts(self.registry, self.started)
         agent |= {"faults": self._faults, "last_fault": self._last_fault}
+        if self._offers:
+            agent |= self._chunnel_facts()
 
         def done(outcome: int | None) -> None:
             if outcome is None:
@@ -268,3 +324,14 @@ class Server:
 
         self._errands.run(uid, _STATUS_SECONDS, lambda fd: status.write(self.registry, agent, uid, fd), done)
         return None
+
+    def _chunnel_facts(self) -> dict[str, object]:
+        listening = self._others.listening
+        return {
+            "port": None if isinstance(listening, str) else self._others.port,
+            "port_error": listening if isinstance(listening, str) else None,
+            "carriers": self._carriers.facts(),
+            "destinations": self._remote.facts(),
+            "answered": self._responder.answered,
+            "cluster_key": self._offers.key_fact(),
+        }

@@ -77,6 +77,15 @@ def inspect_listening(fd: int) -> Listening:
             sock.detach()
 
 
+def listens_for_agents(fd: int, netns: int) -> bool:
+    """Whether `fd` is a TCP socket that listens on all addresses of that namespace."""
+    try:
+        found = inspect_listening(fd)
+    except NotUsable:
+        return False
+    return found.netns == netns and addresses.is_wildcard(found.addr)
+
+
 def adopt_netlink(fd: int, protocol: int, netns: int) -> socket.socket:
     """Takes `fd` over as a netlink socket of that protocol and namespace.  Raises NotUsable (and then `fd`
     is still the caller's)."""
@@ -98,6 +107,35 @@ def adopt_netlink(fd: int, protocol: int, netns: int) -> socket.socket:
         sock.detach()
         raise NotUsable("not a netlink socket") from error
     return sock
+
+
+def adopt_client(fd: int, netns: int) -> socket.socket:
+    """Takes `fd` over as a TCP socket of that namespace that is not connected.  Raises NotUsable (and then
+    `fd` is still the caller's)."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        raise NotUsable("not a socket") from error
+    try:
+        good = (
+            sock.family in (socket.AF_INET, socket.AF_INET6)
+            and sock.type == socket.SOCK_STREAM
+            and _option(sock, socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+            and not _option(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            and netns_cookie(fd) == netns
+        )
+        if good:
+            try:
+                sock.getpeername()
+            except OSError:
+                return sock
+        raise NotUsable("not an unconnected TCP socket of the caller's network namespace")
+    except NotUsable:
+        sock.detach()
+        raise
+    except OSError as error:
+        sock.detach()
+        raise NotUsable("not a TCP socket") from error
 
 
 def is_eventfd(fd: int) -> bool:

@@ -20,6 +20,11 @@ from bertha_socket.agent import paths
 from bertha_socket.agent.client import is_serving
 
 _SECONDS: Final = 3.0
+#: What an agent that is started on demand takes from the environment of whoever needs it first.
+_KEPT: Final = (
+    *("PATH", "HOME", "USER", "LANG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"),
+    *("BERTHA_AGENT_PORT", "BERTHA_AGENT_PEERS", "BERTHA_CLUSTER_KEY"),
+)
 _PROGRAM: Final = (
     "import os, sys\n"
     "if os.fork(): os._exit(0)\n"
@@ -50,8 +55,7 @@ def _command(path: str, idle_seconds: float | None) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    kept = ("PATH", "HOME", "USER", "LANG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR")
-    return {k: os.environ[k] for k in kept if k in os.environ}
+    return {k: os.environ[k] for k in _KEPT if k in os.environ}
 
 
 def _read_all(pipe: int, deadline: float) -> tuple[bytes, bool]:

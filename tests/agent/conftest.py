@@ -16,6 +16,7 @@ import pytest
 
 from bertha_socket.agent import client
 from tests.agent.shim import Shim
+from tests.harness.namespaces import Namespace
 from tests.harness.poll import eventually
 
 OTHER_UID = 65534
@@ -58,11 +59,19 @@ def start_agent(room: Path) -> Iterator[StartAgent]:
     """`start_agent(path=None, **environment)`."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(path: Path | None = None, *options: str, limit: int | None = None, **environment: str) -> Agent:
+    def start(
+        path: Path | None = None,
+        *options: str,
+        limit: int | None = None,
+        netns: Namespace | None = None,
+        **environment: str,
+    ) -> Agent:
         where = str(path or room / "run" / "agent.sock")
         command = [sys.executable, "-m", "bertha_socket.agent", "--socket", where, *options]
         if limit is not None:
             command = ["prlimit", f"--nofile={limit}", *command]
+        if netns is not None:
+            command = netns.wrap(command)
         env = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_")} | environment
         process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
         started.append(process)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from bertha_socket._native import ffi, lib
-from bertha_socket.agent import addresses, messages
+from bertha_socket.agent import addresses, memory, messages
 from bertha_socket.agent.messages import Op
 from bertha_socket.reasons import Reason
 
@@ -202,6 +202,54 @@ class Shim:
             fds = (sock.fileno(), route.fileno(), diag.fileno())
             return self.ask(Op.LISTEN, messages.LISTEN.pack(0), fds)
 
+    def listen_with(self, sock: socket.socket, netns: str | None = None) -> tuple[int, messages.DagNeed, int]:
+        """(listener, what its connections may have, claims).  Raises RefusedError."""
+        reply = self.try_listen(sock, netns)
+        if reply.status:
+            raise RefusedError(Reason(reply.status))
+        listener, _, need = messages.LISTEN_REPLY.unpack(reply.body)
+        (claims,) = reply.fds
+        assert claims_need(claims)[0] == need
+        return listener, messages.DagNeed(need), claims
+
+    def negotiate(
+        self,
+        host: str,
+        port: int,
+        *,
+        netns: str | None = None,
+        fresh: bool = False,
+        patience_ms: int = 300,
+    ) -> Negotiated:
+        """Raises RefusedError."""
+
+        def probe() -> socket.socket:
+            return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+        with probe() if netns is None else in_namespace(netns, probe) as sock:
+            cookie = memory.netns_cookie(sock.fileno())
+            addr = addresses.from_text(host)
+            body = messages.NEGOTIATE.pack(addr, port, int(fresh), patience_ms, cookie)
+            reply = self.ask(Op.NEGOTIATE, body, (sock.fileno(),))
+        if reply.status:
+            raise RefusedError(Reason(reply.status))
+        assert not reply.fds
+        size = messages.NEGOTIATE_REPLY.size
+        verdict, carrier, valid_ms, plan_size, detail = messages.NEGOTIATE_REPLY.unpack(reply.body[:size])
+        plan = reply.body[size:]
+        assert len(plan) == plan_size and detail[-1] == 0
+        text = detail.partition(b"\0")[0].decode()
+        return Negotiated(messages.Verdict(verdict), messages.CarrierKind(carrier), valid_ms, plan, text)
+
+    def carrier(self, kind: messages.CarrierKind) -> socket.socket:
+        """The shim's end of a new way to a carrier.  Raises RefusedError."""
+        reply = self.ask(Op.CARRIER, messages.CARRIER.pack(kind, 0))
+        if reply.status:
+            raise RefusedError(Reason(reply.status))
+        assert messages.CARRIER.unpack(reply.body)[0] == kind
+        (fd,) = reply.fds
+        return socket.socket(fileno=fd)
+
     def unlisten(self, listener: int) -> None:
         self.send(Op.UNLISTEN, messages.UNLISTEN.pack(listener))
 
@@ -259,6 +307,29 @@ class Shim:
         reply = self.ask(Op.RESOLVE, body)
         assert reply.status == 0
         return int(messages.RESOLVE_REPLY.unpack(reply.body)[0])
+
+
+class Negotiated(NamedTuple):
+    """NEGOTIATE's reply."""
+
+    verdict: messages.Verdict
+    carrier: messages.CarrierKind
+    valid_ms: int
+    plan: bytes
+    detail: str
+
+    def types(self) -> list[str]:
+        from bertha_socket.negotiation.plan import Plan
+
+        return [c.type for c in Plan.decode(self.plan).chunnels]
+
+
+def claims_need(claims: int) -> tuple[int, int]:
+    """The words `dag` and `dag_carrier` of a listener's claims."""
+    data = os.pread(claims, 8, lib.OFFSETOF_claims_dag)
+    assert lib.OFFSETOF_claims_dag_carrier == lib.OFFSETOF_claims_dag + 4
+    need, carrier = struct.unpack("=II", data)
+    return need, carrier
 
 
 class RefusedError(Exception):

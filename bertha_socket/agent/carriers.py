@@ -1,0 +1,285 @@
+"""The carriers: processes beside the agent through which connections with chunnels run.
+
+Started when the first connection needs one, each in a session of its own: they outlive the agent, which has
+nothing to do with the bytes.  The agent gives them a socket for each shim, the secrets that `encrypt` needs,
+and its judgement of plans that clients show; native/carrier/carrier.h has the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from bertha_socket import keys
+from bertha_socket.agent.loop import Loop
+from bertha_socket.agent.messages import CarrierKind
+from bertha_socket.agent.model import Refused
+from bertha_socket.agent.sockets import Peer
+from bertha_socket.reasons import Reason as Why
+
+MESSAGE_MAX: Final = 65536
+#: A carrier that ends so often (times, in seconds) is not started for a while: its fault would come again.
+_FAILURES: Final = 5
+_FAILURE_SECONDS: Final = 10.0
+_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+_NATIVE: Final = os.path.join(_ROOT, "bertha_socket", "lib", "bertha-carrier")
+#: As the agent itself is started (start.py): nothing of the environment decides what code runs.  Site
+#: packages do come in, for chunnels that other packages bring.
+_PYTHON: Final = (
+    "import sys; paths = sys.argv[1].split(':'); sys.path += [p for p in paths if p not in sys.path]\n"
+    "sys.path.insert(0, paths[0]); sys.argv[1:2] = []\n"
+    "import runpy; runpy.run_module('bertha_socket.carrier', run_name='__main__', alter_sys=True)\n"
+)
+
+#: Whether a plan that a client shows may run at that listener: None, or one line why not.
+Judge = Callable[[int, bytes], str | None]
+
+
+class Context(NamedTuple):
+    """The secrets of one listener, or (0) of everybody who has none of his own."""
+
+    listener: int
+    material: Mapping[str, str] | None
+    key: bytes | None
+
+    def encode(self) -> bytes:
+        material = None if self.material is None else dict(self.material)
+        return _pack({"op": "context", "listener": self.listener, "material": material, "key": self.key})
+
+
+def _pack(message: dict[str, object]) -> bytes:
+    data: bytes = msgpack.packb(message)
+    return data
+
+
+def native_path() -> str | None:
+    """The native carrier's program; None where it was not built."""
+    return _NATIVE if os.access(_NATIVE, os.X_OK) else None
+
+
+@dataclass(eq=False, slots=True)
+class Carrier:
+    """One running carrier."""
+
+    kind: CarrierKind
+    uid: int
+    process: subprocess.Popen[bytes]
+    control: socket.socket
+    pidfd: int
+    since: float
+    shims: int = 0
+    contexts: dict[int, bytes] = field(default_factory=dict)
+    alive: bool = True
+
+    def send(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
+        """False when it does not take the message: it is gone, or hangs."""
+        try:
+            socket.send_fds(self.control, [data], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            return False
+        return True
+
+
+class Carriers:
+    """The carriers of one agent."""
+
+    def __init__(self, loop: Loop, judge: Judge, contexts: Callable[[], list[Context]]) -> None:
+        self._loop = loop
+        self._judge = judge
+        self._contexts = contexts
+        self._running: dict[tuple[CarrierKind, int], Carrier] = {}
+        #: All children not yet buried.
+        self._children: set[Carrier] = set()
+        self._failures: dict[tuple[CarrierKind, int], list[float]] = {}
+
+    def __iter__(self) -> Any:
+        return iter([c for c in self._children if c.alive])
+
+    # -- what shims want ------------------------------------------------------------------------------
+
+    def shim_socket(self, kind: CarrierKind, peer: Peer) -> int:
+        """A shim's end of a new connection to a carrier, which is started if need be; the caller's to close.
+
+        Raises Refused, or OSError when there are no descriptors left.
+        """
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            try:
+                for _ in range(2):  # one that has just died may not be known as dead yet
+                    carrier = self._get(kind, peer)
+                    if carrier.send(_pack({"op": "shim"}), (theirs.fileno(),)):
+                        carrier.shims += 1
+                        return ours.detach()
+                    self._drop(carrier)
+            except BaseException:
+                ours.close()
+                raise
+        ours.close()
+        raise Refused(Why.NO_CARRIER)
+
+    def context_changed(self, context: Context) -> None:
+        """Secrets have come, or have changed."""
+        for carrier in self._running.values():
+            self._give(carrier, context)
+
+    def _get(self, kind: CarrierKind, peer: Peer) -> Carrier:
+        # The native one is our own program and serves all; Python chunnels may be the user's own code.
+        uid = peer.uid if kind == CarrierKind.PYTHON and os.geteuid() == 0 else os.geteuid()
+        carrier = self._running.get((kind, uid))
+        if carrier is None:
+            carrier = self._start(kind, uid, peer)
+            self._running[kind, uid] = carrier
+            for context in self._contexts():
+                self._give(carrier, context)
+        return carrier
+
+    @staticmethod
+    def _give(carrier: Carrier, context: Context) -> None:
+        if carrier.uid != os.geteuid():  # another user's process could be made to tell the cluster's secret
+            context = Context(context.listener, None, None)
+        data = context.encode()
+        if carrier.contexts.get(context.listener) != data:
+            carrier.contexts[context.listener] = data
+            carrier.send(data)
+
+    # -- starting and ending --------------------------------------------------------------------------
+
+    def _start(self, kind: CarrierKind, uid: int, peer: Peer) -> Carrier:
+        place = (kind, uid)
+        failures = [t for t in self._failures.get(place, []) if self._loop.now - t < _FAILURE_SECONDS]
+        self._failures[place] = failures
+        program = native_path() if kind == CarrierKind.NATIVE else sys.executable
+        if not program or len(failures) >= _FAILURES:
+            raise Refused(Why.NO_CARRIER)
+        if kind == CarrierKind.NATIVE:
+            command = [program]
+        else:
+            known = [_ROOT, *(p for p in sys.path if os.path.isabs(p) and p != _ROOT)]
+            command = [program, "-I", "-c", _PYTHON, ":".join(known)]
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs:
+                process = _spawn([*command, "--control", str(theirs.fileno())], theirs.fileno(), uid, peer)
+            pidfd = os.pidfd_open(process.pid)
+        except OSError as error:
+            ours.close()
+            failures.append(self._loop.now)
+            raise Refused(Why.NO_CARRIER) from error
+        ours.setblocking(False)
+        carrier = Carrier(kind, uid, process, ours, pidfd, self._loop.now)
+        self._children.add(carrier)
+        self._loop.watch(ours, lambda: self._readable(carrier))
+        self._loop.watch(pidfd, lambda: self._ended(carrier))
+        return carrier
+
+    def _drop(self, carrier: Carrier) -> None:
+        """No new work for it: it ends by itself when its connections have ended."""
+        if not carrier.alive:
+            return
+        carrier.alive = False
+        if self._running.get((carrier.kind, carrier.uid)) is carrier:
+            del self._running[carrier.kind, carrier.uid]
+        self._loop.unwatch(carrier.control)
+        carrier.control.close()
+
+    def _ended(self, carrier: Carrier) -> None:
+        self._drop(carrier)
+        self._loop.unwatch(carrier.pidfd)
+        os.close(carrier.pidfd)
+        self._children.discard(carrier)
+        if carrier.process.wait() != 0:
+            self._failures.setdefault((carrier.kind, carrier.uid), []).append(self._loop.now)
+
+    def close(self) -> None:
+        """The agent ends; carriers go on with the connections that they have."""
+        for carrier in list(self._children):
+            self._drop(carrier)
+            self._loop.unwatch(carrier.pidfd)
+            os.close(carrier.pidfd)
+            carrier.process.returncode = 0  # init's child from now on, and not to be waited for
+        self._children.clear()
+
+    # -- what carriers ask ----------------------------------------------------------------------------
+
+    def _readable(self, carrier: Carrier) -> None:
+        if not carrier.alive:
+            return
+        try:
+            data = carrier.control.recv(MESSAGE_MAX, socket.MSG_DONTWAIT)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        message = parse(data)
+        if message is None:
+            self._drop(carrier)
+        elif message["op"] == "check":
+            why = self._judge(message["listener"], message["plan"])
+            answer = {"op": "verdict", "id": message["id"], "ok": why is None, "why": why or ""}
+            carrier.send(_pack(answer))
+
+    def facts(self) -> list[dict[str, object]]:
+        """For STATUS."""
+        return [
+            {"pid": c.process.pid, "kind": c.kind.name.lower(), "uid": c.uid, "shims": c.shims}
+            for c in sorted(self._children, key=lambda c: c.process.pid)
+            if c.alive
+        ]
+
+
+def parse(data: bytes) -> dict[str, Any] | None:
+    """A carrier's message, checked; None when it makes no sense.  Operations that are not known pass."""
+    try:
+        message = msgpack.unpackb(data, max_map_len=64, max_array_len=64, max_ext_len=0)
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
+        return None
+    if not isinstance(message, dict) or not isinstance(message.get("op"), str):
+        return None
+    if message["op"] == "check":
+        numbers = [message.get("id"), message.get("listener")]
+        if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 64 for n in numbers):
+            return None
+        if not isinstance(message.get("plan"), bytes):
+            return None
+    return message
+
+
+def _spawn(command: list[str], control: int, uid: int, peer: Peer) -> subprocess.Popen[bytes]:
+    """Raises OSError."""
+    user: dict[str, Any] = {}
+    if uid != os.geteuid():
+        groups = [peer.gid]
+        with contextlib.suppress(KeyError, OSError):
+            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, peer.gid)
+        user = {"user": uid, "group": peer.gid, "extra_groups": groups}
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(control,),
+            cwd="/",
+            start_new_session=True,  # what ends the agent's terminal or its group does not end connections
+            restore_signals=True,
+            **user,
+        )
+    except subprocess.SubprocessError as error:  # it could not become the user
+        raise OSError(0, str(error)) from error
+
+
+def cluster_context(key: bytes | None) -> Context:
+    """What everybody has: the cluster's secrets, if there are any."""
+    material = None
+    if key is not None:
+        with contextlib.suppress(ImportError):
+            material = keys.material(key)
+    return Context(0, material, key)

@@ -1,0 +1,262 @@
+"""What this host's programs offer: a policy's DAG together with the implementations that work here.
+
+An end's chunnels all run in one process, the carrier, and there are two of them; so a plan is looked for with
+offers that are restricted to one carrier each, the native ones first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from bertha_socket import keys
+from bertha_socket.agent import memory, plans
+from bertha_socket.agent.carriers import Context, Judge, cluster_context, native_path
+from bertha_socket.agent.messages import CarrierKind, DagNeed
+from bertha_socket.agent.model import Listener, Process
+from bertha_socket.agent.registry import Registry
+from bertha_socket.chunnels import ChunnelType, Implementation, all_types, get
+from bertha_socket.dag import Chunnel, Dag, Need, Value
+from bertha_socket.negotiation.choose import choose
+from bertha_socket.negotiation.offer import Offer, offer_of
+from bertha_socket.negotiation.pick import IMPLEMENTATIONS
+from bertha_socket.negotiation.plan import Plan, Refusal, acceptable
+from bertha_socket.negotiation.rules import Rules
+from bertha_socket.policy import Policy, Rule, Subject
+
+#: Both ends native, then as little Python as will do.
+_PAIRS: Final = (
+    (CarrierKind.NATIVE, CarrierKind.NATIVE),
+    (CarrierKind.PYTHON, CarrierKind.NATIVE),
+    (CarrierKind.NATIVE, CarrierKind.PYTHON),
+    (CarrierKind.PYTHON, CarrierKind.PYTHON),
+)
+#: Seconds for which a probe's finding is believed.
+_PROBE_SECONDS: Final = 60.0
+_OFFERS_MAX: Final = 512
+
+
+class Choice(NamedTuple):
+    """A plan, and the carrier of each end (of the server's only where it is chosen)."""
+
+    plan: Plan
+    client: CarrierKind
+    server: CarrierKind = CarrierKind.NATIVE
+
+
+class Offers:
+    """The offers of everybody who is registered with one agent."""
+
+    def __init__(self) -> None:
+        self._probes: dict[tuple[str, str], tuple[float, str | None]] = {}
+        self._made: dict[tuple[object, ...], tuple[float, Offer]] = {}
+
+    # -- the cluster key ------------------------------------------------------------------------------
+
+    def cluster_key(self) -> bytes | None:
+        """The key that is configured now.  Raises keys.KeyFileError."""
+        return keys.find()
+
+    def key_fact(self) -> str | None:
+        """For STATUS: the key's id, or what is wrong with it."""
+        try:
+            key = keys.find()
+        except keys.KeyFileError as error:
+            return error.strerror
+        return None if key is None else keys.key_id(key)
+
+    def contexts(self) -> list[Context]:
+        """What a carrier must be told when it starts."""
+        try:
+            return [cluster_context(self.cluster_key())]
+        except keys.KeyFileError:
+            return []
+
+    # -- offers ---------------------------------------------------------------------------------------
+
+    def of_client(self, process: Process, addr: bytes, port: int) -> Offer:
+        """What a process offers for its connections to `addr`.  Raises OSError: its DAG makes no sense."""
+        return self._offer(process.policy, process.subject, "client", addr, port)
+
+    def of_listener(self, listener: Listener, addr: bytes) -> Offer:
+        """What a listener offers to those who reach it under `addr`.  Raises OSError."""
+        return self._offer(listener.policy, listener.subject, "server", addr, listener.where.port)
+
+    def _offer(self, policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Offer:
+        rule = plans.rule_of(policy, subject, side, addr, port)
+        dag = plans.dag_of(policy, subject, side, addr, port)
+        chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
+        has_key = self._has_key()
+        foreign = subject.uid != os.geteuid()
+        key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign)
+        known = self._made.get(key)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        offer = self._make(Dag(chunnels), rule, has_key, foreign)
+        if len(self._made) >= _OFFERS_MAX:
+            self._made.clear()
+        self._made[key] = (time.monotonic() + _PROBE_SECONDS, offer)
+        return offer
+
+    def _make(self, dag: Dag, rule: Rule | None, has_key: bool, foreign: bool) -> Offer:
+        own_certificate = any(
+            c.type == "encrypt" and any(n == "cert" for n, _ in c.kwargs) for c in dag.chunnels
+        )
+
+        def usable(kind: ChunnelType, implementation: Implementation) -> bool:
+            if kind.name == "encrypt" and not has_key and not own_certificate:
+                return False
+            if implementation.carrier == "native" and native_path() is None:
+                return False
+            if implementation.carrier == "python" and foreign and has_key:
+                return False  # see carriers.Carriers._give
+            return self._probe(kind.name, implementation) is None
+
+        types = [t for t in all_types() if t.name not in plans.BOTTOM]
+        offer = offer_of(dag, types, _rules(rule), usable)
+        if not has_key:  # its own certificate is for its own chunnel
+            offer = dataclasses.replace(offer, able=tuple(t for t in offer.able if t.type != "encrypt"))
+        return offer
+
+    def _probe(self, kind: str, implementation: Implementation) -> str | None:
+        now = time.monotonic()
+        known = self._probes.get((kind, implementation.name))
+        if known is None or known[0] <= now:
+            try:
+                found = implementation.probe()
+            except Exception as error:  # somebody else's code
+                found = f"its probe failed: {error}"
+            known = self._probes[kind, implementation.name] = (now + _PROBE_SECONDS, found)
+        return known[1]
+
+    def _has_key(self) -> bool:
+        try:
+            return keys.find() is not None
+        except keys.KeyFileError:
+            return False
+
+    def settle(self, listener: Listener) -> None:
+        """Decides what a listener's connections may have, by its policy, and tells its processes."""
+        where = listener.where
+        need = DagNeed.NONE
+        offers = []
+        for addr in listener.entries:
+            found = plans.need_of(plans.dag_of(listener.policy, listener.subject, "server", addr, where.port))
+            if found != DagNeed.NONE:
+                with contextlib.suppress(OSError):  # then every client is refused, and told why
+                    offers.append(self.of_listener(listener, addr))
+                need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
+        if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
+            return  # clients have brought chunnels, and keep them
+        carrier = CarrierKind.NATIVE
+        if native_path() is None or not all(_all_by(offer, CarrierKind.NATIVE) for offer in offers):
+            carrier = CarrierKind.PYTHON
+        if (need, carrier) != (listener.need, listener.carrier):
+            _mark(listener, need, carrier)
+
+    # -- plans ----------------------------------------------------------------------------------------
+
+    def choose(self, client: Offer, listener: Listener, addr: bytes) -> Choice | Refusal:
+        """The plan for a client with that offer, and the listener made ready for it."""
+        try:
+            found = pick(client, self.of_listener(listener, addr))
+        except OSError as error:  # its rule says what cannot be: no reason to do without
+            return Refusal("the server's DAG", error.strerror or str(error))
+        if isinstance(found, Choice) and found.plan.chunnels:
+            if listener.need == DagNeed.NONE:
+                _mark(listener, DagNeed.MAYBE, found.server)
+            elif listener.carrier != found.server and found.server == CarrierKind.PYTHON:
+                _mark(listener, listener.need, found.server)  # it can do all that the native one can
+        return found
+
+    def judge_for(self, registry: Registry) -> Judge:
+        """For carriers: whether a plan that a client shows may run at a listener."""
+
+        def judge(number: int, data: bytes) -> str | None:
+            listener = registry.listeners.get(number)
+            if listener is None:
+                return "the listener is not registered any more"
+            try:
+                plan = Plan.decode(data)
+                offers = {self.of_listener(listener, addr) for addr in listener.entries}
+            except OSError as error:
+                return error.strerror or str(error)
+            problem: Refusal | None = None
+            for offer in offers:
+                problem = acceptable(plan, offer, "server", check_arguments)
+                if problem is None:
+                    return None
+            return str(problem) if problem is not None else "the listener has no address any more"
+
+        return judge
+
+
+def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:
+    listener.need, listener.carrier = need, carrier
+    memory.mark_claims(listener.claims_fd, need, carrier)
+
+
+def pick(client: Offer, server: Offer) -> Choice | Refusal:
+    """The plan of two offers with one carrier at each end: the most chunnels, then the fewest in Python."""
+    best: Choice | None = None
+    refusal: Refusal | None = None
+    for at_client, at_server in _PAIRS:
+        found = choose(client.only(at_client.name.lower()), server.only(at_server.name.lower()))
+        if isinstance(found, Refusal):
+            refusal = refusal or found
+        elif best is None or len(found.chunnels) > len(best.plan.chunnels):
+            best = Choice(found, at_client, at_server)
+    if best is not None:
+        return best
+    whole = choose(client, server)  # its text names every alternative
+    assert refusal is not None
+    return whole if isinstance(whole, Refusal) else refusal
+
+
+def carrier_of(plan: Plan, offer: Offer, side: str) -> CarrierKind:
+    """Which carrier runs all of that end's implementations."""
+    names = [(c.type, c.implementation(side)) for c in plan.chunnels]
+    native = {
+        (entry.type, i.name)
+        for entry in (*offer.able, *offer.chunnels)
+        for i in entry.implementations
+        if i.carrier == "native"
+    }
+    return CarrierKind.NATIVE if all(n is None or (t, n) in native for t, n in names) else CarrierKind.PYTHON
+
+
+def check_arguments(kind: str, arguments: Mapping[str, Value]) -> str | None:
+    """What is wrong with a planned chunnel's arguments, some of which may be the other end's."""
+    try:
+        get(kind).bind(Chunnel(kind, (), tuple(arguments.items())))
+    except KeyError:
+        return f"there is no chunnel type {kind} here"
+    except OSError as error:
+        return error.strerror
+    return None
+
+
+def required_of(offer: Offer) -> list[str]:
+    """The types of the chunnels without which there must be no connection."""
+    return [c.type for c in offer.chunnels if c.need is Need.REQUIRE]
+
+
+def _all_by(offer: Offer, kind: CarrierKind) -> bool:
+    """Whether that carrier can run all that the offer asks for."""
+    name = kind.name.lower()
+    return all(any(i.carrier == name for i in c.implementations) for c in offer.wanted())
+
+
+def _rules(rule: Rule | None) -> Rules:
+    """The rules about implementations of chunnels; those about local_or_remote are plans.py's."""
+    if rule is None:
+        return Rules()
+    kept = {
+        kind: tuple(p for p in getattr(rule.wishes, kind) if p not in IMPLEMENTATIONS)
+        for kind in ("require", "prefer", "avoid", "prohibit")
+    }
+    return Rules(**kept)

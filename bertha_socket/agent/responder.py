@@ -1,0 +1,162 @@
+"""Answers other hosts' agents: which chunnels a client there and a listener here are to have between them.
+
+Listens on the agents' port in the agent's own network namespace, and in those whose shims have passed a
+listening socket.  Whoever connects is a stranger until the machine says otherwise: few at once, few bytes,
+little time, and only from addresses that we would ask ourselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import Counter
+from typing import Final
+
+from bertha_socket.agent import addresses
+from bertha_socket.agent.loop import Loop
+from bertha_socket.agent.memory import netns_cookie
+from bertha_socket.agent.model import Listener
+from bertha_socket.agent.offers import Offers
+from bertha_socket.agent.reach import Reach
+from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.talk import Talk
+from bertha_socket.keys import KeyFileError
+from bertha_socket.negotiation.machine import NO_LISTENER, Asked
+from bertha_socket.negotiation.machine import Responder as Machine
+from bertha_socket.negotiation.plan import Plan, Refusal
+
+_AT_ONCE: Final = 64
+_AT_ONCE_PER_HOST: Final = 8
+_SECONDS: Final = 3.0
+
+
+class Responder:
+    """The responder's side of one agent."""
+
+    def __init__(self, loop: Loop, registry: Registry, offers: Offers, reach: Reach) -> None:
+        self._loop = loop
+        self._registry = registry
+        self._offers = offers
+        self._reach = reach
+        self._listening: dict[int, socket.socket] = {}
+        self._talks: dict[Talk, bytes] = {}
+        self._per_host: Counter[bytes] = Counter()
+        self.answered = 0
+
+    # -- ports ----------------------------------------------------------------------------------------
+
+    def listen(self, sock: socket.socket) -> None:
+        """Takes over a socket that listens on the agents' port; one for each namespace is enough."""
+        netns = netns_cookie(sock.fileno())
+        old = self._listening.pop(netns, None)
+        if old is not None:
+            self._loop.unwatch(old)
+            old.close()
+        sock.setblocking(False)
+        self._listening[netns] = sock
+        self._loop.watch(sock, lambda: self._accept(netns))
+
+    def has_port(self, netns: int) -> bool:
+        """Whether the agents of other hosts reach us in that namespace."""
+        return netns in self._listening
+
+    def leave(self, netns: int) -> None:
+        """Nobody listens in that namespace any more: it must not be kept alive by us."""
+        sock = self._listening.pop(netns, None)
+        if sock is not None:
+            self._loop.unwatch(sock)
+            sock.close()
+
+    # -- connections ----------------------------------------------------------------------------------
+
+    def _accept(self, netns: int) -> None:
+        listening = self._listening.get(netns)
+        if listening is None:
+            return
+        try:
+            sock, peer = listening.accept()
+        except OSError:
+            return
+        try:
+            host = addresses.from_text(peer[0])
+            wanted = host in self._reach or addresses.is_loopback(host) or self._is_own(sock, host)
+        except OSError:
+            wanted = False
+        if not wanted or len(self._talks) >= _AT_ONCE or self._per_host[host] >= _AT_ONCE_PER_HOST:
+            sock.close()
+            return
+        try:
+            machine = Machine(self._offers.cluster_key())
+        except KeyFileError:  # a key that cannot be used is no reason to answer without one
+            sock.close()
+            return
+        talk = Talk(
+            self._loop,
+            sock,
+            machine,
+            self._loop.now + _SECONDS,
+            lambda: self._heard(netns, machine),
+            lambda error: self._end(talk),
+        )
+        self._talks[talk] = host
+        self._per_host[host] += 1
+        talk.accepted()
+
+    @staticmethod
+    def _is_own(sock: socket.socket, host: bytes) -> bool:
+        """A host that speaks with itself under an address of its own."""
+        with contextlib.suppress(OSError):
+            return addresses.from_text(sock.getsockname()[0]) == host
+        return False
+
+    def _end(self, talk: Talk) -> None:
+        host = self._talks.pop(talk)
+        self._per_host[host] -= 1
+        if not self._per_host[host]:
+            del self._per_host[host]
+
+    def _heard(self, netns: int, machine: Machine) -> None:
+        event = machine.event()
+        if isinstance(event, Asked):
+            machine.answer(self._decide(netns, event))
+
+    def _decide(self, netns: int, asked: Asked) -> Plan | Refusal | NoListener:
+        """The plan for a client of another host."""
+        try:
+            addr = addresses.from_text(asked.addr)
+        except OSError:
+            return NO_LISTENER
+        listener = self._find(netns, addr, asked.port)
+        if listener is None:
+            return NO_LISTENER
+        self.answered += 1
+        chosen = self._offers.choose(asked.offer, listener, addr)
+        return chosen if isinstance(chosen, Refusal) else chosen.plan
+
+    def _find(self, netns: int, addr: bytes, port: int) -> Listener | None:
+        if addresses.is_loopback(addr):
+            return None
+        found = self._registry.listeners.at(netns, addr, port)
+        if found is not None and not found.members and self._registry.listeners.drop_if_gone(found):
+            return None
+        return found
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """See loop.Ticker."""
+        return min((t.until for t in self._talks), default=None)
+
+    def tick(self, now: float) -> None:
+        """See loop.Ticker."""
+        for talk in list(self._talks):
+            if talk.until <= now:
+                talk.expire()
+
+    def close(self) -> None:
+        """Ends everything."""
+        for talk in list(self._talks):
+            talk.close()
+        self._talks.clear()
+        for netns in list(self._listening):
+            self.leave(netns)

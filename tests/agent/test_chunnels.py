@@ -1,0 +1,249 @@
+"""Chunnels of listeners and clients, as one agent and two agents negotiate them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bertha_socket.agent import memory, messages
+from bertha_socket.agent.messages import CarrierKind, DagNeed, Verdict
+from bertha_socket.reasons import Reason
+from tests.agent.conftest import Agent, StartAgent
+from tests.agent.shim import RefusedError, claims_need, entries, find, in_namespace, listen
+from tests.harness import NamespaceTrio
+
+LOCAL = "127.0.0.1"
+
+
+def write_policy(room: Path, name: str, *rules: str) -> str:
+    path = room / name
+    path.write_text("\n".join(f"[[rule]]\n{rule}\n" for rule in rules))
+    path.chmod(0o644)
+    return str(path)
+
+
+def server_rule(dag: str, more: str = "") -> str:
+    return f"side = 'server'\ndag = '{dag}'\n{more}"
+
+
+def client_rule(dag: str, more: str = "") -> str:
+    return f"side = 'client'\ndag = '{dag}'\n{more}"
+
+
+@pytest.mark.parametrize(
+    ("dag", "need"),
+    [
+        ("compress()", DagNeed.REQUIRED),
+        ("prefer compress()", DagNeed.MAYBE),
+        ("prefer compress() |> count()", DagNeed.REQUIRED),
+        ("local_or_remote()", DagNeed.NONE),
+        ("prohibit compress()", DagNeed.NONE),
+    ],
+)
+def test_a_listener_says_what_its_policy_wants(agent: Agent, room: Path, dag: str, need: DagNeed) -> None:
+    policy = write_policy(room, "server.toml", server_rule(dag))
+    with agent.shim(policy=policy) as shim, listen() as sock:
+        _, found, claims = shim.listen_with(sock)
+        os.close(claims)
+        assert found == need
+        (entry,) = find(agent.path, LOCAL, sock.getsockname()[1])
+        assert bool(entry.flags & memory.DAG) is (need != DagNeed.NONE)
+
+
+def test_tcp_only_with_chunnels_is_listed_all_the_same(agent: Agent, room: Path) -> None:
+    policy = write_policy(room, "server.toml", server_rule("compress()", "prohibit = ['shm', 'unix']"))
+    with agent.shim(policy=policy) as shim, listen() as sock:
+        listener, need, claims = shim.listen_with(sock)
+        os.close(claims)
+        assert need == DagNeed.REQUIRED
+        assert [e.flags & memory.DAG for e in entries(agent.path)] == [memory.DAG]
+        with agent.shim() as client, pytest.raises(RefusedError, match="CHUNNEL_REFUSED"):
+            netns = memory.netns_cookie(sock.fileno())
+            client.connect(listener, LOCAL, sock.getsockname()[1], netns)
+
+
+def test_a_plan_on_one_host(agent: Agent, room: Path) -> None:
+    policy = write_policy(room, "server.toml", server_rule("compress(level=3)"))
+    with agent.shim(policy=policy) as server, agent.shim() as client, listen() as sock:
+        _, _, claims = server.listen_with(sock)
+        found = client.negotiate(LOCAL, sock.getsockname()[1])
+        assert found.verdict == Verdict.PLAN and found.types() == ["compress"], found
+        assert found.valid_ms > 0
+        assert claims_need(claims)[0] == DagNeed.REQUIRED
+        os.close(claims)
+
+
+def test_a_client_brings_chunnels(agent: Agent, room: Path) -> None:
+    policy = write_policy(room, "client.toml", client_rule("compress()"))
+    with agent.shim() as server, agent.shim(policy=policy) as client, listen() as sock:
+        _, need, claims = server.listen_with(sock)
+        assert need == DagNeed.NONE
+        found = client.negotiate(LOCAL, sock.getsockname()[1])
+        assert found.verdict == Verdict.PLAN and found.types() == ["compress"], found
+        assert claims_need(claims)[0] == DagNeed.MAYBE
+        os.close(claims)
+
+
+def test_what_cannot_be_had_is_refused(agent: Agent, room: Path) -> None:
+    wants = write_policy(room, "client.toml", client_rule("compress()"))
+    forbids = write_policy(room, "server.toml", server_rule("prohibit compress()"))
+    with agent.shim(policy=forbids) as server, agent.shim(policy=wants) as client, listen() as sock:
+        _, _, claims = server.listen_with(sock)
+        port = sock.getsockname()[1]
+        found = client.negotiate(LOCAL, port)
+        assert found.verdict == Verdict.REFUSED and not found.plan
+        assert f"{LOCAL}:{port}" in found.detail and "compress" in found.detail
+        assert claims_need(claims)[0] == DagNeed.NONE
+        os.close(claims)
+
+
+def test_nobody_to_ask(agent: Agent, room: Path) -> None:
+    """Loopback is not asked; who requires nothing is plain."""
+    wants = write_policy(room, "client.toml", client_rule("compress()"))
+    with agent.shim() as plain, agent.shim(policy=wants) as strict:
+        assert plain.negotiate(LOCAL, 9).verdict == Verdict.PLAIN
+        found = strict.negotiate(LOCAL, 9)
+        assert found.verdict == Verdict.REFUSED and "required chunnel compress" in found.detail
+
+
+def test_a_dag_that_makes_no_sense_refuses(agent: Agent, room: Path) -> None:
+    """Wrong arguments are found when they are used at the latest: never plain."""
+    wrong = write_policy(room, "client.toml", client_rule('compress(level="many")'))
+    with agent.shim() as server, agent.shim(policy=wrong) as client, listen() as sock:
+        _, _, claims = server.listen_with(sock)
+        os.close(claims)
+        found = client.negotiate(LOCAL, sock.getsockname()[1])
+        if found.verdict == Verdict.PLAIN:  # the policy file itself was refused
+            assert "client.toml" in found.detail
+        else:
+            assert found.verdict == Verdict.REFUSED
+
+
+def test_bad_descriptors(agent: Agent) -> None:
+    body = messages.NEGOTIATE.pack(bytes(16), 1, 0, 300, 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, listen() as listening:
+        for fd in (0, udp.fileno(), listening.fileno()):
+            with agent.shim() as shim:
+                assert shim.ask(messages.Op.NEGOTIATE, body, (fd,)).status == Reason.REFUSED_BY_AGENT
+
+
+# -- two hosts --------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """Two agents, each in a namespace of its own."""
+
+    def __init__(self, start: StartAgent, netns: NamespaceTrio, room: Path, **environment: str) -> None:
+        self.netns = netns
+        self.address = netns.server.address
+        self.server = start(room / "s" / "agent.sock", netns=netns.server, **environment)
+        self.client = start(room / "c" / "agent.sock", netns=netns.client, **environment)
+
+    def listen(self, port: int = 0) -> socket.socket:
+        return in_namespace(self.netns.server.name, lambda: listen("0.0.0.0", port))
+
+    def ask(self, shim: Any, port: int, **more: Any) -> Any:
+        return shim.negotiate(self.address, port, netns=self.netns.client.name, **more)
+
+
+@pytest.fixture
+def pair(start_agent: StartAgent, netns: NamespaceTrio, room: Path) -> Pair:
+    return Pair(start_agent, netns, room)
+
+
+@pytest.mark.net
+def test_between_two_hosts(pair: Pair, room: Path) -> None:
+    policy = write_policy(room, "server.toml", server_rule("compress(level=3)"))
+    with pair.server.shim(policy=policy) as server, pair.client.shim() as client, pair.listen() as sock:
+        _, _, claims = server.listen_with(sock, pair.netns.server.name)
+        port = sock.getsockname()[1]
+        found = pair.ask(client, port)
+        assert found.verdict == Verdict.PLAN and found.types() == ["compress"], found
+        again = pair.ask(client, port)
+        assert again.plan == found.plan and again.valid_ms <= found.valid_ms
+        assert pair.server.status()["agent"]["answered"] == 1
+        assert pair.ask(client, port, fresh=True).plan == found.plan
+        assert pair.server.status()["agent"]["answered"] == 2
+        destinations = pair.client.status()["agent"]["destinations"]
+        assert [d["destination"] for d in destinations] == [f"{pair.address}:{port}"]
+        os.close(claims)
+
+
+@pytest.mark.net
+def test_a_remote_client_brings_chunnels(pair: Pair, room: Path) -> None:
+    policy = write_policy(room, "client.toml", client_rule("compress()"))
+    with pair.server.shim() as server, pair.client.shim(policy=policy) as client, pair.listen() as sock:
+        _, need, claims = server.listen_with(sock, pair.netns.server.name)
+        assert need == DagNeed.NONE
+        assert pair.ask(client, sock.getsockname()[1]).verdict == Verdict.PLAN
+        assert claims_need(claims)[0] == DagNeed.MAYBE
+        os.close(claims)
+
+
+@pytest.mark.net
+def test_nobody_listens_there(pair: Pair, room: Path) -> None:
+    policy = write_policy(room, "client.toml", client_rule("compress()"))
+    with pair.client.shim() as plain, pair.client.shim(policy=policy) as strict:
+        found = pair.ask(plain, 9)
+        assert found.verdict == Verdict.PLAIN and "bertha-run" in found.detail
+        found = pair.ask(strict, 9)
+        assert found.verdict == Verdict.REFUSED and "compress" in found.detail
+
+
+@pytest.mark.net
+def test_a_host_without_an_agent_is_remembered(
+    start_agent: StartAgent, netns: NamespaceTrio, room: Path
+) -> None:
+    agent = start_agent(room / "c" / "agent.sock", netns=netns.client)
+    policy = write_policy(room, "client.toml", client_rule("compress()"))
+    for address in (netns.server.address, "10.254.254.254"):  # refuses; has no route
+        with agent.shim() as plain, agent.shim(policy=policy) as strict:
+            found = plain.negotiate(address, 80, netns=netns.client.name)
+            assert found.verdict == Verdict.PLAIN and found.valid_ms > 30_000, found
+            assert strict.negotiate(address, 81, netns=netns.client.name).verdict == Verdict.REFUSED
+    silent = {d["destination"] for d in agent.status()["agent"]["destinations"]}
+    assert silent == {netns.server.address, "10.254.254.254"}
+
+
+@pytest.mark.net
+def test_keys_must_be_the_same(start_agent: StartAgent, netns: NamespaceTrio, room: Path) -> None:
+    names = []
+    for name in ("one", "other"):
+        path = room / f"{name}.key"
+        path.touch(mode=0o600)
+        path.write_bytes(os.urandom(32))
+        names.append(str(path))
+    one = start_agent(room / "s" / "agent.sock", netns=netns.server, BERTHA_CLUSTER_KEY=names[0])
+    same = start_agent(room / "c" / "agent.sock", netns=netns.client, BERTHA_CLUSTER_KEY=names[0])
+    other = start_agent(room / "d" / "agent.sock", netns=netns.client, BERTHA_CLUSTER_KEY=names[1])
+    none = start_agent(room / "e" / "agent.sock", netns=netns.client)
+    policy = write_policy(room, "server.toml", server_rule("encrypt()"))
+    wants = write_policy(room, "client.toml", client_rule("encrypt()"))
+    with one.shim(policy=policy) as server:
+        with in_namespace(netns.server.name, lambda: listen("0.0.0.0")) as sock:
+            _, need, claims = server.listen_with(sock, netns.server.name)
+            os.close(claims)
+            assert need == DagNeed.REQUIRED
+            where = (netns.server.address, sock.getsockname()[1])
+            with same.shim() as shim:
+                assert shim.negotiate(*where, netns=netns.client.name).types() == ["encrypt"]
+            for agent in (other, none):
+                with agent.shim() as shim:
+                    found = shim.negotiate(*where, netns=netns.client.name)
+                    assert found.verdict != Verdict.PLAN and "key" in found.detail, found
+                with agent.shim(policy=wants) as shim:
+                    found = shim.negotiate(*where, netns=netns.client.name)
+                    assert found.verdict == Verdict.REFUSED and "key" in found.detail, found
+
+
+def test_a_carrier_is_started_and_shared(agent: Agent) -> None:
+    with agent.shim() as one, agent.shim() as two:
+        first = one.carrier(CarrierKind.PYTHON)
+        second = two.carrier(CarrierKind.PYTHON)
+        with first, second:
+            (carrier,) = agent.status()["agent"]["carriers"]
+            assert carrier["kind"] == "python" and carrier["shims"] == 2
