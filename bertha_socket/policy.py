@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from bertha_socket.dag import DagError
+from bertha_socket.dag import parse as parse_dag
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
 
 SIDES: Final = ("client", "server", "any")
@@ -260,8 +262,11 @@ def _wishes(reader: _Reader) -> Wishes:
 def _rule(reader: _Reader) -> Rule:
     dag = reader.text("dag") if reader._table.get("dag") != "" else reader._table.pop("dag")
     assert dag is None or isinstance(dag, str)
-    if dag and re.sub(r"\s+", "", dag) != "local_or_remote()":
-        raise reader.fail("dag", f'{dag!r} is not there yet; write "local_or_remote()" or leave it out')
+    if dag:
+        try:
+            parse_dag(dag)
+        except DagError as error:
+            raise reader.fail("dag", str(error.strerror)) from None
     rule = Rule(
         program=reader.text("program"),
         argv=reader.text("argv"),

@@ -133,7 +133,7 @@ def test_the_first_rule_that_matches_wins() -> None:
         ('port = "http"', "port", "6379"),
         ('port = "80-"', "port", "6379"),
         ("port = 1.5", "port", "6379"),
-        ('dag = "encrypt()"', "dag", "local_or_remote()"),
+        ('dag = "encrypt("', "dag", "column 9"),
         ("dag = 1", "dag", "..."),
         ('prohibit = "shm"', "prohibit", '["..."]'),
         ('prohibit = ["xdp"]', "prohibit", "shm, unix, tcp"),
