@@ -41,27 +41,33 @@ class Responder:
         self._listening: dict[int, socket.socket] = {}
         self._talks: dict[Talk, bytes] = {}
         self._per_host: Counter[bytes] = Counter()
+        self._own = 0
         self.answered = 0
+        registry.listeners.spaces.left = self.leave
 
     # -- ports ----------------------------------------------------------------------------------------
 
-    def listen(self, sock: socket.socket) -> None:
-        """Takes over a socket that listens on the agents' port; one for each namespace is enough."""
+    def listen(self, sock: socket.socket, *, own: bool = False) -> None:
+        """Takes over a socket that listens on the agents' port; one for each namespace is enough.
+
+        `own`: of the agent's namespace, to be kept until the end.
+        """
         netns = netns_cookie(sock.fileno())
-        old = self._listening.pop(netns, None)
-        if old is not None:
-            self._loop.unwatch(old)
-            old.close()
+        if own:
+            self._own = netns
+        elif netns in self._listening:
+            sock.close()
+            return
         sock.setblocking(False)
         self._listening[netns] = sock
         self._loop.watch(sock, lambda: self._accept(netns))
 
-    def has_port(self, netns: int) -> bool:
-        """Whether the agents of other hosts reach us in that namespace."""
-        return netns in self._listening
-
     def leave(self, netns: int) -> None:
         """Nobody listens in that namespace any more: it must not be kept alive by us."""
+        if netns != self._own:
+            self._close(netns)
+
+    def _close(self, netns: int) -> None:
         sock = self._listening.pop(netns, None)
         if sock is not None:
             self._loop.unwatch(sock)
@@ -159,4 +165,4 @@ class Responder:
             talk.close()
         self._talks.clear()
         for netns in list(self._listening):
-            self.leave(netns)
+            self._close(netns)

@@ -87,7 +87,7 @@ class Server:
         self.watch(self._listening, self._accept)
         self.watch(self._wake_in, self._woken)
         if self._offers and isinstance(self._others.listening, socket.socket):
-            self._responder.listen(self._others.listening)
+            self._responder.listen(self._others.listening, own=True)
         try:
             while not self._stopping:
                 self._turn()

@@ -74,6 +74,8 @@ class Spaces:
         self._changed = changed
         self._spaces: dict[tuple[int, int], Namespace] = {}
         self.watcher: Watcher | None = None
+        #: Called when nobody listens in a namespace any more.
+        self.left: Callable[[int], None] = lambda netns: None
 
     def adopt(self, fresh: Namespace) -> Namespace:
         """The user's Namespace, with the latest pair of sockets: that one surely works."""
@@ -90,6 +92,8 @@ class Spaces:
         if space.listeners == 0 and self._spaces.pop((space.uid, space.netns), None) is not None:
             self._unwatch(space)
             space.close()
+            if not any(s.netns == space.netns for s in self._spaces.values()):
+                self.left(space.netns)
 
     def _watch(self, space: Namespace) -> None:
         if self.watcher is not None and not space.watched:

@@ -196,15 +196,20 @@ class Shim:
         (claims,) = reply.fds
         return listener, bits, claims
 
-    def try_listen(self, sock: socket.socket, netns: str | None = None) -> Reply:
+    def try_listen(
+        self, sock: socket.socket, netns: str | None = None, door: socket.socket | None = None
+    ) -> Reply:
         route, diag = netlinks() if netns is None else in_namespace(netns, netlinks)
         with route, diag:
             fds = (sock.fileno(), route.fileno(), diag.fileno())
+            fds += () if door is None else (door.fileno(),)
             return self.ask(Op.LISTEN, messages.LISTEN.pack(0), fds)
 
-    def listen_with(self, sock: socket.socket, netns: str | None = None) -> tuple[int, messages.DagNeed, int]:
+    def listen_with(
+        self, sock: socket.socket, netns: str | None = None, door: socket.socket | None = None
+    ) -> tuple[int, messages.DagNeed, int]:
         """(listener, what its connections may have, claims).  Raises RefusedError."""
-        reply = self.try_listen(sock, netns)
+        reply = self.try_listen(sock, netns, door)
         if reply.status:
             raise RefusedError(Reason(reply.status))
         listener, _, need = messages.LISTEN_REPLY.unpack(reply.body)
