@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import msgpack
 
-from bertha_socket.dag import Dag, DagError, Value, parse
+from bertha_socket.dag import Dag, Value, parse
 from bertha_socket.expressions import Expression, parse_expression
 
 #: A name (a chunnel type, an implementation, an argument) and its length in characters.
@@ -126,7 +126,7 @@ def _ext(code: int, data: bytes) -> Value:
         fail(f"a DAG or expression of {len(text)} characters, more than {TEXT_MAX}")
     try:
         return parse(text) if code == _EXT_DAG else parse_expression(text)
-    except DagError as error:
+    except OSError as error:
         raise NegotiationError(f"a DAG or expression that is none: {error.strerror}") from None
 
 

@@ -154,10 +154,11 @@ def _possible(pair: Pair, wish: Wish, client: Offer, server: Offer) -> Iterator[
     ours = [i for i in _runnable(pair.client, pair.type, client) if near_enough(wish.scope, i.where)]
     theirs = [i for i in _runnable(pair.server, pair.type, server) if near_enough(wish.scope, i.where)]
     every = [*_pairs(ours, theirs)]
-    if not _two_ended(pair, client, server):
+    known = _known_endpoints(pair, client, server)
+    if "both" not in known:
         every += [Alternative(i, None, lone_wire(i)) for i in ours if i.endpoints in ("client", "either")]
         every += [Alternative(None, i, lone_wire(i)) for i in theirs if i.endpoints in ("server", "either")]
-        if any(i.endpoints == "none" for i in (*ours, *theirs)):
+        if known <= {"none"} and any(i.endpoints == "none" for i in (*ours, *theirs)):
             every.append(Alternative(None, None, NO_WIRE))
     return (a for a in every if _allowed(wish.type, a, client, server))
 
@@ -178,10 +179,10 @@ def _pairs(
                 yield from (Alternative(c, s, wire) for wire in dict.fromkeys(c.wires) if wire in s.wires)
 
 
-def _two_ended(pair: Pair, client: Offer, server: Offer) -> bool:
-    """Whether either end knows that both must take part; then no implementation may claim otherwise."""
+def _known_endpoints(pair: Pair, client: Offer, server: Offer) -> set[str]:
+    """What the ends know about which ends must take part; no implementation may claim to need fewer."""
     entries = [*client.entries(pair.type), *server.entries(pair.type)]
-    return any(e.endpoints == "both" for e in entries)
+    return {e.endpoints for e in entries} - {""}
 
 
 def _allowed(kind: str, a: Alternative, client: Offer, server: Offer) -> bool:
@@ -223,7 +224,7 @@ def _why_none(pair: Pair, wish: Wish, client: Offer, server: Offer) -> str:
     theirs = _runnable(pair.server, pair.type, server)
     if not ours and not theirs:
         return "no implementation at either end"
-    if _two_ended(pair, client, server) and not (ours and theirs):
+    if "both" in _known_endpoints(pair, client, server) and not (ours and theirs):
         return f"no implementation at the {'server' if ours else 'client'}"
     if not any(near_enough(wish.scope, i.where) for i in (*ours, *theirs)):
         return f"nothing runs it within scope {wish.scope.value if wish.scope else ''}"

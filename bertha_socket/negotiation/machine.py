@@ -217,9 +217,7 @@ class _Machine:
             has, lacks = (them, us) if theirs else (us, them)
             problem = f"the {has}'s host has a cluster key and the {lacks}'s has none: copy the key there"
         elif self._keyed:
-            problem = (
-                "the hosts' cluster keys differ (compare 'bertha key' on both), or a message was altered"
-            )
+            problem = "a message was altered, or the keys differ: compare 'bertha key show-id' on both hosts"
         else:
             problem = "a message was altered on its way"
         raise NegotiationError(problem)

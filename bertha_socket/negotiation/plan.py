@@ -212,8 +212,7 @@ def _wrong(chunnel: PlannedChunnel, own: Offer, side: str) -> str | None:
         return f"another implementation than {judged} is required"
     if mine is None:
         if other is None and any(e.endpoints not in ("", "none") for e in entries):
-            if not any(i.endpoints == "none" for e in entries for i in e.implementations):
-                return "nobody runs it"
+            return "nobody runs it"
         return None
     wheres = chunnel.where(side)
     for i in (i for e in entries for i in e.implementations):

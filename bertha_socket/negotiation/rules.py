@@ -89,4 +89,4 @@ def check_pattern(pattern: object, what: str) -> str:
 def rules_from(fields: Fields) -> Rules:
     """The rules in a message.  Raises NegotiationError."""
     read = {k: fields.list(k, RULES_MAX, check_pattern) if fields.has(k) else () for k in _KINDS}
-    return Rules(**read)
+    return Rules(read["require"], read["prefer"], read["avoid"], read["prohibit"])
