@@ -51,8 +51,8 @@ class BuildNative(build_py):
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = super().get_outputs(include_bytecode)
-        shim = Path(self.build_lib) / SHIM
-        return [*outputs, str(shim)] if shim.exists() else outputs
+        built = [Path(self.build_lib) / name for name in (SHIM, SHIM.with_name("bertha-relay"))]
+        return [*outputs, *(str(path) for path in built if path.exists())]
 
 
 class NativeDistribution(Distribution):

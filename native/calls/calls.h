@@ -5,6 +5,7 @@
 #include "../core/conn.h"
 #include "../core/connlog.h"
 #include "../core/eset.h"
+#include "../core/relay.h"
 #include "../core/shim.h"
 #include "../core/unixpair.h"
 
@@ -21,8 +22,19 @@ static inline struct conn *stream_of(int fd) {
              : NULL;
 }
 
-/* rights.c: before a message with control data is sent. */
-void rights_leaving(const struct msghdr *msg);
+/* rights.c: around the sending of a message with control data, which may have to carry other descriptors. */
+enum { RIGHTS_RELAYS = 8, RIGHTS_ROOM = 2048 };
+struct rights {
+  unsigned relay_count;
+  struct relay relays[RIGHTS_RELAYS];
+  struct msghdr msg;
+  union {
+    struct cmsghdr align;
+    char space[RIGHTS_ROOM];
+  } control;
+};
+const struct msghdr *rights_begin(struct rights *r, const struct msghdr *msg);
+void rights_end(struct rights *r, bool sent);
 
 /* The result of a call in the form that programs know. */
 static inline ssize_t errno_result(ssize_t n) {

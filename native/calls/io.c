@@ -189,13 +189,18 @@ BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
   return errno_result(recvmsg_stream(c, fd, msg, flags));
 }
 
+static __attribute__((noinline)) ssize_t sendmsg_with_control(int fd, const struct msghdr *msg, int flags) {
+  struct rights rights;
+  ssize_t sent = REAL(sendmsg)(fd, rights_begin(&rights, msg), flags);
+  rights_end(&rights, sent >= 0);
+  return sent;
+}
+
 BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
-    if (UNLIKELY(msg != NULL && msg->msg_controllen > 0)) {
-      rights_leaving(msg);
-    }
-    ssize_t sent = REAL(sendmsg)(fd, msg, flags);
+    bool control = msg != NULL && msg->msg_controllen > 0;
+    ssize_t sent = UNLIKELY(control) ? sendmsg_with_control(fd, msg, flags) : REAL(sendmsg)(fd, msg, flags);
     plain_count(fd, sent, true);
     return sent;
   }
@@ -231,12 +236,18 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
 BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL)) {
+    bool control = false;
     for (unsigned int i = 0; messages != NULL && i < count; i++) {
-      if (UNLIKELY(messages[i].msg_hdr.msg_controllen > 0)) {
-        rights_leaving(&messages[i].msg_hdr);
-      }
+      control |= messages[i].msg_hdr.msg_controllen > 0;
     }
-    return REAL(sendmmsg)(fd, messages, count, flags);
+    if (LIKELY(!control)) {
+      return REAL(sendmmsg)(fd, messages, count, flags);
+    }
+    unsigned int sent = 0;
+    for (ssize_t n; sent < count && (n = sendmsg(fd, &messages[sent].msg_hdr, flags)) >= 0; sent++) {
+      messages[sent].msg_len = (unsigned int)n;
+    }
+    return sent > 0 || count == 0 ? (int)sent : -1;
   }
   tx_special(c, fd, flags);
   unsigned int done = 0;

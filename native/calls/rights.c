@@ -1,18 +1,18 @@
 /* A connection that is passed on to another process over a unix socket (SCM_RIGHTS).
  *
- * Its receiver gets the kernel's connection and nothing of ours, so the connection goes back to the kernel: at once
- * where shared memory has not been used yet, and from here on for what we send.  What the peer sends comes back to
- * the kernel with its next send; what lies unread in the ring at that moment, the receiver does not get
- * (docs/users/limits.md).  The descriptors that come to us this way are the kernel's, too. */
+ * Who receives it, and whether our library is there, nobody can tell, so its receiver gets what works everywhere: the
+ * kernel's connection, which has stayed plain or to which the ring has been given back (core/takeback.c), or else one
+ * end of a relay (core/relay.c).  The descriptors that come to us this way are the kernel's, too. */
 #include <netinet/in.h>
 #include <string.h>
 
 #include "calls.h"
 
-static void leaves(int fd) {
+/* True: the receiver is to have a relay's end instead. */
+static bool leaves(int fd, struct relay *relay) {
   struct conn *c = conn_of(fd);
   if (c == NULL) {
-    return;
+    return false;
   }
   uint32_t kind = conn_kind(c);
   if (c->listener != NULL && kind != BERTHA_CONN_LISTENER) {
@@ -24,32 +24,75 @@ static void leaves(int fd) {
   } else if (kind == BERTHA_CONN_UNIX) {
     unix_settle(c, fd);
   } else if (kind == BERTHA_CONN_MAYBE && conn_stays_plain(c, BERTHA_WHY_PASSED_ON)) {
-    return; /* without a last look for a claim: there may be one */
-  } else if (conn_decide(c, fd, BERTHA_WHY_PASSED_ON) == BERTHA_CONN_SHM) {
-    if (bertha_log_level > 0 && conn_readable_bytes(c) > 0) {
-      bertha_debug("descriptor %d is passed on with bytes unread in its ring: the receiver will not get them",
-                   fd);
+    return false; /* without a last look for a claim: there may be one */
+  } else if (conn_decide(c, fd, BERTHA_WHY_PASSED_ON) == BERTHA_CONN_SHM &&
+             !conn_take_back(c, fd, BERTHA_WHY_PASSED_ON)) {
+    c->info.reason = BERTHA_WHY_PASSED_ON;
+    if (relay_begin(relay, c, fd)) {
+      return true;
     }
     conn_leave_ring(c, BERTHA_WHY_PASSED_ON);
   }
+  return false;
 }
 
-void rights_leaving(const struct msghdr *msg) {
+const struct msghdr *rights_begin(struct rights *r, const struct msghdr *msg) {
+  r->relay_count = 0;
   if (!bertha.table_ready || bertha_in_forked_stranger()) {
-    return;
+    return msg;
   }
   int saved = errno;
-  for (struct cmsghdr *m = CMSG_FIRSTHDR(msg); m != NULL;
-       m = CMSG_NXTHDR((struct msghdr *)(uintptr_t)msg, m)) {
-    if (m->cmsg_level != SOL_SOCKET || m->cmsg_type != SCM_RIGHTS || m->cmsg_len < CMSG_LEN(0)) {
+  bool own = msg->msg_controllen <= sizeof r->control;
+  if (own) {
+    memcpy(&r->control, msg->msg_control, msg->msg_controllen);
+    r->msg = *msg;
+    r->msg.msg_control = &r->control;
+  }
+  struct msghdr *m = own ? &r->msg : (struct msghdr *)(uintptr_t)msg;
+  for (struct cmsghdr *head = CMSG_FIRSTHDR(m); head != NULL; head = CMSG_NXTHDR(m, head)) {
+    if (head->cmsg_level != SOL_SOCKET || head->cmsg_type != SCM_RIGHTS || head->cmsg_len < CMSG_LEN(0)) {
       continue;
     }
-    size_t count = (m->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    size_t count = (head->cmsg_len - CMSG_LEN(0)) / sizeof(int);
     for (size_t i = 0; i < count; i++) {
       int fd;
-      memcpy(&fd, CMSG_DATA(m) + i * sizeof fd, sizeof fd);
-      leaves(fd);
+      struct relay relay;
+      memcpy(&fd, CMSG_DATA(head) + i * sizeof fd, sizeof fd);
+      if (!leaves(fd, &relay)) {
+        continue;
+      }
+      if (!own || r->relay_count == RIGHTS_RELAYS) {
+        relay_cancel(&relay);
+        conn_leave_ring(conn_of(fd), BERTHA_WHY_PASSED_ON);
+        continue;
+      }
+      memcpy(CMSG_DATA(head) + i * sizeof fd, &relay.end, sizeof fd);
+      r->relays[r->relay_count++] = relay;
     }
   }
   errno = saved;
+  return r->relay_count > 0 ? m : msg;
+}
+
+void rights_end(struct rights *r, bool sent) {
+  int saved = errno;
+  for (unsigned i = 0; i < r->relay_count; i++) {
+    if (sent) {
+      relay_go(&r->relays[i]);
+    } else {
+      relay_cancel(&r->relays[i]);
+    }
+  }
+  errno = saved;
+}
+
+/* For bertha-relay (native/relay): how many descriptors a connection has, in all processes. */
+BERTHA_EXPORT unsigned bertha_connection_holders(int fd);
+unsigned bertha_connection_holders(int fd) {
+  struct conn *c = conn_of(fd);
+  if (c == NULL) {
+    return 0;
+  }
+  unsigned own = atomic_load(&c->info.refs);
+  return c->home != NULL ? own + atomic_load(&c->home->info.refs) - 1 : own;
 }

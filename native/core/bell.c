@@ -7,6 +7,7 @@
 #include <sys/eventfd.h>
 #include <sys/resource.h>
 
+#include "abroad.h"
 #include "agentc.h"
 #include "conn.h"
 
@@ -153,11 +154,21 @@ void bell_on_connection(struct conn *c, int fd) {
     REAL(setsockopt)(fd, 6 /* IPPROTO_TCP */, 1 /* TCP_NODELAY */, &on, sizeof on);
     conn_set_flag(c, CONN_NODELAY_FORCED);
   }
-  atomic_fetch_add_explicit(&d->bells, 1, memory_order_release);
-  /* never EAGAIN: a direction switches only while the kernel has room, and two bytes are the most it holds */
-  if (REAL(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
-    atomic_fetch_sub_explicit(&d->bells, 1, memory_order_release);
+  /* Counted like any other send: no bell comes behind the bytes of a ring that is given back (takeback.c). */
+  atomic_fetch_add(&c->kernel_sends, 1);
+  abroad_kernel_send(c, 1, 0);
+  while (atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING) {
+    bertha_pause();
   }
+  if (atomic_load(&d->ring_end) == UINT64_MAX) {
+    atomic_fetch_add_explicit(&d->bells, 1, memory_order_release);
+    /* never EAGAIN: a direction switches only while the kernel has room, and two bytes are the most it holds */
+    if (REAL(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
+      atomic_fetch_sub_explicit(&d->bells, 1, memory_order_release);
+    }
+  }
+  atomic_fetch_sub(&c->kernel_sends, 1);
+  abroad_kernel_send(c, -1, 0);
 }
 
 static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {

@@ -57,6 +57,15 @@ bool tx_switched(struct conn *c, int fd);           /* switches if it can */
 void tx_to_kernel(struct conn *c);                  /* with the tx lock held: from here on, for good */
 void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
 
+/* takeback.c */
+/* Leaves the ring with nothing left in it, if the other end answers: true: the kernel's connection is all there is. */
+bool conn_take_back(struct conn *c, int fd, uint32_t why);
+void conn_give_back(struct conn *c, int fd); /* the other end asked for that */
+void tx_give_back(struct conn *c, int fd);   /* with the tx lock held */
+static inline bool conn_asked_back(const struct conn *c) {
+  return atomic_load_explicit(&conn_tx(c)->want_kernel, memory_order_relaxed) == BERTHA_WANT_ALL_BACK;
+}
+
 /* ready.c: which of `want` (poll's bits) hold now, as the rings say; POLLERR and POLLHUP always count. */
 short conn_events(struct conn *c, int fd, short want);
 void conn_kernel_events(struct conn *c, uint32_t epoll_events); /* what the kernel reported of its half */

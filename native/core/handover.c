@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "parcel.h"
+#include "relay.h"
 #include "unixpair.h"
 
 #ifndef BERTHA_VERSION
@@ -83,7 +84,13 @@ static uint32_t table_number(struct parcel_header *head, int fd) {
 /* Does this process's image pass the descriptor on?  In a vfork child the number may be another one's by now. */
 static bool survives(const struct packing *p, const struct conn *c, int fd) {
   if (p->h->spawn && p->moved && (conn_flags(c) & CONN_SPAWN)) {
-    return true;
+    const int *at = p->h->copied;
+    while (at != NULL && *at >= 0 && *at != fd) {
+      at++;
+    }
+    if (at == NULL || *at == fd) {
+      return true;
+    }
   }
   int flags = REAL(fcntl)(fd, F_GETFD);
   return flags >= 0 && !(flags & FD_CLOEXEC);
@@ -117,11 +124,40 @@ static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
   }
 }
 
+/* A descriptor of the new program is to be a relay's end: after an exec this process's own, of a spawn by its actions. */
+static bool relayed(struct packing *p, struct conn *c, int fd) {
+  struct handover *h = p->h;
+  uint64_t cookie = bertha_cookie(fd);
+  unsigned i = 0;
+  while (i < h->relay_count && (h->relays[i].cookie != cookie || h->spawn)) {
+    i++;
+  }
+  if ((h->spawn && h->copied == NULL) || i == HANDOVER_RELAYS ||
+      (i == h->relay_count && !relay_begin(&h->relays[i].relay, c, fd))) {
+    return false;
+  }
+  h->relays[i].cookie = cookie;
+  h->relays[i].fd = fd;
+  h->relay_count += i == h->relay_count;
+  return h->spawn || REAL(dup2)(h->relays[i].relay.end, fd) == fd;
+}
+
+static void let_relays_go(struct handover *h) {
+  for (unsigned i = 0; i < h->relay_count; i++) {
+    relay_go(&h->relays[i].relay);
+  }
+  h->relay_count = 0;
+}
+
 /* Nobody over there knows how to read a ring. */
 static void leave_bare(struct packing *p, struct conn *c, int fd, bool passed_on) {
-  if (passed_on && !conn_stays_plain(c, BERTHA_WHY_INHERITED)) {
-    conn_decide(c, fd, BERTHA_WHY_INHERITED);
-    conn_leave_ring(c, BERTHA_WHY_INHERITED);
+  if (passed_on && !conn_stays_plain(c, BERTHA_WHY_INHERITED) &&
+      conn_decide(c, fd, BERTHA_WHY_INHERITED) == BERTHA_CONN_SHM &&
+      !conn_take_back(c, fd, BERTHA_WHY_PASSED_ON)) {
+    c->info.reason = BERTHA_WHY_PASSED_ON;
+    if (!relayed(p, c, fd)) {
+      conn_leave_ring(c, BERTHA_WHY_PASSED_ON);
+    }
   }
   if (p->stranger || p->h->spawn) {
     return;
@@ -266,6 +302,7 @@ static bool new_parcel(struct handover *h) {
 void handover_begin(struct handover *h, const char *path, bool spawn, bool moved, char *const from[],
                     char *env[]) {
   h->active = false;
+  h->relay_count = 0;
   h->spawn = spawn;
   h->fd = -1;
   memset(&h->head, 0, sizeof h->head);
@@ -289,6 +326,9 @@ void handover_begin(struct handover *h, const char *path, bool spawn, bool moved
     pack_process(&p, true);
     pack_process(&p, false);
   }
+  if (!spawn) {
+    let_relays_go(h);
+  }
   h->head.conn_count = p.count;
   if (!p.bare) {
     h->active = true;
@@ -308,6 +348,7 @@ void handover_begin(struct handover *h, const char *path, bool spawn, bool moved
 }
 
 void handover_spawned(struct handover *h) {
+  let_relays_go(h);
   if (h->active) {
     int saved = errno;
     keep_open(&h->head, false);
@@ -318,6 +359,9 @@ void handover_spawned(struct handover *h) {
 
 /* The references that the next image was given come back. */
 void handover_failed(struct handover *h) {
+  for (; h->relay_count > 0; h->relay_count--) {
+    relay_cancel(&h->relays[h->relay_count - 1].relay);
+  }
   if (!h->active) {
     return;
   }

@@ -135,13 +135,20 @@ struct bertha_direction {
   uint8_t pad0[BERTHA_CACHELINE - 44];
   /* written by the consumer */
   _Atomic uint64_t head;
-  _Atomic uint32_t want_kernel; /* the consumer asks the producer to go back to the kernel */
+  _Atomic uint32_t want_kernel; /* BERTHA_WANT_*: the consumer asks the producer to go back to the kernel */
   uint8_t pad1[BERTHA_CACHELINE - 12];
   /* The bell of last resort: bytes on the kernel's connection, which make the consumer's descriptor
    * readable for everybody (poll, any epoll, io_uring, a process without a shim). */
   _Atomic uint32_t bell_out; /* 1: a bell byte lies in the kernel's queue */
   _Atomic uint32_t bells;    /* how many were ever sent; the consumer skips them after ring_end */
   uint8_t pad2[BERTHA_CACHELINE - 8];
+};
+
+enum bertha_want {
+  BERTHA_WANT_RING = 0,
+  BERTHA_WANT_KERNEL = 1,   /* from the producer's next byte on */
+  BERTHA_WANT_ALL_BACK = 2, /* also what is unread: the consumer has stopped at `head` */
+  BERTHA_WANT_GIVING = 3,   /* the producer's answer to that, while it sends it */
 };
 
 /* Who of one side waits for this slot: indices into this side's sleepers, 0: nobody. */

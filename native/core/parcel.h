@@ -5,6 +5,7 @@
 #ifndef BERTHA_PARCEL_H
 #define BERTHA_PARCEL_H
 
+#include "relay.h"
 #include "shim.h"
 
 #define PARCEL_MAGIC 0x4c435250u /* "PRCL" */
@@ -55,10 +56,19 @@ enum target target_of(const char *path, char *const env[]);
 bool target_find(const char *file, char *path, size_t size);
 
 /* handover.c */
+enum { HANDOVER_RELAYS = 8 };
 struct handover {
   bool active;
   bool spawn;
+  /* of a spawn: what its file actions copy, -1 at the end; NULL: not known */
+  const int *copied;
   int fd;
+  unsigned relay_count; /* of a spawn: the new program is to have `end` where it would have had `fd` */
+  struct {
+    uint64_t cookie;
+    int fd;
+    struct relay relay;
+  } relays[HANDOVER_RELAYS];
   char variable[64];
   struct parcel_header head;
 };

@@ -95,6 +95,9 @@ static short events_now(struct conn *c, int fd, short want) {
 short conn_events(struct conn *c, int fd, short want) {
   bool abroad = abroad_enter(c);
   short r = events_now(c, fd, want);
+  if (!(r & POLLIN) && UNLIKELY(conn_asked_back(c))) {
+    conn_give_back(c, fd);
+  }
   abroad_leave(c, abroad);
   return r;
 }

@@ -135,8 +135,11 @@ static bool on_ring(struct conn *c, int fd) {
   if (c->tx_phase == PHASE_BEFORE && !switch_to_ring(c, fd)) {
     return false;
   }
+  if (UNLIKELY(conn_asked_back(c))) {
+    tx_give_back(c, fd);
+  }
   if (c->tx_phase == PHASE_RING &&
-      UNLIKELY(atomic_load_explicit(&conn_tx(c)->want_kernel, memory_order_relaxed) ||
+      UNLIKELY(atomic_load_explicit(&conn_tx(c)->want_kernel, memory_order_relaxed) == BERTHA_WANT_KERNEL ||
                atomic_load_explicit(&c->slot->watch[1 - c->side].done, memory_order_relaxed))) {
     tx_to_kernel(c); /* asked to, or nobody is there to read: the kernel knows what to answer */
   }

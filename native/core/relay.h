@@ -1,0 +1,20 @@
+/* A process that reads and writes a ring for a program that cannot (relay.c). */
+#ifndef BERTHA_RELAY_H
+#define BERTHA_RELAY_H
+
+#include "shim.h"
+
+struct relay {
+  int end;  /* for the program: close-on-exec */
+  int word; /* waits for relay_go() */
+};
+
+/* Starts one for the connection `fd`, with a reference of its own to it.  False: it could not be started. */
+bool relay_begin(struct relay *r, const struct conn *c, int fd);
+void relay_go(struct relay *r); /* the program has its end: from here on it copies */
+void relay_cancel(struct relay *r);
+
+/* Two ends of a stream, both close-on-exec; TCP where it can be had. */
+bool relay_pair(int family, int pair[2]);
+
+#endif
