@@ -43,7 +43,7 @@ struct bertha_carrier_carry {
   uint16_t kind;
   uint32_t side; /* BERTHA_SIDE_* */
   uint32_t mode;
-  uint64_t listener;     /* server */
+  uint64_t listener;     /* server: which; client: bertha_negotiate_reply's context */
   uint32_t status_index; /* where the outcome is to be written */
   uint32_t plan_size;    /* client: bytes that follow */
 };

@@ -111,7 +111,8 @@ static bool open_carrier(uint32_t which) {
   struct bertha_carrier_request reply;
   int fd = -1;
   if (!open_statuses() ||
-      agent_call(BERTHA_OP_CARRIER, &body, sizeof body, NULL, 0, &reply, sizeof reply, &fd, 1) != 0 ||
+      agent_call(BERTHA_OP_CARRIER, &body, sizeof body, &here.status_fd, 1, &reply, sizeof reply, &fd, 1) !=
+          0 ||
       fd < 0) {
     return false;
   }
@@ -190,6 +191,7 @@ struct plan {
   uint32_t verdict;
   uint32_t carrier;
   uint32_t size;
+  uint64_t context;
   uint64_t generation;
   int64_t until;
   uint8_t *bytes;
@@ -243,6 +245,7 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
     p->verdict = reply->head.verdict;
     p->carrier = reply->head.carrier;
     p->size = reply->head.plan_size;
+    p->context = reply->head.context;
     p->generation = generation;
     p->until = bertha_now_ns() + (int64_t)reply->head.valid_ms * 1000000;
     memcpy(p->detail, reply->head.detail, sizeof p->detail - 1);
@@ -283,6 +286,7 @@ static struct plan *remember(struct plan *p) {
         memcmp(old->bytes, p->bytes, p->size) == 0) {
       old->until = p->until;
       old->generation = p->generation;
+      old->context = p->context;
       memcpy(old->detail, p->detail, sizeof old->detail);
       free(p->bytes);
       free(p);
@@ -397,8 +401,10 @@ bool carried_settle(struct conn *c, int fd) {
   if (!unix_swapped(c)) {
     int64_t began = bertha_now_ns();
     const struct plan *plan = c->plan;
-    struct bertha_carrier_carry head = {
-        .side = BERTHA_SIDE_CLIENT, .mode = BERTHA_CARRY_PLAN, .plan_size = plan->size};
+    struct bertha_carrier_carry head = {.side = BERTHA_SIDE_CLIENT,
+                                        .mode = BERTHA_CARRY_PLAN,
+                                        .listener = plan->context,
+                                        .plan_size = plan->size};
     connlog_addresses(c, fd);
     if (!hand_over(c, fd, plan->carrier, &head, plan->bytes)) {
       refuse(c, fd, BERTHA_WHY_NO_CARRIER);

@@ -157,6 +157,7 @@ struct bertha_negotiate_reply {
   uint32_t carrier; /* BERTHA_CARRIER_NATIVE, BERTHA_CARRIER_PYTHON */
   uint32_t valid_ms;
   uint32_t plan_size;
+  uint64_t context; /* what the carrier calls the client's own certificates; 0: the default ones */
   char detail[400]; /* REFUSED and PLAIN: one line, NUL-terminated */
 };
 
