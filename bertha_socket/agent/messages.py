@@ -35,7 +35,7 @@ BELL: Final = struct.Struct("=II")
 RESOLVE: Final = struct.Struct("=16s16sHHI8Q")
 RESOLVE_REPLY: Final = struct.Struct("=Q")
 NEGOTIATE: Final = struct.Struct("=16sHHIQ")
-NEGOTIATE_REPLY: Final = struct.Struct("=IIII400s")
+NEGOTIATE_REPLY: Final = struct.Struct("=IIIIQ400s")
 CARRIER: Final = struct.Struct("=II")
 
 #: In HELLO's reply: a rule of the process's policy has chunnels for it as a client.
@@ -279,11 +279,16 @@ def one_line(text: str) -> bytes:
 
 
 def pack_negotiate_reply(
-    verdict: Verdict, carrier: CarrierKind, valid_ms: int, plan: bytes = b"", detail: str = ""
+    verdict: Verdict,
+    carrier: CarrierKind,
+    valid_ms: int,
+    plan: bytes = b"",
+    detail: str = "",
+    context: int = 0,
 ) -> bytes:
     """struct bertha_negotiate_reply, and the plan."""
     assert len(plan) <= PLAN_MAX
-    return NEGOTIATE_REPLY.pack(verdict, carrier, valid_ms, len(plan), one_line(detail)) + plan
+    return NEGOTIATE_REPLY.pack(verdict, carrier, valid_ms, len(plan), context, one_line(detail)) + plan
 
 
 def pack_link_reply(listener: int, index: int, plan: WirePlan) -> bytes:

@@ -240,7 +240,7 @@ class Shim:
             raise RefusedError(Reason(reply.status))
         assert not reply.fds
         size = messages.NEGOTIATE_REPLY.size
-        verdict, carrier, valid_ms, plan_size, detail = messages.NEGOTIATE_REPLY.unpack(reply.body[:size])
+        verdict, carrier, valid_ms, plan_size, _, detail = messages.NEGOTIATE_REPLY.unpack(reply.body[:size])
         plan = reply.body[size:]
         assert len(plan) == plan_size and detail[-1] == 0
         text = detail.partition(b"\0")[0].decode()
