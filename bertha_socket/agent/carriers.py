@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
-from bertha_socket import keys
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.messages import CarrierKind
 from bertha_socket.agent.model import Refused
@@ -30,6 +29,8 @@ MESSAGE_MAX: Final = 65536
 #: A carrier that ends so often (times, in seconds) is not started for a while: its fault would come again.
 _FAILURES: Final = 5
 _FAILURE_SECONDS: Final = 10.0
+#: Bytes of the log that are kept when another carrier starts.
+_LOG_MAX: Final = 1 << 20
 _ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _NATIVE: Final = os.path.join(_ROOT, "bertha_socket", "lib", "bertha-carrier")
 #: As the agent itself is started (start.py): nothing of the environment decides what code runs.  Site
@@ -92,8 +93,19 @@ class Carrier:
 class Carriers:
     """The carriers of one agent."""
 
-    def __init__(self, loop: Loop, judge: Judge, contexts: Callable[[], list[Context]]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        judge: Judge,
+        contexts: Callable[[], list[Context]],
+        *,
+        command: Callable[[CarrierKind], list[str] | None] | None = None,
+        log: str | None = None,
+    ) -> None:
+        """`log`: a file for what carriers write to their standard error; None: it goes where ours goes."""
         self._loop = loop
+        self._command = command or command_of
+        self._log = log
         self._judge = judge
         self._contexts = contexts
         self._running: dict[tuple[CarrierKind, int], Carrier] = {}
@@ -157,18 +169,19 @@ class Carriers:
         place = (kind, uid)
         failures = [t for t in self._failures.get(place, []) if self._loop.now - t < _FAILURE_SECONDS]
         self._failures[place] = failures
-        program = native_path() if kind == CarrierKind.NATIVE else sys.executable
-        if not program or len(failures) >= _FAILURES:
+        command = self._command(kind)
+        if command is None or len(failures) >= _FAILURES:
             raise Refused(Why.NO_CARRIER)
-        if kind == CarrierKind.NATIVE:
-            command = [program]
-        else:
-            known = [_ROOT, *(p for p in sys.path if os.path.isabs(p) and p != _ROOT)]
-            command = [program, "-I", "-c", _PYTHON, ":".join(known)]
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with theirs:
-                process = _spawn([*command, "--control", str(theirs.fileno())], theirs.fileno(), uid, peer)
+                command += ["--control", str(theirs.fileno())]
+                log = self._open_log(uid)
+                try:
+                    process = _spawn(command, theirs.fileno(), uid, peer, log)
+                finally:
+                    if log is not None:
+                        os.close(log)
             pidfd = os.pidfd_open(process.pid)
         except OSError as error:
             ours.close()
@@ -180,6 +193,17 @@ class Carriers:
         self._loop.watch(ours, lambda: self._readable(carrier))
         self._loop.watch(pidfd, lambda: self._ended(carrier))
         return carrier
+
+    def _open_log(self, uid: int) -> int | None:
+        if uid != os.geteuid():
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)  # others do not fill our folder
+        if self._log is None:
+            return None
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(self._log, flags, 0o600)
+        if os.fstat(fd).st_size > _LOG_MAX:
+            os.ftruncate(fd, 0)
+        return fd
 
     def _drop(self, carrier: Carrier) -> None:
         """No new work for it: it ends by itself when its connections have ended."""
@@ -253,7 +277,20 @@ def parse(data: bytes) -> dict[str, Any] | None:
     return message
 
 
-def _spawn(command: list[str], control: int, uid: int, peer: Peer) -> subprocess.Popen[bytes]:
+def command_of(kind: CarrierKind) -> list[str] | None:
+    """How a carrier is started; None: it is not there."""
+    if kind == CarrierKind.NATIVE:
+        program = native_path()
+        return None if program is None else [program]
+    if not sys.executable:
+        return None
+    known = [_ROOT, *(p for p in sys.path if os.path.isabs(p) and p != _ROOT)]
+    return [sys.executable, "-I", "-c", _PYTHON, ":".join(known)]
+
+
+def _spawn(
+    command: list[str], control: int, uid: int, peer: Peer, log: int | None
+) -> subprocess.Popen[bytes]:
     """Raises OSError."""
     user: dict[str, Any] = {}
     if uid != os.geteuid():
@@ -266,6 +303,7 @@ def _spawn(command: list[str], control: int, uid: int, peer: Peer) -> subprocess
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
+            stderr=log,
             pass_fds=(control,),
             cwd="/",
             start_new_session=True,  # what ends the agent's terminal or its group does not end connections
@@ -274,12 +312,3 @@ def _spawn(command: list[str], control: int, uid: int, peer: Peer) -> subprocess
         )
     except subprocess.SubprocessError as error:  # it could not become the user
         raise OSError(0, str(error)) from error
-
-
-def cluster_context(key: bytes | None) -> Context:
-    """What everybody has: the cluster's secrets, if there are any."""
-    material = None
-    if key is not None:
-        with contextlib.suppress(ImportError):
-            material = keys.material(key)
-    return Context(0, material, key)

@@ -15,14 +15,15 @@ from typing import Final, NamedTuple
 
 from bertha_socket import keys
 from bertha_socket.agent import memory, plans
-from bertha_socket.agent.carriers import Context, Judge, cluster_context, native_path
+from bertha_socket.agent.carriers import Judge, native_path
 from bertha_socket.agent.messages import CarrierKind, DagNeed
 from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.secrets import Secrets, named_files
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types, get
 from bertha_socket.dag import Chunnel, Dag, Need, Value
 from bertha_socket.negotiation.choose import choose
-from bertha_socket.negotiation.offer import Offer, offer_of
+from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS
 from bertha_socket.negotiation.plan import Plan, Refusal, acceptable
 from bertha_socket.negotiation.rules import Rules
@@ -51,30 +52,18 @@ class Choice(NamedTuple):
 class Offers:
     """The offers of everybody who is registered with one agent."""
 
-    def __init__(self) -> None:
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
         self._probes: dict[tuple[str, str], tuple[float, str | None]] = {}
         self._made: dict[tuple[object, ...], tuple[float, Offer]] = {}
 
-    # -- the cluster key ------------------------------------------------------------------------------
-
-    def cluster_key(self) -> bytes | None:
-        """The key that is configured now.  Raises keys.KeyFileError."""
-        return keys.find()
-
     def key_fact(self) -> str | None:
-        """For STATUS: the key's id, or what is wrong with it."""
+        """For STATUS: the cluster key's id, or what is wrong with it."""
         try:
             key = keys.find()
         except keys.KeyFileError as error:
             return error.strerror
         return None if key is None else keys.key_id(key)
-
-    def contexts(self) -> list[Context]:
-        """What a carrier must be told when it starts."""
-        try:
-            return [cluster_context(self.cluster_key())]
-        except keys.KeyFileError:
-            return []
 
     # -- offers ---------------------------------------------------------------------------------------
 
@@ -92,6 +81,10 @@ class Offers:
         chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
         has_key = self._has_key()
         foreign = subject.uid != os.geteuid()
+        if side == "client":
+            self._secrets.for_client(dag, subject.uid)
+        elif named_files(dag):
+            self._secrets.check(dag, subject.uid)
         key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign)
         known = self._made.get(key)
         if known is not None and known[0] > time.monotonic():
@@ -103,9 +96,7 @@ class Offers:
         return offer
 
     def _make(self, dag: Dag, rule: Rule | None, has_key: bool, foreign: bool) -> Offer:
-        own_certificate = any(
-            c.type == "encrypt" and any(n == "cert" for n, _ in c.kwargs) for c in dag.chunnels
-        )
+        own_certificate = bool(named_files(dag))
 
         def usable(kind: ChunnelType, implementation: Implementation) -> bool:
             if kind.name == "encrypt" and not has_key and not own_certificate:
@@ -145,9 +136,11 @@ class Offers:
         need = DagNeed.NONE
         offers = []
         for addr in listener.entries:
-            found = plans.need_of(plans.dag_of(listener.policy, listener.subject, "server", addr, where.port))
+            dag = plans.dag_of(listener.policy, listener.subject, "server", addr, where.port)
+            found = plans.need_of(dag)
             if found != DagNeed.NONE:
                 with contextlib.suppress(OSError):  # then every client is refused, and told why
+                    self._secrets.for_listener(listener.id, dag, listener.uid)
                     offers.append(self.of_listener(listener, addr))
                 need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
@@ -220,11 +213,9 @@ def pick(client: Offer, server: Offer) -> Choice | Refusal:
 def carrier_of(plan: Plan, offer: Offer, side: str) -> CarrierKind:
     """Which carrier runs all of that end's implementations."""
     names = [(c.type, c.implementation(side)) for c in plan.chunnels]
+    entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *offer.chunnels)
     native = {
-        (entry.type, i.name)
-        for entry in (*offer.able, *offer.chunnels)
-        for i in entry.implementations
-        if i.carrier == "native"
+        (entry.type, i.name) for entry in entries for i in entry.implementations if i.carrier == "native"
     }
     return CarrierKind.NATIVE if all(n is None or (t, n) in native for t, n in names) else CarrierKind.PYTHON
 

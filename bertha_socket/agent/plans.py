@@ -5,17 +5,16 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import Final
 
 from bertha_socket.agent import addresses, messages
 from bertha_socket.agent.messages import DagNeed, WirePlan
 from bertha_socket.agent.model import Process, Refused
+from bertha_socket.dag import Dag, Need, parse
 from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
 from bertha_socket.policy import Policy, Rule, Subject
 from bertha_socket.reasons import Reason as Why
-
-if TYPE_CHECKING:
-    from bertha_socket.dag import Dag
 
 _BITS: Final = {"shm": messages.IMPL_SHM, "unix": messages.IMPL_UNIX, "tcp": messages.IMPL_TCP}
 _NAMES: Final = {bit: name for name, bit in _BITS.items()}
@@ -78,14 +77,11 @@ def dag_of(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) 
     return _parsed(rule.dag) if rule is not None else None
 
 
+@lru_cache(maxsize=256)
 def _parsed(dag: object) -> Dag | None:
-    if not dag:
-        return None
     if isinstance(dag, str):
-        from bertha_socket.dag import parse
-
-        return parse(dag)
-    return dag
+        return parse(dag) if dag else None
+    return dag if isinstance(dag, Dag) else None
 
 
 def wants_chunnels(policy: Policy, subject: Subject, addr: bytes, port: int) -> bool:
@@ -95,12 +91,10 @@ def wants_chunnels(policy: Policy, subject: Subject, addr: bytes, port: int) -> 
 
 def need_of(dag: Dag | None) -> DagNeed:
     """What a listener with that DAG does with clients that know of no chunnels."""
-    if dag is None:
-        return DagNeed.NONE
-    wanted = {c.need.value for c in dag.chunnels if c.type not in BOTTOM}
-    if "require" in wanted:
+    wanted = {c.need for c in dag.chunnels if c.type not in BOTTOM} if dag is not None else set()
+    if Need.REQUIRE in wanted:
         return DagNeed.REQUIRED
-    return DagNeed.MAYBE if "prefer" in wanted else DagNeed.NONE
+    return DagNeed.MAYBE if Need.PREFER in wanted else DagNeed.NONE
 
 
 def has_client_dags(policy: Policy) -> bool:

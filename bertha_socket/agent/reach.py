@@ -88,6 +88,8 @@ class Others(NamedTuple):
     port: int
     #: On which it answers itself, or one line why not.
     listening: socket.socket | str
+    #: Where carriers write; None: to the agent's standard error.
+    carrier_log: str | None = None
 
 
 NO_OTHERS: Final = Others(Reach(()), 0, "not asked for")

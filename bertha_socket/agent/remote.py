@@ -18,8 +18,9 @@ from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.messages import CarrierKind, Negotiate, Verdict
 from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.offers import Choice, Offers, carrier_of, check_arguments, required_of
-from bertha_socket.agent.reach import Reach
+from bertha_socket.agent.reach import Others
 from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.secrets import Secrets
 from bertha_socket.agent.talk import Talk
 from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation._codec import NegotiationError
@@ -83,15 +84,16 @@ class Remote:
         loop: Loop,
         registry: Registry,
         offers: Offers,
-        reach: Reach,
-        port: int,
+        secrets: Secrets,
+        others: Others,
         answer: Callable[[Caller, Answer], None],
     ) -> None:
         self._loop = loop
         self._registry = registry
         self._offers = offers
-        self._reach = reach
-        self._port = port
+        self._secrets = secrets
+        self._reach = others.reach
+        self._port = others.port
         self._answer = answer
         self._known: OrderedDict[_Key, Outcome] = OrderedDict()
         #: Hosts without an agent: (namespace, address) to (until when, why).
@@ -128,9 +130,9 @@ class Remote:
                 why = "its address is not one whose agents are asked (BERTHA_AGENT_PEERS)"
                 return self._nobody(offer, where, why, now + _NO_AGENT_SECONDS).reply(now)
             try:
-                secret = self._offers.cluster_key()
+                secret = self._secrets.cluster_key()
             except KeyFileError as error:
-                return self._nobody(offer, where, error.strerror, now + _LOCAL_SECONDS).reply(now)
+                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(now)
             question = self._ask(key, wish, secret, sock.dup())
         question.waiting.append(caller)
         return None
@@ -286,7 +288,7 @@ class Remote:
     def facts(self) -> list[dict[str, object]]:
         """For STATUS: what is remembered now, by destination."""
         now = self._loop.now
-        plans = [
+        plans: list[dict[str, object]] = [
             {
                 "destination": addresses.endpoint(key.addr, key.port),
                 "verdict": outcome.verdict.name.lower(),
@@ -296,7 +298,7 @@ class Remote:
             for key, outcome in self._known.items()
             if outcome.until > now
         ]
-        silent = [
+        silent: list[dict[str, object]] = [
             {
                 "destination": addresses.to_text(addr),
                 "verdict": "silent",

@@ -19,11 +19,12 @@ from bertha_socket.agent.model import Listener
 from bertha_socket.agent.offers import Offers
 from bertha_socket.agent.reach import Reach
 from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.secrets import Secrets
 from bertha_socket.agent.talk import Talk
 from bertha_socket.keys import KeyFileError
-from bertha_socket.negotiation.machine import NO_LISTENER, Asked
+from bertha_socket.negotiation.machine import NO_LISTENER, Answer, Asked
 from bertha_socket.negotiation.machine import Responder as Machine
-from bertha_socket.negotiation.plan import Plan, Refusal
+from bertha_socket.negotiation.plan import Refusal
 
 _AT_ONCE: Final = 64
 _AT_ONCE_PER_HOST: Final = 8
@@ -33,10 +34,13 @@ _SECONDS: Final = 3.0
 class Responder:
     """The responder's side of one agent."""
 
-    def __init__(self, loop: Loop, registry: Registry, offers: Offers, reach: Reach) -> None:
+    def __init__(
+        self, loop: Loop, registry: Registry, offers: Offers, secrets: Secrets, reach: Reach
+    ) -> None:
         self._loop = loop
         self._registry = registry
         self._offers = offers
+        self._secrets = secrets
         self._reach = reach
         self._listening: dict[int, socket.socket] = {}
         self._talks: dict[Talk, bytes] = {}
@@ -92,7 +96,7 @@ class Responder:
             sock.close()
             return
         try:
-            machine = Machine(self._offers.cluster_key())
+            machine = Machine(self._secrets.cluster_key())
         except KeyFileError:  # a key that cannot be used is no reason to answer without one
             sock.close()
             return
@@ -126,7 +130,7 @@ class Responder:
         if isinstance(event, Asked):
             machine.answer(self._decide(netns, event))
 
-    def _decide(self, netns: int, asked: Asked) -> Plan | Refusal | NoListener:
+    def _decide(self, netns: int, asked: Asked) -> Answer:
         """The plan for a client of another host."""
         try:
             addr = addresses.from_text(asked.addr)

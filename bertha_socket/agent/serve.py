@@ -36,7 +36,8 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
     except ValueError as error:
         raise paths.PlaceError(errno.EINVAL, str(error)) from None
     # In the namespace that we were started in, which is our host's.
-    others = reach.Others(reach_of_us, port, reach.open_port(port))
+    log = path + ".carriers.log" if detached else None
+    others = reach.Others(reach_of_us, port, reach.open_port(port), log)
     if detached:
         os.chdir("/")
         memory.leave_netns()

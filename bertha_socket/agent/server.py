@@ -14,22 +14,19 @@ from collections.abc import Callable
 from typing import Final
 
 from bertha_socket.agent import limits, memory, messages, plans, sockets, status
-
-try:
-    from bertha_socket.agent.carriers import Carriers
-    from bertha_socket.agent.offers import Offers
-    from bertha_socket.agent.remote import Remote
-    from bertha_socket.agent.responder import Responder
-except ImportError:
-    Offers = None
+from bertha_socket.agent.carriers import Carriers
 from bertha_socket.agent.connection import Connection
 from bertha_socket.agent.errands import Errands
 from bertha_socket.agent.handlers import Answer, Caller
 from bertha_socket.agent.loop import READ, Ticker
 from bertha_socket.agent.model import Listener, Process
+from bertha_socket.agent.offers import Offers
 from bertha_socket.agent.policies import Loaded, Policies
 from bertha_socket.agent.reach import NO_OTHERS, Others
 from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.remote import Remote
+from bertha_socket.agent.responder import Responder
+from bertha_socket.agent.secrets import Secrets
 from bertha_socket.reasons import Reason as Why
 
 BACKLOG: Final = 1024
@@ -63,14 +60,13 @@ class Server:
         self._next_orphans: float | None = None
         registry.listeners.spaces.watcher = self
         self._others = others
-        self._offers = None
-        self._tickers: tuple[Ticker, ...] = (self._errands,)
-        if Offers is None:
-            return
-        self._offers = Offers()
-        self._carriers = Carriers(self, self._offers.judge_for(registry), self._offers.contexts)
-        self._remote = Remote(self, registry, self._offers, others.reach, others.port, self._answer_late)
-        self._responder = Responder(self, registry, self._offers, others.reach)
+        secrets = Secrets()
+        self._offers = Offers(secrets)
+        judge = self._offers.judge_for(registry)
+        self._carriers = Carriers(self, judge, secrets.contexts, log=others.carrier_log)
+        secrets.changed = self._carriers.context_changed
+        self._remote = Remote(self, registry, self._offers, secrets, others, self._answer_late)
+        self._responder = Responder(self, registry, self._offers, secrets, others.reach)
         self._tickers: tuple[Ticker, ...] = (self._errands, self._remote, self._responder)
 
     # -- the loop -------------------------------------------------------------------------------------
@@ -86,7 +82,7 @@ class Server:
         }
         self.watch(self._listening, self._accept)
         self.watch(self._wake_in, self._woken)
-        if self._offers and isinstance(self._others.listening, socket.socket):
+        if isinstance(self._others.listening, socket.socket):
             self._responder.listen(self._others.listening, own=True)
         try:
             while not self._stopping:
@@ -97,10 +93,7 @@ class Server:
                 signal.signal(number, handler)
             for connection in list(self._connections.values()):
                 self._end(connection)
-            for part in (
-                self._errands,
-                *((self._remote, self._responder, self._carriers) if self._offers else ()),
-            ):
+            for part in (self._errands, self._remote, self._responder, self._carriers):
                 part.close()
             self._selector.close()
             self._wake_in.close()
@@ -138,7 +131,7 @@ class Server:
         self._drop_silent()
         for part in self._tickers:
             part.tick(self.now)
-        if self.registry.processes or self._errands.busy or (self._offers and self._remote.busy):
+        if self.registry.processes or self._errands.busy or self._remote.busy:
             self._idle_since = self.now
         elif self.now - self._idle_since >= self._idle_seconds:
             self._stopping = True
@@ -294,8 +287,7 @@ class Server:
 
     def settle(self, listener: Listener) -> None:
         """Decides what a listener's connections may have, after it has registered."""
-        if self._offers:
-            self._offers.settle(listener)
+        self._offers.settle(listener)
 
     def adopt_port(self, fd: int) -> None:
         """Takes over a socket that listens on the agents' port of a namespace."""
@@ -311,8 +303,7 @@ class Server:
         uid = caller.peer.uid
         agent = status.agent_facts(self.registry, self.started)
         agent |= {"faults": self._faults, "last_fault": self._last_fault}
-        if self._offers:
-            agent |= self._chunnel_facts()
+        agent |= self._chunnel_facts()
 
         def done(outcome: int | None) -> None:
             if outcome is None:

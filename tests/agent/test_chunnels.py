@@ -61,8 +61,8 @@ def test_tcp_only_with_chunnels_is_listed_all_the_same(agent: Agent, room: Path)
         os.close(claims)
         assert need == DagNeed.REQUIRED
         assert [e.flags & memory.DAG for e in entries(agent.path)] == [memory.DAG]
+        netns = memory.netns_cookie(sock.fileno())
         with agent.shim() as client, pytest.raises(RefusedError, match="CHUNNEL_REFUSED"):
-            netns = memory.netns_cookie(sock.fileno())
             client.connect(listener, LOCAL, sock.getsockname()[1], netns)
 
 

@@ -46,7 +46,10 @@ def call(port: int, machine: Initiator) -> object:
     with socket.create_connection((LOCAL, port), 10) as sock:
         sock.sendall(machine.outgoing())
         while not machine.finished:
-            machine.receive(sock.recv(65536))
+            try:
+                machine.receive(sock.recv(65536))
+            except ConnectionResetError:  # turned away
+                machine.receive(b"")
     return machine.event()
 
 

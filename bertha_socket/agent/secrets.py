@@ -1,0 +1,148 @@
+"""The secrets that carriers need: the cluster's, and certificates that a rule names for itself.
+
+`encrypt(cert="...", key="...", ca="...")` names files of this host.  The agent reads them, because a carrier
+may serve many; it reads them with its own rights, so only for policies of its own user.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from typing import Final
+
+from bertha_socket import keys
+from bertha_socket.agent.carriers import Context
+from bertha_socket.dag import Dag, Value
+
+_FILE_MAX: Final = 1 << 16
+_NAMES: Final = ("cert", "key", "ca")
+
+
+class SecretError(OSError):
+    """A rule's certificates cannot be used; one line with the file and the remedy."""
+
+
+def named_files(dag: Dag | None) -> dict[str, str]:
+    """The files that the DAG's `encrypt` names, by argument; empty: none, the cluster key is meant."""
+    for chunnel in dag.chunnels if dag is not None else ():
+        if chunnel.type == "encrypt":
+            given: dict[str, Value] = dict(zip(_NAMES, chunnel.args, strict=False)) | dict(chunnel.kwargs)
+            return {n: v for n, v in given.items() if n in _NAMES and isinstance(v, str) and v}
+    return {}
+
+
+def read(files: dict[str, str]) -> dict[str, str]:
+    """Their PEM texts, as a context has them.  Without `ca`, the other end must have this very certificate.
+
+    Raises SecretError.
+    """
+    for name in ("cert", "key"):
+        if name not in files:
+            raise SecretError(errno.EINVAL, f"encrypt: {name} is missing; give cert and key, and perhaps ca")
+    found = {name: _read(path) for name, path in files.items()}
+    return {"certificate": found["cert"], "key": found["key"], "ca": found.get("ca", found["cert"])}
+
+
+def _read(path: str) -> str:
+    try:
+        if not os.path.isabs(path):
+            raise OSError(errno.EINVAL, "not an absolute path")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            data = file.read(_FILE_MAX + 1)
+        text = data.decode("ascii")
+        if len(data) > _FILE_MAX or "-----BEGIN " not in text:
+            raise ValueError
+        return text
+    except OSError as error:
+        raise SecretError(error.errno or errno.EIO, f"encrypt: {path}: {error.strerror}") from None
+    except ValueError:
+        raise SecretError(errno.EINVAL, f"encrypt: {path}: not a PEM file") from None
+
+
+class Secrets:
+    """All contexts of one agent."""
+
+    def __init__(self) -> None:
+        #: Tells the carriers.
+        self.changed: Callable[[Context], None] = lambda context: None
+        self._cluster: Context | None = None
+        self._own: dict[int, Context] = {}
+
+    def cluster_key(self) -> bytes | None:
+        """The key that is configured now.  Raises keys.KeyFileError."""
+        key = keys.find()
+        if self._cluster is None or self._cluster.key != key:
+            material = None
+            if key is not None:
+                with contextlib.suppress(ImportError):
+                    material = keys.material(key)
+            self._cluster = Context(0, material, key)
+            self.changed(self._cluster)
+            for number, context in self._own.items():
+                self._tell(number, context._replace(key=key))
+        return key
+
+    def contexts(self) -> list[Context]:
+        """What a carrier is told when it starts."""
+        with contextlib.suppress(keys.KeyFileError):
+            self.cluster_key()
+        cluster = self._cluster or Context(0, None, None)
+        return [cluster, *self._own.values()]
+
+    def for_listener(self, number: int, dag: Dag | None, uid: int) -> None:
+        """Gives a listener the certificates that its rule names, if it names any.
+
+        Raises SecretError (and then its carrier has none to show).
+        """
+        files = named_files(dag)
+        if not files:
+            self.drop(number)
+            return
+        try:
+            self._tell(number, self._context(number, files, uid))
+        except SecretError:
+            self._tell(number, Context(number, None, self._key()))
+            raise
+
+    def for_client(self, dag: Dag | None, uid: int) -> int:
+        """The number of the context with the certificates that a client's rule names; 0: the cluster's.
+
+        Raises SecretError.
+        """
+        files = named_files(dag)
+        if not files:
+            return 0
+        number = int.from_bytes(hashlib.sha256(repr(sorted(files.items())).encode()).digest()[:8], "big") or 1
+        context = self._context(number, files, uid)
+        if self._own.get(number) != context:
+            self._tell(number, context)
+        return number
+
+    def check(self, dag: Dag | None, uid: int) -> None:
+        """Whether the certificates that a rule names can be used.  Raises SecretError."""
+        self._context(0, named_files(dag), uid)
+
+    def drop(self, number: int) -> None:
+        """A listener has none of its own (any more)."""
+        if self._own.pop(number, None) is not None:
+            self.changed(Context(number, None, None))
+
+    def _context(self, number: int, files: dict[str, str], uid: int) -> Context:
+        if uid != os.geteuid():
+            problem = "a system agent does not read the certificates of another user's policy"
+            raise SecretError(errno.EPERM, f"encrypt: {problem}; run an agent as that user")
+        return Context(number, read(files), self._key())
+
+    def _key(self) -> bytes | None:
+        return self._cluster.key if self._cluster is not None else None
+
+    def _tell(self, number: int, context: Context) -> None:
+        self._own[number] = context
+        self.changed(context)

@@ -1,0 +1,288 @@
+"""Carriers: started once, told the secrets, asked about plans, buried, and left alone when the agent ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bertha_socket.agent import carriers
+from bertha_socket.agent.carriers import Carriers, Context
+from bertha_socket.agent.messages import CarrierKind
+from bertha_socket.agent.model import Refused
+from bertha_socket.agent.sockets import Peer
+from tests.harness import eventually
+
+#: A carrier that tells its shims what it hears on its control socket, and asks what they tell it to ask.
+_FAKE = """
+import os, selectors, socket, sys
+import msgpack
+control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))
+selector = selectors.DefaultSelector()
+selector.register(control, selectors.EVENT_READ)
+heard, shims = [], []
+print("carrier", os.getpid(), file=sys.stderr, flush=True)
+while selector.get_map():
+    for key, _ in selector.select():
+        if key.fileobj is control:
+            data, fds, _, _ = socket.recv_fds(control, 65536, 4)
+            if not data:
+                selector.unregister(control)
+                continue
+            heard.append(data)
+            for fd in fds:
+                shims.append(socket.socket(fileno=fd))
+                selector.register(shims[-1], selectors.EVENT_READ)
+                for old in heard:
+                    shims[-1].send(old)
+            if not fds:
+                for shim in shims:
+                    shim.send(data)
+        else:
+            data = key.fileobj.recv(65536)
+            if not data:
+                selector.unregister(key.fileobj)
+            elif data == b"fail":
+                os._exit(3)
+            else:
+                control.send(data)
+"""
+
+
+class Loop:
+    """As much of the agent's loop as it takes."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+        self._selector = selectors.DefaultSelector()
+
+    def watch(self, what: Any, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
+        self._selector.register(what, events, call)
+
+    def unwatch(self, what: Any) -> None:
+        self._selector.unregister(what)
+
+    def turn(self) -> bool:
+        """What there is to do now; True, for `eventually`."""
+        self.now = time.monotonic()
+        for key, _ in self._selector.select(0):
+            key.data()
+        return True
+
+    def close(self) -> None:
+        self._selector.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    loop = Loop()
+    yield loop
+    loop.close()
+
+
+class Rig:
+    """Carriers, with a fake program."""
+
+    def __init__(self, loop: Loop, log: Path) -> None:
+        self.loop = loop
+        self.log = log
+        self.judged: list[tuple[int, bytes]] = []
+        self.answer: str | None = None
+        self.known = [Context(0, {"certificate": "c"}, b"k" * 32)]
+        self.program: list[str] | None = [sys.executable, "-c", _FAKE]
+        self.carriers = Carriers(
+            loop,
+            self._judge,
+            lambda: self.known,
+            command=lambda kind: list(self.program) if self.program else None,
+            log=str(log),
+        )
+        self.peer = Peer(os.getpid(), os.geteuid(), os.getegid())
+        self.pids: set[int] = set()
+
+    def _judge(self, listener: int, plan: bytes) -> str | None:
+        self.judged.append((listener, plan))
+        return self.answer
+
+    def shim(self, kind: CarrierKind = CarrierKind.PYTHON, peer: Peer | None = None) -> socket.socket:
+        sock = socket.socket(fileno=self.carriers.shim_socket(kind, peer or self.peer))
+        sock.settimeout(10)
+        self.pids |= {fact["pid"] for fact in self.facts()}
+        return sock
+
+    def facts(self) -> list[dict[str, Any]]:
+        return self.carriers.facts()
+
+    def turn_until(self, look: Callable[[], Any], what: str) -> None:
+        eventually(lambda: self.loop.turn() and look(), what)
+
+    def hear(self, sock: socket.socket) -> dict[str, Any]:
+        """The next message that the carrier repeats to a shim."""
+        sock.setblocking(False)
+        found: list[bytes] = []
+
+        def look() -> bool:
+            with contextlib.suppress(BlockingIOError):
+                found.append(sock.recv(65536))
+            return bool(found)
+
+        self.turn_until(look, "a message of the carrier")
+        message: dict[str, Any] = msgpack.unpackb(found[0])
+        return message
+
+
+@pytest.fixture
+def rig(loop: Loop, tmp_path: Path) -> Iterator[Rig]:
+    rig = Rig(loop, tmp_path / "carriers.log")
+    yield rig
+    rig.carriers.close()
+    for pid in rig.pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(pid).wait(10)  # without agent and shims they end by themselves
+            continue
+    assert not [p for p in rig.pids if psutil.pid_exists(p) and psutil.Process(p).status() != "zombie"]
+
+
+def test_one_for_all_shims(rig: Rig) -> None:
+    with rig.shim() as one, rig.shim() as two, rig.shim(CarrierKind.NATIVE) as native:
+        assert sorted((f["kind"], f["shims"]) for f in rig.facts()) == [("native", 1), ("python", 2)]
+        for sock in (one, two, native):
+            assert rig.hear(sock)["op"] == "context"
+            assert rig.hear(sock)["op"] == "shim"
+
+
+def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
+    with rig.shim() as sock:
+        assert rig.hear(sock) == rig.known[0]._asdict() | {"op": "context"}
+        assert rig.hear(sock) == {"op": "shim"}
+        rig.carriers.context_changed(rig.known[0])  # the same: nothing to tell
+        rig.carriers.context_changed(Context(7, None, None))
+        assert rig.hear(sock) == {"op": "context", "listener": 7, "material": None, "key": None}
+
+
+def test_verdicts(rig: Rig) -> None:
+    with rig.shim() as sock:
+        rig.hear(sock)
+        rig.hear(sock)
+        for number, why in enumerate((None, "not that plan")):
+            rig.answer = why
+            sock.send(msgpack.packb({"op": "check", "id": number, "listener": 5, "plan": b"p", "peer": "x"}))
+            verdict = rig.hear(sock)
+            assert verdict == {"op": "verdict", "id": number, "ok": why is None, "why": why or ""}
+        assert rig.judged == [(5, b"p"), (5, b"p")]
+
+
+def test_nonsense_ends_the_conversation(rig: Rig) -> None:
+    with rig.shim() as sock:
+        sock.send(b"nonsense")
+        rig.turn_until(lambda: not rig.facts(), "the end")
+    with rig.shim():
+        assert len(rig.facts()) == 1
+
+
+def test_one_that_died_is_replaced(rig: Rig) -> None:
+    with rig.shim() as sock:
+        (before,) = rig.facts()
+        sock.send(b"fail")
+        eventually(lambda: psutil.Process(before["pid"]).status() == "zombie", "its end")
+    with rig.shim() as sock:  # the agent has not looked yet
+        (after,) = rig.facts()
+        assert after["pid"] != before["pid"]
+        rig.turn_until(lambda: not psutil.pid_exists(before["pid"]), "its burial")
+
+
+def test_one_that_always_dies_is_given_up(rig: Rig) -> None:
+    rig.program = [sys.executable, "-c", "import sys; sys.exit(1)"]
+    started = 0
+    with contextlib.suppress(Refused):
+        while started < 50:
+            rig.shim().close()
+            started += 1
+            rig.turn_until(lambda: not rig.facts(), "its end")
+    assert 0 < started < 50
+
+
+def test_a_program_that_is_not_there(rig: Rig) -> None:
+    for program in (None, ["/nonexistent/carrier"]):
+        rig.program = program
+        with pytest.raises(Refused):
+            rig.shim()
+    assert not rig.facts()
+
+
+def test_it_survives_the_agent(rig: Rig) -> None:
+    with rig.shim() as sock:
+        (fact,) = rig.facts()
+        process = psutil.Process(fact["pid"])
+        assert os.getsid(process.pid) == process.pid
+        rig.carriers.close()
+        sock.setblocking(True)
+        sock.settimeout(10)
+        assert sock.recv(65536) and process.status() != "zombie"
+    eventually(lambda: process.status() == "zombie", "its end after its last shim")
+    os.waitpid(process.pid, 0)
+
+
+def test_its_words_are_logged(rig: Rig) -> None:
+    rig.log.write_bytes(b"x" * (2 << 20))
+    with rig.shim():
+        (fact,) = rig.facts()
+        eventually(lambda: rig.log.read_text() == f"carrier {fact['pid']}\n", "the log")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can serve another user")
+def test_another_user_has_its_own_and_no_secrets(rig: Rig) -> None:
+    # Another user may be unable to reach this interpreter.
+    rig.program = ["/bin/sh", "-c", "exec sleep 100", "sh"]
+    rig.shim().close()
+    rig.shim(peer=Peer(os.getpid(), 65534, 65534)).close()
+    mine, theirs = sorted(rig.carriers, key=lambda c: c.uid)
+    try:
+        for carrier, uid in ((mine, 0), (theirs, 65534)):
+            process = psutil.Process(carrier.process.pid)
+            assert process.uids() == (uid, uid, uid) and process.gids() == (uid, uid, uid)
+        assert mine.contexts == {0: rig.known[0].encode()}
+        assert theirs.contexts == {0: Context(0, None, None).encode()}
+    finally:
+        for carrier in (mine, theirs):
+            carrier.process.terminate()
+        rig.turn_until(lambda: not rig.facts(), "their end")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes(data: bytes) -> None:
+    found = carriers.parse(data)
+    assert found is None or isinstance(found["op"], str)
+
+
+_VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**64 - 1), st.binary(max_size=9), st.text()
+)
+
+
+@given(st.dictionaries(st.sampled_from(["op", "id", "listener", "plan", "more"]), _VALUES))
+def test_any_map(message: dict[str, Any]) -> None:
+    for op in ("check", "idle"):
+        found = carriers.parse(msgpack.packb(message | {"op": op}))
+        if op == "check":
+            numbers = (message.get("id"), message.get("listener"))
+            good = all(type(n) is int and n >= 0 for n in numbers) and type(message.get("plan")) is bytes
+            assert (found is not None) is good
+        else:
+            assert found is not None
+
+
+def test_nested_deeply() -> None:
+    assert carriers.parse(b"\x91" * 5000 + b"\xc0") is None
