@@ -215,9 +215,15 @@ def _negotiate(service: Service, caller: Caller, request: Request, fds: Descript
 
 
 def _carrier(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
-    _greeted(caller)
+    process = _greeted(caller)
     kind = messages.parse_carrier(request.body)
-    _need(fds, 0)
+    if len(fds) != 1:
+        _need(fds, 0)
+    elif not memory.is_memory(fds.look(0)):
+        raise BadMessage("what carriers are to write to is no memory file")
+    elif process.carried_fd < 0:
+        process.carried_fd = fds.look(0)
+        fds.taken(0)
     end = service.carrier_socket(caller, kind)
     return Answer(body=messages.CARRIER.pack(kind, 0), given=(end,))
 

@@ -33,6 +33,8 @@ class Process:
     #: Why the policy file is not in force; then nothing is negotiated, for it may have forbidden it.
     policy_error: str | None = None
     table_fd: int = -1
+    #: Memory in which carriers say what became of its connections (native/carrier/carrier.h).
+    carried_fd: int = -1
     since: float = 0.0
     listeners: set[Listener] = field(default_factory=set)
     links: dict[tuple[int, int], Link] = field(default_factory=dict)

@@ -203,9 +203,10 @@ class Registry:
             del self._bells[number]
             os.close(fd)
         process.bells.clear()
-        if process.table_fd >= 0:
-            os.close(process.table_fd)
-            process.table_fd = -1
+        for memory_fd in (process.table_fd, process.carried_fd):
+            if memory_fd >= 0:
+                os.close(memory_fd)
+        process.table_fd = process.carried_fd = -1
 
 
 def _share_link(one: Process, other: Process) -> bool:
