@@ -8,7 +8,9 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-enum { RETRY_NS = 200000000, ANSWER_SECONDS = 2, FDS_MAX = 4 };
+enum { RETRY_NS = 200000000, ANSWER_MS = 2000, QUICK_ANSWER_MS = 400, FDS_MAX = 4 };
+#define RETRY_MAX_NS                                                                                         \
+  30000000000 /* one that does not answer costs a connect() its patience no oftener than that */
 
 static struct {
   _Atomic uint32_t lock;
@@ -16,6 +18,8 @@ static struct {
   int pid; /* whose connection it is: a forked child makes its own */
   uint32_t seq;
   int64_t not_before;
+  int64_t silence; /* how long it is left alone after its next failure to answer */
+  int patience_ms; /* as set on the socket */
   _Atomic bool client_dags;
 } agent = {.fd = -1};
 
@@ -28,6 +32,7 @@ void agent_after_fork(void) {
     agent.fd = -1;
   }
   agent.not_before = 0;
+  agent.silence = 0;
 }
 
 void agent_fd_moved(int from, int to) {
@@ -36,12 +41,33 @@ void agent_fd_moved(int from, int to) {
   }
 }
 
-static void hang_up(void) {
+static void hang_up(bool silent) {
   if (agent.fd >= 0) {
     bertha_close_hidden(agent.fd);
     agent.fd = -1;
   }
-  agent.not_before = bertha_now_ns() + RETRY_NS;
+  if (!silent || agent.silence < RETRY_NS) {
+    agent.silence = RETRY_NS;
+  }
+  agent.not_before = bertha_now_ns() + agent.silence;
+  agent.silence = agent.silence < RETRY_MAX_NS / 2 ? 2 * agent.silence : RETRY_MAX_NS;
+}
+
+/* What stands in the way of a program's connect, accept or first sleep is soon given up. */
+static int patience_of(enum bertha_op op) {
+  return op == BERTHA_OP_CONNECT || op == BERTHA_OP_RESOLVE || op == BERTHA_OP_LINK ||
+                 op == BERTHA_OP_BELL_NEW || op == BERTHA_OP_BELL_GET
+             ? QUICK_ANSWER_MS
+             : ANSWER_MS;
+}
+
+static void be_patient(int fd, int ms) {
+  if (agent.patience_ms != ms || agent.fd < 0) {
+    struct timeval patience = {ms / 1000, ms % 1000 * 1000};
+    REAL(setsockopt)(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    REAL(setsockopt)(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    agent.patience_ms = ms;
+  }
 }
 
 static int send_message(const struct bertha_msg *head, const void *body, size_t body_size, const int *fds,
@@ -171,7 +197,7 @@ static void fill_hello(struct bertha_hello *hello) {
 }
 
 /* 0 when connected and greeted. */
-static uint32_t dial(void) {
+static uint32_t dial(int patience_ms) {
   if (agent.fd >= 0 && agent.pid == bertha.pid) {
     return 0;
   }
@@ -182,9 +208,7 @@ static uint32_t dial(void) {
   if (fd < 0) {
     return errno == EMFILE || errno == ENFILE ? BERTHA_WHY_NO_DESCRIPTOR : BERTHA_WHY_NO_AGENT;
   }
-  struct timeval patience = {ANSWER_SECONDS, 0};
-  REAL(setsockopt)(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
-  REAL(setsockopt)(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+  be_patient(fd, patience_ms);
   struct sockaddr_un where = {.sun_family = AF_UNIX};
   memcpy(where.sun_path, bertha.agent_path, sizeof where.sun_path - 1);
   struct ucred owner;
@@ -192,8 +216,9 @@ static uint32_t dial(void) {
   if (REAL(connect)(fd, (struct sockaddr *)&where, sizeof where) != 0 ||
       REAL(getsockopt)(fd, SOL_SOCKET, SO_PEERCRED, &owner, &size) != 0 ||
       (owner.uid != geteuid() && owner.uid != 0)) {
+    bool silent = errno == EAGAIN; /* its queue of connections is full */
     REAL(close)(fd);
-    agent.not_before = bertha_now_ns() + RETRY_NS;
+    hang_up(silent);
     return BERTHA_WHY_NO_AGENT;
   }
   agent.fd = bertha_hide_fd(fd);
@@ -205,14 +230,14 @@ static uint32_t dial(void) {
   bertha_table_open();
   if (exchange(BERTHA_OP_HELLO, &hello, sizeof hello, &bertha.table_fd, bertha.table_fd >= 0 ? 1 : 0, &answer,
                sizeof answer, NULL, 0, &status) != 0) {
-    hang_up();
+    hang_up(errno == EAGAIN);
     return BERTHA_WHY_NO_AGENT;
   }
   if (status == 0) {
     atomic_store(&agent.client_dags, (answer.dag & BERTHA_HELLO_CLIENT_DAGS) != 0);
   }
   if (status != 0) {
-    hang_up();
+    hang_up(false);
     agent.not_before = bertha_now_ns() + 10 * (int64_t)RETRY_NS;
   }
   return status;
@@ -231,11 +256,17 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
     return BERTHA_WHY_NO_AGENT;
   }
   int saved = errno;
-  uint32_t status = dial();
+  int patience_ms = patience_of(op);
+  uint32_t status = dial(patience_ms);
+  if (status == 0) {
+    be_patient(agent.fd, patience_ms);
+  }
   if (status == 0 &&
       exchange(op, body, body_size, send_fds, send_count, reply, reply_size, fds, max_fds, &status) != 0) {
-    hang_up();
+    hang_up(errno == EAGAIN);
     status = BERTHA_WHY_NO_AGENT;
+  } else if (status == 0) {
+    agent.silence = 0;
   }
   bertha_unlock(&agent.lock);
   errno = saved;

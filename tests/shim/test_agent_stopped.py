@@ -1,0 +1,33 @@
+"""An agent that is there and does not answer (SIGSTOP) costs a program's connections little, and ever less."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from tests.harness import Host, assert_plain, free_port
+from tests.shim.conftest import Build
+
+_CONNECTS = Path(__file__).parent / "connects.py"
+
+
+def test_connects_while_the_agent_is_stopped(host: Host, build: Build) -> None:
+    port, count = free_port(), 15
+    host.server([build("pass_on"), port, "first", count], port)
+    assert host.rehearse or host.agent is not None
+    if host.agent is not None:
+        host.agent.send(signal.SIGSTOP)
+    try:
+        # Long enough for a shim that asks again each 200 ms to have waited for all of them.
+        answer = host.run([sys.executable, _CONNECTS, port, count, 0.25], timeout=60)
+    finally:
+        if host.agent is not None:
+            host.agent.send(signal.SIGCONT)
+    assert answer == "ok\n"
+    name = Path(sys.executable).name
+    clients = assert_plain(host.finish(), name, role="client", min_connections=0 if host.rehearse else count)
+    assert all(c.reason and "no agent answered" in c.reason for c in clients)
+    waited = [c.raw["setup_us"] for c in clients]
+    assert len([us for us in waited if us > 100_000]) <= 5, waited
+    assert sum(waited) < 5_000_000, waited
