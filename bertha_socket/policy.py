@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from bertha_socket.dag import DagError
+from bertha_socket.dag import DagError, Need
 from bertha_socket.dag import parse as parse_dag
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
 
@@ -39,6 +39,8 @@ RING_MAX: Final = 1 << 20
 SPIN_MAX_US: Final = 1_000_000
 FILE_MAX: Final = 1 << 18
 
+#: What carries bytes: where it is named, nothing is asked for.
+_BOTTOM: Final = ("local_or_remote", "tcp", "udp")
 _INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -140,6 +142,17 @@ class Policy:
         """What the first matching rule wants; nothing in particular when there is none."""
         rule = self.find(subject, side, proto, address, port)
         return rule.wishes if rule is not None else Wishes()
+
+
+def musts(policy: Policy) -> str:
+    """BERTHA_MUST for the shim: which programs' connections must not be plain even if no agent is there."""
+    found = []
+    for rule in policy.rules:
+        chunnels = parse_dag(rule.dag).chunnels
+        if any(c.need is Need.REQUIRE and c.type not in _BOTTOM for c in chunnels):
+            program = rule.program if rule.program is not None and ";" not in rule.program else "*"
+            found.append(f"{rule.side}={program}")
+    return ";".join(found)
 
 
 EMPTY: Final = Policy()

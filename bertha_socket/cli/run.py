@@ -8,6 +8,7 @@ library out (a static program, no agent, ...) is one line on stderr and the prog
 
 from __future__ import annotations
 
+import fnmatch
 import getopt
 import os
 import signal
@@ -123,10 +124,13 @@ def _policy(options: _Options, env: dict[str, str]) -> None:
     # The agent reads it, from another working directory.
     absolute = os.path.abspath(path) if path else path
     try:
-        policy.load(absolute)
+        loaded = policy.load(absolute)
     except policy.PolicyError as error:
         _fail(_EXIT_USAGE, str(error))
     env["BERTHA_POLICY"] = absolute
+    env.pop("BERTHA_MUST", None)
+    if musts := policy.musts(loaded):
+        env["BERTHA_MUST"] = musts
 
 
 def _agent(options: _Options, env: dict[str, str]) -> str | None:
@@ -188,6 +192,13 @@ def _exec(path: str, argv: list[str], env: dict[str, str]) -> NoReturn:
         _fail(_EXIT_USAGE, str(error))
 
 
+def _must(target: Target, env: dict[str, str]) -> bool:
+    """Whether a rule with required chunnels may mean this program (policy.musts)."""
+    names = (os.path.basename(target.path), target.path)
+    globs = [entry.partition("=")[2] for entry in env.get("BERTHA_MUST", "").split(";") if entry]
+    return any(fnmatch.fnmatchcase(name, glob) for name in names for glob in globs)
+
+
 def _hook(options: _Options, library: Library, target: Target, env: dict[str, str]) -> None:
     """Puts the library into `env`, and sees to an agent; warns about, or refuses, what does not work."""
 
@@ -203,6 +214,10 @@ def _hook(options: _Options, library: Library, target: Target, env: dict[str, st
     except OSError as error:
         found = Judgement(str(error), False, True)
         preload = compose(existing, library.path, wanted=False)
+    if found.obstacle is not None and found.certain and _must(target, env):
+        _fail(
+            _EXIT_REFUSED, f"{found.obstacle}; the policy requires chunnels for it, so it must not run plain"
+        )
     if found.obstacle is not None and (options.require or found.certain):
         problem(found.obstacle, "the program runs plain")
     if preload:

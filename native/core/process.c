@@ -2,6 +2,7 @@
 #include "shim.h"
 
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -197,6 +198,38 @@ static void in_child(void) {
   stdfile_after_fork();
 }
 
+/* An interpreter's script may be what a rule means, and we do not read its command line. */
+static bool is_interpreter(void) {
+  static const char *const names[] = {"python*", "pypy*", "perl*", "ruby*", "node*", "*sh"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    if (fnmatch(names[i], bertha.program, 0) == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/* "server=redis-server;any=*": programs whose policy requires chunnels, from bertha-run, which has read it. */
+static void read_musts(const char *text) {
+  while (text != NULL && *text != '\0') {
+    size_t whole = strcspn(text, ";");
+    size_t side = strcspn(text, "=;");
+    char glob[128] = "*";
+    if (side < whole && whole - side - 1 < sizeof glob) {
+      memcpy(glob, text + side + 1, whole - side - 1);
+      glob[whole - side - 1] = '\0';
+    }
+    char exe[512];
+    ssize_t n = strchr(glob, '/') != NULL ? readlink("/proc/self/exe", exe, sizeof exe - 1) : -1;
+    exe[n > 0 ? n : 0] = '\0';
+    if (fnmatch(glob, bertha.program, 0) == 0 || fnmatch(glob, exe, 0) == 0 || is_interpreter()) {
+      bertha.must_serve |= strncmp(text, "server", side) == 0 || strncmp(text, "any", side) == 0;
+      bertha.must_connect |= strncmp(text, "client", side) == 0 || strncmp(text, "any", side) == 0;
+    }
+    text += whole + (text[whole] == ';');
+  }
+}
+
 /* `bertha-run --require` asks for a sign of life. */
 static void answer_probe(void) {
   const char *probe = getenv("BERTHA_PROBE_FD");
@@ -240,9 +273,7 @@ void bertha_init(void) {
   copy_text(bertha.name, sizeof bertha.name, getenv("BERTHA_NAME"));
   copy_text(bertha.policy, sizeof bertha.policy, getenv("BERTHA_POLICY"));
   copy_text(bertha.connlog, sizeof bertha.connlog, getenv("BERTHA_CONNLOG"));
-  text = getenv("BERTHA_MUST"); /* from bertha-run, which has read the policy */
-  bertha.must_serve = text != NULL && (strcmp(text, "server") == 0 || strcmp(text, "any") == 0);
-  bertha.must_connect = text != NULL && (strcmp(text, "client") == 0 || strcmp(text, "any") == 0);
+  read_musts(getenv("BERTHA_MUST"));
   find_agent_path();
   bertha.spin_ns = 20000; /* beyond the time a peer needs for a batch of 50 small requests */
   text = getenv("BERTHA_SPIN_US");

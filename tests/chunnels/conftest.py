@@ -52,11 +52,20 @@ def pair(netns: NamespaceTrio, make_host: MakeHost, cluster_key: Path) -> Pair:
 def start_redis() -> StartRedis:
     """`start_redis(host, address)`: the running server and its port."""
 
-    def start(host: Host, address: str, *, shim: bool = True) -> tuple[Program, int]:
+    def start(
+        host: Host,
+        address: str,
+        *,
+        shim: bool = True,
+        options: tuple[str, ...] = ("--require",),
+        listed: bool = True,
+    ) -> tuple[Program, int]:
         port = free_port()
         command = [require_program("redis-server"), "--port", str(port), "--bind", address]
         command += ["--dir", str(host.dir), "--save", "", "--appendonly", "no", "--protected-mode", "no"]
-        return host.server(command, port, shim=shim), port
+        program = host.spawn(command, shim=shim, run_options=options)
+        host.wait_port(program, port, listed=listed)
+        return program, port
 
     return start
 
