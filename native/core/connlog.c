@@ -123,6 +123,9 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
   } else if (state == BERTHA_CARRIED_PLAIN) {
     why = bertha_reason_text(BERTHA_WHY_PEER_UNAWARE);
   }
+  if (state == BERTHA_CARRIED_PENDING && l->c->info.reason == 0) {
+    why = bertha_reason_text(BERTHA_WHY_NEVER_CONNECTED);
+  }
   if (why == NULL && l->c->info.reason != 0) {
     why = bertha_reason_text(l->c->info.reason);
   }

@@ -1,0 +1,1 @@
+"""Programs whose connections go through chunnels, end to end."""
