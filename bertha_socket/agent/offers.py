@@ -67,9 +67,14 @@ class Offers:
 
     # -- offers ---------------------------------------------------------------------------------------
 
-    def of_client(self, process: Process, addr: bytes, port: int) -> Offer:
-        """What a process offers for its connections to `addr`.  Raises OSError: its DAG makes no sense."""
-        return self._offer(process.policy, process.subject, "client", addr, port)
+    def of_client(self, process: Process, addr: bytes, port: int) -> tuple[Offer, int]:
+        """What a process offers for its connections to `addr`, and the number of its own certificates.
+
+        Raises OSError: its DAG makes no sense.
+        """
+        dag = plans.dag_of(process.policy, process.subject, "client", addr, port)
+        context = self._secrets.for_client(dag, process.peer.uid)
+        return self._offer(process.policy, process.subject, "client", addr, port), context
 
     def of_listener(self, listener: Listener, addr: bytes) -> Offer:
         """What a listener offers to those who reach it under `addr`.  Raises OSError."""
@@ -81,9 +86,7 @@ class Offers:
         chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
         has_key = self._has_key()
         foreign = subject.uid != os.geteuid()
-        if side == "client":
-            self._secrets.for_client(dag, subject.uid)
-        elif named_files(dag):
+        if side == "server":
             self._secrets.check(dag, subject.uid)
         key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign)
         known = self._made.get(key)
@@ -126,7 +129,7 @@ class Offers:
 
     def _has_key(self) -> bool:
         try:
-            return keys.find() is not None
+            return self._secrets.cluster_key() is not None
         except keys.KeyFileError:
             return False
 

@@ -51,10 +51,13 @@ class Outcome(NamedTuple):
     carrier: CarrierKind = CarrierKind.NATIVE
     detail: str = ""
 
-    def reply(self, now: float) -> Answer:
+    def reply(self, now: float, context: int = 0) -> Answer:
+        """`context`: what carriers call the client's own certificates."""
         left = max(0, min(round((self.until - now) * 1000), messages.UINT32_MAX))
         return Answer(
-            body=messages.pack_negotiate_reply(self.verdict, self.carrier, left, self.plan, self.detail)
+            body=messages.pack_negotiate_reply(
+                self.verdict, self.carrier, left, self.plan, self.detail, context
+            )
         )
 
 
@@ -73,7 +76,8 @@ class _Question:
     machine: Initiator
     talk: Talk | None = None
     until: float = 0.0
-    waiting: list[Caller] = field(default_factory=list)
+    #: Who waits for it, and the number of his certificates.
+    waiting: list[tuple[Caller, int]] = field(default_factory=list)
 
 
 class Remote:
@@ -112,18 +116,18 @@ class Remote:
         if process.policy_error is not None:
             return Outcome(Verdict.PLAIN, now + _LOCAL_SECONDS, detail=process.policy_error).reply(now)
         try:
-            offer = self._offers.of_client(process, wish.server_addr, wish.server_port)
+            offer, context = self._offers.of_client(process, wish.server_addr, wish.server_port)
         except OSError as error:  # a rule says what cannot be: no reason to do without
             text = f"{where}: {error.strerror or error}"
             return Outcome(Verdict.REFUSED, now + _LOCAL_SECONDS, detail=text).reply(now)
         listener = self._listener(wish)
         if listener is not None:
             chosen = self._offers.choose(offer, listener, wish.server_addr)
-            return self._outcome(chosen, offer, where, _LOCAL_SECONDS).reply(now)
+            return self._outcome(chosen, offer, where, _LOCAL_SECONDS).reply(now, context)
         key = _Key(wish.netns, wish.server_addr, wish.server_port, offer)
         known = None if wish.fresh else self._look_up(key, where)
         if known is not None:
-            return known.reply(now)
+            return known.reply(now, context)
         question = self._asked.get(key)
         if question is None:
             if wish.server_addr not in self._reach or not self._port or len(self._asked) >= _AT_ONCE:
@@ -134,7 +138,7 @@ class Remote:
             except KeyFileError as error:
                 return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(now)
             question = self._ask(key, wish, secret, sock.dup())
-        question.waiting.append(caller)
+        question.waiting.append((caller, context))
         return None
 
     def _listener(self, wish: Negotiate) -> Listener | None:
@@ -226,8 +230,8 @@ class Remote:
         """The conversation has ended."""
         del self._asked[question.key]
         outcome = self._conclude(question, error)
-        for caller in question.waiting:
-            self._answer(caller, outcome.reply(self._loop.now))
+        for caller, context in question.waiting:
+            self._answer(caller, outcome.reply(self._loop.now, context))
 
     def _conclude(self, question: _Question, error: OSError | None) -> Outcome:
         key, offer, talk = question.key, question.key.offer, question.talk

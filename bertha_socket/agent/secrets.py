@@ -66,35 +66,41 @@ def _read(path: str) -> str:
         raise SecretError(errno.EINVAL, f"encrypt: {path}: not a PEM file") from None
 
 
+def _cluster_context(key: bytes | None) -> Context:
+    material = None
+    if key is not None:
+        with contextlib.suppress(ImportError):
+            material = keys.material(key)
+    return Context(0, material, key)
+
+
 class Secrets:
     """All contexts of one agent."""
 
     def __init__(self) -> None:
         #: Tells the carriers.
         self.changed: Callable[[Context], None] = lambda context: None
+        self._key: bytes | None = None
         self._cluster: Context | None = None
         self._own: dict[int, Context] = {}
 
     def cluster_key(self) -> bytes | None:
         """The key that is configured now.  Raises keys.KeyFileError."""
-        key = keys.find()
-        if self._cluster is None or self._cluster.key != key:
-            material = None
-            if key is not None:
-                with contextlib.suppress(ImportError):
-                    material = keys.material(key)
-            self._cluster = Context(0, material, key)
+        self._key = key = keys.find()
+        if self._cluster is not None and self._cluster.key != key:
+            self._cluster = _cluster_context(key)
             self.changed(self._cluster)
-            for number, context in self._own.items():
+            for number, context in list(self._own.items()):
                 self._tell(number, context._replace(key=key))
         return key
 
     def contexts(self) -> list[Context]:
-        """What a carrier is told when it starts."""
+        """What a carrier is told when it starts.  From then on it is told of changes too."""
         with contextlib.suppress(keys.KeyFileError):
             self.cluster_key()
-        cluster = self._cluster or Context(0, None, None)
-        return [cluster, *self._own.values()]
+        if self._cluster is None:  # a certificate takes a while to make, and is for carriers alone
+            self._cluster = _cluster_context(self._key)
+        return [self._cluster, *self._own.values()]
 
     def for_listener(self, number: int, dag: Dag | None, uid: int) -> None:
         """Gives a listener the certificates that its rule names, if it names any.
@@ -108,7 +114,7 @@ class Secrets:
         try:
             self._tell(number, self._context(number, files, uid))
         except SecretError:
-            self._tell(number, Context(number, None, self._key()))
+            self._tell(number, Context(number, None, self._key))
             raise
 
     def for_client(self, dag: Dag | None, uid: int) -> int:
@@ -126,8 +132,10 @@ class Secrets:
         return number
 
     def check(self, dag: Dag | None, uid: int) -> None:
-        """Whether the certificates that a rule names can be used.  Raises SecretError."""
-        self._context(0, named_files(dag), uid)
+        """Whether the certificates that a rule names can be used, if it names any.  Raises SecretError."""
+        files = named_files(dag)
+        if files:
+            self._context(0, files, uid)
 
     def drop(self, number: int) -> None:
         """A listener has none of its own (any more)."""
@@ -138,10 +146,7 @@ class Secrets:
         if uid != os.geteuid():
             problem = "a system agent does not read the certificates of another user's policy"
             raise SecretError(errno.EPERM, f"encrypt: {problem}; run an agent as that user")
-        return Context(number, read(files), self._key())
-
-    def _key(self) -> bytes | None:
-        return self._cluster.key if self._cluster is not None else None
+        return Context(number, read(files), self._key)
 
     def _tell(self, number: int, context: Context) -> None:
         self._own[number] = context

@@ -1,0 +1,109 @@
+"""What carriers are told of keys and certificates."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bertha_socket import keys
+from bertha_socket.agent.carriers import Context
+from bertha_socket.agent.secrets import SecretError, Secrets, named_files, read
+from bertha_socket.dag import parse
+
+ME = os.geteuid()
+
+
+@pytest.fixture
+def key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the cluster key is looked for; there is none yet."""
+    path = tmp_path / "cluster.key"
+    monkeypatch.setattr(keys, "SYSTEM_PATH", str(path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("BERTHA_CLUSTER_KEY", raising=False)
+    return path
+
+
+@pytest.fixture
+def pems(tmp_path: Path) -> dict[str, str]:
+    """Files with a certificate and its key."""
+    material = keys.material(bytes(32))
+    found = {}
+    for name, part in (("cert", "certificate"), ("key", "key"), ("ca", "ca")):
+        path = tmp_path / f"{name}.pem"
+        path.write_text(material[part])
+        found[name] = str(path)
+    return found
+
+
+def dag_of(files: dict[str, str]) -> str:
+    given = [f'{name}="{path}"' for name, path in files.items()]
+    return f"encrypt({', '.join(given)})"
+
+
+def test_named_files(pems: dict[str, str]) -> None:
+    assert named_files(None) == named_files(parse("encrypt()")) == named_files(parse("compress()")) == {}
+    assert named_files(parse("compress() |> " + dag_of(pems))) == pems
+    assert named_files(parse(f'encrypt("{pems["cert"]}", "{pems["key"]}")')) == {
+        "cert": pems["cert"],
+        "key": pems["key"],
+    }
+
+
+def test_reading(pems: dict[str, str], tmp_path: Path) -> None:
+    assert read(pems) == keys.material(bytes(32))
+    del pems["ca"]
+    assert read(pems)["ca"] == read(pems)["certificate"]
+    (tmp_path / "junk").write_bytes(b"\xff" * 100)
+    (tmp_path / "long").write_text("-----BEGIN " + "x" * 100_000)
+    os.mkfifo(tmp_path / "fifo")
+    for bad in ("junk", "long", "fifo", "missing", "."):
+        with pytest.raises(SecretError, match="encrypt: "):
+            read({**pems, "key": str(tmp_path / bad)})
+    with pytest.raises(SecretError, match="absolute"):
+        read({**pems, "key": "key.pem"})
+    with pytest.raises(SecretError, match="key is missing"):
+        read({"cert": pems["cert"]})
+
+
+def test_a_new_cluster_key_is_told(key_file: Path) -> None:
+    secrets = Secrets()
+    told: list[Context] = []
+    secrets.changed = told.append
+    assert secrets.contexts() == [Context(0, None, None)]
+    key = keys.make(keys.default_path())
+    assert secrets.cluster_key() == key
+    assert told == [Context(0, keys.material(key), key)]
+    assert secrets.cluster_key() == key and len(told) == 1
+
+
+def test_a_listener_with_certificates_of_its_own(key_file: Path, pems: dict[str, str]) -> None:
+    secrets = Secrets()
+    told: list[Context] = []
+    secrets.changed = told.append
+    secrets.for_listener(5, parse("encrypt()"), ME)
+    assert not told
+    secrets.for_listener(5, parse(dag_of(pems)), ME)
+    assert told == [Context(5, keys.material(bytes(32)), None)]
+    assert secrets.contexts()[1:] == told
+    os.unlink(pems["key"])
+    with pytest.raises(SecretError):
+        secrets.for_listener(5, parse(dag_of(pems)), ME)
+    assert told[-1] == Context(5, None, None)  # and not the cluster's
+    secrets.drop(5)
+    assert len(secrets.contexts()) == 1
+
+
+def test_a_client_with_certificates_of_its_own(key_file: Path, pems: dict[str, str]) -> None:
+    secrets = Secrets()
+    assert secrets.for_client(parse("encrypt()"), ME) == 0
+    number = secrets.for_client(parse(dag_of(pems)), ME)
+    assert 0 < number < 1 << 64 and number == secrets.for_client(parse(dag_of(pems)), ME)
+    del pems["ca"]
+    assert secrets.for_client(parse(dag_of(pems)), ME) not in (0, number)
+
+
+def test_nobody_elses(key_file: Path, pems: dict[str, str]) -> None:
+    with pytest.raises(SecretError, match="another user"):
+        Secrets().for_client(parse(dag_of(pems)), ME + 1)
