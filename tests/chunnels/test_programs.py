@@ -1,0 +1,134 @@
+"""Real programs of many kinds through chunnels between two hosts: every byte, both ways, both orders."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.chunnels.conftest import Pair
+from tests.chunnels.test_redis import assert_through
+from tests.harness import Host, Program, free_port, require_program
+
+pytestmark = [pytest.mark.program, pytest.mark.net]
+
+_CLIENTS = Path(__file__).parents[1] / "programs" / "clients"
+_PYTHON = Path(sys.executable).name
+_BOTH = "compress() |> encrypt()"
+_WHOLE = ["compress", "encrypt", "local_or_remote"]
+_NGINX = """
+daemon off;
+worker_processes 2;
+pid {dir}/nginx.pid;
+error_log stderr notice;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    sendfile on;
+    keepalive_requests 100000;
+    client_body_temp_path {dir}/body;
+    client_max_body_size 100m;
+    proxy_temp_path {dir}/proxy;
+    fastcgi_temp_path {dir}/fastcgi;
+    uwsgi_temp_path {dir}/uwsgi;
+    scgi_temp_path {dir}/scgi;
+    server {{
+        listen {address}:{port};
+        root {dir};
+        location /answer {{ return 200 "answer\\n"; }}
+    }}
+}}
+"""
+
+
+def _content(size: int) -> bytes:
+    seed = hashlib.sha512(b"chunnels").digest()
+    return (seed * (size // len(seed) + 1))[:size]
+
+
+@pytest.mark.parametrize("mode", ["client-first", "server-first"])
+def test_exchange(pair: Pair, mode: str) -> None:
+    """Threads with blocking sockets, who speaks first, and the end in order (half-close)."""
+    pair.dictate(_BOTH)
+    port = free_port()
+    pair.server.server([sys.executable, _CLIENTS / "exchange_server.py", mode, pair.address, str(port)], port)
+    words = [mode, pair.address, str(port), "20", "5", "2000", "70000"]
+    assert pair.client.run([sys.executable, _CLIENTS / "exchange_client.py", *words]).split()[-1] == "ok"
+    assert_through(pair.client.finish(), _PYTHON, _WHOLE, 20)
+    assert_through(pair.server.finish(), _PYTHON, _WHOLE, 20)
+
+
+def _start_nginx(host: Host, address: str) -> tuple[Program, int]:
+    port = free_port()
+    host.open_to_other_users()
+    (host.dir / "kilo").write_bytes(_content(1024))
+    (host.dir / "twenty").write_bytes(_content(20_000_000))
+    configuration = host.dir / "nginx.conf"
+    configuration.write_text(_NGINX.format(dir=host.dir, address=address, port=port))
+    command = [require_program("nginx"), "-p", host.dir, "-c", configuration]
+    return host.server(command, port), port
+
+
+def test_nginx(pair: Pair) -> None:
+    """sendfile, workers of another user that share the listener, curl and wrk."""
+    pair.dictate(_BOTH)
+    nginx, port = _start_nginx(pair.server, pair.address)
+    url = f"http://{pair.address}:{port}"
+    curl = [require_program("curl"), "-sS", "--fail", "--max-time", "15"]
+    assert pair.client.run([*curl, f"{url}/answer"]) == "answer\n"
+    got = pair.client.dir / "got"
+    pair.client.run([*curl, "-o", got, f"{url}/twenty"], timeout=30)
+    assert got.read_bytes() == _content(20_000_000)
+    report = pair.client.run([require_program("wrk"), "-t", "2", "-c", "16", "-d", "2s", f"{url}/kilo"])
+    total = re.search(r"(\d+) requests in", report)
+    assert total, report
+    assert int(total.group(1)) > 100, report
+    assert "Socket errors" not in report, report
+    log = pair.client.finish()
+    assert_through(log, "curl", _WHOLE, 2)
+    assert_through(log, "wrk", _WHOLE, 16)
+    pair.server.stop(nginx)
+    assert_through(pair.server.finish(), "nginx", _WHOLE, 18)
+
+
+def test_bulk_in_both_directions(pair: Pair) -> None:
+    """iperf3, whose control connection the server closes first."""
+    pair.dictate(_BOTH)
+    iperf3 = require_program("iperf3")
+    port = free_port()
+    pair.server.server([iperf3, "-s", "-p", str(port), "-B", pair.address], port)
+    for direction in ([], ["-R"]):
+        command = [iperf3, "-c", pair.address, "-p", str(port), "-n", "50M", *direction]
+        assert "receiver" in pair.client.run(command, timeout=30)
+    assert_through(pair.client.finish(), "iperf3", _WHOLE, 4)
+
+
+def test_asyncio_client(pair: Pair) -> None:
+    """A connect() that does not block: the connection is given to its carrier once it is established."""
+    pair.dictate(_BOTH)
+    port = free_port()
+    server = [sys.executable, _CLIENTS / "exchange_server.py", "client-first", pair.address, str(port)]
+    pair.server.server(server, port)
+    client = pair.client.dir / "client.py"
+    client.write_text(
+        "import asyncio, sys\n"
+        f"sys.path.insert(0, {str(_CLIENTS)!r})\n"
+        "from pattern import pattern\n"
+        "async def one(number):\n"
+        f"    reader, writer = await asyncio.open_connection({pair.address!r}, {port})\n"
+        "    for turn in range(5):\n"
+        "        writer.write(b'%d 3000 50000\\n' % number + pattern(number, 3000))\n"
+        "        await writer.drain()\n"
+        "        assert await reader.readexactly(50000) == pattern(number + 1, 50000)\n"
+        "    writer.close()\n"
+        "    await writer.wait_closed()\n"
+        "async def main():\n"
+        "    await asyncio.gather(*(one(2 * n) for n in range(20)))\n"
+        "    print('ok')\n"
+        "asyncio.run(main())\n"
+    )
+    assert pair.client.run([sys.executable, client]).split()[-1] == "ok"
+    assert_through(pair.client.finish(), _PYTHON, _WHOLE, 20)
