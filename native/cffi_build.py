@@ -83,7 +83,8 @@ void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32
 struct agent_table { uint32_t conn_count; uint32_t conn_size; uint32_t used; uint64_t conn_offset; };
 int agent_table_read(const void *header, size_t length, uint64_t size, struct agent_table *out);
 struct agent_conn {
-  uint32_t kind; uint32_t pid; uint32_t role; uint32_t reason; uint32_t setup_us; uint32_t family;
+  uint32_t index; uint32_t kind; uint32_t pid; uint32_t role; uint32_t reason; uint32_t setup_us;
+  uint32_t family;
   uint64_t opened_ns; uint8_t local_addr[16]; uint8_t peer_addr[16]; uint16_t local_port;
   uint16_t peer_port; uint64_t tx_bytes; uint64_t rx_bytes;
 };

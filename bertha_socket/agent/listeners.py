@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from bertha_socket.agent import addresses, limits, memory, plans, sockdiag
 from bertha_socket.agent.model import Listener, Process, Refused
@@ -31,6 +31,8 @@ class Listeners:
         #: Who has the directory's entry for (namespace, address, port).
         self._holders: dict[tuple[int, bytes, int], Listener] = {}
         self.spaces = Spaces(self._space_changed)
+        #: Called with the number of a listener that is no more.
+        self.forgotten: Callable[[int], None] = lambda number: None
         #: Listeners for which no process vouches; each has a `check_at`.
         self._orphans: set[Listener] = set()
 
@@ -265,6 +267,7 @@ class Listeners:
             return
         if self._by_id.pop(listener.id, None) is None:
             return
+        self.forgotten(listener.id)
         os.close(listener.claims_fd)
         for link in list(listener.links.values()):
             link.client.links.pop((listener.id, link.index), None)

@@ -19,6 +19,8 @@ from bertha_socket.agent.carriers import Context
 from bertha_socket.dag import Dag, Value
 
 _FILE_MAX: Final = 1 << 16
+#: Certificates that rules name, kept for carriers that are started later.
+_CONTEXTS_MAX: Final = 1024
 _NAMES: Final = ("cert", "key", "ca")
 
 
@@ -149,5 +151,8 @@ class Secrets:
         return Context(number, read(files), self._key)
 
     def _tell(self, number: int, context: Context) -> None:
+        self._own.pop(number, None)
         self._own[number] = context
+        while len(self._own) > _CONTEXTS_MAX:
+            del self._own[next(iter(self._own))]
         self.changed(context)

@@ -65,6 +65,7 @@ class Server:
         judge = self._offers.judge_for(registry)
         self._carriers = Carriers(self, judge, secrets.contexts, log=others.carrier_log)
         secrets.changed = self._carriers.context_changed
+        registry.listeners.forgotten = secrets.drop
         self._remote = Remote(self, registry, self._offers, secrets, others, self._answer_late)
         self._responder = Responder(self, registry, self._offers, secrets, others.reach)
         self._tickers: tuple[Ticker, ...] = (self._errands, self._remote, self._responder)

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from bertha_socket._native import ffi, lib
 from bertha_socket._version import __version__
-from bertha_socket.agent import addresses, plans
+from bertha_socket.agent import addresses, carried, plans
 from bertha_socket.agent.model import Link, Listener, Process
 from bertha_socket.agent.registry import Registry
 from bertha_socket.reasons import Reason, text_of
@@ -32,11 +32,19 @@ def _reason_text(kind: int, code: int) -> str | None:
     return text_of(why) if why else None
 
 
-def _connection(conn: Any, process: Process) -> dict[str, object]:
+def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
     """The connection log's object (native/core/connlog.c) of a connection that is still there."""
     implementation = _IMPLEMENTATION.get(conn.kind, "tcp")
     plain = implementation == "tcp"
     where = "global" if plain else "host"
+    chunnels = [{"type": "local_or_remote", "implementation": implementation, "where": where}]
+    reason = _reason_text(conn.kind, conn.reason)
+    # As for the mailbox of `unix`, a socketpair has taken the kernel's place.
+    swapped = conn.kind == lib.BERTHA_CONN_UNIX and process.carried_fd >= 0
+    told = carried.look(process.carried_fd, index) if swapped else None
+    if told is not None:
+        chunnels, plain, why = told
+        reason = why or reason
     return {
         "time": conn.opened_ns / 1e9,
         "pid": process.peer.pid if conn.pid == process.hello.pid else conn.pid,
@@ -45,9 +53,9 @@ def _connection(conn: Any, process: Process) -> dict[str, object]:
         "proto": "tcp",
         "local": addresses.endpoint(bytes(conn.local_addr), conn.local_port),
         "peer": addresses.endpoint(bytes(conn.peer_addr), conn.peer_port),
-        "chunnels": [{"type": "local_or_remote", "implementation": implementation, "where": where}],
+        "chunnels": chunnels,
         "plain": plain,
-        "reason": _reason_text(conn.kind, conn.reason),
+        "reason": reason,
         "tx_bytes": conn.tx_bytes,
         "rx_bytes": conn.rx_bytes,
         "setup_us": conn.setup_us,
@@ -74,7 +82,8 @@ def connections(process: Process, most: int) -> list[dict[str, object]]:
             count = min(per_chunk, table.used - at)
             data = os.pread(fd, count * stride, table.conn_offset + at * stride)
             good = lib.agent_conns_read(ffi.from_buffer(data), len(data), stride, count, out)
-            found += [_connection(out[i], process) for i in range(min(good, most - len(found)))]
+            for i in range(min(good, most - len(found))):
+                found.append(_connection(out[i], at + out[i].index, process))
             if len(data) < count * stride:
                 break
             at += count
@@ -112,6 +121,7 @@ def _listener(listener: Listener) -> dict[str, object]:
         "pids": sorted(p.peer.pid for p in listener.members),
         "program": listener.subject.program,
         "listed": listener.listed,
+        "chunnels": listener.need.name.lower(),
         "links": len(listener.links),
     }
 

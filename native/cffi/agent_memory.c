@@ -227,6 +227,7 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
       continue;
     }
     struct agent_conn *o = &out[found++];
+    o->index = i;
     o->kind = kind;
     o->pid = c.pid;
     o->role = c.role;

@@ -44,6 +44,7 @@ struct agent_table {
 int agent_table_read(const void *header, size_t length, uint64_t size, struct agent_table *out);
 
 struct agent_conn {
+  uint32_t index; /* of the record, among those given */
   uint32_t kind;
   uint32_t pid;
   uint32_t role;

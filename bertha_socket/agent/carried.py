@@ -1,0 +1,90 @@
+"""What a carrier says of a connection: the records of native/carrier/carrier.h, read for `bertha ps`.
+
+Written by carriers into memory of the program's shim, so it is a claim and not the truth, and checked here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from enum import IntEnum
+from typing import Any, Final, NamedTuple
+
+from bertha_socket.reasons import Reason, text_of
+
+#: struct bertha_carrier_status: state, life, chunnels, detail.
+RECORD: Final = struct.Struct("=II616s400s")
+BOTTOM: Final = {"type": "local_or_remote", "implementation": "tcp", "where": "global"}
+_KEYS: Final = ("type", "implementation", "where")
+_CHUNNELS_MAX: Final = 64
+
+
+class State(IntEnum):
+    """enum bertha_carrier_state."""
+
+    PENDING = 0
+    READY = 1
+    REFUSED = 2
+    RESET = 3
+    PLAIN = 4
+
+
+_WHY: Final = {
+    State.REFUSED: Reason.CHUNNEL_REFUSED,
+    State.RESET: Reason.CHUNNEL_FAILED,
+    State.PLAIN: Reason.PEER_UNAWARE,
+}
+
+
+class Carried(NamedTuple):
+    """As the connection log has it."""
+
+    chunnels: list[dict[str, str]]
+    plain: bool
+    reason: str | None
+
+
+def look(fd: int, index: int) -> Carried | None:
+    """What is said of connection number `index`; None: nothing, or nothing that makes sense."""
+    try:
+        return parse(os.pread(fd, RECORD.size, index * RECORD.size))
+    except OSError:
+        return None
+
+
+def parse(data: bytes) -> Carried | None:
+    """The record in these bytes; None as above."""
+    if len(data) != RECORD.size:
+        return None
+    number, _, chunnels, detail = RECORD.unpack(data)
+    try:
+        state = State(number)
+    except ValueError:
+        return None
+    if state == State.PENDING:
+        return None
+    upper = _chunnels(_text(chunnels)) if state in (State.READY, State.RESET) else []
+    why = _WHY.get(state)
+    reason = None
+    if why is not None:
+        reason = text_of(why)
+        if _text(detail):
+            reason += f": {_text(detail)}"
+    return Carried([*upper, BOTTOM], state == State.PLAIN, reason)
+
+
+def _text(raw: bytes) -> str:
+    return raw.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _chunnels(text: str) -> list[dict[str, str]]:
+    try:
+        found: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    if not isinstance(found, list) or len(found) > _CHUNNELS_MAX:
+        return []
+    if not all(isinstance(c, dict) and all(isinstance(c.get(k), str) for k in _KEYS) for c in found):
+        return []
+    return [{k: c[k] for k in _KEYS} for c in found]
