@@ -1,4 +1,5 @@
 /* poll and select, by way of wait_fds(). */
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -58,14 +59,43 @@ int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout
   return ppoll(fds, count, timeout, mask);
 }
 
+/* A set may have more bits than fd_set, by a program's own allocation. */
+typedef unsigned long word;
+enum { WORD_BITS = 8 * sizeof(word) };
+
+static bool in_set(int fd, const fd_set *set) {
+  return set != NULL && (((const word *)(const void *)set)[fd / WORD_BITS] >> (fd % WORD_BITS) & 1);
+}
+
+static void take_out(int fd, fd_set *set) {
+  ((word *)(void *)set)[fd / WORD_BITS] &= ~((word)1 << (fd % WORD_BITS));
+}
+
+/* Some programs say all the descriptors that there may be: the kernel looks no further than its own table is long. */
+static int looked_at(int n) {
+  char text[2048];
+  int fd = n > FD_SETSIZE ? open("/proc/self/status", O_RDONLY | O_CLOEXEC) : -1;
+  if (fd < 0) {
+    return n < FD_SETSIZE ? n : FD_SETSIZE;
+  }
+  ssize_t size = REAL(read)(fd, text, sizeof text - 1);
+  REAL(close)(fd);
+  text[size > 0 ? size : 0] = '\0';
+  const char *line = strstr(text, "FDSize:");
+  long there = line != NULL ? strtol(line + strlen("FDSize:"), NULL, 10) : FD_SETSIZE;
+  return there < n ? (int)there : n;
+}
+
 static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_set *e) {
   if (bertha.fds == NULL || n <= 0) {
     return false;
   }
-  for (int fd = 0; fd < n && (uint32_t)fd < bertha.max_fd && fd < FD_SETSIZE; fd++) {
-    if (((r != NULL && FD_ISSET(fd, r)) || (w != NULL && FD_ISSET(fd, w)) ||
-         (e != NULL && FD_ISSET(fd, e))) &&
-        (stream_of(fd) != NULL || atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed))) {
+  for (int fd = 0; fd < n && (uint32_t)fd < bertha.max_fd; fd++) {
+    if (fd < FD_SETSIZE
+            ? (in_set(fd, r) || in_set(fd, w) || in_set(fd, e)) &&
+                  (stream_of(fd) != NULL || atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed))
+            : stream_of(fd) != NULL && fd < looked_at(n) &&
+                  (in_set(fd, r) || in_set(fd, w) || in_set(fd, e))) {
       return true;
     }
   }
@@ -74,6 +104,7 @@ static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_se
 
 /* select()'s three sets in poll()'s terms (select(2), "Correspondence between select() and poll()"). */
 static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, const sigset_t *mask) {
+  n = looked_at(n);
   struct pollfd *p = calloc((size_t)n, sizeof *p);
   if (p == NULL) {
     return -ENOMEM;
@@ -81,9 +112,9 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
   nfds_t count = 0;
   for (int fd = 0; fd < n; fd++) {
     short events = 0;
-    events |= r != NULL && FD_ISSET(fd, r) ? POLLIN | POLLRDNORM : 0;
-    events |= w != NULL && FD_ISSET(fd, w) ? POLLOUT | POLLWRNORM : 0;
-    events |= e != NULL && FD_ISSET(fd, e) ? POLLPRI : 0;
+    events |= in_set(fd, r) ? POLLIN | POLLRDNORM : 0;
+    events |= in_set(fd, w) ? POLLOUT | POLLWRNORM : 0;
+    events |= in_set(fd, e) ? POLLPRI : 0;
     if (events != 0) {
       p[count++] = (struct pollfd){.fd = fd, .events = events};
     }
@@ -104,11 +135,11 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
       static const short means[3] = {POLLIN | POLLRDNORM | POLLHUP | POLLERR, POLLOUT | POLLWRNORM | POLLERR,
                                      POLLPRI};
       for (int k = 0; k < 3; k++) {
-        if (sets[k] != NULL && FD_ISSET(fd, sets[k])) {
+        if (in_set(fd, sets[k])) {
           if (got & means[k]) {
             bits++;
           } else {
-            FD_CLR(fd, sets[k]);
+            take_out(fd, sets[k]);
           }
         }
       }
@@ -120,7 +151,7 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
 }
 
 BERTHA_EXPORT int select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval *timeout) {
-  if (LIKELY(!select_has_ours(n, r, w, e)) || n > FD_SETSIZE) {
+  if (LIKELY(!select_has_ours(n, r, w, e))) {
     return REAL(select)(n, r, w, e, timeout);
   }
   int64_t ns = -1;
@@ -145,7 +176,7 @@ BERTHA_EXPORT int select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval 
 
 BERTHA_EXPORT int pselect(int n, fd_set *r, fd_set *w, fd_set *e, const struct timespec *timeout,
                           const sigset_t *mask) {
-  if (LIKELY(!select_has_ours(n, r, w, e)) || n > FD_SETSIZE) {
+  if (LIKELY(!select_has_ours(n, r, w, e))) {
     return REAL(pselect)(n, r, w, e, timeout, mask);
   }
   int64_t ns = time_ns(timeout);

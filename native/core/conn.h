@@ -68,6 +68,7 @@ static inline bool conn_asked_back(const struct conn *c) {
 
 /* ready.c: which of `want` (poll's bits) hold now, as the rings say; POLLERR and POLLHUP always count. */
 short conn_events(struct conn *c, int fd, short want);
+short conn_events_any(struct conn *c, int fd, short want); /* whatever SO_RCVLOWAT says: for a wait of our own */
 void conn_kernel_events(struct conn *c, uint32_t epoll_events); /* what the kernel reported of its half */
 bool conn_look_at_kernel(struct conn *c, int fd);               /* true: something was learnt */
 

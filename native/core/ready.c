@@ -14,7 +14,18 @@ static bool ring_filled(const struct conn *c) {
   return atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) != c->rx_head;
 }
 
-static short rx_events(struct conn *c, int fd) {
+/* SO_RCVLOWAT, as far as the ring can ever hold that much (the kernel bounds it by its buffer). */
+static bool enough_filled(const struct conn *c, bool low_water) {
+  struct bertha_direction *d = conn_rx(c);
+  if (LIKELY(!low_water || c->rcv_lowat <= 1)) {
+    return true;
+  }
+  uint64_t used = atomic_load_explicit(&d->tail, memory_order_acquire) - c->rx_head;
+  return used >= (uint64_t)c->rcv_lowat || used >= atomic_load(&d->size) / 2 ||
+         atomic_load_explicit(&d->ring_end, memory_order_acquire) != UINT64_MAX;
+}
+
+static short rx_events(struct conn *c, int fd, bool low_water) {
   struct bertha_direction *d = conn_rx(c);
   for (;;) {
     uint64_t switch_at = atomic_load_explicit(&d->switch_at, memory_order_acquire);
@@ -22,7 +33,7 @@ static short rx_events(struct conn *c, int fd) {
         c->rx_phase == PHASE_RING || (c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) == switch_at);
     if (ring) {
       if (ring_filled(c)) {
-        return POLLIN;
+        return enough_filled(c, low_water) ? POLLIN : 0;
       }
       if (atomic_load_explicit(&d->ring_end, memory_order_acquire) != c->rx_head) {
         return 0;
@@ -59,14 +70,14 @@ static short tx_events(struct conn *c, int fd) {
   return 0;
 }
 
-static short events_now(struct conn *c, int fd, short want) {
+static short events_now(struct conn *c, int fd, short want, bool low_water) {
   uint32_t flags = conn_flags(c);
   short r = 0;
   if (UNLIKELY(flags & (CONN_RST | CONN_BROKEN))) {
     r = kernel_poll(fd, POLLIN | POLLOUT | POLLRDHUP);
   }
   if (want & (POLLIN | POLLRDNORM | POLLRDHUP)) {
-    r |= rx_events(c, fd);
+    r |= rx_events(c, fd, low_water);
   }
   if (flags & (CONN_FIN | CONN_RD_SHUT)) {
     r |= POLLIN | POLLRDHUP;
@@ -92,14 +103,22 @@ static short events_now(struct conn *c, int fd, short want) {
   return (short)(r & (want | POLLERR | POLLHUP));
 }
 
-short conn_events(struct conn *c, int fd, short want) {
+static short events(struct conn *c, int fd, short want, bool low_water) {
   bool abroad = abroad_enter(c);
-  short r = events_now(c, fd, want);
+  short r = events_now(c, fd, want, low_water);
   if (!(r & POLLIN) && UNLIKELY(conn_asked_back(c))) {
     conn_give_back(c, fd);
   }
   abroad_leave(c, abroad);
   return r;
+}
+
+short conn_events(struct conn *c, int fd, short want) {
+  return events(c, fd, want, true);
+}
+
+short conn_events_any(struct conn *c, int fd, short want) {
+  return events(c, fd, want, false);
 }
 
 /* Epoll's bits have poll's values (epoll_ctl(2)). */

@@ -243,7 +243,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   }
   atomic_thread_fence(memory_order_seq_cst);
   int result = 0;
-  if (!conn_events(c, fd, want)) {
+  if (!conn_events_any(c, fd, want)) {
     uint32_t flags = conn_flags(c);
     struct pollfd p[2] = {{.fd = fd}, {.fd = w->bell_fd, .events = POLLIN}};
     if (!(flags & CONN_FIN)) {
@@ -321,7 +321,7 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
       result = -EBADF;
       break;
     }
-    found = conn_events(c, fd, want) != 0;
+    found = conn_events_any(c, fd, want) != 0;
   }
   if (bound > 0) {
     spin_learn(&w->spin, bertha_now_ns() - begin, bound);
@@ -485,6 +485,9 @@ static int take_kernel(struct poll_call *p) {
         conn_set_flag(c, CONN_FIN);
       } else if ((r & POLLIN) && c->rx_phase == PHASE_RING) {
         conn_look_at_kernel(c, p->user[i].fd);
+        if (UNLIKELY(c->rcv_lowat > 1)) { /* too little is in the ring: the byte would wake us all the time */
+          bell_clear(c, p->user[i].fd);
+        }
       }
       if (r & POLLPRI) {
         p->user[i].revents |= POLLPRI & p->user[i].events;

@@ -1,4 +1,4 @@
-"""PORT COUNT PAUSE: connects, says a word and hears it again, COUNT times with PAUSE seconds in between; "ok"."""
+"""PORT COUNT PAUSE: COUNT times connects, says a word, hears it again and pauses for PAUSE seconds; "ok"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An agent that is there and does not answer (SIGSTOP) costs a program's connections little, and ever less."""
+"""An agent that is there and does not answer (SIGSTOP) costs connections little, and ever less."""
 
 from __future__ import annotations
 
