@@ -296,6 +296,7 @@ class Remote:
             {
                 "destination": addresses.endpoint(key.addr, key.port),
                 "verdict": outcome.verdict.name.lower(),
+                "chunnels": [c.type for c in Plan.decode(outcome.plan).chunnels] if outcome.plan else [],
                 "detail": outcome.detail or None,
                 "seconds": round(outcome.until - now, 1),
             }
@@ -306,6 +307,7 @@ class Remote:
             {
                 "destination": addresses.to_text(addr),
                 "verdict": "silent",
+                "chunnels": [],
                 "detail": why,
                 "seconds": round(until - now, 1),
             }

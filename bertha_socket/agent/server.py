@@ -304,7 +304,7 @@ class Server:
         uid = caller.peer.uid
         agent = status.agent_facts(self.registry, self.started)
         agent |= {"faults": self._faults, "last_fault": self._last_fault}
-        agent |= self._chunnel_facts()
+        agent |= self._chunnel_facts(uid)
 
         def done(outcome: int | None) -> None:
             if outcome is None:
@@ -317,13 +317,14 @@ class Server:
         self._errands.run(uid, _STATUS_SECONDS, lambda fd: status.write(self.registry, agent, uid, fd), done)
         return None
 
-    def _chunnel_facts(self) -> dict[str, object]:
+    def _chunnel_facts(self, uid: int) -> dict[str, object]:
         listening = self._others.listening
+        sees_all = uid in (0, os.geteuid())  # where others connect to is nobody's business
         return {
             "port": None if isinstance(listening, str) else self._others.port,
             "port_error": listening if isinstance(listening, str) else None,
             "carriers": self._carriers.facts(),
-            "destinations": self._remote.facts(),
+            "destinations": self._remote.facts() if sees_all else [],
             "answered": self._responder.answered,
             "cluster_key": self._offers.key_fact(),
         }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bertha_socket.agent.client import AgentError
+from bertha_socket.agent.client import AgentError, agent_status
 from bertha_socket.cli import _live, _table
 
 __all__ = ["main"]
@@ -31,7 +31,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pid", type=int, action="append", help="only this process (may be repeated)")
     parser.add_argument("--plain", action="store_true", help="only connections that are plain TCP")
+    parser.add_argument(
+        "--destinations",
+        action="store_true",
+        help="instead: what the agent remembers of other hosts and their agents, and its carriers",
+    )
     return parser
+
+
+def _destinations(agent: dict[str, Any]) -> list[str]:
+    """The agent's memory as a table, and what else decides about other hosts."""
+    rows = [
+        [
+            _table.clean(each.get("destination")),
+            _table.clean(each.get("verdict")),
+            " |> ".join(_table.clean(name) for name in each.get("chunnels") or []),
+            _table.clean(each.get("seconds")),
+            _table.clean(each.get("detail")),
+        ]
+        for each in agent.get("destinations") or []
+    ]
+    lines = _table.render(("DESTINATION", "VERDICT", "CHUNNELS", "FOR", "WHY"), rows, frozenset({"FOR"}))
+    for carrier in agent.get("carriers") or []:
+        pid, kind, shims = (_table.clean(carrier.get(k)) for k in ("pid", "kind", "shims"))
+        lines.append(f"carrier {pid}: {kind}, given to {shims} programs")
+    port = agent.get("port")
+    where = f"port {port}" if port else f"no port ({_table.clean(agent.get('port_error'))})"
+    key = agent.get("cluster_key")
+    lines.append(f"other hosts' agents: {where}; cluster key: {_table.clean(key) if key else 'none'}")
+    return lines
 
 
 def _table_of(connections: Sequence[dict[str, Any]]) -> list[str]:
@@ -40,11 +68,23 @@ def _table_of(connections: Sequence[dict[str, Any]]) -> list[str]:
     return _table.render(headings, rows, frozenset({"PID", "TX", "RX"}))
 
 
+def _show_agent(agent: dict[str, Any], *, as_json: bool) -> int:
+    if as_json:
+        json.dump(agent, sys.stdout, indent=2)
+        print()
+    else:
+        print("\n".join(_destinations(agent)))
+    return 0
+
+
 def main(argv: Sequence[str]) -> int:
     """Returns 0, or 1 when the agent could not be asked."""
     options = _parser().parse_args(argv)
+    path = _live.socket_path(options.agent)
     try:
-        found = _live.connections(_live.socket_path(options.agent))
+        if options.destinations:
+            return _show_agent(agent_status(path).get("agent") or {}, as_json=options.json)
+        found = _live.connections(path)
     except AgentError as error:
         return _live.fail("ps", error)
     if options.pid:

@@ -72,6 +72,28 @@ def test_json_is_the_agents_objects(launcher: Launcher, tmp_path: Path) -> None:
         assert json.loads(launcher.bertha("ps", "--json", "--pid", "17", env=env).stdout) == [connection()]
 
 
+def test_destinations(launcher: Launcher, tmp_path: Path) -> None:
+    path = tmp_path / "a.sock"
+    known = {"destination": "10.0.0.1:80", "verdict": "plan", "chunnels": ["a", "b"], "seconds": 3.5}
+    agent = {
+        "destinations": [known, {"destination": "10.0.0.2", "verdict": "silent", "detail": "no\x1bone"}],
+        "carriers": [{"pid": 7, "kind": "native", "shims": 2}],
+        "port": 7277,
+        "cluster_key": "0123456789abcdef",
+    }
+    with fake_agent(path, {"agent": agent}):
+        lines = launcher.bertha("ps", "--destinations", "--agent", str(path)).stdout.splitlines()
+        assert [line.split() for line in lines[:2]] == [
+            ["DESTINATION", "VERDICT", "CHUNNELS", "FOR", "WHY"],
+            ["10.0.0.1:80", "plan", "a", "|>", "b", "3.5"],
+        ]
+        assert lines[2].split() == ["10.0.0.2", "silent", "no?one"]
+        assert lines[3] == "carrier 7: native, given to 2 programs"
+        assert lines[4] == "other hosts' agents: port 7277; cluster key: 0123456789abcdef"
+        asked = launcher.bertha("ps", "--destinations", "--json", "--agent", str(path)).stdout
+        assert json.loads(asked) == agent
+
+
 def test_nothing_there(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with fake_agent(path, {"connections": []}):
