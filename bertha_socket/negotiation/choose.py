@@ -6,7 +6,6 @@ operator may replace the order of preference; what is possible at all is not a p
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from bertha_socket.negotiation.plan import (
     lone_wire,
     near_enough,
 )
-from bertha_socket.negotiation.rules import NO_RULES
+from bertha_socket.negotiation.rules import About
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,22 +144,28 @@ def _nobody() -> OfferedChunnel:
 
 def alternatives_of(pair: Pair, wish: Wish, client: Offer, server: Offer) -> tuple[Alternative, ...]:
     """Every way to run a chunnel that neither end rules out, the default policy's best first."""
-    found = list(_possible(pair, wish, client, server))
-    found.sort(key=lambda a: _rank(wish.type, a, client, server))
+    rules = (client.rules.about(wish.type), server.rules.about(wish.type))
+    found = [a for a in _possible(pair, wish, client, server) if _allowed(a, *rules)]
+    found.sort(key=lambda a: _rank(a, *rules))
     return tuple(found)
 
 
 def _possible(pair: Pair, wish: Wish, client: Offer, server: Offer) -> Iterator[Alternative]:
+    """Every way to run a chunnel, whatever rules say."""
     ours = [i for i in _runnable(pair.client, pair.type, client) if near_enough(wish.scope, i.where)]
     theirs = [i for i in _runnable(pair.server, pair.type, server) if near_enough(wish.scope, i.where)]
-    every = [*_pairs(ours, theirs)]
+    yield from _pairs(ours, theirs)
     known = _known_endpoints(pair, client, server)
-    if "both" not in known:
-        every += [Alternative(i, None, lone_wire(i)) for i in ours if i.endpoints in ("client", "either")]
-        every += [Alternative(None, i, lone_wire(i)) for i in theirs if i.endpoints in ("server", "either")]
-        if known <= {"none"} and any(i.endpoints == "none" for i in (*ours, *theirs)):
-            every.append(Alternative(None, None, NO_WIRE))
-    return (a for a in every if _allowed(wish.type, a, client, server))
+    if "both" in known:
+        return
+    for i in ours:
+        if i.endpoints in ("client", "either"):
+            yield Alternative(i, None, lone_wire(i))
+    for i in theirs:
+        if i.endpoints in ("server", "either"):
+            yield Alternative(None, i, lone_wire(i))
+    if known <= {"none"} and any(i.endpoints == "none" for i in (*ours, *theirs)):
+        yield Alternative(None, None, NO_WIRE)
 
 
 def _runnable(
@@ -185,22 +190,21 @@ def _known_endpoints(pair: Pair, client: Offer, server: Offer) -> set[str]:
     return {e.endpoints for e in entries} - {""}
 
 
-def _allowed(kind: str, a: Alternative, client: Offer, server: Offer) -> bool:
+def _allowed(a: Alternative, client: About, server: About) -> bool:
     for i in (a.client, a.server):
-        if i is not None and (client.rules.prohibits(kind, i.name) or server.rules.prohibits(kind, i.name)):
+        if i is not None and (client.prohibits(i.name) or server.prohibits(i.name)):
             return False
-    for offer, own, other in ((client, a.client, a.server), (server, a.server, a.client)):
-        judged = own or other
-        if judged is not None and offer.rules.lacks(kind, judged.name):
+    for rules, judged in ((client, a.client or a.server), (server, a.server or a.client)):
+        if judged is not None and rules.lacks(judged.name):
             return False
     return True
 
 
-def _rank(kind: str, a: Alternative, client: Offer, server: Offer) -> tuple[object, ...]:
+def _rank(a: Alternative, client: About, server: About) -> tuple[object, ...]:
     c, s = a.client, a.server
     return (
-        client.rules.rank(kind, _name(c or s)),
-        server.rules.rank(kind, _name(s or c)),
+        client.rank(_name(c or s)),
+        server.rank(_name(s or c)),
         c is None,
         s is None,
         -c.priority if c else 0,
@@ -231,8 +235,7 @@ def _why_none(pair: Pair, wish: Wish, client: Offer, server: Offer) -> str:
     wires = {w for i in ours for w in i.wires} & {w for i in theirs for w in i.wires}
     if ours and theirs and not wires:
         return "no wire in common"
-    lawless = [dataclasses.replace(o, rules=NO_RULES) for o in (client, server)]
-    if next(_possible(pair, wish, *lawless), None) is not None:
+    if next(_possible(pair, wish, client, server), None) is not None:
         return "rules leave no implementation"
     return "no implementations that fit each other"
 

@@ -31,7 +31,7 @@ from bertha_socket.negotiation.rules import NO_RULES, Rules, check_pattern, matc
 #: Limits of what an offer may hold.
 CHUNNELS_MAX: Final = 32
 TYPES_MAX: Final = 128
-IMPLEMENTATIONS_MAX: Final = 16
+IMPLEMENTATIONS_MAX: Final = 8
 WIRES_MAX: Final = 8
 OFFER_MAX: Final = 60_000  # bytes
 PRIORITY_MAX: Final = 1_000_000
@@ -322,7 +322,9 @@ def offer_of(
     if len(wanted) > CHUNNELS_MAX:
         fail(f"a DAG of {len(wanted)} chunnels, more than {CHUNNELS_MAX}")
     chunnels = tuple(_offered(c, types.get(c.type), own, usable) for c in wanted)
-    able = tuple(_able(t, own, usable) for t in sorted(types.values(), key=lambda t: t.name))
+    # A type may say that it runs at an end only if that end asks for it: it does more than carry bytes.
+    free = [t for t in types.values() if getattr(t, "dictated", True)]
+    able = tuple(_able(t, own, usable) for t in sorted(free, key=lambda t: t.name))
     return Offer(chunnels, tuple(t for t in able if t.implementations)[:TYPES_MAX], own)
 
 

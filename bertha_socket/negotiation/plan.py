@@ -110,6 +110,8 @@ class Plan:
 
     def encode(self) -> bytes:
         """The plan's one encoding, canonical msgpack.  Raises NegotiationError: longer than PLAN_MAX."""
+        if len(self.chunnels) > CHUNNELS_MAX:
+            fail(f"a plan of {len(self.chunnels)} chunnels, more than {CHUNNELS_MAX}; shorten the DAG")
         data = pack({"v": PLAN_VERSION, **self.fields()})
         if len(data) > PLAN_MAX:
             fail(f"a plan of {len(data)} bytes, more than {PLAN_MAX}; shorten the DAG's arguments")

@@ -7,16 +7,15 @@ implementation; where the other end alone runs a chunnel, about that one.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from dataclasses import dataclass
 from typing import Final
 
 from bertha_socket.negotiation._codec import Fields, fail, printable
 
-RULES_MAX: Final = 64
+RULES_MAX: Final = 32
 _PATTERN_MAX: Final = 130
-_PATTERN: Final = re.compile(r"[A-Za-z0-9_.+*?-]+(/[A-Za-z0-9_.+*?-]+)?")
+_PATTERN: Final = re.compile(r"[A-Za-z0-9_.+*-]+(/[A-Za-z0-9_.+*-]+)?")
 _KINDS: Final = ("require", "prefer", "avoid", "prohibit")
 
 
@@ -31,27 +30,17 @@ class Rules:
     #: (pattern, priority); the first that matches counts.
     priorities: tuple[tuple[str, int], ...] = ()
 
+    def about(self, type_name: str) -> About:
+        """What they say about the implementations of one type."""
+        return About(self, type_name)
+
     def prohibits(self, type_name: str, name: str) -> bool:
         """Whether that implementation may not run, at either end."""
-        return any(matches(p, type_name, name) for p in self.prohibit)
+        return self.about(type_name).prohibits(name)
 
     def lacks(self, type_name: str, name: str) -> bool:
         """Whether others are required instead of that implementation."""
-        about = [p for p in self.require if matches_type(p, type_name)]
-        return bool(about) and not any(matches(p, type_name, name) for p in about)
-
-    def rank(self, type_name: str, name: str | None) -> int:
-        """Less is better: in the order preferred, then what is not named, then in the order avoided."""
-        middle = len(self.prefer)
-        if name is None:
-            return middle
-        for i, pattern in enumerate(self.prefer):
-            if matches(pattern, type_name, name):
-                return i
-        for i, pattern in enumerate(self.avoid):
-            if matches(pattern, type_name, name):
-                return middle + 1 + i
-        return middle
+        return self.about(type_name).lacks(name)
 
     def priority(self, type_name: str, name: str, own: int) -> int:
         """The priority that an implementation is offered with."""
@@ -65,18 +54,85 @@ class Rules:
 NO_RULES: Final = Rules()
 
 
-def matches_type(pattern: str, type_name: str) -> bool:
-    """Whether a pattern speaks of implementations of that type."""
-    kind, slash, _ = pattern.partition("/")
-    return not slash or fnmatch.fnmatchcase(type_name, kind)
+class About:
+    """What rules say about the implementations of one type; each is looked up once."""
+
+    __slots__ = ("_avoid", "_lacking", "_prefer", "_prohibit", "_prohibited", "_ranks", "_require")
+
+    def __init__(self, rules: Rules, type_name: str) -> None:
+        self._require = _names(rules.require, type_name)
+        self._prefer = _names(rules.prefer, type_name)
+        self._avoid = _names(rules.avoid, type_name)
+        self._prohibit = _names(rules.prohibit, type_name)
+        self._prohibited: dict[str, bool] = {}
+        self._lacking: dict[str, bool] = {}
+        self._ranks: dict[str, int] = {}
+
+    def prohibits(self, name: str) -> bool:
+        """Whether that implementation may not run, at either end."""
+        if name not in self._prohibited:
+            self._prohibited[name] = any(glob(p, name) for p in self._prohibit)
+        return self._prohibited[name]
+
+    def lacks(self, name: str) -> bool:
+        """Whether others are required instead of that implementation."""
+        if name not in self._lacking:
+            self._lacking[name] = bool(self._require) and not any(glob(p, name) for p in self._require)
+        return self._lacking[name]
+
+    def rank(self, name: str | None) -> int:
+        """Less is better: in the order preferred, then what is not named (and None), then as avoided."""
+        if name is None:
+            return 0
+        if name not in self._ranks:
+            self._ranks[name] = self._rank(name)
+        return self._ranks[name]
+
+    def _rank(self, name: str) -> int:
+        for i, pattern in enumerate(self._prefer):
+            if glob(pattern, name):
+                return i - len(self._prefer)
+        for i, pattern in enumerate(self._avoid):
+            if glob(pattern, name):
+                return i + 1
+        return 0
+
+
+def _names(patterns: tuple[str, ...], type_name: str) -> tuple[str, ...]:
+    """The part about names of those patterns that speak of a type."""
+    found = []
+    for pattern in patterns:
+        kind, slash, rest = pattern.partition("/")
+        if not slash:
+            found.append(kind)
+        elif glob(kind, type_name):
+            found.append(rest)
+    return tuple(found)
 
 
 def matches(pattern: str, type_name: str, name: str) -> bool:
     """Whether a pattern means that implementation."""
-    kind, slash, rest = pattern.partition("/")
-    if not slash:
-        return fnmatch.fnmatchcase(name, kind)
-    return fnmatch.fnmatchcase(type_name, kind) and fnmatch.fnmatchcase(name, rest)
+    return any(glob(p, name) for p in _names((pattern,), type_name))
+
+
+def glob(pattern: str, text: str) -> bool:
+    """Whether a text is as the pattern says, in which `*` stands for anything.
+
+    Patterns come from strangers too, so this takes time in proportion to both lengths, whatever they are.
+    """
+    first, *rest = pattern.split("*")
+    if not rest:
+        return text == pattern
+    *middle, last = rest
+    if not text.startswith(first):
+        return False
+    at = len(first)
+    for part in middle:
+        found = text.find(part, at)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return len(text) - at >= len(last) and text.endswith(last)
 
 
 def check_pattern(pattern: object, what: str) -> str:

@@ -344,3 +344,35 @@ def test_the_work_is_the_sum_of_the_alternatives() -> None:
     able = tuple(OfferedType(c.type, two, "both") for c in dag)
     assert isinstance(choose(Offer(able=able), Offer(dag), policy=count), Plan)
     assert seen == 12 * 4
+
+
+@pytest.mark.timeout(30)  # it takes a tenth of a second, and took minutes before there were limits
+def test_the_worst_offers_that_fit_take_bounded_work() -> None:
+    """Everything at its limit, with patterns made to be slow."""
+    wires = tuple(f"w{n}" for n in range(8))
+    found = tuple(OfferedImplementation(f"i{n}", wires) for n in range(8))
+    evil = "a*" * 30
+    rules = Rules(avoid=tuple(f"{evil}b{n}/{evil}" for n in range(32)), prohibit=(f"{evil}/{evil}b",) * 32)
+
+    def worst(name: str) -> Offer:
+        kinds = tuple(f"{'a' * 50}{name}{n:02}" for n in range(16))
+        return Offer(
+            tuple(OfferedChunnel(k, (), implementations=found, endpoints="both") for k in kinds), (), rules
+        )
+
+    one = Offer.decode(worst("x").encode())
+    assert isinstance(choose(one, one), Plan)
+    assert isinstance(choose(one, Offer.decode(worst("y").encode())), Refusal)
+
+
+def test_a_union_of_more_chunnels_than_a_plan_may_have() -> None:
+    found = (both("a", "w/1"),)
+
+    def many(name: str) -> Offer:
+        asked = tuple(
+            OfferedChunnel(f"{name}{n}", implementations=found, endpoints="both") for n in range(20)
+        )
+        other = {"x": "y", "y": "x"}[name]
+        return Offer(asked, tuple(OfferedType(f"{other}{n}", found, "both") for n in range(20)))
+
+    assert "40 chunnels, more than 32" in str(choose(many("x"), many("y")))

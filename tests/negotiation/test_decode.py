@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -179,11 +178,11 @@ BOMBS = {
 
 
 @every
+@pytest.mark.timeout(30)  # not that it hangs
 @pytest.mark.parametrize("bomb", sorted(BOMBS))
 def test_bombs(what: str, bomb: str) -> None:
     data = BOMBS[bomb]
     tracemalloc.start()
-    began = time.process_time()
     try:
         outcomes = [decoded(what, data)]
         for inside in ({"chunnels": 0, "able": [], "rules": {}}, {"kind": "offer", "x": 0}):
@@ -195,7 +194,6 @@ def test_bombs(what: str, bomb: str) -> None:
         tracemalloc.stop()
     assert all(isinstance(o, NegotiationError) for o in outcomes)
     assert peak < 40 << 20
-    assert time.process_time() - began < 10, "seconds of work: not that it hangs"
 
 
 @every
@@ -256,10 +254,7 @@ def _able(*implementations: object) -> bytes:
         (_offer(chunnels=[7]), "chunnels[0]: not a map"),
         (_offer(able=[_kind, _kind]), "t twice"),
         (_able(_runs, _runs), "n twice"),
-        (
-            _offer(able=[{**_kind, "implementations": [{**_runs, "name": f"n{i}"} for i in range(17)]}]),
-            "at most 16",
-        ),
+        (_able(*({**_runs, "name": f"n{i}"} for i in range(9))), "a list of at most 8"),
         (_able({**_runs, "wires": ["w"] * 9}), "a list of at most 8"),
         (_able({**_runs, "wires": ["a b"]}), "is not a wire"),
         (
@@ -269,7 +264,7 @@ def _able(*implementations: object) -> bytes:
         (_able({**_runs, "where": "here"}), "'where' is not one of"),
         (_able({**_runs, "priority": 10**9}), "'priority' is not"),
         (_offer(rules={"prohibit": ["a/b/c"]}), "is no rule"),
-        (_offer(rules={"prohibit": ["x"] * 65}), "a list of at most 64"),
+        (_offer(rules={"prohibit": ["x"] * 33}), "a list of at most 32"),
         (b"\x82\xa4able\x90\xa4able\x90", "field 'able' twice"),
         (b"\xc0", "not a map"),
         (_offer()[:-1], "not msgpack as it should be"),
