@@ -36,10 +36,14 @@ class Interface(Enum):
 
 
 class ChunnelError(OSError):
-    """A connection that cannot go on: what came from the other end is wrong, or was cut off."""
+    """A connection that cannot go on: what came from the other end is wrong, or was cut off.
 
-    def __init__(self, problem: str) -> None:
+    `parting` is still sent down, so that the other end learns why (a TLS alert).
+    """
+
+    def __init__(self, problem: str, parting: bytes = b"") -> None:
         super().__init__(errno.EPROTO, problem)
+        self.parting = parting
 
 
 class ChunnelArgumentError(OSError):
@@ -171,6 +175,9 @@ class Pipe:
     #: True while the pipe wants no more from above (below), because it holds enough.
     full_down: bool = False
     full_up: bool = False
+    #: True after `down_end` (`up_end`) while more is to come, of `tick` or `up`: the end waits for it.
+    lingers_down: bool = False
+    lingers_up: bool = False
 
     def __init__(
         self,

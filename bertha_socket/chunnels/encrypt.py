@@ -29,8 +29,6 @@ from bertha_socket.chunnels._types import (
 WIRE: Final = "tls1.3"
 ALPN: Final = "bertha/1"
 _READ: Final = 256 * 1024
-#: Bytes that are kept while the handshake is under way.
-_HELD_MAX: Final = 64 * 1024
 
 
 def _memfd(text: str) -> int:
@@ -99,11 +97,11 @@ class EncryptPipe(Pipe):
         self._shake()
         return self._sent()
 
-    def _shake(self) -> None:
+    def _shake(self) -> bool:
         try:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
-            return
+            return False
         if self._tls.selected_alpn_protocol() != ALPN:
             raise ChunnelError(f"encrypt: the other end does not speak {ALPN}")
         self.ready = True
@@ -112,12 +110,14 @@ class EncryptPipe(Pipe):
             self._tls.write(item)
         if self._ended:
             self._notify()
+        return True
 
     def _notify(self) -> None:
         try:
             self._tls.unwrap()
         except ssl.SSLError:
             pass  # wants the other end's; ours is written
+        self.lingers_down = False
 
     def down(self, item: Any) -> Iterable[bytes]:
         """As TLS records."""
@@ -134,6 +134,7 @@ class EncryptPipe(Pipe):
         """close_notify."""
         self._ended = True
         if not self.ready:
+            self.lingers_down = True
             return ()
         self._notify()
         return self._sent()
@@ -144,8 +145,7 @@ class EncryptPipe(Pipe):
         plain: list[bytes] = []
         try:
             if not self.ready:
-                self._shake()
-                self.full_down = not self.ready and bool(self._held)
+                self.full_down = not self._shake() and bool(self._held)
             while self.ready:
                 data = self._tls.read(_READ)
                 if not data:
@@ -157,8 +157,7 @@ class EncryptPipe(Pipe):
         except ssl.SSLZeroReturnError:
             self._notified = True
         except ssl.SSLError as error:
-            # The alert that goes with it would tell the other end why; the connection is reset all the same.
-            raise ChunnelError(f"encrypt: {_reason(error)}") from None
+            raise ChunnelError(f"encrypt: {_reason(error)}", self._out.read()) from None
         return plain, self._sent()
 
     def up_end(self) -> Iterable[bytes]:

@@ -1,0 +1,136 @@
+"""The carrier: takes connections from shims, and runs their chunnels until the last has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import resource
+import socket
+from typing import Final
+
+from bertha_socket.carrier.apart import Apart
+from bertha_socket.carrier.connection import Connection
+from bertha_socket.carrier.control import Control
+from bertha_socket.carrier.loop import READ, Loop
+from bertha_socket.carrier.session import Mode, Session, State
+from bertha_socket.carrier.shim import Carry, Shim
+from bertha_socket.chunnels import Context
+
+log: Final = logging.getLogger(__name__)
+
+
+def _name(address: object) -> str:
+    if isinstance(address, tuple) and len(address) >= 2:
+        host, port = address[0], address[1]
+        return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
+    return ""
+
+
+def _names(tcp: socket.socket) -> tuple[str, str]:
+    """Peer and own address."""
+    found = []
+    for call in (tcp.getpeername, tcp.getsockname):
+        try:
+            found.append(_name(call()))
+        except OSError:
+            found.append("")
+    return found[0], found[1]
+
+
+class Carrier:
+    """All that one carrier has.  `run` returns when the agent is gone and nothing is left to do."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self.loop = Loop()
+        self.control = Control(control, self._new_shim)
+        self._shims: set[Shim] = set()
+        self._connections: set[Connection] = set()
+        self._apart = Apart(self.loop, self._settled)
+        self._idle_told = True
+        self.loop.watch(control.fileno(), READ, self._on_control)
+
+    def run(self) -> None:
+        """Until the end."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft < hard:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        while self.control.alive or self._shims or self._connections or self._apart.busy:
+            self.loop.turn()
+
+    def _on_control(self, events: int) -> None:
+        self.control.receive()
+        if not self.control.alive:
+            self.loop.watch(self.control.sock.fileno(), None, self._on_control)
+
+    def _new_shim(self, sock: socket.socket) -> None:
+        shim = Shim(sock, self._carry)
+        self._shims.add(shim)
+        self._idle_told = False
+
+        def readable(events: int) -> None:
+            if not shim.receive():
+                self.loop.watch(sock.fileno(), None, readable)
+                shim.close()
+                self._shims.discard(shim)
+                self._settled()
+
+        self.loop.watch(sock.fileno(), READ, readable)
+
+    def _carry(self, carry: Carry) -> None:
+        secrets = self.control.secrets(carry.listener)
+        peer, local = _names(carry.tcp)
+        side = "server" if carry.server else "client"
+        context = Context(side, secrets.material, peer, local)
+        asked = False
+
+        def changed() -> None:
+            if session.state == State.READY or session.detail:
+                level = logging.INFO if session.state == State.READY else logging.WARNING
+                log.log(level, "%s %s: %s %s", side, peer, session.state.name.lower(), session.detail)
+            if session.traceback:
+                log.error("%s %s: %s", side, peer, session.traceback)
+            carry.status.write(session.state, session.chunnels, session.detail)
+
+        session = Session(Mode(carry.mode), context, secrets.key, carry.plan, changed)
+
+        def verdict(why: str | None) -> None:
+            connection.run(session.answer, why)
+
+        def questions() -> None:
+            nonlocal asked
+            if session.question is not None and not asked:
+                asked = True
+                self.control.ask(carry.listener, session.question, peer, verdict)
+
+        connection = Connection(
+            self.loop,
+            carry.tcp,
+            carry.pair,
+            session,
+            self._ended,
+            apart=lambda c: self._move_apart(c, carry),
+            settled=questions,
+        )
+        self._connections.add(connection)
+        connection.start()
+
+    def _move_apart(self, connection: Connection, carry: Carry) -> None:
+        self._connections.discard(connection)
+        self._apart.start(connection, carry.status)
+
+    def _ended(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        self._settled()
+
+    def _settled(self) -> None:
+        if not (self._shims or self._connections or self._apart.busy or self._idle_told):
+            self._idle_told = True
+            self.control.idle()
+
+    def close(self) -> None:
+        """For tests: lets go of everything."""
+        for shim in self._shims:
+            shim.close()
+        with contextlib.suppress(OSError):
+            self.control.sock.close()
+        self.loop.close()

@@ -1,0 +1,288 @@
+"""One carried connection with its sockets: moves bytes between the program, the session and the network.
+
+Each queue is bounded: who does not read makes the other side wait, in both directions, as TCP does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import select
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
+from bertha_socket.carrier.session import Session, State
+
+#: Bytes per read; bytes in a queue above which nothing more is read for it.
+CHUNK: Final = 64 * 1024
+QUEUE_MAX: Final = 256 * 1024
+#: Reads in a row, so that one connection does not keep the others waiting.
+_ROUNDS: Final = 4
+_IOV_MAX: Final = 64
+_libc: Final = ctypes.CDLL(None, use_errno=True)  # the socket module cannot dissolve an association
+_UNSPEC: Final = struct.pack("=H14x", socket.AF_UNSPEC)
+
+
+def reset(tcp: socket.socket) -> None:
+    """Sends a reset, although the program's process has the socket open too."""
+    _libc.connect(tcp.fileno(), _UNSPEC, len(_UNSPEC))
+
+
+class Connection:
+    """The sockets of one session.  `ended(connection)` is called once, when both are closed."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        tcp: socket.socket,
+        pair: socket.socket,
+        session: Session,
+        ended: Callable[[Connection], None],
+        busy: Callable[[bool], None] = lambda _: None,
+        apart: Callable[[Connection], None] | None = None,
+        settled: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._loop = loop
+        self.tcp = tcp
+        self.pair = pair
+        self.session = session
+        self._ended = ended
+        #: Told before and after a chunnel works.
+        self._busy = busy
+        #: Called when the chunnels are to run in a process of their own.
+        self._apart = apart
+        #: Called after everything that may have changed the session.
+        self._settled = settled
+        self._timer = Timer(self._tick)
+        self._open = True
+        self._fin_sent = False  # the network was told of the end
+        self._eof_sent = False  # the program was told of the end
+        self._program_over = False  # the program sends no more
+        self._network_over = False
+        self._program_gone = False  # the program has closed
+        self._aborted = False  # and had not read all
+        tcp.setblocking(False)
+        pair.setblocking(False)
+        with contextlib.suppress(OSError):
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self) -> None:
+        """Begins, or (in another process) goes on."""
+        self.run(self.session.start)
+
+    def run(self, call: Callable[..., None], *args: Any) -> None:
+        """Does something with the session, and then whatever follows from it."""
+        if not self._open:
+            return
+        self._busy(True)
+        try:
+            call(*args)
+        finally:
+            self._busy(False)
+        self.settle()
+
+    def take_over(self, old: Connection) -> None:
+        """Goes on where another connection object with the same sockets stopped."""
+        self._program_over, self._network_over = old._program_over, old._network_over
+        self._program_gone, self._aborted = old._program_gone, old._aborted
+
+    def closed(self) -> bool:
+        """Whether it has let go of its sockets."""
+        return not self._open
+
+    def detach(self) -> None:
+        """Lets go of the sockets without closing them: another process has them."""
+        self._open = False
+        self._loop.set(self._timer, None)
+        self._loop.watch(self.tcp.fileno(), None, self._on_network)
+        self._loop.watch(self.pair.fileno(), None, self._on_program)
+
+    # -- events ---------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        self.run(self.session.tick, now)
+
+    def _on_network(self, events: int) -> None:
+        if events & (READ | select.EPOLLERR | select.EPOLLHUP):
+            self._read_network()
+        self.settle()
+
+    def _on_program(self, events: int) -> None:
+        if events & select.EPOLLHUP and self._program_over:
+            self._program_gone = True
+        elif events & (READ | select.EPOLLERR | select.EPOLLHUP):
+            self._read_program()
+        self.settle()
+
+    def _takes_network(self) -> bool:
+        return (
+            self._open
+            and not self._network_over
+            and self.session.wants_network
+            and self.session.program_size < QUEUE_MAX
+            and self.session.network_size < 2 * QUEUE_MAX
+        )
+
+    def _takes_program(self) -> bool:
+        return (
+            self._open
+            and not self._program_over
+            and self.session.wants_program
+            and self.session.network_size < QUEUE_MAX
+        )
+
+    def _read_network(self) -> None:
+        for _ in range(_ROUNDS):
+            if not self._takes_network():
+                return
+            try:
+                data = self.tcp.recv(CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                self._network_over = True
+                self.session.fail(f"the network's connection ended: {error.strerror}")
+                return
+            if not data:
+                self._network_over = True
+                self.run(self.session.network_end)
+                return
+            self.run(self.session.network, data)
+
+    def _read_program(self) -> None:
+        for _ in range(_ROUNDS):
+            if not self._takes_program():
+                return
+            try:
+                data = self.pair.recv(CHUNK)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                # It closed with bytes unread: the kernel would have sent a reset.
+                self._aborted = self._program_gone = True
+                data = b""
+            if not data:
+                self._program_over = True
+                self.run(self.session.program_end)
+                return
+            self.run(self.session.program, data)
+
+    # -- what follows ---------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Sends what is to be sent, and watches for what can go on."""
+        if not self._open:
+            return
+        session = self.session
+        if session.apart and self._apart is not None:
+            apart, self._apart = self._apart, None
+            apart(self)
+            return
+        self._settled()
+        if self.closed() or session.apart:
+            return  # it was answered at once, and what followed is done
+        if not self._flush_network():
+            session.to_network.clear()
+            session.network_size = 0
+            session.fail("the network's connection ended while something was being sent")
+        self._flush_program()
+        if session.over and (not session.to_network or session.state == State.RESET):
+            self._end_badly()
+            return
+        if not session.to_network and session.network_ended and not self._fin_sent:
+            self._fin_sent = True
+            with contextlib.suppress(OSError):
+                self.tcp.shutdown(socket.SHUT_WR)
+        if self._fin_sent and self._aborted:
+            reset(self.tcp)
+            self._close()
+            return
+        if not session.to_program and session.program_ended and not self._eof_sent:
+            self._eof_sent = True
+            with contextlib.suppress(OSError):
+                self.pair.shutdown(socket.SHUT_WR)
+        if self._fin_sent and (self._eof_sent or self._program_gone):
+            self._close()
+            return
+        self._watch()
+
+    def _end_badly(self) -> None:
+        """A connection that failed: both ends see a reset, as far as that can be."""
+        if self.session.network_ended:  # a refusal that the other end was told of
+            with contextlib.suppress(OSError):
+                self.tcp.shutdown(socket.SHUT_WR)
+        else:
+            reset(self.tcp)
+        self._close()
+
+    def _watch(self) -> None:
+        session = self.session
+        network = READ if self._takes_network() else 0
+        if session.to_network:
+            network |= WRITE
+        self._loop.watch(self.tcp.fileno(), network or None, self._on_network)
+        program: int | None = READ if self._takes_program() else 0
+        if session.to_program:
+            program = (program or 0) | WRITE
+        if not program and not (self._program_over and not self._program_gone):
+            program = None  # a hang-up would be told again and again
+        self._loop.watch(self.pair.fileno(), program, self._on_program)
+        self._loop.set(self._timer, session.deadline())
+
+    def _flush_network(self) -> bool:
+        session = self.session
+        while session.to_network:
+            try:
+                sent = self.tcp.sendmsg(_some(session.to_network), (), socket.MSG_NOSIGNAL)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                return False
+            session.network_size -= sent
+            _drop(session.to_network, sent)
+        return True
+
+    def _flush_program(self) -> None:
+        session = self.session
+        while session.to_program and not self._program_gone:
+            try:
+                sent = self.pair.sendmsg(_some(session.to_program), (), socket.MSG_NOSIGNAL)
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._program_gone = True
+                break
+            session.program_size -= sent
+            _drop(session.to_program, sent)
+        if self._program_gone:
+            if session.to_program:
+                self._aborted = True  # the kernel answers what comes for a closed socket with a reset
+            session.to_program.clear()
+            session.program_size = 0
+
+    def _close(self) -> None:
+        if not self._open:
+            return
+        self.detach()
+        self.tcp.close()
+        self.pair.close()
+        self.session.close()
+        self._ended(self)
+
+
+def _some(queue: deque[Any]) -> list[Any]:
+    return [queue[i] for i in range(min(len(queue), _IOV_MAX))]
+
+
+def _drop(queue: deque[Any], sent: int) -> None:
+    while sent:
+        first = queue[0]
+        if len(first) > sent:
+            queue[0] = memoryview(first)[sent:]
+            return
+        sent -= len(first)
+        queue.popleft()

@@ -1,0 +1,158 @@
+"""The agent's end of a carrier: shims and secrets come from it, and it judges the plans that clients show."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+_MESSAGE_MAX: Final = 65536
+_REMEMBERED_MAX: Final = 1024
+#: Seconds for which a judgement is believed while there is an agent to ask again.
+_BELIEVED: Final = 30.0
+NO_AGENT: Final = "the server's agent is gone, and this plan is not known yet; connect again when it is back"
+
+Verdict = Callable[[str | None], None]
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """What the connections of one listener, or of everybody, authenticate themselves with."""
+
+    material: Mapping[str, str] | None = None
+    key: bytes | None = None
+
+
+class Control:
+    """The control socket.  `shim` is called with each new shim's socket."""
+
+    def __init__(self, sock: socket.socket, shim: Callable[[socket.socket], None]) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.alive = True
+        self._shim = shim
+        self._secrets: dict[int, Secrets] = {}
+        self._asked: dict[int, tuple[tuple[int, bytes], Verdict]] = {}
+        self._waiting: dict[tuple[int, bytes], list[Verdict]] = {}
+        self._known: OrderedDict[tuple[int, bytes], float] = OrderedDict()
+        self._next = 0
+
+    def secrets(self, listener: int) -> Secrets:
+        """Of that listener (or of that client's rule), else everybody's."""
+        found = self._secrets.get(listener)
+        return found if found is not None else self._secrets.get(0, Secrets())
+
+    def ask(self, listener: int, plan: bytes, peer: str, verdict: Verdict) -> None:
+        """Calls `verdict(None)` if the plan may run, else with one line why not; perhaps at once."""
+        place = (listener, plan)
+        since = self._known.get(place)
+        if since is not None and (not self.alive or time.monotonic() - since < _BELIEVED):
+            verdict(None)
+            return
+        if not self.alive:
+            verdict(NO_AGENT)
+            return
+        if place in self._waiting:
+            self._waiting[place].append(verdict)
+            return
+        self._next += 1
+        message = {"op": "check", "id": self._next, "listener": listener, "plan": plan, "peer": peer}
+        if not self._send(message):
+            verdict("the server's agent does not answer; connect again later")
+            return
+        self._waiting[place] = [verdict]
+        self._asked[self._next] = (place, verdict)
+
+    def idle(self) -> None:
+        """Tells the agent that nothing is left to do."""
+        self._send({"op": "idle"})
+
+    def receive(self) -> None:
+        """Reads one message."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, _MESSAGE_MAX, 4, socket.MSG_CMSG_CLOEXEC)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._gone()
+            return
+        try:
+            message = msgpack.unpackb(data, max_ext_len=0)
+        except (ValueError, msgpack.exceptions.UnpackException):
+            message = {}
+        op = message.get("op") if isinstance(message, dict) else None
+        if op == "shim" and fds:
+            self._shim(socket.socket(fileno=fds.pop(0)))
+        elif op == "context":
+            self._context(message)
+        elif op == "verdict":
+            self._verdict(message)
+        elif op == "chunnels":
+            self._chunnels(message)
+        for fd in fds:
+            os.close(fd)
+
+    def _send(self, message: dict[str, object]) -> bool:
+        if not self.alive:
+            return False
+        data: bytes = msgpack.packb(message)
+        try:
+            self.sock.send(data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._gone()
+            return False
+        return True
+
+    def _context(self, message: Mapping[str, Any]) -> None:
+        listener, material, key = message.get("listener") or 0, message.get("material"), message.get("key")
+        if isinstance(listener, int):
+            self._secrets[listener] = Secrets(
+                {str(k): str(v) for k, v in material.items()} if isinstance(material, dict) else None,
+                key if isinstance(key, bytes) else None,
+            )
+
+    def _chunnels(self, message: Mapping[str, Any]) -> None:
+        """Where the chunnels of policy files are; loaded when one is needed, in the process that needs it."""
+        from bertha_socket.carrier import plans
+
+        sources = message.get("sources")
+        if isinstance(sources, dict):
+            plans.SOURCES.update({str(k): str(v) for k, v in sources.items()})
+
+    def _verdict(self, message: Mapping[str, Any]) -> None:
+        asked = self._asked.pop(message.get("id", 0), None)
+        if asked is None:
+            return
+        place, _ = asked
+        why = (
+            None
+            if message.get("ok") is True
+            else str(message.get("why") or "the plan is not acceptable here")
+        )
+        if why is None:
+            self._known[place] = time.monotonic()
+            self._known.move_to_end(place)
+            if len(self._known) > _REMEMBERED_MAX:
+                self._known.popitem(last=False)
+        else:
+            self._known.pop(place, None)
+        for verdict in self._waiting.pop(place, ()):
+            verdict(why)
+
+    def _gone(self) -> None:
+        self.alive = False
+        waiting, self._waiting = self._waiting, {}
+        self._asked.clear()
+        for verdicts in waiting.values():
+            for verdict in verdicts:
+                verdict(NO_AGENT)

@@ -1,0 +1,101 @@
+"""From a plan's bytes to the pipes of one end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Pipe, get, load_chunnel
+from bertha_socket.chunnels._registry import BUILTIN
+from bertha_socket.chunnels._types import ChunnelType, Implementation
+from bertha_socket.negotiation.plan import Plan, PlannedChunnel
+
+#: Where the chunnels of policy files are: name to "module:Class" or "/path.py:Class".
+SOURCES: Final[dict[str, str]] = {}
+#: Bytes of the log's text, and what it ends with when it is cut.
+_TEXT_MAX: Final = 615
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is to be made for one end of a plan."""
+
+    plan: Plan
+    side: str
+    #: The plan's chunnels from `encrypt` on, where it is the last on the wire; else none.
+    outer: tuple[PlannedChunnel, ...]
+    inner: tuple[PlannedChunnel, ...]
+
+    @property
+    def tls_first(self) -> bool:
+        """Whether the connection begins with TLS."""
+        return bool(self.outer)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether code that is not ours runs at this end: it gets a process of its own."""
+        return any(
+            c.implementation(self.side) is not None and c.type not in BUILTIN for c in self.plan.chunnels
+        )
+
+    def pipes(self, context: Context, first: Pipe | None = None) -> tuple[list[Pipe], list[Pipe]]:
+        """The outer and the inner ones; `first` is the `encrypt` that runs already.
+
+        Raises OSError: a chunnel that this end cannot run.
+        """
+        outer: list[Pipe] = []
+        for chunnel in self.outer:
+            if not outer and first is not None:
+                outer.append(first)
+            else:
+                outer += self._made(chunnel, context)
+        inner = [pipe for chunnel in self.inner for pipe in self._made(chunnel, context)]
+        return outer, inner
+
+    def _made(self, chunnel: PlannedChunnel, context: Context) -> list[Pipe]:
+        name = chunnel.implementation(self.side)
+        if name is None:
+            return []
+        if chunnel.type in SOURCES:
+            load_chunnel(SOURCES[chunnel.type], chunnel.type)
+        kind = get(chunnel.type)
+        found = kind.implementation(name, chunnel.wire)
+        if found is None or found.make is None:
+            raise ChunnelError(
+                f"{chunnel.type}: there is no implementation in Python for {chunnel.wire} here"
+            )
+        return [_make(kind, found, chunnel.kwargs, chunnel.wire, context)]
+
+
+def _make(kind: ChunnelType, found: Implementation, args: Any, wire: str, context: Context) -> Pipe:
+    assert found.make is not None
+    return found.make(kind.bound(args), wire, context.side, context)
+
+
+def recipe_of(data: bytes, side: str) -> Recipe:
+    """Raises NegotiationError: these bytes are no plan."""
+    plan = Plan.decode(data)
+    on_wire = [i for i, c in enumerate(plan.chunnels) if c.wire != NO_WIRE]
+    first = on_wire[-1] if on_wire and plan.chunnels[on_wire[-1]].type == "encrypt" else len(plan.chunnels)
+    return Recipe(plan, side, plan.chunnels[first:], plan.chunnels[:first])
+
+
+def log_text(plan: Plan, limit: int = _TEXT_MAX) -> str:
+    """A JSON array for the connection log: {type, implementation, where} of each chunnel, for both ends."""
+    entries = []
+    for c in plan.chunnels:
+        entry: dict[str, str | None] = {"type": c.type}
+        if c.client == c.server:
+            entry["implementation"] = c.client
+        elif c.client is None or c.server is None:
+            entry["implementation"] = c.client or c.server
+        else:
+            entry["implementation"] = f"{c.client}/{c.server}"
+        entry["where"] = c.client_where or c.server_where
+        entries.append(entry)
+    while True:
+        text = json.dumps(entries, separators=(",", ":"))
+        if len(text.encode("utf-8")) <= limit or not entries:
+            return text
+        entries.pop()

@@ -1,0 +1,169 @@
+"""What shims send (native/carrier/carrier.h), and the memory in which they are answered."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+MAGIC: Final = 0x52414342
+VERSION: Final = 1
+PLAN_MAX: Final = 8192
+_HELLO: Final = struct.Struct("=IHHII")
+_CARRY: Final = struct.Struct("=IHHIIQII")
+_HEAD: Final = struct.Struct("=IHH")
+_KIND_HELLO: Final = 1
+_KIND_CARRY: Final = 2
+#: u32 state, u32 life, char[616], char[400]
+STATUS_SIZE: Final = 1024
+_CHUNNELS_AT: Final = 8
+_CHUNNELS_SIZE: Final = 616
+_DETAIL_AT: Final = _CHUNNELS_AT + _CHUNNELS_SIZE
+_DETAIL_SIZE: Final = 400
+_WORD: Final = struct.Struct("=I")
+
+
+class BadMessage(Exception):
+    """A shim said what makes no sense; it is left."""
+
+
+class StatusFile:
+    """A shim's array of records; closed when neither the shim nor a connection of its needs it."""
+
+    def __init__(self, fd: int, count: int) -> None:
+        self.fd = fd
+        self.count = count
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self.fd)
+
+
+class Status:
+    """The record of one connection.  Written by calls, not in memory: a shim cannot make that a fault."""
+
+    def __init__(self, file: StatusFile, index: int) -> None:
+        self._file = file
+        self._at = index * STATUS_SIZE
+        self._life = self._read_life()
+
+    @property
+    def fd(self) -> int:
+        """The file's descriptor."""
+        return self._file.fd
+
+    def _read_life(self) -> bytes:
+        try:
+            return os.pread(self.fd, 4, self._at + 4)
+        except OSError:
+            return b""
+
+    def write(self, state: int, chunnels: str, detail: str) -> None:
+        """Tells the shim; nothing once the record is another connection's."""
+        if len(self._life) != 4 or self._read_life() != self._life:
+            return
+        texts = _text(chunnels, _CHUNNELS_SIZE) + _text(detail, _DETAIL_SIZE)
+        with contextlib.suppress(OSError):
+            os.pwrite(self.fd, texts, self._at + _CHUNNELS_AT)
+            os.pwrite(self.fd, _WORD.pack(state), self._at)
+
+
+def _text(text: str, size: int) -> bytes:
+    return text.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
+
+
+@dataclass(slots=True)
+class Carry:
+    """A connection that is to be carried."""
+
+    server: bool
+    mode: int
+    listener: int
+    plan: bytes
+    tcp: socket.socket
+    pair: socket.socket
+    status: Status
+
+
+class Shim:
+    """One shim's socket: `carry` is called for each connection."""
+
+    def __init__(self, sock: socket.socket, carry: Callable[[Carry], None]) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self._carry = carry
+        self._statuses: StatusFile | None = None
+
+    def receive(self) -> bool:
+        """Reads one message; False: the shim is gone, or makes no sense."""
+        try:
+            data, fds, flags, _ = socket.recv_fds(
+                self.sock, _CARRY.size + PLAN_MAX, 8, socket.MSG_CMSG_CLOEXEC
+            )
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+        kept: list[int] = []
+        try:
+            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                return False
+            kept = self._take(data, fds)
+            return True
+        except BadMessage:
+            return False
+        finally:
+            for fd in fds:
+                if fd not in kept:
+                    os.close(fd)
+
+    def _take(self, data: bytes, fds: list[int]) -> list[int]:
+        """The descriptors that are in use now."""
+        if len(data) < _HEAD.size:
+            raise BadMessage
+        magic, version, kind = _HEAD.unpack_from(data)
+        if magic != MAGIC or version != VERSION:
+            raise BadMessage
+        if kind == _KIND_HELLO:
+            if len(data) < _HELLO.size or len(fds) < 1 or self._statuses is not None:
+                raise BadMessage
+            *_, count = _HELLO.unpack_from(data)
+            if os.fstat(fds[0]).st_size < count * STATUS_SIZE:
+                raise BadMessage
+            self._statuses = StatusFile(fds[0], count)
+            return fds[:1]
+        if kind == _KIND_CARRY:
+            self._take_carry(data, fds)
+            return fds[:2]
+        return []
+
+    def _take_carry(self, data: bytes, fds: list[int]) -> None:
+        statuses = self._statuses
+        if len(data) < _CARRY.size or len(fds) < 2 or statuses is None:
+            raise BadMessage
+        _, _, _, side, mode, listener, index, size = _CARRY.unpack_from(data)
+        plan = data[_CARRY.size : _CARRY.size + size]
+        if side > 1 or mode > 2 or index >= statuses.count or len(plan) != size or (side == 0) != (mode == 0):
+            raise BadMessage
+        try:
+            tcp = socket.socket(fileno=fds[0])
+        except OSError:
+            raise BadMessage from None
+        try:
+            pair = socket.socket(fileno=fds[1])
+        except OSError:
+            tcp.detach()
+            raise BadMessage from None
+        if tcp.type != socket.SOCK_STREAM or pair.family != socket.AF_UNIX:
+            tcp.detach()
+            pair.detach()
+            raise BadMessage
+        self._carry(Carry(side == 1, mode, listener, plan, tcp, pair, Status(statuses, index)))
+
+    def close(self) -> None:
+        """The shim is gone; its connections keep what they have of it."""
+        self.sock.close()
