@@ -22,6 +22,20 @@ enum {
 
 extern void bertha_close_hidden(int fd);
 
+/* The agent's answer about a destination. */
+struct plan {
+  uint8_t addr[16];
+  uint16_t port;
+  uint32_t verdict;
+  uint32_t carrier;
+  uint32_t size;
+  uint64_t context;
+  uint64_t generation;
+  int64_t until;
+  uint8_t *bytes;
+  char detail[400];
+};
+
 /* ---- carriers ----------------------------------------------------------------------------------- */
 
 static struct {
@@ -152,6 +166,10 @@ static bool carry(uint32_t which, struct bertha_carrier_carry *head, const void 
   return sent;
 }
 
+const char *carried_why_not(const struct conn *c) {
+  return c->plan != NULL && !(conn_flags(c) & CONN_CARRIED) ? c->plan->detail : "";
+}
+
 const struct bertha_carrier_status *carried_status(const struct conn *c) {
   struct bertha_carrier_status *all = atomic_load_explicit(&here.statuses, memory_order_acquire);
   return all != NULL && (conn_flags(c) & CONN_CARRIED) ? &all[conn_index(c)] : NULL;
@@ -185,18 +203,6 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
 
 /* ---- client ------------------------------------------------------------------------------------- */
 
-struct plan {
-  uint8_t addr[16];
-  uint16_t port;
-  uint32_t verdict;
-  uint32_t carrier;
-  uint32_t size;
-  uint64_t context;
-  uint64_t generation;
-  int64_t until;
-  uint8_t *bytes;
-  char detail[400];
-};
 static struct {
   _Atomic uint32_t lock;
   unsigned next;
@@ -264,7 +270,7 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
 }
 
 static void forget(struct plan *p) {
-  if (p != NULL && p->verdict == BERTHA_VERDICT_PLAN) {
+  if (p != NULL && (p->verdict == BERTHA_VERDICT_PLAN || p->detail[0] != '\0')) {
     return; /* a connection under way may mean it */
   }
   if (p != NULL) {
@@ -343,6 +349,7 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
     return refused(c, fd, bertha_reason_text(BERTHA_WHY_NO_AGENT));
   }
   if (p == NULL || p->verdict == BERTHA_VERDICT_PLAIN) {
+    c->plan = p; /* why, for the log */
     return CARRIED_NOT;
   }
   if (p->verdict != BERTHA_VERDICT_PLAN) {

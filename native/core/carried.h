@@ -24,6 +24,8 @@ bool carried_accepted(struct conn *c, int fd, struct listener *l);
 void carried_refuse(struct conn *c, int fd, uint32_t why);
 /* For the log, at the end: NULL where the carrier said nothing. */
 struct bertha_carrier_status;
+/* What the agent said of a client's destination that has no chunnels; empty: nothing. */
+const char *carried_why_not(const struct conn *c);
 const struct bertha_carrier_status *carried_status(const struct conn *c);
 void carried_fd_moved(int from, int to);
 void carried_after_fork(void);

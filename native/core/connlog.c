@@ -172,6 +172,10 @@ void connlog_write(struct conn *c, int fd) {
   if (why != 0) {
     snprintf(l.reason, sizeof l.reason, "%s", bertha_reason_text(why));
   }
+  const char *why_not = carried_why_not(c);
+  if (l.plain && why != 0 && why_not[0] != '\0') {
+    snprintf(l.reason, sizeof l.reason, "%s; chunnels: %.399s", bertha_reason_text(why), why_not);
+  }
   if (conn_flags(c) & CONN_CARRIED) {
     carried_line(&l, carried_status(c));
   }

@@ -65,15 +65,16 @@ def test_nothing_readable_crosses_the_wire(pair: Pair, start_redis: StartRedis, 
     assert len(packets) > 2000, "the capture has nothing of it"
     for part in (_SECRET.encode(), b"SET\r\n", b"$3\r\nkey"):
         assert part not in packets
-    types = subprocess.run(
+    fields = subprocess.run(
         [require_program("tshark"), "-r", str(capture.path), "-d", f"tcp.port=={port},tls"]
-        + ["-Y", f"tls && tcp.port=={port}", "-T", "fields", "-e", "tls.record.content_type"],
+        + ["-Y", f"tls && tcp.port=={port}", "-T", "fields", "-e", "tls.record.content_type"]
+        + ["-e", "tls.record.opaque_type"],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     ).stdout.split()
-    records = [record for line in types for record in line.split(",")]
+    records = [record for field in fields for record in field.split(",")]
     assert records.count("23") >= 8, records  # application data
     assert set(records) <= {"20", "21", "22", "23"}, records
     assert_through(pair.client.finish(), "redis-cli", ["compress", "encrypt", "local_or_remote"], 4)
@@ -102,7 +103,7 @@ def test_unaware_client_of_a_preferred_chunnel_is_served(pair: Pair, start_redis
 
 
 def test_client_without_the_key_is_refused(pair: Pair, start_redis: StartRedis) -> None:
-    """Refused at connect(), and the log names the chunnel."""
+    """The two agents do not believe each other: the client is as plain as any, and its log says why."""
     pair.dictate("encrypt()")
     _, port = start_redis(pair.server, pair.address)
     assert pair.client.agent is not None
@@ -113,4 +114,4 @@ def test_client_without_the_key_is_refused(pair: Pair, start_redis: StartRedis) 
     assert "PONG" not in pair.client.run(command, check=False)
     found = connections(pair.client.finish(), program="redis-cli")
     assert found
-    assert all("encrypt" in (c.reason or "") for c in found), found
+    assert all("key" in (c.reason or "") and c.rx_bytes == 0 for c in found), found
