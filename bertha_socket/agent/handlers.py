@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from bertha_socket.agent import memory, messages, sockets
+from bertha_socket.agent import limits, memory, messages, sockets
 from bertha_socket.agent.messages import BadMessage, Op, Request
 from bertha_socket.agent.model import Listener, Process, Refused
 from bertha_socket.agent.registry import Registry, why_of
@@ -224,6 +224,9 @@ def _carrier(service: Service, caller: Caller, request: Request, fds: Descriptor
     elif process.carried_fd < 0:
         process.carried_fd = fds.look(0)
         fds.taken(0)
+    if process.carriers >= limits.CARRIERS_PER_PROCESS:
+        return Answer(Why.TABLE_FULL)
+    process.carriers += 1
     end = service.carrier_socket(caller, kind)
     return Answer(body=messages.CARRIER.pack(kind, 0), given=(end,))
 

@@ -7,6 +7,8 @@ from typing import Final
 
 LISTENERS_PER_PROCESS: Final = 512
 LINKS_PER_PROCESS: Final = 1024
+#: Ways to carriers that one process asks for: one for each kind, and again when a carrier has ended.
+CARRIERS_PER_PROCESS: Final = 64
 BELLS_PER_PROCESS: Final = 4096
 ADDRESSES_PER_LISTENER: Final = 128
 #: Directory entries of one user who is not root: half of what there is.

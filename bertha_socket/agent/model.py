@@ -35,6 +35,7 @@ class Process:
     table_fd: int = -1
     #: Memory in which carriers say what became of its connections (native/carrier/carrier.h).
     carried_fd: int = -1
+    carriers: int = 0
     since: float = 0.0
     listeners: set[Listener] = field(default_factory=set)
     links: dict[tuple[int, int], Link] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from bertha_socket.agent import memory, messages
+from bertha_socket.agent import limits, memory, messages
 from bertha_socket.agent.messages import CarrierKind, DagNeed, Verdict
 from bertha_socket.reasons import Reason
 from tests.agent.conftest import Agent, StartAgent
-from tests.agent.shim import RefusedError, claims_need, entries, find, in_namespace, listen
-from tests.harness import NamespaceTrio
+from tests.agent.shim import Hung, RefusedError, claims_need, entries, find, in_namespace, listen
+from tests.harness import NamespaceTrio, eventually
 
 LOCAL = "127.0.0.1"
 
@@ -247,3 +248,29 @@ def test_a_carrier_is_started_and_shared(agent: Agent) -> None:
         with first, second:
             (carrier,) = agent.status()["agent"]["carriers"]
             assert carrier["kind"] == "python" and carrier["shims"] == 2
+
+
+def test_no_end_of_carriers(agent: Agent) -> None:
+    with agent.shim() as shim, contextlib.ExitStack() as stack:
+        for _ in range(limits.CARRIERS_PER_PROCESS):
+            stack.enter_context(shim.carrier(CarrierKind.PYTHON))
+        with pytest.raises(RefusedError, match="TABLE_FULL"):
+            shim.carrier(CarrierKind.PYTHON)
+        with agent.shim() as another, another.carrier(CarrierKind.PYTHON):
+            pass  # it is that process's limit
+
+
+def test_what_carriers_write_to_is_memory(agent: Agent) -> None:
+    body = messages.CARRIER.pack(CarrierKind.PYTHON, 0)
+    with agent.shim() as shim, pytest.raises(Hung), open("/dev/null") as file:
+        shim.ask(messages.Op.CARRIER, body, (file.fileno(),))
+    before = agent.descriptors()
+    fd = os.memfd_create("carried", os.MFD_ALLOW_SEALING)
+    with agent.shim() as shim:
+        for _ in range(3):
+            reply = shim.ask(messages.Op.CARRIER, body, (fd,))
+            assert reply.status == 0
+            os.close(reply.fds[0])
+    os.close(fd)
+    # The carrier's control socket and pidfd stay.
+    eventually(lambda: agent.descriptors() <= before + 2, "the end of the process's descriptors")

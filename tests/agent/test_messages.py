@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bertha_socket._native import lib
 from bertha_socket.agent import limits, messages
-from bertha_socket.agent.messages import BadMessage, Op
+from bertha_socket.agent.messages import BadMessage, CarrierKind, DagNeed, Op, Verdict
 from bertha_socket.reasons import Reason
 from tests.agent.shim import hello_body
 
@@ -20,6 +20,8 @@ _PARSERS = (
     messages.parse_link,
     messages.parse_bell,
     messages.parse_resolve,
+    messages.parse_negotiate,
+    messages.parse_carrier,
 )
 
 
@@ -38,6 +40,9 @@ _PARSERS = (
         ("bell", messages.BELL),
         ("resolve", messages.RESOLVE),
         ("resolve_reply", messages.RESOLVE_REPLY),
+        ("negotiate", messages.NEGOTIATE),
+        ("negotiate_reply", messages.NEGOTIATE_REPLY),
+        ("carrier_request", messages.CARRIER),
     ],
 )
 def test_sizes_are_those_of_the_header(name: str, form: object) -> None:
@@ -54,6 +59,10 @@ def test_numbers_are_those_of_the_header() -> None:
         assert op == getattr(lib, f"BERTHA_OP_{op.name}")
     for name in ("SHM", "UNIX", "TCP"):
         assert getattr(messages, f"IMPL_{name}") == getattr(lib, f"BERTHA_IMPL_{name}")
+    for kind, enum in (("DAG", DagNeed), ("VERDICT", Verdict), ("CARRIER", CarrierKind)):
+        for member in enum:
+            assert member == getattr(lib, f"BERTHA_{kind}_{member.name}")
+    assert messages.HELLO_CLIENT_DAGS == lib.BERTHA_HELLO_CLIENT_DAGS
     for reason in Reason:
         assert reason == getattr(lib, f"BERTHA_WHY_{reason.name}")
     assert max(Reason) + 1 == lib.BERTHA_WHY_COUNT
@@ -117,3 +126,13 @@ def test_a_resolve_of_too_many_is_bad() -> None:
 
 def test_a_refusal_has_no_body() -> None:
     assert len(messages.reply(4, 1, Reason.POLICY, b"body")) == messages.HEADER.size
+
+
+@given(st.text(max_size=900))
+def test_a_detail_is_one_line_that_fits(text: str) -> None:
+    line = messages.one_line(text)
+    assert len(line) < 400 and b"\n" not in line
+    line.decode("utf-8")
+    packed = messages.pack_negotiate_reply(Verdict.PLAIN, CarrierKind.NATIVE, 5, b"plan", text, 7)
+    assert len(packed) == messages.NEGOTIATE_REPLY.size + 4
+    assert messages.NEGOTIATE_REPLY.unpack_from(packed)[-1][-1:] == b"\0"
