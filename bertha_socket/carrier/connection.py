@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import select
 import socket
 import struct
@@ -65,6 +66,8 @@ class Connection:
         self._network_over = False
         self._program_gone = False  # the program has closed
         self._aborted = False  # and had not read all
+        self._late = False  # something came for it after that
+        self._tcp_quiet = False  # the network has nothing more to tell
         tcp.setblocking(False)
         pair.setblocking(False)
         with contextlib.suppress(OSError):
@@ -88,7 +91,7 @@ class Connection:
     def take_over(self, old: Connection) -> None:
         """Goes on where another connection object with the same sockets stopped."""
         self._program_over, self._network_over = old._program_over, old._network_over
-        self._program_gone, self._aborted = old._program_gone, old._aborted
+        self._program_gone, self._aborted, self._late = old._program_gone, old._aborted, old._late
 
     def closed(self) -> bool:
         """Whether it has let go of its sockets."""
@@ -107,7 +110,12 @@ class Connection:
         self.run(self.session.tick, now)
 
     def _on_network(self, events: int) -> None:
-        if events & (READ | select.EPOLLERR | select.EPOLLHUP):
+        if self._network_over and events & (select.EPOLLERR | select.EPOLLHUP):
+            error = self.tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._tcp_quiet = True
+            if error:
+                self.session.fail(f"the network's connection ended: {os.strerror(error)}")
+        elif events & (READ | select.EPOLLERR | select.EPOLLHUP):
             self._read_network()
         self.settle()
 
@@ -162,9 +170,9 @@ class Connection:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
-                # It closed with bytes unread: the kernel would have sent a reset.
-                self._aborted = self._program_gone = True
-                data = b""
+                # It closed with bytes unread: the kernel would have sent a reset, and no end.
+                self._aborted = self._program_gone = self._program_over = True
+                return
             if not data:
                 self._program_over = True
                 self.run(self.session.program_end)
@@ -193,14 +201,14 @@ class Connection:
         if session.over and (not session.to_network or session.state == State.RESET):
             self._end_badly()
             return
+        if (self._aborted and not session.to_network) or (self._late and self._fin_sent):
+            reset(self.tcp)
+            self._close()
+            return
         if not session.to_network and session.network_ended and not self._fin_sent:
             self._fin_sent = True
             with contextlib.suppress(OSError):
                 self.tcp.shutdown(socket.SHUT_WR)
-        if self._fin_sent and self._aborted:
-            reset(self.tcp)
-            self._close()
-            return
         if not session.to_program and session.program_ended and not self._eof_sent:
             self._eof_sent = True
             with contextlib.suppress(OSError):
@@ -224,7 +232,9 @@ class Connection:
         network = READ if self._takes_network() else 0
         if session.to_network:
             network |= WRITE
-        self._loop.watch(self.tcp.fileno(), network or None, self._on_network)
+        # After the other end's end a reset may still come; before, one is found when something is read.
+        quiet = not self._network_over or self._tcp_quiet
+        self._loop.watch(self.tcp.fileno(), network or (None if quiet else 0), self._on_network)
         program: int | None = READ if self._takes_program() else 0
         if session.to_program:
             program = (program or 0) | WRITE
@@ -260,7 +270,7 @@ class Connection:
             _drop(session.to_program, sent)
         if self._program_gone:
             if session.to_program:
-                self._aborted = True  # the kernel answers what comes for a closed socket with a reset
+                self._late = True  # the kernel answers what comes for a closed socket with a reset
             session.to_program.clear()
             session.program_size = 0
 

@@ -132,7 +132,7 @@ def read_hello(fields: dict[str, Any]) -> Hello:
 def wrong_hello(hello: Hello, key: bytes | None) -> str | None:
     """Why the client is not to be believed; None: it is."""
     if key is None:
-        return None
+        return None if hello.mac is None else "the client has a cluster key, and the server has none"
     if hello.mac is None:
         return "the client has no cluster key, and the server has one"
     if not hmac.compare_digest(hello.mac, client_mac(key, hello.nonce, hello.plan)):

@@ -1,0 +1,1 @@
+"""Tests of the carrier in Python, alone and against the native one."""

@@ -156,12 +156,7 @@ def test_a_reset_is_a_reset_at_the_other_end(hosts: Hosts) -> None:
     carried.client.close()  # with bytes unread: the kernel resets
     carried.server_status.wait(RESET)
     assert "reset" in carried.server_status.detail
-    carried.server.settimeout(20)
-    with pytest.raises(OSError), carried.server:
-        while carried.server.recv(100):
-            pass
-        carried.server.sendall(b"x")
-        raise ConnectionResetError  # the shim reads the reset from the status
+    carried.close()
 
 
 def test_an_unaware_client_is_reset_where_chunnels_are_required(hosts: Hosts) -> None:
@@ -251,7 +246,7 @@ def test_tls_is_all_that_is_on_the_wire(hosts: Hosts) -> None:
             far.setblocking(False)
             at_server.setblocking(False)
             got = b""
-            while got != secret:
+            while got != secret or client_status.state != READY:
                 hosts[1].serve()
                 for a, b in ((near, far), (far, near)):
                     try:
