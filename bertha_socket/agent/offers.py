@@ -162,6 +162,8 @@ class Offers:
             found = pick(client, self.of_listener(listener, addr))
         except OSError as error:  # its rule says what cannot be: no reason to do without
             return Refusal("the server's DAG", error.strerror or str(error))
+        if isinstance(found, Refusal) and found.chunnel == "encrypt" and not self._has_key():
+            return dataclasses.replace(found, why=keys.NO_KEY)
         if isinstance(found, Choice) and found.plan.chunnels:
             if listener.need == DagNeed.NONE:
                 _mark(listener, DagNeed.MAYBE, found.server)
