@@ -28,6 +28,22 @@ static void flag_by(struct conn *c, uint32_t flag, bool on) {
   }
 }
 
+/* A bell is one byte, and the kernel would not tell of it: on a ring the mark is ours to keep.  A connection that is not
+ * there yet stays in the kernel. */
+static void keep_low_water(struct conn *c, int fd) {
+  int one = 1;
+  uint32_t kind = conn_kind(c);
+  if (kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE) {
+    kind = conn_decide(c, fd, BERTHA_WHY_KERNEL_ASKED);
+  }
+  if (kind == BERTHA_CONN_SHM) {
+    REAL(setsockopt)(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one);
+  } else if (kind == BERTHA_CONN_SOCKET || kind == BERTHA_CONN_LISTENER) {
+    conn_set_flag(c, CONN_NO_ATTACH);
+    c->info.reason = BERTHA_WHY_KERNEL_ASKED;
+  }
+}
+
 static void note_option(struct conn *c, int fd, int level, int name, const void *value, socklen_t size) {
   int number = 0;
   if (value != NULL && size >= (socklen_t)sizeof number) {
@@ -45,6 +61,9 @@ static void note_option(struct conn *c, int fd, int level, int name, const void 
       }
     } else if (name == SO_RCVLOWAT) {
       c->rcv_lowat = number > 0 ? number : 1;
+      if (number > 1) {
+        keep_low_water(c, fd);
+      }
     } else if (name == SO_LINGER && size >= (socklen_t)sizeof(struct linger)) {
       struct linger linger;
       memcpy(&linger, value, sizeof linger);
@@ -111,6 +130,8 @@ BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t
       answer = conn_flags(c) & CONN_NODELAY_SET ? 1 : 0;
     } else if (level == IPPROTO_TCP && name == TCP_CORK) {
       answer = conn_flags(c) & CONN_CORK_SET ? 1 : 0;
+    } else if (level == SOL_SOCKET && name == SO_RCVLOWAT) {
+      answer = c->rcv_lowat;
     } else if (level == SOL_SOCKET && name == SO_ERROR && c->error != 0) {
       answer = c->error;
       c->error = 0;

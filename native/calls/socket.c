@@ -122,6 +122,9 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
   int saved = errno;
   struct conn *c = track(fd, flags, BERTHA_CONN_PLAIN);
   if (c != NULL) {
+    if (l->rcv_lowat > 1) { /* inherited, and the kernel's (option.c) */
+      conn_set_flag(c, CONN_NO_ATTACH);
+    }
     conn_accepted(c, fd, listener_now(l, listening), from);
     if (l->listener == NULL && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
       c->info.reason = l->info.reason; /* what the agent said of the listener */

@@ -68,7 +68,8 @@ static inline bool conn_asked_back(const struct conn *c) {
 
 /* ready.c: which of `want` (poll's bits) hold now, as the rings say; POLLERR and POLLHUP always count. */
 short conn_events(struct conn *c, int fd, short want);
-short conn_events_any(struct conn *c, int fd, short want); /* whatever SO_RCVLOWAT says: for a wait of our own */
+short conn_events_any(struct conn *c, int fd,
+                      short want); /* whatever SO_RCVLOWAT says: for a wait of our own */
 void conn_kernel_events(struct conn *c, uint32_t epoll_events); /* what the kernel reported of its half */
 bool conn_look_at_kernel(struct conn *c, int fd);               /* true: something was learnt */
 
@@ -83,6 +84,13 @@ void bell_fd_moved(int from, int to);
 void bell_after_fork(void);
 bool bell_take_byte(struct conn *c, int fd);
 uint32_t bell_create(int *fd); /* 0: none */
+
+/* SO_RCVLOWAT is the kernel's again, where bells were too short for it. */
+static inline void conn_low_water_back(const struct conn *c, int fd) {
+  if (UNLIKELY(c->rcv_lowat > 1)) {
+    REAL(setsockopt)(fd, SOL_SOCKET, SO_RCVLOWAT, &c->rcv_lowat, sizeof c->rcv_lowat);
+  }
+}
 
 static inline size_t iov_bytes(const struct iovec *iov, int count) {
   size_t n = 0;

@@ -194,6 +194,7 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
   }
   if (n == 0 && atomic_load_explicit(&d->ring_end, memory_order_acquire) == c->rx_head) {
     c->rx_phase = PHASE_AFTER;
+    conn_low_water_back(c, fd);
     n = -EINPROGRESS;
   }
   bertha_unlock(&c->rx_lock);

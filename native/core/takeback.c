@@ -146,6 +146,7 @@ static bool take_back(struct conn *c, int fd) {
     if (!before) {
       c->rx_phase = PHASE_AFTER;
     }
+    conn_low_water_back(c, fd);
     back = before ? atomic_load(&d->bells) == 0 : take_bells(c, fd, until + PATIENCE_NS);
   }
   bertha_unlock(&c->rx_lock);

@@ -1,4 +1,4 @@
-"""SO_RCVLOWAT holds for poll, select and epoll, and a select() beyond FD_SETSIZE sees connections on rings."""
+"""SO_RCVLOWAT holds for poll, select and epoll; select() beyond FD_SETSIZE sees connections on rings."""
 
 from __future__ import annotations
 
