@@ -6,11 +6,16 @@ import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.harness import Host, Namespace, NamespaceTrio, namespaces_unavailable
 from tests.harness.hosts import DIRECTORY_PREFIX, Adoption
 from tests.harness.namespaces import leftover_namespaces
+
+# How long an example takes says more about what else runs here than about the code.
+hypothesis.settings.register_profile("bertha", deadline=None)
+hypothesis.settings.load_profile("bertha")
 
 _HOSTS = pytest.StashKey[list[Host]]()
 MakeHost = Callable[..., Host]
