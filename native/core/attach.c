@@ -561,6 +561,8 @@ void conn_after_close(struct conn *c) {
     } else {
       atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
     }
+  } else if (kind == BERTHA_CONN_UNIX) {
+    carried_ended(c);
   }
   conn_free(c);
 }

@@ -17,7 +17,7 @@ enum {
   PATIENCE_MS = 300,         /* for the first answer about a destination */
   CARRIER_PATIENCE_MS = 200, /* for room in a carrier's queue */
   PLANS = 128,
-  CARRIERS = 2,
+  CARRIERS = 3,
 };
 
 extern void bertha_close_hidden(int fd);
@@ -33,6 +33,7 @@ struct plan {
   uint64_t generation;
   int64_t until;
   uint8_t *bytes;
+  bool refused; /* by the server, at a connection: the next answer has to be a new one */
   char detail[400];
 };
 
@@ -228,8 +229,11 @@ static struct plan *find(const uint8_t addr[16], uint16_t port, uint64_t generat
   return NULL;
 }
 
-static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd) {
-  struct bertha_negotiate body = {.server_port = port, .patience_ms = PATIENCE_MS, .netns = bertha_netns(fd)};
+static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd, bool fresh) {
+  struct bertha_negotiate body = {.server_port = port,
+                                  .reserved = fresh ? BERTHA_NEGOTIATE_FRESH : 0,
+                                  .patience_ms = PATIENCE_MS,
+                                  .netns = bertha_netns(fd)};
   memcpy(body.server_addr, addr, 16);
   struct {
     struct bertha_negotiate_reply head;
@@ -293,6 +297,7 @@ static struct plan *remember(struct plan *p) {
       old->until = p->until;
       old->generation = p->generation;
       old->context = p->context;
+      old->refused = false;
       memcpy(old->detail, p->detail, sizeof old->detail);
       free(p->bytes);
       free(p);
@@ -305,6 +310,31 @@ static struct plan *remember(struct plan *p) {
   forget(known.plans[at]);
   known.plans[at] = p;
   return p;
+}
+
+static bool was_refused(const uint8_t addr[16], uint16_t port) {
+  for (unsigned i = 0; i < PLANS; i++) {
+    struct plan *p = known.plans[i];
+    if (p != NULL && p->port == port && memcmp(p->addr, addr, 16) == 0) {
+      return p->refused;
+    }
+  }
+  return false;
+}
+
+void carried_ended(struct conn *c) {
+  const struct bertha_carrier_status *s = carried_status(c);
+  if (s == NULL || c->side != BERTHA_SIDE_CLIENT || c->plan == NULL ||
+      __atomic_load_n(&s->state, __ATOMIC_ACQUIRE) != BERTHA_CARRIED_REFUSED || !bertha_lock(&known.lock)) {
+    return;
+  }
+  for (unsigned i = 0; i < PLANS; i++) {
+    if (known.plans[i] == c->plan) {
+      known.plans[i]->until = 0;
+      known.plans[i]->refused = true;
+    }
+  }
+  bertha_unlock(&known.lock);
 }
 
 static bool worth_asking(const uint8_t addr[16], uint16_t port) {
@@ -340,7 +370,7 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
   if (generation != 0 && bertha_lock(&known.lock)) {
     p = find(addr, port, generation);
     if (p == NULL) {
-      p = ask(addr, port, to->sa_family, fd);
+      p = ask(addr, port, to->sa_family, fd, was_refused(addr, port));
       p = p != NULL ? remember(p) : NULL;
     }
     bertha_unlock(&known.lock);

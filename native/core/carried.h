@@ -22,6 +22,8 @@ bool carried_settle(struct conn *c, int fd);
 bool carried_accepted(struct conn *c, int fd, struct listener *l);
 /* Nobody can carry it, and its chunnels are required: the program sees a connection that was reset. */
 void carried_refuse(struct conn *c, int fd, uint32_t why);
+/* The last descriptor is closed: a plan that the server has refused is not tried again. */
+void carried_ended(struct conn *c);
 /* For the log, at the end: NULL where the carrier said nothing. */
 struct bertha_carrier_status;
 /* What the agent said of a client's destination that has no chunnels; empty: nothing. */

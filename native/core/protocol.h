@@ -143,10 +143,11 @@ struct bertha_resolve_reply {
 struct bertha_negotiate {
   uint8_t server_addr[16];
   uint16_t server_port;
-  uint16_t reserved;
+  uint16_t reserved;    /* BERTHA_NEGOTIATE_FRESH */
   uint32_t patience_ms; /* the caller waits no longer */
   uint64_t netns;
 };
+#define BERTHA_NEGOTIATE_FRESH 1u /* the plan of before was refused: not that one again */
 enum bertha_verdict {
   BERTHA_VERDICT_PLAIN = 0,   /* no chunnels */
   BERTHA_VERDICT_PLAN = 1,    /* by the carrier named, with the plan that follows */
@@ -163,7 +164,9 @@ struct bertha_negotiate_reply {
 
 /* CARRIER: the caller's end of a SOCK_SEQPACKET pair to a carrier, which the agent starts if need be (carrier.h). */
 #define BERTHA_CARRIER_NATIVE 0u
-#define BERTHA_CARRIER_PYTHON 1u
+#define BERTHA_CARRIER_PYTHON                                                                                \
+  1u /* the package's own chunnels only: runs as the agent's user, has the cluster key */
+#define BERTHA_CARRIER_AUTHORS 2u /* others' Python: runs as the caller's user, without the cluster key */
 struct bertha_carrier_request {
   uint32_t carrier;
   uint32_t reserved;

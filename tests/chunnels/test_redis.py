@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.chunnels.conftest import Capture, Pair, StartRedis
-from tests.harness import Connection, connections, require_program
+from tests.harness import Connection, connections, eventually, require_program
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
@@ -115,3 +118,42 @@ def test_client_without_the_key_is_refused(pair: Pair, start_redis: StartRedis) 
     found = connections(pair.client.finish(), program="redis-cli")
     assert found
     assert all("key" in (c.reason or "") and c.rx_bytes == 0 for c in found), found
+
+
+def test_server_with_another_policy(pair: Pair, start_redis: StartRedis) -> None:
+    """A plan that has gone stale is refused, and the next connection gets a new one; never half of it."""
+    pair.dictate("compress()")
+    server, port = start_redis(pair.server, pair.address)
+    client = pair.client.dir / "client.py"
+    client.write_text(
+        "import socket, sys\n"
+        "for line in sys.stdin:\n"
+        "    try:\n"
+        f"        with socket.create_connection(({pair.address!r}, {port}), 10) as s:\n"
+        "            s.sendall(b'PING\\r\\n')\n"
+        "            print(s.recv(100).decode().strip() or 'closed', flush=True)\n"
+        "    except OSError as error:\n"
+        "        print('error', error.errno, flush=True)\n"
+    )
+    reader, writer = os.pipe()
+    with open(writer, "wb", buffering=0) as feed:
+        with open(reader, "rb") as source:
+            program = pair.client.spawn([sys.executable, "-u", client], stdin=source)
+
+        def ask(lines: int) -> str:
+            feed.write(b"\n")
+            eventually(lambda: len(program.text().splitlines()) >= lines, "an answer")
+            return program.text().splitlines()[-1]
+
+        assert ask(1) == "+PONG"
+        pair.server.stop(server)
+        pair.dictate("compress() |> encrypt()")
+        command = [require_program("redis-server"), "--port", str(port), "--bind", pair.address]
+        command += ["--dir", str(pair.server.dir), "--save", "", "--protected-mode", "no"]
+        pair.server.server(command, port)
+        assert ask(2) in ("closed", "error 104")
+        assert ask(3) == "+PONG"
+    program.wait(10)
+    found = connections(pair.client.finish(), program=Path(sys.executable).name)
+    assert [_types(c)[:-1] for c in found] == [["compress"], [], ["compress", "encrypt"]], found
+    assert "refused" in (found[1].reason or "") or "chunnel" in (found[1].reason or ""), found
