@@ -79,6 +79,7 @@ class Carrier:
     since: float
     shims: int = 0
     contexts: dict[int, bytes] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
     alive: bool = True
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
@@ -118,16 +119,22 @@ class Carriers:
 
     # -- what shims want ------------------------------------------------------------------------------
 
-    def shim_socket(self, kind: CarrierKind, peer: Peer) -> int:
+    def shim_socket(self, kind: CarrierKind, peer: Peer, sources: Mapping[str, str] | None = None) -> int:
         """A shim's end of a new connection to a carrier, which is started if need be; the caller's to close.
 
+        `sources`: chunnels of the shim's own policy, by name.  They are another user's code when the shim is
+        another user's: then that user gets a carrier for himself.
         Raises Refused, or OSError when there are no descriptors left.
         """
+        sources = (sources or {}) if kind == CarrierKind.PYTHON else {}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 for _ in range(2):  # one that has just died may not be known as dead yet
-                    carrier = self._get(kind, peer)
+                    carrier = self._get(kind, peer, bool(sources))
+                    if sources and not carrier.sources.items() >= sources.items():
+                        carrier.sources.update(sources)
+                        carrier.send(_pack({"op": "chunnels", "sources": dict(sources)}))
                     if carrier.send(_pack({"op": "shim"}), (theirs.fileno(),)):
                         carrier.shims += 1
                         return ours.detach()
@@ -143,9 +150,8 @@ class Carriers:
         for carrier in self._running.values():
             self._give(carrier, context)
 
-    def _get(self, kind: CarrierKind, peer: Peer) -> Carrier:
-        # The native one is our own program and serves all; Python chunnels may be the user's own code.
-        uid = peer.uid if kind == CarrierKind.PYTHON and os.geteuid() == 0 else os.geteuid()
+    def _get(self, kind: CarrierKind, peer: Peer, foreign: bool) -> Carrier:
+        uid = peer.uid if foreign else os.geteuid()
         carrier = self._running.get((kind, uid))
         if carrier is None:
             carrier = self._start(kind, uid, peer)

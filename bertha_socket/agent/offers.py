@@ -85,7 +85,7 @@ class Offers:
         dag = plans.dag_of(policy, subject, side, addr, port)
         chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
         has_key = self._has_key()
-        foreign = subject.uid != os.geteuid()
+        foreign = subject.uid != os.geteuid() and bool(plans.sources_of(policy))
         if side == "server":
             self._secrets.check(dag, subject.uid)
         key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign)

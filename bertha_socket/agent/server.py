@@ -296,7 +296,13 @@ class Server:
 
     def carrier_socket(self, caller: Caller, kind: messages.CarrierKind) -> int:
         """A new way to a carrier, which becomes the caller's."""
-        return self._carriers.shim_socket(kind, caller.peer)
+        process = caller.process
+        assert process is not None
+        # A worker that has changed its user still serves with its listener's chunnels.
+        serves = any(x.uid == os.geteuid() for x in process.listeners)
+        return self._carriers.shim_socket(
+            kind, caller.peer, {} if serves else plans.sources_of(process.policy)
+        )
 
     def status(self, caller: Caller) -> Answer | None:
         """The JSON text of everything that the caller may see.  It takes a while: the answer comes later."""

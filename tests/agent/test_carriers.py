@@ -116,8 +116,13 @@ class Rig:
         self.judged.append((listener, plan))
         return self.answer
 
-    def shim(self, kind: CarrierKind = CarrierKind.PYTHON, peer: Peer | None = None) -> socket.socket:
-        sock = socket.socket(fileno=self.carriers.shim_socket(kind, peer or self.peer))
+    def shim(
+        self,
+        kind: CarrierKind = CarrierKind.PYTHON,
+        peer: Peer | None = None,
+        sources: dict[str, str] | None = None,
+    ) -> socket.socket:
+        sock = socket.socket(fileno=self.carriers.shim_socket(kind, peer or self.peer, sources))
         sock.settimeout(10)
         self.pids |= {fact["pid"] for fact in self.facts()}
         return sock
@@ -170,6 +175,15 @@ def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
         rig.carriers.context_changed(rig.known[0])  # the same: nothing to tell
         rig.carriers.context_changed(Context(7, None, None))
         assert rig.hear(sock) == {"op": "context", "listener": 7, "material": None, "key": None}
+
+
+def test_a_policys_own_chunnels_are_told_first(rig: Rig) -> None:
+    sources = {"rot": "/x/rot.py:Rot"}
+    with rig.shim(), rig.shim(sources=sources), rig.shim(sources=sources) as sock:
+        heard = [rig.hear(sock) for _ in range(5)]
+        assert [m["op"] for m in heard] == ["context", "shim", "chunnels", "shim", "shim"]
+        assert heard[2]["sources"] == sources
+        assert [f["shims"] for f in rig.facts()] == [3]
 
 
 def test_verdicts(rig: Rig) -> None:
@@ -247,7 +261,10 @@ def test_another_user_has_its_own_and_no_secrets(rig: Rig) -> None:
     # Another user may be unable to reach this interpreter.
     rig.program = ["/bin/sh", "-c", "exec sleep 100", "sh"]
     rig.shim().close()
-    rig.shim(peer=Peer(os.getpid(), 65534, 65534)).close()
+    nobody = Peer(os.getpid(), 65534, 65534)
+    rig.shim(peer=nobody).close()
+    assert [f["shims"] for f in rig.facts()] == [2]  # our own code serves all
+    rig.shim(peer=nobody, sources={"rot": "/home/nobody/rot.py:Rot"}).close()
     mine, theirs = sorted(rig.carriers, key=lambda c: c.uid)
     try:
         for carrier, uid in ((mine, 0), (theirs, 65534)):
