@@ -1,16 +1,61 @@
-/* sendfile: from the file straight into the ring. */
+/* sendfile: from the file straight into the ring.
+ *
+ * The connection is held for as long as a copy from memory takes, and not while a disk is waited for. */
 #include <limits.h>
+#include <sys/stat.h>
 
 #include "../core/abroad.h"
 #include "../core/wait.h"
 #include "calls.h"
+
+#define NOWAIT 8 /* RWF_NOWAIT */
+enum { WARM = 16384, WAITS = 3 };
+
+/* -EAGAIN: nothing in memory just now. */
+static ssize_t read_now(int in, void *to, size_t size, const off64_t *offset, bool whatever_it_takes) {
+  struct iovec part = {to, size};
+  ssize_t n = REAL(preadv64v2)(in, &part, 1, offset != NULL ? *offset : -1, whatever_it_takes ? 0 : NOWAIT);
+  if (n < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL)) { /* a file system without it */
+    n = offset != NULL ? pread64(in, to, size, *offset) : REAL(read)(in, to, size);
+  }
+  return n >= 0 ? n : -errno;
+}
+
+static bool is_file(int in) {
+  struct stat st;
+  return fstat(in, &st) == 0 && (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode));
+}
+
+static bool has_no_pages(int in) { /* sendfile(2): EINVAL */
+  struct stat st;
+  return fstat(in, &st) == 0 && (S_ISFIFO(st.st_mode) || S_ISSOCK(st.st_mode));
+}
+
+/* Until there is something to read: of a file, by reading it to nowhere. */
+static int wait_for_input(int in, const off64_t *offset, bool file) {
+  if (file) {
+    char nowhere[WARM];
+    off64_t at = offset != NULL ? *offset : lseek64(in, 0, SEEK_CUR);
+    ssize_t n = at >= 0 ? pread64(in, nowhere, sizeof nowhere, at) : -1;
+    return n >= 0 ? 0 : -errno;
+  }
+  struct pollfd p = {.fd = in, .events = POLLIN};
+  if (REAL(fcntl)(in, 3 /* F_GETFL */) & SOCK_NONBLOCK) {
+    return REAL(poll)(&p, 1, 0) > 0 ? 0 : -EAGAIN;
+  }
+  return REAL(poll)(&p, 1, -1) > 0 ? 0 : -errno;
+}
 
 /* -EOPNOTSUPP: the kernel's own sendfile will do. */
 static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, size_t count) {
   bool patient = !(conn_flags(c) & CONN_NONBLOCK);
   int64_t deadline = patient && c->snd_timeout_ns > 0 ? bertha_now_ns() + c->snd_timeout_ns : -1;
   size_t sent = 0;
+  int waits = 0;
   count = count < SSIZE_MAX / 2 ? count : SSIZE_MAX / 2;
+  if (has_no_pages(in)) {
+    return -EINVAL;
+  }
   if (conn_flags(c) & (CONN_FIN | CONN_WR_SHUT | CONN_RST)) { /* the kernel knows what to answer */
     int verdict = REAL(send)(out, "", 0, 0) < 0 ? -errno : 0;
     if (verdict != 0) {
@@ -34,11 +79,20 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
       }
       continue;
     }
-    ssize_t n = offset != NULL ? pread64(in, to, room, *offset) : REAL(read)(in, to, room);
-    int saved = errno;
+    ssize_t n = read_now(in, to, room, offset, waits >= WAITS);
     tx_commit(c, out, n > 0 ? (size_t)n : 0);
+    if (n == -EAGAIN) {
+      bool file = is_file(in);
+      n = sent > 0 && !file ? 0
+                            : wait_for_input(in, offset, file); /* of a device, what there is goes first */
+      if (n == 0 && (sent == 0 || file)) {
+        waits += file;
+        continue;
+      }
+    }
+    waits = 0;
     if (n <= 0) {
-      return sent > 0 || n == 0 ? (ssize_t)sent : -saved;
+      return sent > 0 || n == 0 ? (ssize_t)sent : n;
     }
     sent += (size_t)n;
     if (offset != NULL) {
@@ -48,34 +102,38 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
   return (ssize_t)sent;
 }
 
+static ssize_t sendfile_unix(struct conn *c, int out, int in, off64_t *offset, size_t count) {
+  bool tcp;
+  int to = unix_tx_begin(c, out, &tcp);
+  ssize_t n = REAL(sendfile64)(to, in, offset, count);
+  int saved = errno;
+  unix_tx_end(c, out, to);
+  if (n > 0 && tcp) {
+    atomic_fetch_add(&c->ktx, (uint64_t)n);
+  }
+  errno = saved;
+  return n;
+}
+
 static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
   struct conn *c = stream_of(out);
-  if (c != NULL && conn_ripe(c, out)) {
-    ssize_t n = sendfile_ring(c, out, in, offset, count);
-    if (n != -EOPNOTSUPP) {
-      return errno_result(n);
+  bool counted = false;
+  while (c != NULL && !counted && conn_kind(c) != BERTHA_CONN_UNIX) {
+    if (conn_ripe(c, out)) {
+      ssize_t n = sendfile_ring(c, out, in, offset, count);
+      if (n != -EOPNOTSUPP) {
+        return errno_result(n);
+      }
     }
+    counted = tx_kernel_begin(c, out);
   }
-  if (c != NULL && conn_kind(c) == BERTHA_CONN_UNIX) {
-    int to = unix_tx_fd(c, out);
-    if (to != out) {
-      ssize_t n = REAL(sendfile64)(to, in, offset, count);
-      plain_count(out, n, true);
-      return n;
-    }
-  }
-  if (c != NULL) {
-    atomic_fetch_add(&c->kernel_sends, 1);
-    abroad_kernel_send(c, 1, 0);
-  }
-  ssize_t n = REAL(sendfile64)(out, in, offset, count);
-  if (c != NULL) {
-    if (n > 0) {
-      atomic_fetch_add(&c->ktx, (uint64_t)n);
-    }
+  ssize_t n = c != NULL && !counted ? sendfile_unix(c, out, in, offset, count)
+                                    : REAL(sendfile64)(out, in, offset, count);
+  if (counted) {
+    int saved = errno;
     conn_set_flag(c, CONN_TX_SHORT); /* or the file has ended: then an edge too many is no harm */
-    atomic_fetch_sub(&c->kernel_sends, 1);
-    abroad_kernel_send(c, -1, n > 0 ? (uint64_t)n : 0);
+    tx_kernel_end(c, n);
+    errno = saved;
   }
   plain_count(out, n, true);
   return n;

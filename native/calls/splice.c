@@ -128,21 +128,22 @@ static ssize_t to_pipe(struct conn *c, int fd, int pipe, size_t size, unsigned f
   return (ssize_t)done;
 }
 
-/* The kernel carries this direction just now, and counts. */
-static ssize_t kernel_splice(struct conn *out, int in, off64_t *in_at, int to, off64_t *to_at, size_t size,
-                             unsigned flags) {
-  if (out != NULL) {
-    atomic_fetch_add(&out->kernel_sends, 1);
-    abroad_kernel_send(out, 1, 0);
+/* Where the kernel carries this direction just now, and in what state the connection is not to change meanwhile. */
+static ssize_t kernel_splice(struct conn *to, int in, int out, size_t size, unsigned flags, bool counted) {
+  ssize_t n;
+  if (counted) {
+    n = REAL(splice)(in, NULL, out, NULL, size, flags);
+    tx_kernel_end(to, n);
+  } else {
+    bool tcp;
+    int end = unix_tx_begin(to, out, &tcp);
+    n = REAL(splice)(in, NULL, end, NULL, size, flags);
+    unix_tx_end(to, out, end);
+    if (n > 0 && tcp) {
+      atomic_fetch_add(&to->ktx, (uint64_t)n);
+    }
   }
-  ssize_t n = REAL(splice)(in, in_at, to, to_at, size, flags);
-  if (out != NULL) {
-    atomic_fetch_add(&out->ktx, n > 0 ? (uint64_t)n : 0);
-    atomic_fetch_sub(&out->kernel_sends, 1);
-    abroad_kernel_send(out, -1, n > 0 ? (uint64_t)n : 0);
-  }
-  plain_count(to, n, true);
-  plain_count(in, n, false);
+  plain_count(out, n, true);
   return n;
 }
 
@@ -157,14 +158,17 @@ BERTHA_EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, s
   }
   size = size < SSIZE_MAX / 2 ? size : SSIZE_MAX / 2;
   if (to != NULL && is_pipe(in)) {
-    if (conn_ripe(to, out)) {
-      ssize_t n = from_pipe(to, in, out, size, flags);
-      if (n != -EOPNOTSUPP) {
-        return errno_result(n);
+    bool counted = false;
+    while (!counted && conn_kind(to) != BERTHA_CONN_UNIX) {
+      if (conn_ripe(to, out)) {
+        ssize_t n = from_pipe(to, in, out, size, flags);
+        if (n != -EOPNOTSUPP) {
+          return errno_result(n);
+        }
       }
+      counted = tx_kernel_begin(to, out);
     }
-    int fd = conn_kind(to) == BERTHA_CONN_UNIX ? unix_tx_fd(to, out) : out;
-    return kernel_splice(fd == out ? to : NULL, in, NULL, fd, NULL, size, flags);
+    return kernel_splice(to, in, out, size, flags, counted);
   }
   if (from != NULL &&
       is_pipe(out)) { /* by our own reading in every state but plain: it knows where bytes end */

@@ -310,6 +310,30 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   return n;
 }
 
+bool tx_kernel_begin(struct conn *c, int fd) {
+  bool abroad = abroad_enter(c);
+  bool kernel = false;
+  if (bertha_lock(&c->tx_lock)) {
+    uint32_t kind = conn_kind(c);
+    kernel = kind != BERTHA_CONN_UNIX && (kind != BERTHA_CONN_SHM || !on_ring(c, fd));
+    if (kernel) {
+      atomic_fetch_add(&c->kernel_sends, 1);
+      abroad_kernel_send(c, 1, 0);
+    }
+    bertha_unlock(&c->tx_lock);
+  }
+  abroad_leave(c, abroad);
+  return kernel;
+}
+
+void tx_kernel_end(struct conn *c, ssize_t sent) {
+  if (sent > 0) {
+    atomic_fetch_add(&c->ktx, (uint64_t)sent);
+  }
+  atomic_fetch_sub(&c->kernel_sends, 1);
+  abroad_kernel_send(c, -1, sent > 0 ? (uint64_t)sent : 0);
+}
+
 static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {
   *error = EAGAIN;
   if (!bertha_lock(&c->tx_lock)) {

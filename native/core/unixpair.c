@@ -195,7 +195,7 @@ static bool switch_tx(struct conn *c) {
   return false;
 }
 
-int unix_tx_fd(struct conn *c, int fd) {
+static int unix_tx_fd(struct conn *c, int fd) {
   struct ends *e = ends_of(c);
   if (conn_flags(c) & CONN_CARRIED) {
     carried_settle(c, fd);
@@ -291,19 +291,31 @@ static ssize_t message(ssize_t n) {
   return n >= 0 ? n : -errno;
 }
 
-ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+int unix_tx_begin(struct conn *c, int fd, bool *tcp) {
   int to = unix_tx_fd(c, fd);
-  bool tcp = c->tx_phase == PHASE_BEFORE && !(conn_flags(c) & CONN_CARRIED);
-  bool hidden = to != fd;
-  if (hidden) {
+  *tcp = c->tx_phase == PHASE_BEFORE && !(conn_flags(c) & CONN_CARRIED);
+  if (to != fd) { /* counted in, so that an exchange does not close it under us */
     atomic_fetch_add(&c->kernel_sends, 1);
-    to = unix_swapped(c) ? fd : to;
+    if (unix_swapped(c)) {
+      atomic_fetch_sub(&c->kernel_sends, 1);
+      to = fd;
+    }
   }
-  ssize_t n = message(REAL(sendmsg)(to, &msg, flags));
-  if (hidden) {
+  return to;
+}
+
+void unix_tx_end(struct conn *c, int fd, int to) {
+  if (to != fd) {
     atomic_fetch_sub(&c->kernel_sends, 1);
   }
+}
+
+ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+  bool tcp;
+  int to = unix_tx_begin(c, fd, &tcp);
+  ssize_t n = message(REAL(sendmsg)(to, &msg, flags));
+  unix_tx_end(c, fd, to);
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
     if (tcp) {

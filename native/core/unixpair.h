@@ -15,8 +15,10 @@ uint32_t unix_offer(struct conn *c); /* server: 0, or why not */
 bool unix_collect(struct conn *c);   /* client: the posted end; false: not there (yet) */
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
-/* The descriptor to send on, after switching if that can be done now. */
-int unix_tx_fd(struct conn *c, int fd);
+/* The descriptor to send on, after switching if that can be done now; it stays open until the end.  `tcp`: what goes
+ * there counts as sent before the switch. */
+int unix_tx_begin(struct conn *c, int fd, bool *tcp);
+void unix_tx_end(struct conn *c, int fd, int to);
 /* With the rx lock held: `end` (taken over) stands for the connection from now on. */
 bool unix_put(struct conn *c, int fd, int end);
 bool unix_settle(struct conn *c, int fd); /* exchanges the descriptor if it can be: true when it is */
