@@ -289,7 +289,7 @@ def _some(queue: deque[Any]) -> list[Any]:
 
 
 def _drop(queue: deque[Any], sent: int) -> None:
-    while sent:
+    while queue and (sent or not len(queue[0])):  # also messages without bytes
         first = queue[0]
         if len(first) > sent:
             queue[0] = memoryview(first)[sent:]

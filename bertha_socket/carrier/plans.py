@@ -6,7 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Pipe, get, load_chunnel
+from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Interface, Pipe, get, load_chunnel
+from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.chunnels._registry import BUILTIN
 from bertha_socket.chunnels._types import ChunnelType, Implementation
 from bertha_socket.negotiation.plan import Plan, PlannedChunnel
@@ -26,6 +27,8 @@ class Recipe:
     #: The plan's chunnels from `encrypt` on, where it is the last on the wire; else none.
     outer: tuple[PlannedChunnel, ...]
     inner: tuple[PlannedChunnel, ...]
+    #: What the program gives and takes: a stream; a door for new programs may do more.
+    top: Interface = Interface.STREAM
 
     @property
     def tls_first(self) -> bool:
@@ -34,16 +37,18 @@ class Recipe:
 
     @property
     def foreign(self) -> bool:
-        """Whether code that is not ours runs at this end: it gets a process of its own."""
-        return any(
-            c.implementation(self.side) is not None and c.type not in BUILTIN for c in self.plan.chunnels
-        )
+        """Whether code that is not ours (or that touches files) runs here: it gets a process of its own."""
+        return any(_foreign(c) for c in self.plan.chunnels if c.implementation(self.side) is not None)
 
     def pipes(self, context: Context, first: Pipe | None = None) -> tuple[list[Pipe], list[Pipe]]:
         """The outer and the inner ones; `first` is the `encrypt` that runs already.
 
         Raises OSError: a chunnel that this end cannot run.
         """
+        types = [self._type(c) for c in self.plan.chunnels if c.implementation(self.side) is not None]
+        why = misfit(types, top=self.top)
+        if why is not None:
+            raise ChunnelError(why)
         outer: list[Pipe] = []
         for chunnel in self.outer:
             if not outer and first is not None:
@@ -53,19 +58,31 @@ class Recipe:
         inner = [pipe for chunnel in self.inner for pipe in self._made(chunnel, context)]
         return outer, inner
 
+    @staticmethod
+    def _type(chunnel: PlannedChunnel) -> ChunnelType:
+        if chunnel.type in SOURCES:
+            load_chunnel(SOURCES[chunnel.type], chunnel.type)
+        return get(chunnel.type)
+
     def _made(self, chunnel: PlannedChunnel, context: Context) -> list[Pipe]:
         name = chunnel.implementation(self.side)
         if name is None:
             return []
-        if chunnel.type in SOURCES:
-            load_chunnel(SOURCES[chunnel.type], chunnel.type)
-        kind = get(chunnel.type)
+        kind = self._type(chunnel)
         found = kind.implementation(name, chunnel.wire)
         if found is None or found.make is None:
             raise ChunnelError(
                 f"{chunnel.type}: there is no implementation in Python for {chunnel.wire} here"
             )
         return [_make(kind, found, chunnel.kwargs, chunnel.wire, context)]
+
+
+def _foreign(chunnel: PlannedChunnel) -> bool:
+    # Others are not even imported here.
+    if chunnel.type not in BUILTIN or chunnel.type in SOURCES:
+        return True
+    found = get(chunnel.type).implementation(None, chunnel.wire)
+    return found is not None and not found.builtin
 
 
 def _make(kind: ChunnelType, found: Implementation, args: Any, wire: str, context: Context) -> Pipe:

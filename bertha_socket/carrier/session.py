@@ -269,13 +269,14 @@ class Session:
                 moved = self._outer.down_end()
                 self._send_down(moved.down)
                 self.network_ended = self._outer.down_done
-        if self._network_over and self.state == State.READY and self._inner is not None:
-            if (self._outer is None or self._outer.up_done) and not self.program_ended:
-                if not self._inner.up_done:
-                    moved = self._inner.up_end()
-                    self._through_outer(moved.down)
-                    self._send_up(moved.up)
-                self.program_ended = self._inner.up_done
+        inner = self._inner
+        if inner is None or self.state != State.READY or self.program_ended:
+            return
+        if self._network_over and not inner.up_done and (self._outer is None or self._outer.up_done):
+            moved = inner.up_end()
+            self._through_outer(moved.down)
+            self._send_up(moved.up)
+        self.program_ended = inner.up_done
 
     # -- the client's beginning -----------------------------------------------------------------------
 

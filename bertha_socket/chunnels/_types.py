@@ -178,6 +178,8 @@ class Pipe:
     #: True after `down_end` (`up_end`) while more is to come, of `tick` or `up`: the end waits for it.
     lingers_down: bool = False
     lingers_up: bool = False
+    #: True once the other end's end has come in its own way (not by the network's end).
+    ended_up: bool = False
 
     def __init__(
         self,
@@ -266,6 +268,10 @@ class ChunnelType:
     endpoints: str = "both"
     implementations: tuple[Implementation, ...] = ()
     layer: int = DEFAULT_LAYER
+    #: It takes whatever is below it, and gives the same above.
+    transparent: bool = False
+    #: False: only where this end's own DAG names it; the other end cannot ask for it.
+    dictated: bool = True
     #: What goes over the wire, for the documentation.
     wire: str = "nothing"
     #: Looks at all arguments together: None, or what is wrong.

@@ -155,6 +155,10 @@ class Pipeline:
             if i < len(pipes):
                 self.at = pipes[i]
                 downs += self._down(i + 1, pipes[i].down_end())
+        for i, pipe in enumerate(pipes):
+            if pipe.ended_up:  # those below it hear of the network's end, or never
+                self._up_ended = max(self._up_ended or 0, len(pipes) - i)
+                break
         while self._up_ended is not None and self._up_ended <= len(pipes):
             i = self._up_ended
             if i > 0 and pipes[-i].lingers_up:

@@ -1,0 +1,194 @@
+"""`serialize(codec=None)`: the application sends and receives objects instead of bytes.
+
+Arguments: `codec`, "msgpack", "json", or one that the application has registered (`register_codec`).  Not
+given: msgpack, or JSON with an end that has no other.
+Endpoints: both.  Wires: "msgpack/1" (values one after the other), "json/1" (UTF-8, a value a line), and
+"NAME/1" for a registered one (u32 big-endian length, then so many bytes).  Values delimit themselves, so it
+needs no `frame` below.  Programs with ordinary sockets cannot use it: they send bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from bertha_socket.chunnels._types import (
+    ChunnelArgumentError,
+    ChunnelError,
+    ChunnelType,
+    Context,
+    Implementation,
+    Interface,
+    Parameter,
+    Pipe,
+)
+
+#: Bytes of one value, at most.
+VALUE_MAX: Final = 16 * 1024 * 1024
+_HEADER: Final = struct.Struct(">I")
+
+
+class Codec(NamedTuple):
+    """An application's own way from objects to bytes, and back."""
+
+    dumps: Callable[[Any], bytes]
+    loads: Callable[[bytes], Any]
+
+
+_codecs: dict[str, Codec] = {}
+
+
+def register_codec(name: str, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:
+    """Makes `serialize(codec=name)` possible in this process.  Raises ChunnelArgumentError: not a name."""
+    if not name.isidentifier() or name in ("msgpack", "json"):
+        raise ChunnelArgumentError(f"serialize: {name!r} is no name for a codec of your own")
+    _codecs[name] = Codec(dumps, loads)
+
+
+def _wires(args: Mapping[str, Any]) -> tuple[str, ...]:
+    codec = args.get("codec")
+    return ("msgpack/1", "json/1") if codec is None else (f"{codec}/1",)
+
+
+def _codec_problem(value: Any) -> str | None:
+    return None if str(value).isidentifier() else "msgpack, json, or the name of a registered codec"
+
+
+class _Msgpack(Pipe):
+    def __init__(self, args: Mapping[str, Any], wire: str, side: str, context: Context) -> None:
+        super().__init__(args, wire, side, context)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=VALUE_MAX, strict_map_key=False)
+        self._fed = 0
+
+    def down(self, item: Any) -> Iterable[bytes]:
+        """The value's bytes."""
+        try:
+            data: bytes = msgpack.packb(item)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ChunnelError(f"serialize: this object cannot be sent as msgpack ({error})") from None
+        return (data,)
+
+    def up(self, item: Any) -> tuple[Iterable[Any], Iterable[bytes]]:
+        """The values that are whole."""
+        values = []
+        try:
+            for at in range(0, len(item), VALUE_MAX // 2):
+                part = item[at : at + VALUE_MAX // 2]
+                self._unpacker.feed(part)
+                self._fed += len(part)
+                values += list(self._unpacker)
+        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+            raise ChunnelError(f"serialize: what came is no msgpack ({error})") from None
+        return values, ()
+
+    def up_end(self) -> Iterable[Any]:
+        """Whole values only."""
+        if self._unpacker.tell() != self._fed:
+            raise ChunnelError("serialize: the connection ended in the midst of a value")
+        return ()
+
+
+class _Json(Pipe):
+    def __init__(self, args: Mapping[str, Any], wire: str, side: str, context: Context) -> None:
+        super().__init__(args, wire, side, context)
+        self._got = bytearray()
+
+    def down(self, item: Any) -> Iterable[bytes]:
+        """A line."""
+        try:
+            return (json.dumps(item, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n",)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ChunnelError(f"serialize: this object cannot be sent as JSON ({error})") from None
+
+    def up(self, item: Any) -> tuple[Iterable[Any], Iterable[bytes]]:
+        """The values of whole lines."""
+        start = len(self._got)
+        self._got += item
+        values = []
+        at = 0
+        while (end := self._got.find(b"\n", max(at, start))) >= 0:
+            try:
+                values.append(json.loads(bytes(self._got[at:end]), parse_constant=_no_constant))
+            except (ValueError, RecursionError) as error:
+                raise ChunnelError(f"serialize: what came is no JSON ({error})") from None
+            at = end + 1
+        del self._got[:at]
+        if len(self._got) > VALUE_MAX:
+            raise ChunnelError(f"serialize: a value of more than {VALUE_MAX} bytes came")
+        return values, ()
+
+    def up_end(self) -> Iterable[Any]:
+        """Whole values only."""
+        if self._got:
+            raise ChunnelError("serialize: the connection ended in the midst of a value")
+        return ()
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+class _Own(Pipe):
+    """A codec that the application brought, each value with its length."""
+
+    def __init__(self, args: Mapping[str, Any], wire: str, side: str, context: Context) -> None:
+        super().__init__(args, wire, side, context)
+        name = wire.partition("/")[0]
+        if name not in _codecs:
+            raise ChunnelArgumentError(f"serialize: no codec {name!r} here; register_codec() it first")
+        self._codec = _codecs[name]
+        self._got = bytearray()
+
+    def down(self, item: Any) -> Iterable[bytes]:
+        """Length and value."""
+        data = self._codec.dumps(item)
+        if len(data) > VALUE_MAX:
+            raise ChunnelError(f"serialize: a value of {len(data)} bytes, more than {VALUE_MAX}")
+        return (_HEADER.pack(len(data)) + data,)
+
+    def up(self, item: Any) -> tuple[Iterable[Any], Iterable[bytes]]:
+        """The values that are whole."""
+        self._got += item
+        values = []
+        at = 0
+        while len(self._got) - at >= _HEADER.size:
+            (length,) = _HEADER.unpack_from(self._got, at)
+            if length > VALUE_MAX:
+                raise ChunnelError(f"serialize: a value of {length} bytes came, more than {VALUE_MAX}")
+            end = at + _HEADER.size + length
+            if len(self._got) < end:
+                break
+            values.append(self._codec.loads(bytes(self._got[at + _HEADER.size : end])))
+            at = end
+        del self._got[:at]
+        return values, ()
+
+    def up_end(self) -> Iterable[Any]:
+        """Whole values only."""
+        if self._got:
+            raise ChunnelError("serialize: the connection ended in the midst of a value")
+        return ()
+
+
+def _make(args: Mapping[str, Any], wire: str, side: str, context: Context) -> Pipe:
+    kinds: dict[str, type[Pipe]] = {"msgpack/1": _Msgpack, "json/1": _Json}
+    return kinds.get(wire, _Own)(args, wire, side, context)
+
+
+TYPE = ChunnelType(
+    name="serialize",
+    summary="objects instead of bytes",
+    parameters=(
+        Parameter("codec", "str", "msgpack, json, or a registered one", None, _codec_problem, agree="equal"),
+    ),
+    upper=Interface.OBJECTS,
+    layer=10,
+    wire="msgpack/1, json/1: values one after the other; NAME/1: u32be length and the value",
+    implementations=(
+        Implementation("python", "serialize", _wires, where="application", make=_make, builtin=True),
+    ),
+)
