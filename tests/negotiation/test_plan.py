@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from bertha_socket.dag import Need
+from bertha_socket.dag import Need, Scope
 from bertha_socket.negotiation.choose import choose
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel
 from bertha_socket.negotiation.plan import PLAN_MAX, Omitted, Plan, PlannedChunnel, Refusal, acceptable
@@ -81,6 +81,27 @@ def test_a_plan_that_is_not_what_an_end_agrees_to(plan: Plan, side: str) -> None
     refusal = acceptable(plan, SERVER if side == "server" else CLIENT, side)
     assert isinstance(refusal, Refusal)
     assert side in refusal.why
+
+
+def test_rules_and_scopes_hold_for_a_plan_that_is_shown() -> None:
+    strict = Offer(SERVER.chunnels, rules=Rules(require=("encrypt/python",)))
+    assert acceptable(agreed(), strict, "server") is not None
+    assert acceptable(changed(1, server="python", server_where="application"), strict, "server") is None
+    near = Offer((compress(("level", 3)), encrypt(scope=Scope.APPLICATION)))
+    python = {"server": "python", "server_where": "application"}
+    assert acceptable(changed(1, **python), near, "server") is not None, "the client's runs too far away"
+    both_near = {**python, "client": "python", "client_where": "application"}
+    assert acceptable(changed(1, **both_near), near, "server") is None
+
+
+def test_required_twice_is_there_twice() -> None:
+    twice = Offer((compress(), encrypt(), compress()))
+    plan = choose(CLIENT, twice)
+    assert isinstance(plan, Plan)
+    for side, offer in (("server", twice), ("client", twice)):
+        assert acceptable(plan, offer, side) is None
+        assert acceptable(Plan(plan.chunnels[:2]), offer, side) is not None
+        assert acceptable(Plan(plan.chunnels[1:]), offer, side) is not None
 
 
 def test_the_plan_that_was_agreed_is_accepted() -> None:
