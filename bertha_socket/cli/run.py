@@ -116,19 +116,20 @@ def _environment() -> dict[str, str]:
 
 def _policy(options: _Options, env: dict[str, str]) -> None:
     """Checks the policy file, so that a mistake in it is told before the program runs."""
-    path = options.policy if options.policy is not None else env.get("BERTHA_POLICY")
-    if path is None or (path == "" and options.policy is None):
-        return
     from bertha_socket import policy
 
+    path = options.policy if options.policy is not None else policy.find_file(env)
+    env.pop("BERTHA_MUST", None)
+    if path is None:
+        return
     # The agent reads it, from another working directory.
     absolute = os.path.abspath(path) if path else path
     try:
         loaded = policy.load(absolute)
     except policy.PolicyError as error:
         _fail(_EXIT_USAGE, str(error))
-    env["BERTHA_POLICY"] = absolute
-    env.pop("BERTHA_MUST", None)
+    if options.policy is not None or env.get("BERTHA_POLICY"):
+        env["BERTHA_POLICY"] = absolute
     if musts := policy.musts(loaded):
         env["BERTHA_MUST"] = musts
 

@@ -243,6 +243,18 @@ static uint32_t dial(int patience_ms) {
   return status;
 }
 
+void agent_greet(void) {
+  if (agent.fd >= 0 && agent.pid == bertha.pid) {
+    return;
+  }
+  if (!bertha_in_forked_stranger() && bertha_lock(&agent.lock)) {
+    int saved = errno;
+    dial(patience_of(BERTHA_OP_HELLO));
+    bertha_unlock(&agent.lock);
+    errno = saved;
+  }
+}
+
 bool agent_client_dags(void) {
   return atomic_load_explicit(&agent.client_dags, memory_order_relaxed);
 }

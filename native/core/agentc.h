@@ -7,6 +7,7 @@
 /* 0, or an enum bertha_reason.  `fds` receives up to `max_fds` descriptors, the rest -1. */
 uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,
                     int send_count, void *reply, size_t reply_size, int *fds, int max_fds);
+void agent_greet(void);       /* so that agent_client_dags() knows */
 bool agent_client_dags(void); /* this process's policy has chunnels for its connections as a client */
 void agent_after_fork(void);
 void agent_fd_moved(int from, int to);

@@ -345,6 +345,9 @@ static bool worth_asking(const uint8_t addr[16], uint16_t port) {
       return true;
     }
   }
+  if (n > 0 || bertha.policy[0] != '\0' || bertha.must_connect) { /* the first would greet it in any case */
+    agent_greet();
+  }
   return agent_client_dags() || (n == 0 && is_private(addr));
 }
 
