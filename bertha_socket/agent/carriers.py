@@ -122,16 +122,15 @@ class Carriers:
     def shim_socket(self, kind: CarrierKind, peer: Peer, sources: Mapping[str, str] | None = None) -> int:
         """A shim's end of a new connection to a carrier, which is started if need be; the caller's to close.
 
-        `sources`: chunnels of the shim's own policy, by name.  They are another user's code when the shim is
-        another user's: then that user gets a carrier for himself.
+        `peer`, for AUTHORS: as whom it is to run.  `sources`: where such chunnels are, by name.
         Raises Refused, or OSError when there are no descriptors left.
         """
-        sources = (sources or {}) if kind == CarrierKind.PYTHON else {}
+        sources = (sources or {}) if kind == CarrierKind.AUTHORS else {}
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 for _ in range(2):  # one that has just died may not be known as dead yet
-                    carrier = self._get(kind, peer, bool(sources))
+                    carrier = self._get(kind, peer)
                     if sources and not carrier.sources.items() >= sources.items():
                         carrier.sources.update(sources)
                         carrier.send(_pack({"op": "chunnels", "sources": dict(sources)}))
@@ -150,8 +149,9 @@ class Carriers:
         for carrier in self._running.values():
             self._give(carrier, context)
 
-    def _get(self, kind: CarrierKind, peer: Peer, foreign: bool) -> Carrier:
-        uid = peer.uid if foreign else os.geteuid()
+    def _get(self, kind: CarrierKind, peer: Peer) -> Carrier:
+        # The others run our own code alone, and serve everybody.
+        uid = peer.uid if kind == CarrierKind.AUTHORS else os.geteuid()
         carrier = self._running.get((kind, uid))
         if carrier is None:
             carrier = self._start(kind, uid, peer)

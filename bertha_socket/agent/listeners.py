@@ -93,7 +93,9 @@ class Listeners:
         listener.cookies.add(where.cookie)
         listener.members.add(process)
         listener.servers.add(process)
-        listener.subject, listener.policy = process.subject, process.policy
+        if process.peer.uid == listener.uid:  # not a worker that has changed its user
+            listener.subject, listener.policy = process.subject, process.policy
+            listener.brought = process.brought
         self._orphans.discard(listener)
         process.listeners.add(listener)
         self._place(listener, offered)
@@ -132,6 +134,7 @@ class Listeners:
             space,
             process.subject,
             process.policy,
+            process.brought,
         )
         space.listeners += 1
         self._by_id[number] = listener

@@ -83,7 +83,10 @@ class CarrierKind(IntEnum):
     """BERTHA_CARRIER_*: which process runs a connection's chunnels."""
 
     NATIVE = 0
+    #: Chunnels that are our own.
     PYTHON = 1
+    #: Others' code, in a process of the caller's user.
+    AUTHORS = 2
 
 
 class BadMessage(Exception):

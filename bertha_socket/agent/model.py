@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass, field
 
 from bertha_socket.agent import addresses
+from bertha_socket.agent.authors import NOTHING, Brought
 from bertha_socket.agent.messages import CarrierKind, DagNeed, Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
 from bertha_socket.agent.spaces import Namespace
@@ -32,6 +33,8 @@ class Process:
     policy: Policy = EMPTY
     #: Why the policy file is not in force; then nothing is negotiated, for it may have forbidden it.
     policy_error: str | None = None
+    #: The chunnel types that its policy brings itself.
+    brought: Brought = NOTHING
     table_fd: int = -1
     #: Memory in which carriers say what became of its connections (native/carrier/carrier.h).
     carried_fd: int = -1
@@ -53,9 +56,10 @@ class Listener:
     where: Listening
     claims_fd: int
     space: Namespace
-    #: Whose policy speaks for it: the process that registered it last.
+    #: Whose policy speaks for it: the process of its user that registered it last.
     subject: Subject
     policy: Policy
+    brought: Brought = NOTHING
     cookies: set[int] = field(default_factory=set)
     members: set[Process] = field(default_factory=set)
     #: Processes that may still tie connections to its links, also after it has stopped listening.

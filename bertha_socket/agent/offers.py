@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Final, NamedTuple
 
 from bertha_socket import keys
 from bertha_socket.agent import memory, plans
+from bertha_socket.agent.authors import Brought
 from bertha_socket.agent.carriers import Judge, native_path
 from bertha_socket.agent.messages import CarrierKind, DagNeed
 from bertha_socket.agent.model import Listener, Process
@@ -25,7 +27,7 @@ from bertha_socket.dag import Chunnel, Dag, Need, Value
 from bertha_socket.negotiation.choose import choose
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS
-from bertha_socket.negotiation.plan import Plan, Refusal, acceptable
+from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable
 from bertha_socket.negotiation.rules import Rules
 from bertha_socket.policy import Policy, Rule, Subject
 
@@ -55,7 +57,7 @@ class Offers:
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
         self._probes: dict[tuple[str, str], tuple[float, str | None]] = {}
-        self._made: dict[tuple[object, ...], tuple[float, Offer]] = {}
+        self._made: dict[tuple[object, ...], tuple[float, Offer, object]] = {}
 
     def key_fact(self) -> str | None:
         """For STATUS: the cluster key's id, or what is wrong with it."""
@@ -74,31 +76,38 @@ class Offers:
         """
         dag = plans.dag_of(process.policy, process.subject, "client", addr, port)
         context = self._secrets.for_client(dag, process.peer.uid)
-        return self._offer(process.policy, process.subject, "client", addr, port), context
+        who = _Who(process.policy, process.subject, process.peer.uid, process.brought)
+        return self._offer(who, "client", addr, port), context
 
     def of_listener(self, listener: Listener, addr: bytes) -> Offer:
         """What a listener offers to those who reach it under `addr`.  Raises OSError."""
-        return self._offer(listener.policy, listener.subject, "server", addr, listener.where.port)
+        who = _Who(listener.policy, listener.subject, listener.uid, listener.brought)
+        return self._offer(who, "server", addr, listener.where.port)
 
-    def _offer(self, policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Offer:
-        rule = plans.rule_of(policy, subject, side, addr, port)
-        dag = plans.dag_of(policy, subject, side, addr, port)
+    def _offer(self, who: _Who, side: str, addr: bytes, port: int) -> Offer:
+        brought = who.brought
+        rule = plans.rule_of(who.policy, who.subject, side, addr, port)
+        dag = plans.dag_of(who.policy, who.subject, side, addr, port)
         chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
         has_key = self._has_key()
-        foreign = subject.uid != os.geteuid() and bool(plans.sources_of(policy))
+        foreign = who.uid != os.geteuid()
         if side == "server":
-            self._secrets.check(dag, subject.uid)
-        key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign)
+            self._secrets.check(dag, who.uid)
+        for name, problem in brought.errors:
+            if any(c.type == name for c in chunnels):
+                raise OSError(errno.EINVAL, f"chunnel {name}: {problem}")
+        key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign, id(brought.types))
         known = self._made.get(key)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        offer = self._make(Dag(chunnels), rule, has_key, foreign)
+        offer = self._make(Dag(chunnels), rule, has_key, foreign, brought)
         if len(self._made) >= _OFFERS_MAX:
             self._made.clear()
-        self._made[key] = (time.monotonic() + _PROBE_SECONDS, offer)
+        # With the types, so that no others get their id.
+        self._made[key] = (time.monotonic() + _PROBE_SECONDS, offer, brought.types)
         return offer
 
-    def _make(self, dag: Dag, rule: Rule | None, has_key: bool, foreign: bool) -> Offer:
+    def _make(self, dag: Dag, rule: Rule | None, has_key: bool, foreign: bool, brought: Brought) -> Offer:
         own_certificate = bool(named_files(dag))
 
         def usable(kind: ChunnelType, implementation: Implementation) -> bool:
@@ -106,11 +115,13 @@ class Offers:
                 return False
             if implementation.carrier == "native" and native_path() is None:
                 return False
-            if implementation.carrier == "python" and foreign and has_key:
-                return False  # see carriers.Carriers._give
+            if foreign and has_key and not implementation.builtin:
+                return False  # another user's carrier has no key: see carriers.Carriers._give
+            if kind in brought.types:
+                return implementation.probe() is None
             return self._probe(kind.name, implementation) is None
 
-        types = [t for t in all_types() if t.name not in plans.BOTTOM]
+        types = [t for t in (*all_types(), *brought.types) if t.name not in plans.BOTTOM]
         offer = offer_of(dag, types, _rules(rule), usable)
         if not has_key:  # its own certificate is for its own chunnel
             offer = dataclasses.replace(offer, able=tuple(t for t in offer.able if t.type != "encrypt"))
@@ -148,9 +159,9 @@ class Offers:
                 need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
             return  # clients have brought chunnels, and keep them
-        carrier = CarrierKind.NATIVE
-        if native_path() is None or not all(_all_by(offer, CarrierKind.NATIVE) for offer in offers):
-            carrier = CarrierKind.PYTHON
+        carrier = max((_least_carrier(offer) for offer in offers), default=CarrierKind.NATIVE)
+        if native_path() is None:
+            carrier = max(carrier, CarrierKind.PYTHON)
         if (need, carrier) != (listener.need, listener.carrier):
             _mark(listener, need, carrier)
 
@@ -167,8 +178,8 @@ class Offers:
         if isinstance(found, Choice) and found.plan.chunnels:
             if listener.need == DagNeed.NONE:
                 _mark(listener, DagNeed.MAYBE, found.server)
-            elif listener.carrier != found.server and found.server == CarrierKind.PYTHON:
-                _mark(listener, listener.need, found.server)  # it can do all that the native one can
+            elif listener.carrier < found.server:
+                _mark(listener, listener.need, found.server)  # it can do all that the one before can
         return found
 
     def judge_for(self, registry: Registry) -> Judge:
@@ -185,12 +196,21 @@ class Offers:
                 return error.strerror or str(error)
             problem: Refusal | None = None
             for offer in offers:
-                problem = acceptable(plan, offer, "server", check_arguments)
+                problem = acceptable(plan, offer, "server", checker(listener.brought))
                 if problem is None:
                     return None
             return str(problem) if problem is not None else "the listener has no address any more"
 
         return judge
+
+
+class _Who(NamedTuple):
+    """Whose offer it is."""
+
+    policy: Policy
+    subject: Subject
+    uid: int
+    brought: Brought
 
 
 def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:
@@ -199,7 +219,7 @@ def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:
 
 
 def pick(client: Offer, server: Offer) -> Choice | Refusal:
-    """The plan of two offers with one carrier at each end: the most chunnels, then the fewest in Python."""
+    """The plan of two offers with one carrier at each end: the most chunnels, then the least Python."""
     best: Choice | None = None
     refusal: Refusal | None = None
     for at_client, at_server in _PAIRS:
@@ -207,7 +227,7 @@ def pick(client: Offer, server: Offer) -> Choice | Refusal:
         if isinstance(found, Refusal):
             refusal = refusal or found
         elif best is None or len(found.chunnels) > len(best.plan.chunnels):
-            best = Choice(found, at_client, at_server)
+            best = Choice(found, _runs(found, "client", at_client), _runs(found, "server", at_server))
     if best is not None:
         return best
     whole = choose(client, server)  # its text names every alternative
@@ -217,34 +237,60 @@ def pick(client: Offer, server: Offer) -> Choice | Refusal:
 
 def carrier_of(plan: Plan, offer: Offer, side: str) -> CarrierKind:
     """Which carrier runs all of that end's implementations."""
-    names = [(c.type, c.implementation(side)) for c in plan.chunnels]
     entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *offer.chunnels)
-    native = {
-        (entry.type, i.name) for entry in entries for i in entry.implementations if i.carrier == "native"
-    }
-    return CarrierKind.NATIVE if all(n is None or (t, n) in native for t, n in names) else CarrierKind.PYTHON
+    native = {(e.type, i.name) for e in entries for i in e.implementations if i.carrier == "native"}
+    names = [(c.type, c.implementation(side)) for c in plan.chunnels]
+    if all(n is None or (t, n) in native for t, n in names):
+        return CarrierKind.NATIVE
+    return _runs(plan, side, CarrierKind.PYTHON)
 
 
-def check_arguments(kind: str, arguments: Mapping[str, Value]) -> str | None:
-    """What is wrong with a planned chunnel's arguments, some of which may be the other end's."""
+def _runs(plan: Plan, side: str, kind: CarrierKind) -> CarrierKind:
+    """The same kind, or AUTHORS when not all of it is our own code."""
+    if kind == CarrierKind.NATIVE:
+        return kind
+    names = [(c.type, c.implementation(side)) for c in plan.chunnels]
+    ours = all(n is None or _is_builtin(t, n) for t, n in names)
+    return CarrierKind.PYTHON if ours else CarrierKind.AUTHORS
+
+
+def _is_builtin(kind: str, name: str) -> bool:
     try:
-        get(kind).bind(Chunnel(kind, (), tuple(arguments.items())))
+        return any(i.name == name and i.builtin for i in get(kind).implementations)
     except KeyError:
-        return f"there is no chunnel type {kind} here"
-    except OSError as error:
-        return error.strerror
-    return None
+        return False
+
+
+def _least_carrier(offer: Offer) -> CarrierKind:
+    """The first carrier that can run all that the offer asks for."""
+    wanted = tuple(offer.wanted())
+    if all(any(i.carrier == "native" for i in c.implementations) for c in wanted):
+        return CarrierKind.NATIVE
+    if all(any(_is_builtin(c.type, i.name) for i in c.implementations) for c in wanted):
+        return CarrierKind.PYTHON
+    return CarrierKind.AUTHORS
+
+
+def checker(brought: Brought) -> Check:
+    """What is wrong with a planned chunnel's arguments, some of which may be the other end's."""
+    own = {t.name: t for t in brought.types}
+
+    def check(kind: str, arguments: Mapping[str, Value]) -> str | None:
+        try:
+            known = own[kind] if kind in own else get(kind)
+            known.bind(Chunnel(kind, (), tuple(arguments.items())))
+        except KeyError:
+            return f"there is no chunnel type {kind} here"
+        except OSError as error:
+            return error.strerror
+        return None
+
+    return check
 
 
 def required_of(offer: Offer) -> list[str]:
     """The types of the chunnels without which there must be no connection."""
     return [c.type for c in offer.chunnels if c.need is Need.REQUIRE]
-
-
-def _all_by(offer: Offer, kind: CarrierKind) -> bool:
-    """Whether that carrier can run all that the offer asks for."""
-    name = kind.name.lower()
-    return all(any(i.carrier == name for i in c.implementations) for c in offer.wanted())
 
 
 def _rules(rule: Rule | None) -> Rules:

@@ -95,7 +95,7 @@ class Policies:
 
         Every question is answered: a file that cannot be read in time counts as unreadable.
         """
-        question = _Question(peer.uid, peer.gid, _groups_of(sock, peer), path)
+        question = _Question(peer.uid, peer.gid, groups_of(sock, peer), path)
         waiting = self._asked.setdefault(question, [])
         waiting.append(done)
         if len(waiting) == 1:
@@ -120,7 +120,7 @@ def _loaded(data: bytes, path: str) -> Loaded:
     return Loaded(policy.EMPTY, f"{path}: {why}")
 
 
-def _groups_of(sock: socket.socket, peer: Peer) -> tuple[int, ...]:
+def groups_of(sock: socket.socket, peer: Peer) -> tuple[int, ...]:
     """The groups that the client had when it connected (SO_PEERGROUPS)."""
     try:
         raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _GROUPS_MAX)

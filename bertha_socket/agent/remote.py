@@ -17,7 +17,7 @@ from bertha_socket.agent.handlers import Answer, Caller
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.messages import CarrierKind, Negotiate, Verdict
 from bertha_socket.agent.model import Listener, Process
-from bertha_socket.agent.offers import Choice, Offers, carrier_of, check_arguments, required_of
+from bertha_socket.agent.offers import Choice, Offers, carrier_of, checker, required_of
 from bertha_socket.agent.reach import Others
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.secrets import Secrets
@@ -26,7 +26,7 @@ from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation._codec import NegotiationError
 from bertha_socket.negotiation.machine import NO_LISTENER, Failed, Initiator
 from bertha_socket.negotiation.offer import Offer
-from bertha_socket.negotiation.plan import Plan, Refusal, acceptable
+from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable
 
 #: Seconds.  A plan that has gone stale before is refused by the server's carrier and asked for anew.
 _PLAN_SECONDS: Final = 300.0
@@ -74,6 +74,7 @@ class _Key(NamedTuple):
 class _Question:
     key: _Key
     machine: Initiator
+    check: Check
     talk: Talk | None = None
     until: float = 0.0
     #: Who waits for it, and the number of his certificates.
@@ -137,7 +138,12 @@ class Remote:
                 secret = self._secrets.cluster_key()
             except KeyFileError as error:
                 return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(now)
-            question = self._ask(key, wish, secret, sock.dup())
+            try:
+                machine = Initiator(addresses.to_text(key.addr), key.port, offer, secret)
+            except NegotiationError as error:
+                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(now)
+            question = _Question(key, machine, checker(process.brought))
+            self._ask(question, wish, sock.dup())
         question.waiting.append((caller, context))
         return None
 
@@ -202,9 +208,8 @@ class Remote:
 
     # -- asking another agent -------------------------------------------------------------------------
 
-    def _ask(self, key: _Key, wish: Negotiate, secret: bytes | None, sock: socket.socket) -> _Question:
-        machine = Initiator(addresses.to_text(key.addr), key.port, key.offer, secret)
-        question = _Question(key, machine)
+    def _ask(self, question: _Question, wish: Negotiate, sock: socket.socket) -> None:
+        key = question.key
         self._asked[key] = question
         # Patience is for hosts that may not be there.  Where an agent has accepted, giving up early would
         # make a connection plain that its server then refuses.
@@ -215,7 +220,7 @@ class Remote:
         question.talk = talk = Talk(
             self._loop,
             sock,
-            machine,
+            question.machine,
             self._loop.now + connecting,
             lambda: None,
             lambda error: self._told(question, error),
@@ -224,7 +229,6 @@ class Remote:
         if sock.family == socket.AF_INET6 and ":" not in host:
             host = f"::ffff:{host}"
         talk.connect((host, self._port))
-        return question
 
     def _told(self, question: _Question, error: OSError | None) -> None:
         """The conversation has ended."""
@@ -239,7 +243,7 @@ class Remote:
         now = self._loop.now
         event = question.machine.event()
         if isinstance(event, Plan):
-            problem = acceptable(event, offer, "client", check_arguments)
+            problem = acceptable(event, offer, "client", question.check)
             chosen = problem or Choice(event, carrier_of(event, offer, "client"))
             outcome = self._outcome(chosen, offer, where, _PLAN_SECONDS)
         elif isinstance(event, Refusal):

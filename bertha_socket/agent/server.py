@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from bertha_socket.agent import limits, memory, messages, plans, sockets, status
+from bertha_socket.agent.authors import Authors, Brought
 from bertha_socket.agent.carriers import Carriers
 from bertha_socket.agent.connection import Connection
 from bertha_socket.agent.errands import Errands
@@ -21,7 +22,7 @@ from bertha_socket.agent.handlers import Answer, Caller
 from bertha_socket.agent.loop import READ, Ticker
 from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.offers import Offers
-from bertha_socket.agent.policies import Loaded, Policies
+from bertha_socket.agent.policies import Loaded, Policies, groups_of
 from bertha_socket.agent.reach import NO_OTHERS, Others
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.remote import Remote
@@ -55,6 +56,7 @@ class Server:
         self._selector = selectors.DefaultSelector()
         self._errands = Errands(self._selector)
         self._policies = Policies(self._errands)
+        self._authors = Authors(self._errands)
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._wake_in, self._wake_out = socket.socketpair()
         self._next_orphans: float | None = None
@@ -252,8 +254,18 @@ class Server:
         )
         return None
 
-    def _enter(self, connection: Connection, process: Process, loaded: Loaded) -> Answer:
+    def _enter(self, connection: Connection, process: Process, loaded: Loaded) -> Answer | None:
+        """Takes it in, unless its policy brings chunnels that must be looked at first: then later."""
         process.policy, process.policy_error = loaded
+        sources = plans.sources_of(process.policy)
+        if sources:
+            groups = groups_of(connection.sock, connection.peer)
+            known = self._authors.look(
+                connection.peer, groups, sources, lambda found: self._enter_last(connection, process, found)
+            )
+            if known is None:
+                return None
+            process.brought = known
         connection.process = process
         self._ungreeted.discard(connection)
         self.registry.greet(process)
@@ -266,7 +278,14 @@ class Server:
             if process.table_fd >= 0:
                 os.close(process.table_fd)
             return
-        self._answer_late(connection, self._enter(connection, process, loaded))
+        answer = self._enter(connection, process, loaded)
+        if answer is not None:
+            self._answer_late(connection, answer)
+
+    def _enter_last(self, connection: Connection, process: Process, brought: Brought) -> None:
+        process.brought = brought
+        loaded = Loaded(process.policy, process.policy_error)
+        self._enter_late(connection, process, loaded)
 
     def _answer_late(self, connection: Caller, answer: Answer) -> None:
         assert isinstance(connection, Connection)
@@ -298,11 +317,14 @@ class Server:
         """A new way to a carrier, which becomes the caller's."""
         process = caller.process
         assert process is not None
-        # A worker that has changed its user still serves with its listener's chunnels.
-        serves = any(x.uid == os.geteuid() for x in process.listeners)
-        return self._carriers.shim_socket(
-            kind, caller.peer, {} if serves else plans.sources_of(process.policy)
-        )
+        peer, sources = caller.peer, dict(plans.sources_of(process.policy))
+        if peer.uid != os.geteuid():
+            # A worker that has changed its user serves with what its listener's owner has.
+            owners = [x for x in process.listeners if x.uid == os.geteuid()]
+            if owners:
+                peer = peer._replace(uid=os.geteuid(), gid=os.getegid())
+                sources = {n: s for x in owners for n, s in plans.sources_of(x.policy).items()}
+        return self._carriers.shim_socket(kind, peer, sources)
 
     def status(self, caller: Caller) -> Answer | None:
         """The JSON text of everything that the caller may see.  It takes a while: the answer comes later."""

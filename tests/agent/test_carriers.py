@@ -179,7 +179,8 @@ def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
 
 def test_a_policys_own_chunnels_are_told_first(rig: Rig) -> None:
     sources = {"rot": "/x/rot.py:Rot"}
-    with rig.shim(), rig.shim(sources=sources), rig.shim(sources=sources) as sock:
+    kind = CarrierKind.AUTHORS
+    with rig.shim(kind), rig.shim(kind, sources=sources), rig.shim(kind, sources=sources) as sock:
         heard = [rig.hear(sock) for _ in range(5)]
         assert [m["op"] for m in heard] == ["context", "shim", "chunnels", "shim", "shim"]
         assert heard[2]["sources"] == sources
@@ -264,7 +265,7 @@ def test_another_user_has_its_own_and_no_secrets(rig: Rig) -> None:
     nobody = Peer(os.getpid(), 65534, 65534)
     rig.shim(peer=nobody).close()
     assert [f["shims"] for f in rig.facts()] == [2]  # our own code serves all
-    rig.shim(peer=nobody, sources={"rot": "/home/nobody/rot.py:Rot"}).close()
+    rig.shim(CarrierKind.AUTHORS, nobody, {"rot": "/home/nobody/rot.py:Rot"}).close()
     mine, theirs = sorted(rig.carriers, key=lambda c: c.uid)
     try:
         for carrier, uid in ((mine, 0), (theirs, 65534)):

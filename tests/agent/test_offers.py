@@ -12,6 +12,7 @@ import pytest
 from bertha_socket import keys, policy
 from bertha_socket.agent import memory, offers, plans
 from bertha_socket.agent.addresses import from_text
+from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.messages import CarrierKind, DagNeed
 from bertha_socket.agent.model import Listener
 from bertha_socket.agent.offers import Choice, Offers, carrier_of, pick
@@ -30,6 +31,13 @@ def offer(*implementations: OfferedImplementation, kinds: tuple[str, ...] = ("a"
     return Offer(tuple(OfferedChunnel(k, implementations=implementations, endpoints="both") for k in kinds))
 
 
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`slow` is one of our own implementations."""
+    monkeypatch.setattr(offers, "_is_builtin", lambda kind, name: name == "slow")
+
+
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("client", "server", "carriers"),
     [
@@ -63,6 +71,14 @@ def test_one_carrier_runs_all_of_an_end() -> None:
     assert isinstance(pick(Offer(apart), Offer(both)), Refusal)
 
 
+def test_others_code_runs_apart() -> None:
+    found = pick(offer(PYTHON), offer(NATIVE, PYTHON))
+    assert isinstance(found, Choice)
+    assert (found.client, found.server) == (CarrierKind.AUTHORS, CarrierKind.NATIVE)
+    assert carrier_of(found.plan, offer(PYTHON), "client") == CarrierKind.AUTHORS
+
+
+@pytest.mark.usefixtures("ours")
 def test_a_preferred_chunnel_is_worth_python() -> None:
     prefers = replace(offer(PYTHON, kinds=("b",)).chunnels[0], need=offers.Need.PREFER)
     both = Offer((*offer(NATIVE, PYTHON).chunnels, prefers))
@@ -109,7 +125,8 @@ class _Registry:
 def client_offer(made: Offers, dag: str) -> Offer:
     rules = policy.parse(f"[[rule]]\ndag = '{dag}'") if dag else policy.EMPTY
     subject = plans.make_subject("client", "/bin/client", ("client",), os.geteuid(), "")
-    return made._offer(rules, subject, "client", HERE, 80)
+    who = offers._Who(rules, subject, os.geteuid(), NOTHING)
+    return made._offer(who, "client", HERE, 80)
 
 
 def test_settled_by_the_strictest_address(listener: Listener) -> None:

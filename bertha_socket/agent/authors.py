@@ -1,0 +1,225 @@
+"""Chunnel types that a policy file brings itself, looked at without running their code in the agent.
+
+A [[chunnel]] names a class in a module or a file.  A short-lived child imports it, with the rights of the
+policy's user, and tells what the class says about itself; the carrier imports it again to run it.  Code that
+raises, hangs or ends its process costs its own chunnel alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+import msgpack
+
+from bertha_socket.agent.errands import Errands
+from bertha_socket.agent.sockets import Peer
+from bertha_socket.chunnels import ChunnelType, Implementation, Interface, Parameter, all_types, wires
+from bertha_socket.chunnels._types import KINDS, REQUIRED
+
+#: Less than a shim waits for its agent.
+_SECONDS: Final = 1.5
+_KNOWN_SECONDS: Final = 60.0
+_KNOWN_MAX: Final = 256
+_ANSWER_MAX: Final = 1 << 18
+_SCALARS: Final = (bool, int, float, str, bytes, type(None))
+
+
+class Brought(NamedTuple):
+    """The types of one policy's [[chunnel]]s, and what is wrong with the others, by name."""
+
+    types: tuple[ChunnelType, ...] = ()
+    errors: tuple[tuple[str, str], ...] = ()
+
+
+NOTHING: Final = Brought()
+
+
+class _Key(NamedTuple):
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    sources: tuple[tuple[str, str], ...]
+
+
+_Done = Callable[[Brought], None]
+
+
+class Authors:
+    """Asks children, and remembers for a minute."""
+
+    def __init__(self, errands: Errands) -> None:
+        self._errands = errands
+        self._known: dict[_Key, tuple[float, Brought]] = {}
+        self._asked: dict[_Key, list[_Done]] = {}
+
+    def look(
+        self, peer: Peer, groups: tuple[int, ...], sources: Mapping[str, str], done: _Done
+    ) -> Brought | None:
+        """What these sources bring, if it is known; else `done` is called with it later."""
+        key = _Key(peer.uid, peer.gid, groups, tuple(sorted(sources.items())))
+        known = self._known.get(key)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        waiting = self._asked.setdefault(key, [])
+        waiting.append(done)
+        if len(waiting) == 1:
+            self._errands.run(peer.uid, _SECONDS, lambda fd: _tell(fd, key), lambda fd: self._told(key, fd))
+        return None
+
+    def _told(self, key: _Key, fd: int | None) -> None:
+        data = b"" if fd is None else os.pread(fd, _ANSWER_MAX + 1, 0)
+        brought = parse(data, dict(key.sources))
+        if len(self._known) >= _KNOWN_MAX:
+            self._known.clear()
+        self._known[key] = (time.monotonic() + _KNOWN_SECONDS, brought)
+        for done in self._asked.pop(key):
+            done(brought)
+
+
+# -- in the child -----------------------------------------------------------------------------------------
+
+
+def _tell(outcome: int, key: _Key) -> None:
+    os.dup2(outcome, 0)
+    os.closerange(1, 1 << 20)  # whatever the code does, nothing of the agent's is open
+    for fd in (1, 2):
+        os.open(os.devnull, os.O_WRONLY)
+        assert fd  # they are the lowest that are free
+    if key.uid != os.geteuid():
+        os.setgroups(key.groups)
+        os.setresgid(key.gid, key.gid, key.gid)
+        os.setresuid(key.uid, key.uid, key.uid)
+    from bertha_socket.chunnels import load_chunnel
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, source in key.sources:
+        try:
+            found[name] = _described(load_chunnel(source, name))
+        except BaseException as error:  # also one that calls sys.exit()
+            found[name] = {
+                "error": f"{source}: {error}" if str(error) else f"{source}: {type(error).__name__}"
+            }
+        data = msgpack.packb(found)
+        os.pwrite(0, data, 0)  # one that ends the process later leaves those before
+
+
+def _described(kind: ChunnelType) -> dict[str, Any]:
+    return {
+        "summary": kind.summary,
+        "endpoints": kind.endpoints,
+        "layer": kind.layer,
+        "upper": kind.upper.value,
+        "lower": kind.lower.value,
+        "dictated": bool(getattr(kind, "dictated", True)),
+        "parameters": [
+            {
+                "name": p.name,
+                "kind": p.kind,
+                "agree": p.agree,
+                "required": p.default is REQUIRED,
+                "default": p.default if isinstance(p.default, _SCALARS) else None,
+            }
+            for p in kind.parameters
+        ],
+        "implementations": [
+            {
+                "name": i.name,
+                "wires": list(i.wires(_defaults(kind))),
+                "where": i.where,
+                "endpoints": i.endpoints,
+                "priority": i.priority,
+                "why": i.probe(),
+            }
+            for i in kind.implementations
+        ],
+    }
+
+
+def _defaults(kind: ChunnelType) -> dict[str, Any]:
+    return {p.name: p.default for p in kind.parameters if p.default is not REQUIRED}
+
+
+# -- in the agent -----------------------------------------------------------------------------------------
+
+
+def parse(data: bytes, sources: Mapping[str, str]) -> Brought:
+    """What a child has told; the code that it ran may have told anything."""
+    try:
+        if len(data) > _ANSWER_MAX:
+            raise ValueError("too much")
+        found = msgpack.Unpacker(max_buffer_size=_ANSWER_MAX)
+        found.feed(data)
+        told = found.unpack() if data else {}
+        if not isinstance(told, dict):
+            raise ValueError("no map")
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException):
+        told = {}
+    ours = {t.name for t in all_types()}
+    types: list[ChunnelType] = []
+    errors: list[tuple[str, str]] = []
+    for name, source in sources.items():
+        said = told.get(name)
+        if name in ours:
+            errors.append((name, f"{source}: there is a chunnel type {name!r} already"))
+        elif isinstance(said, dict) and isinstance(said.get("error"), str):
+            errors.append((name, " ".join(said["error"].split())[:300]))
+        else:
+            try:
+                types.append(_type(name, said))
+            except (ValueError, TypeError, KeyError, AttributeError):
+                errors.append((name, f"{source}: its class could not be looked at in {_SECONDS:g} s"))
+    return Brought(tuple(types), tuple(errors))
+
+
+def _text(value: Any, most: int = 64) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise ValueError
+    return value
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) > 1_000_000:
+        raise ValueError
+    return value
+
+
+def _type(name: str, said: Any) -> ChunnelType:
+    kind = ChunnelType(
+        name=name,
+        summary=_text(said["summary"], 1000),
+        parameters=tuple(_parameter(p) for p in said["parameters"][:32]),
+        upper=Interface(said["upper"]),
+        lower=Interface(said["lower"]),
+        endpoints=_text(said["endpoints"]),
+        layer=_whole(said["layer"]),
+        implementations=tuple(_implementation(name, i) for i in said["implementations"][:16]),
+    )
+    if said["dictated"] is False:
+        setattr(kind, "dictated", False)  # noqa: B010 (not every version of the class has it)
+    return kind
+
+
+def _parameter(said: Any) -> Parameter:
+    if said["kind"] not in KINDS or said["agree"] not in ("server", "equal", "own"):
+        raise ValueError
+    default = REQUIRED if said["required"] is True else said["default"]
+    return Parameter(_text(said["name"]), said["kind"], "", default, None, said["agree"])
+
+
+def _implementation(kind: str, said: Any) -> Implementation:
+    why = said["why"]
+    if why is not None:
+        why = _text(why, 1000)
+    return Implementation(
+        name=_text(said["name"]),
+        type=kind,
+        wires=wires(*(_text(w) for w in said["wires"][:8])),
+        where=_text(said["where"]),
+        endpoints=_text(said["endpoints"]),
+        priority=_whole(said["priority"]),
+        carrier="python",
+        probe=lambda: why,
+    )
