@@ -69,7 +69,7 @@ class Recipe:
         if name is None:
             return []
         kind = self._type(chunnel)
-        found = kind.implementation(name, chunnel.wire)
+        found = kind.implementation(name, chunnel.wire, chunnel.kwargs)
         if found is None or found.make is None:
             raise ChunnelError(
                 f"{chunnel.type}: there is no implementation in Python for {chunnel.wire} here"
@@ -81,7 +81,7 @@ def _foreign(chunnel: PlannedChunnel) -> bool:
     # Others are not even imported here.
     if chunnel.type not in BUILTIN or chunnel.type in SOURCES:
         return True
-    found = get(chunnel.type).implementation(None, chunnel.wire)
+    found = get(chunnel.type).implementation(None, chunnel.wire, chunnel.kwargs)
     return found is not None and not found.builtin
 
 

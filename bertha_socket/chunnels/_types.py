@@ -9,6 +9,7 @@ on.  So the same pipe runs in a carrier, in an application, and in a test.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -159,6 +160,8 @@ class Context:
     local: str = ""
     #: What a pipe counts, by name; the carrier shows it.
     counts: dict[str, int] = field(default_factory=dict)
+    #: Monotonic seconds; pipes take the time from here, so that a test can make it pass.
+    clock: Callable[[], float] = time.monotonic
     #: Makes the pipes of a sub-DAG (`branch`).
     subpipes: Callable[[Any], Sequence[Pipe]] | None = None
 
@@ -314,15 +317,17 @@ class ChunnelType:
             self._fail(problem)
         return found
 
-    def implementation(self, name: str | None, wire: str, carrier: str = "python") -> Implementation | None:
-        """Who can run it over that wire: the one with that name, else the best."""
-        able = [i for i in self.implementations if i.carrier == carrier and self._speaks(i, wire)]
+    def implementation(
+        self, name: str | None, wire: str, args: Mapping[str, Any] | None = None, carrier: str = "python"
+    ) -> Implementation | None:
+        """Who can run it, with such arguments, over that wire: the one with that name, else the best."""
+        able = [i for i in self.implementations if i.carrier == carrier and self._speaks(i, wire, args or {})]
         able.sort(key=lambda i: (i.name != name, -i.priority))
         return able[0] if able else None
 
-    def _speaks(self, implementation: Implementation, wire: str) -> bool:
+    def _speaks(self, implementation: Implementation, wire: str, args: Mapping[str, Any]) -> bool:
         try:
-            wires = tuple(implementation.wires(self._defaults()))
+            wires = tuple(implementation.wires({**self._defaults(), **args}))
         except Exception:  # somebody else's code; it wants arguments that are not there
             return True
         return wire in (wires or (NO_WIRE,))

@@ -49,6 +49,8 @@ class Http2Pipe(Pipe):
         client = side == "client"
         config = h2.config.H2Configuration(client_side=client, header_encoding="utf-8")
         self._h2 = h2.connection.H2Connection(config)
+        window = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW}
+        self._h2.local_settings = h2.settings.Settings(client=client, initial_values=window)
         self._authority = str(args.get("authority") or "bertha")
         self._queue: deque[bytes] = deque()
         self._queued = 0
@@ -60,7 +62,6 @@ class Http2Pipe(Pipe):
 
     def start(self) -> Iterable[bytes]:
         """Settings, and the client's stream 1."""
-        self._h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW})
         self._h2.initiate_connection()
         self._h2.increment_flow_control_window(_WINDOW)
         if self.side == "client":

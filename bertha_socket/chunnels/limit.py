@@ -8,7 +8,6 @@ nothing is lost.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,11 +27,11 @@ from bertha_socket.chunnels._types import (
 class _Bucket:
     """Tokens for bytes, and the items that wait for them.  One item may overdraw it: items stay whole."""
 
-    def __init__(self, rate: float, burst: float, now: float) -> None:
+    def __init__(self, rate: float, burst: float) -> None:
         self._rate = rate
         self._burst = burst
         self._tokens = burst
-        self._at = now
+        self._at: float | None = None
         self.waiting: deque[Any] = deque()
 
     def offer(self, item: Any, now: float) -> list[Any]:
@@ -40,7 +39,8 @@ class _Bucket:
         return self.take(now)
 
     def take(self, now: float) -> list[Any]:
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
+        if self._at is not None:
+            self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
         out = []
         while self.waiting and self._tokens > 0:
@@ -50,7 +50,9 @@ class _Bucket:
         return out
 
     def due(self) -> float | None:
-        return self._at + max(0.0, 1 - self._tokens) / self._rate if self.waiting else None
+        if not self.waiting or self._at is None:
+            return None
+        return self._at + max(0.0, 1 - self._tokens) / self._rate
 
 
 class LimitPipe(Pipe):
@@ -61,9 +63,8 @@ class LimitPipe(Pipe):
         rate = float(args["rate"])
         burst = float(args.get("burst") or max(4096.0, rate / 10))
         direction = args.get("direction", "both")
-        now = time.monotonic()
-        self._down = _Bucket(rate, burst, now) if direction in ("send", "both") else None
-        self._up = _Bucket(rate, burst, now) if direction in ("receive", "both") else None
+        self._down = _Bucket(rate, burst) if direction in ("send", "both") else None
+        self._up = _Bucket(rate, burst) if direction in ("receive", "both") else None
         self._down_over = self._up_over = False
 
     def _look(self) -> None:
@@ -74,13 +75,13 @@ class LimitPipe(Pipe):
 
     def down(self, item: Any) -> Iterable[Any]:
         """What the rate allows."""
-        out = [item] if self._down is None else self._down.offer(item, time.monotonic())
+        out = [item] if self._down is None else self._down.offer(item, self.context.clock())
         self._look()
         return out
 
     def up(self, item: Any) -> tuple[Iterable[Any], Iterable[Any]]:
         """What the rate allows."""
-        out = [item] if self._up is None else self._up.offer(item, time.monotonic())
+        out = [item] if self._up is None else self._up.offer(item, self.context.clock())
         self._look()
         return out, ()
 

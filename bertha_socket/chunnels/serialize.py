@@ -145,7 +145,10 @@ class _Own(Pipe):
 
     def down(self, item: Any) -> Iterable[bytes]:
         """Length and value."""
-        data = self._codec.dumps(item)
+        try:
+            data = self._codec.dumps(item)
+        except Exception as error:  # the application's own code, whatever it raises
+            raise ChunnelError(f"serialize: the codec cannot send this object ({error!r})") from error
         if len(data) > VALUE_MAX:
             raise ChunnelError(f"serialize: a value of {len(data)} bytes, more than {VALUE_MAX}")
         return (_HEADER.pack(len(data)) + data,)
@@ -162,7 +165,10 @@ class _Own(Pipe):
             end = at + _HEADER.size + length
             if len(self._got) < end:
                 break
-            values.append(self._codec.loads(bytes(self._got[at + _HEADER.size : end])))
+            try:
+                values.append(self._codec.loads(bytes(self._got[at + _HEADER.size : end])))
+            except Exception as error:  # what came may be anything, and so may what the codec raises
+                raise ChunnelError(f"serialize: what came is nothing to the codec ({error!r})") from error
             at = end
         del self._got[:at]
         return values, ()
