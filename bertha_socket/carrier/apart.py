@@ -131,6 +131,7 @@ def _child(old: Connection, status: Status, page: mmap.mmap) -> NoReturn:
         keep = {0, 1, 2, old.tcp.fileno(), old.pair.fileno(), status.fd}
         _close_others(keep)
         _limit_memory()
+        _become_owner(status.fd)
         _SINCE.pack_into(page, 0, 0.0, 0)
         loop = Loop()
         session = old.session
@@ -158,6 +159,15 @@ def _close_others(keep: set[int]) -> None:
         if fd not in keep:
             with contextlib.suppress(OSError):
                 os.close(fd)
+
+
+def _become_owner(status_fd: int) -> None:
+    """From root to the user whose program made the status memory: chunnels may touch files."""
+    owner = os.fstat(status_fd)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
 
 
 def _limit_memory() -> None:

@@ -10,6 +10,7 @@ from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Interface, Pi
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.chunnels._registry import BUILTIN
 from bertha_socket.chunnels._types import ChunnelType, Implementation
+from bertha_socket.dag import Chunnel, Dag
 from bertha_socket.negotiation.plan import Plan, PlannedChunnel
 
 #: Where the chunnels of policy files are: name to "module:Class" or "/path.py:Class".
@@ -82,7 +83,26 @@ def _foreign(chunnel: PlannedChunnel) -> bool:
     if chunnel.type not in BUILTIN or chunnel.type in SOURCES:
         return True
     found = get(chunnel.type).implementation(None, chunnel.wire, chunnel.kwargs)
-    return found is not None and not found.builtin
+    if found is not None and not found.builtin:
+        return True
+    return any(_foreign_value(value) for value in chunnel.kwargs.values())
+
+
+def _foreign_sub(chunnel: Chunnel) -> bool:
+    if chunnel.type not in BUILTIN or chunnel.type in SOURCES:
+        return True
+    if not all(i.builtin for i in get(chunnel.type).implementations):
+        return True
+    return any(_foreign_value(v) for v in (*chunnel.args, *dict(chunnel.kwargs).values()))
+
+
+def _foreign_value(value: Any) -> bool:
+    """Whether a sub-DAG has such chunnels."""
+    if isinstance(value, (list, tuple)):
+        return any(_foreign_value(v) for v in value)
+    if isinstance(value, Dag):
+        return any(_foreign_sub(c) for c in value.chunnels)
+    return False
 
 
 def _make(kind: ChunnelType, found: Implementation, args: Any, wire: str, context: Context) -> Pipe:
