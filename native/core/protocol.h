@@ -164,7 +164,7 @@ struct bertha_negotiate_reply {
 
 /* CARRIER: the caller's end of a SOCK_SEQPACKET pair to a carrier, which the agent starts if need be (carrier.h). */
 #define BERTHA_CARRIER_NATIVE 0u
-#define BERTHA_CARRIER_PYTHON 1u /* our own chunnels: runs as the agent's user, has the cluster key */
+#define BERTHA_CARRIER_PYTHON 1u /* our own chunnels: as the agent's user, with the cluster key */
 #define BERTHA_CARRIER_AUTHORS 2u /* others' Python: runs as the caller's user, without the cluster key */
 struct bertha_carrier_request {
   uint32_t carrier;
