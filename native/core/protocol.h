@@ -164,8 +164,10 @@ struct bertha_negotiate_reply {
 
 /* CARRIER: the caller's end of a SOCK_SEQPACKET pair to a carrier, which the agent starts if need be (carrier.h). */
 #define BERTHA_CARRIER_NATIVE 0u
-#define BERTHA_CARRIER_PYTHON 1u /* our own chunnels: as the agent's user, with the cluster key */
-#define BERTHA_CARRIER_AUTHORS 2u /* others' Python: runs as the caller's user, without the cluster key */
+/* PYTHON runs our own chunnels, as the agent's user, with the cluster key; AUTHORS others' code, as the caller's
+ * user, without it. */
+#define BERTHA_CARRIER_PYTHON 1u
+#define BERTHA_CARRIER_AUTHORS 2u
 struct bertha_carrier_request {
   uint32_t carrier;
   uint32_t reserved;
