@@ -66,6 +66,7 @@ def tamper(flight: bytes, plan: list[tuple[str, int, int]], old: list[bytes], se
     """A flight after somebody was at it.  `old`: an earlier conversation; `seen`: this one so far."""
     parts = frames(flight)
     for what, where, how in plan:
+        parts = [p for p in parts if p]  # what was cut to nothing
         if not parts:
             break
         at = where % len(parts)
