@@ -20,7 +20,7 @@ from typing import Final, NoReturn
 
 from bertha_socket.carrier.connection import Connection, reset
 from bertha_socket.carrier.loop import READ, Loop, Timer
-from bertha_socket.carrier.session import State
+from bertha_socket.carrier.session import Session, State
 from bertha_socket.carrier.shim import Status
 
 log: Final = logging.getLogger(__name__)
@@ -31,6 +31,14 @@ BLOCKED_SECONDS: Final = 10.0
 MEMORY: Final = 512 * 1024 * 1024
 _LOOK_SECONDS: Final = 1.0
 _SINCE: Final = struct.Struct("=dI")
+
+
+def log_counts(session: Session) -> None:
+    """What the connection's chunnels have counted."""
+    counts = session.context.counts
+    if counts:
+        line = " ".join(f"{name}={number}" for name, number in sorted(counts.items()))
+        log.info("%s %s: ended, %s", session.side, session.context.peer, line)
 
 
 class _Child:
@@ -145,6 +153,7 @@ def _child(old: Connection, status: Status, page: mmap.mmap) -> NoReturn:
         connection.run(session.go_on)
         while not over:
             loop.turn()
+        log_counts(session)
         code = 0
     except BaseException:  # nothing of this may run on in the carrier's place
         with contextlib.suppress(BaseException):

@@ -8,7 +8,7 @@ import resource
 import socket
 from typing import Final
 
-from bertha_socket.carrier.apart import Apart
+from bertha_socket.carrier.apart import Apart, log_counts
 from bertha_socket.carrier.connection import Connection
 from bertha_socket.carrier.control import Control
 from bertha_socket.carrier.loop import READ, Loop
@@ -119,6 +119,7 @@ class Carrier:
         self._apart.start(connection, carry.status)
 
     def _ended(self, connection: Connection) -> None:
+        log_counts(connection.session)
         self._connections.discard(connection)
         self._settled()
 
