@@ -1,4 +1,4 @@
-"""The session without sockets: any bytes, in any pieces, at any moment, end in a state, never in an exception."""
+"""The session without sockets: any bytes, in any pieces, at any moment, end in a state, never in a fault."""
 
 from __future__ import annotations
 

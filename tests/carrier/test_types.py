@@ -1,4 +1,4 @@
-"""Chunnel types through carriers, beyond compress and encrypt: at both ends, at one, where they do not fit."""
+"""Chunnel types through carriers, beyond compress and encrypt: at both ends, at one, or misfit."""
 
 from __future__ import annotations
 
