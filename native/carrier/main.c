@@ -1,0 +1,580 @@
+/* bertha-carrier --control FD: carries the connections that shims hand over (carrier.h), one thread, one epoll.
+ *
+ * FD is one end of a SEQPACKET socketpair, whose other end the agent has: shims and secrets come by it, questions and
+ * verdicts about plans go by it, in msgpack.  When the agent is gone the connections go on; the carrier ends when there
+ * is nobody left. */
+#include <errno.h>
+#include <fcntl.h>
+#include <malloc.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <openssl/evp.h>
+
+#include "session.h"
+
+enum { EVENTS = 128, MESSAGE_MAX = 65536, KNOWN_MAX = 1024, DIGEST_SIZE = 32 };
+#define SECOND 1000000000ll
+#define HANDSHAKE_NS (10 * SECOND)
+#define SILENCE_NS (1 * SECOND) /* MAYBE: who says nothing for so long waits for the server's first word */
+#define BELIEVED_NS (30 * SECOND)
+
+/* What epoll tells us of: the lowest bits of the pointer say which. */
+enum what { SESSION_TCP = 0, SESSION_PROGRAM = 1, SHIM = 2, CONTROL = 3 };
+
+static int poller;
+static int control = -1;
+static struct session *sessions;
+static unsigned session_count;
+static struct session *ready_first, *ready_last;
+static struct shim *shims;
+static struct secrets *all_secrets;
+static uint64_t last_question;
+static unsigned pending; /* sessions with a deadline */
+static bool told_idle;
+
+static struct known_plan { /* what the agent has said may run */
+  uint64_t listener;
+  uint8_t digest[DIGEST_SIZE];
+  int64_t since;
+} known[KNOWN_MAX];
+static unsigned known_next;
+
+int64_t carrier_now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * SECOND + t.tv_nsec;
+}
+
+static bool watch(int fd, void *who, enum what what, uint32_t events) {
+  struct epoll_event e = {.events = events, .data.u64 = (uint64_t)(uintptr_t)who | (uint64_t)what};
+  return epoll_ctl(poller, EPOLL_CTL_ADD, fd, &e) == 0;
+}
+
+void carrier_queue(struct session *s) {
+  if (!s->queued) {
+    s->queued = true;
+    s->next_ready = NULL;
+    if (ready_last != NULL) {
+      ready_last->next_ready = s;
+    } else {
+      ready_first = s;
+    }
+    ready_last = s;
+  }
+}
+
+/* ---- secrets, verdicts -------------------------------------------------------------------------- */
+
+const struct secrets *carrier_secrets(uint64_t listener) {
+  const struct secrets *everybody = NULL;
+  for (const struct secrets *k = all_secrets; k != NULL; k = k->next) {
+    if (k->listener == listener) {
+      return k;
+    }
+    if (k->listener == 0) {
+      everybody = k;
+    }
+  }
+  return everybody;
+}
+
+static char *text_of(const struct pack_value *map, const char *name) {
+  struct pack_value value;
+  return pack_get(map, name, &value) && value.kind == PACK_TEXT && value.size > 0
+             ? strndup((const char *)value.data, value.size)
+             : NULL;
+}
+
+/* The newest counts; those before stay, for sessions that began with them. */
+static void learn_secrets(const struct pack_value *message) {
+  struct pack_value listener, material, key;
+  struct secrets *k = calloc(1, sizeof *k);
+  if (k == NULL) {
+    return;
+  }
+  k->listener = pack_get(message, "listener", &listener) && listener.kind == PACK_INT ? listener.number : 0;
+  if (pack_get(message, "material", &material) && material.kind == PACK_MAP) {
+    k->certificate = text_of(&material, "certificate");
+    k->key = text_of(&material, "key");
+    k->ca = text_of(&material, "ca");
+  }
+  if (pack_get(message, "key", &key) && key.kind == PACK_BYTES && key.size <= sizeof k->cluster_key) {
+    k->has_cluster_key = true;
+    k->cluster_key_size = key.size;
+    memcpy(k->cluster_key, key.data, key.size);
+  }
+  k->next = all_secrets;
+  all_secrets = k;
+}
+
+static void digest_of(const struct session *s, uint8_t digest[DIGEST_SIZE]) {
+  unsigned size;
+  if (EVP_Digest(s->plan, s->plan_size, digest, &size, EVP_sha256(), NULL) != 1) {
+    memset(digest, 0, DIGEST_SIZE);
+  }
+}
+
+static struct known_plan *find_known(const struct session *s, const uint8_t digest[DIGEST_SIZE]) {
+  for (unsigned i = 0; i < KNOWN_MAX; i++) {
+    if (known[i].since != 0 && known[i].listener == s->listener &&
+        memcmp(known[i].digest, digest, DIGEST_SIZE) == 0) {
+      return &known[i];
+    }
+  }
+  return NULL;
+}
+
+bool carrier_known(struct session *s) {
+  uint8_t digest[DIGEST_SIZE];
+  digest_of(s, digest);
+  struct known_plan *k = find_known(s, digest);
+  return k != NULL && (control < 0 || carrier_now() - k->since < BELIEVED_NS);
+}
+
+static void remember(const struct session *s, bool good) {
+  uint8_t digest[DIGEST_SIZE];
+  digest_of(s, digest);
+  struct known_plan *k = find_known(s, digest);
+  if (!good) {
+    if (k != NULL) {
+      k->since = 0;
+    }
+    return;
+  }
+  if (k == NULL) {
+    k = &known[known_next++ % KNOWN_MAX];
+    k->listener = s->listener;
+    memcpy(k->digest, digest, DIGEST_SIZE);
+  }
+  k->since = carrier_now();
+}
+
+static void agent_gone(void) {
+  if (control >= 0) {
+    close(control);
+    control = -1;
+    for (struct session *s = sessions; s != NULL; s = s->next) {
+      if (s->asked != 0) {
+        carrier_queue(s); /* which finds that nobody will answer */
+      }
+    }
+  }
+}
+
+bool carrier_ask(struct session *s) {
+  struct buffer message = {0};
+  bool good =
+      control >= 0 && pack_map(&message, 5) && pack_text(&message, "op") && pack_text(&message, "check") &&
+      pack_text(&message, "id") && pack_uint(&message, ++last_question) && pack_text(&message, "listener") &&
+      pack_uint(&message, s->listener) && pack_text(&message, "plan") &&
+      pack_bytes(&message, s->plan, s->plan_size) && pack_text(&message, "peer") && pack_text(&message, "");
+  if (good && send(control, buffer_data(&message), buffer_size(&message), MSG_NOSIGNAL) < 0) {
+    good = false;
+  }
+  buffer_free(&message);
+  if (good) {
+    s->asked = last_question;
+  }
+  return good;
+}
+
+static void verdict(const struct pack_value *message) {
+  struct pack_value id, ok, reason;
+  if (!pack_get(message, "id", &id) || id.kind != PACK_INT) {
+    return;
+  }
+  bool good = pack_get(message, "ok", &ok) && ok.kind == PACK_BOOL && ok.number == 1;
+  char text[400] = "the plan is not acceptable here";
+  if (pack_get(message, "why", &reason) && reason.kind == PACK_TEXT && reason.size > 0) {
+    pack_copy(&reason, text, sizeof text);
+  }
+  for (struct session *s = sessions; s != NULL; s = s->next) {
+    if (s->asked == id.number) {
+      const char *why = "";
+      remember(s, good);
+      if (greeting_verdict(s, good, text, &why)) {
+        carrier_queue(s);
+      } else {
+        session_fail(s, why);
+      }
+      return;
+    }
+  }
+}
+
+/* ---- messages with descriptors ------------------------------------------------------------------- */
+
+enum { FDS_MAX = 4 };
+
+/* The size of a message, 0: the end, -1: none now. */
+static ssize_t receive(int from, void *to, size_t room, int fds[FDS_MAX], int *count) {
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int) * FDS_MAX)];
+  } ancillary;
+  struct iovec part = {to, room};
+  struct msghdr msg = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = ancillary.space,
+                       .msg_controllen = sizeof ancillary.space};
+  *count = 0;
+  ssize_t n;
+  do {
+    n = recvmsg(from, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  } while (n < 0 && errno == EINTR);
+  if (n < 0) {
+    return errno == EAGAIN ? -1 : 0;
+  }
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c != NULL; c = CMSG_NXTHDR(&msg, c)) {
+    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
+      size_t got = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+      for (size_t i = 0; i < got; i++) {
+        int fd;
+        memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
+        if (*count < FDS_MAX) {
+          fds[(*count)++] = fd;
+        } else {
+          close(fd);
+        }
+      }
+    }
+  }
+  return n;
+}
+
+static void close_all(const int *fds, int count) {
+  for (int i = 0; i < count; i++) {
+    close(fds[i]);
+  }
+}
+
+static void new_shim(int fd) {
+  struct shim *shim = calloc(1, sizeof *shim);
+  if (shim == NULL || !watch(fd, shim, SHIM, EPOLLIN)) {
+    free(shim);
+    close(fd);
+    return;
+  }
+  shim->fd = fd;
+  shim->next = shims;
+  shims = shim;
+  told_idle = false;
+}
+
+/* When neither the program nor a connection of it is there any more. */
+static void drop_shim(struct shim *shim) {
+  if (shim->fd >= 0 || shim->sessions > 0) {
+    return;
+  }
+  for (struct shim **at = &shims; *at != NULL; at = &(*at)->next) {
+    if (*at == shim) {
+      *at = shim->next;
+      break;
+    }
+  }
+  if (shim->statuses != NULL) {
+    munmap(shim->statuses, shim->status_count * sizeof *shim->statuses);
+  }
+  free(shim);
+}
+
+static bool shim_hello(struct shim *shim, const void *message, size_t size, int fd) {
+  struct bertha_carrier_hello hello;
+  struct stat st;
+  if (size != sizeof hello || shim->statuses != NULL) {
+    return false;
+  }
+  memcpy(&hello, message, sizeof hello);
+  size_t bytes = (size_t)hello.status_count * sizeof *shim->statuses;
+  int seals = fcntl(fd, F_GET_SEALS);
+  if (hello.status_count == 0 || hello.status_count > 1u << 20 || fstat(fd, &st) != 0 ||
+      (size_t)st.st_size < bytes) {
+    return false;
+  }
+  /* One that may shrink would be our SIGBUS at somebody else's pleasure; ours then writes nothing. */
+  bool sealed = seals >= 0 && (seals & F_SEAL_SHRINK);
+  if (!sealed && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0) {
+    return false;
+  }
+  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (p == MAP_FAILED) {
+    return false;
+  }
+  shim->statuses = p;
+  shim->status_count = hello.status_count;
+  return true;
+}
+
+void carrier_forget(struct session *s) {
+  if (s->previous != NULL) {
+    s->previous->next = s->next;
+  } else if (sessions == s) {
+    sessions = s->next;
+  }
+  if (s->next != NULL) {
+    s->next->previous = s->previous;
+  }
+  struct session *before = NULL;
+  for (struct session *r = ready_first; s->queued && r != NULL; before = r, r = r->next_ready) {
+    if (r == s) {
+      if (before != NULL) {
+        before->next_ready = s->next_ready;
+      } else {
+        ready_first = s->next_ready;
+      }
+      if (ready_last == s) {
+        ready_last = before;
+      }
+      break;
+    }
+  }
+  s->shim->sessions--;
+  session_count--;
+  drop_shim(s->shim);
+}
+
+static void carry(struct shim *shim, const struct bertha_carrier_carry *head, const uint8_t *plan, int tcp,
+                  int program) {
+  struct session *s = calloc(1, sizeof *s);
+  if (s == NULL) {
+    close(tcp);
+    close(program);
+    return;
+  }
+  s->shim = shim;
+  shim->sessions++;
+  session_count++;
+  s->next = sessions;
+  if (sessions != NULL) {
+    sessions->previous = s;
+  }
+  sessions = s;
+  s->tcp = tcp;
+  s->program = program;
+  s->server = head->side != 0;
+  s->mode = head->mode;
+  s->listener = head->listener;
+  s->secrets = carrier_secrets(head->listener);
+  s->status_index = head->status_index;
+  if (s->status_index < shim->status_count) {
+    s->life = __atomic_load_n(&shim->statuses[s->status_index].life, __ATOMIC_ACQUIRE);
+  }
+  s->tcp_in = s->tcp_out = s->program_in = s->program_out = true;
+  int64_t now = carrier_now();
+  s->until = now + HANDSHAKE_NS;
+  s->silent_until = s->mode == BERTHA_CARRY_MAYBE ? now + SILENCE_NS : 0;
+  pending++;
+  int on = 1;
+  setsockopt(tcp, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  const char *why = "no memory";
+  s->plan = head->plan_size > 0 ? malloc(head->plan_size) : NULL;
+  if (s->plan != NULL) {
+    memcpy(s->plan, plan, head->plan_size);
+    s->plan_size = head->plan_size;
+  }
+  uint32_t edges = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, edges) ||
+      !watch(program, s, SESSION_PROGRAM, edges) || !greeting_begin(s, &why)) {
+    session_fail(s, why);
+    return;
+  }
+  session_run(s);
+}
+
+static void shim_speaks(struct shim *shim) {
+  static uint8_t message[sizeof(struct bertha_carrier_carry) + BERTHA_CARRIER_PLAN_MAX + 1];
+  for (;;) {
+    int fds[FDS_MAX], count;
+    ssize_t n = receive(shim->fd, message, sizeof message, fds, &count);
+    if (n < 0) {
+      return;
+    }
+    struct bertha_carrier_carry head;
+    uint32_t magic = 0;
+    uint16_t kind = 0, version = 0;
+    if ((size_t)n >= 8) {
+      memcpy(&magic, message, 4);
+      memcpy(&version, message + 4, 2);
+      memcpy(&kind, message + 6, 2);
+    }
+    bool known_head = magic == BERTHA_CARRIER_MAGIC && version == BERTHA_CARRIER_VERSION;
+    if (known_head && kind == BERTHA_CARRIER_HELLO && count == 1 &&
+        shim_hello(shim, message, (size_t)n, fds[0])) {
+      close_all(fds, count);
+      continue;
+    }
+    if (known_head && kind == BERTHA_CARRIER_CARRY && count == 2 && (size_t)n >= sizeof head &&
+        shim->statuses != NULL) {
+      memcpy(&head, message, sizeof head);
+      if (head.plan_size == (size_t)n - sizeof head && head.mode <= BERTHA_CARRY_MAYBE &&
+          (head.mode == BERTHA_CARRY_PLAN) == (head.side == 0)) {
+        carry(shim, &head, message + sizeof head, fds[0], fds[1]);
+        continue;
+      }
+    }
+    close_all(fds, count); /* the end, or nonsense: what it has given before goes on */
+    close(shim->fd);
+    shim->fd = -1;
+    drop_shim(shim);
+    return;
+  }
+}
+
+static void control_speaks(void) {
+  static uint8_t data[MESSAGE_MAX];
+  while (control >= 0) {
+    int fds[FDS_MAX], count;
+    ssize_t n = receive(control, data, sizeof data, fds, &count);
+    if (n < 0) {
+      return;
+    }
+    struct pack_value message, op;
+    if (n == 0) {
+      close_all(fds, count);
+      agent_gone();
+      return;
+    }
+    if (pack_read(data, (size_t)n, &message) == (size_t)n && pack_get(&message, "op", &op)) {
+      if (pack_is(&op, "shim") && count > 0) {
+        new_shim(fds[--count]);
+      } else if (pack_is(&op, "context")) {
+        learn_secrets(&message);
+      } else if (pack_is(&op, "verdict")) {
+        verdict(&message);
+      }
+    }
+    close_all(fds, count);
+  }
+}
+
+/* ---- the loop ------------------------------------------------------------------------------------ */
+
+static void session_event(struct session *s, enum what what, uint32_t events) {
+  bool in = (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+  bool out = (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
+  if (what == SESSION_TCP) {
+    s->tcp_in |= in;
+    s->tcp_out |= out;
+  } else {
+    s->program_in |= in;
+    s->program_out |= out;
+    s->program_gone |= (events & EPOLLHUP) != 0;
+  }
+  carrier_queue(s);
+}
+
+/* Looks after greetings that take too long.  Milliseconds until the next look, -1: none needed. */
+static int tick(void) {
+  if (pending == 0) {
+    return -1;
+  }
+  int64_t now = carrier_now();
+  unsigned left = 0;
+  struct session *next;
+  for (struct session *s = sessions; s != NULL; s = next) {
+    next = s->next;
+    if (s->state != BERTHA_CARRIED_PENDING) {
+      continue;
+    }
+    left++;
+    if (s->asked != 0 && control < 0) {
+      session_fail(
+          s, "the server's agent is gone, and this plan is not known yet; connect again when it is back");
+    } else if (now >= s->until) {
+      session_fail(s, "no agreement with the other end within 10 s; is it a carrier?");
+    } else if (s->silent_until != 0 && now >= s->silent_until && !s->sniffed && buffer_size(&s->up[0]) == 0) {
+      s->up_open = true;
+      session_state(s, BERTHA_CARRIED_PLAIN, "");
+      carrier_queue(s);
+    }
+  }
+  pending = left;
+  return left > 0 ? 100 : -1;
+}
+
+static void say_idle(void) {
+  if (session_count == 0 && shims == NULL && control >= 0 && !told_idle) {
+    struct buffer message = {0};
+    if (pack_map(&message, 1) && pack_text(&message, "op") && pack_text(&message, "idle")) {
+      (void)!send(control, buffer_data(&message), buffer_size(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+    buffer_free(&message);
+    told_idle = true;
+  }
+}
+
+static void run_ready(void) {
+  struct session *end = ready_last; /* those that are queued meanwhile come in the next turn */
+  for (struct session *s = ready_first; s != NULL; s = ready_first) {
+    bool last = s == end;
+    ready_first = s->next_ready;
+    if (ready_first == NULL) {
+      ready_last = NULL;
+    }
+    s->queued = false;
+    session_run(s);
+    if (last) {
+      break;
+    }
+  }
+}
+
+int main(int argc, char **argv) {
+  if (argc == 2 && strcmp(argv[1], "--chunnels") == 0) {
+    puts("compress encrypt");
+    return 0;
+  }
+  if (argc != 3 || strcmp(argv[1], "--control") != 0) {
+    fprintf(stderr, "usage: bertha-carrier --control FD   (started by the agent)\n");
+    return 2;
+  }
+  control = atoi(argv[2]);
+  struct rlimit files;
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+  mallopt(M_MMAP_THRESHOLD, 16 << 20); /* buffers come and go with each burst */
+  mallopt(M_TRIM_THRESHOLD, 64 << 20);
+  signal(SIGPIPE, SIG_IGN);
+  static char control_mark[8];
+  poller = epoll_create1(EPOLL_CLOEXEC);
+  if (poller < 0 || !watch(control, control_mark, CONTROL, EPOLLIN)) {
+    fprintf(stderr, "bertha-carrier: descriptor %s: %s\n", argv[2], strerror(errno));
+    return 1;
+  }
+  while (control >= 0 || session_count > 0 || shims != NULL) {
+    struct epoll_event events[EVENTS];
+    int wait = tick();
+    int n = epoll_wait(poller, events, EVENTS, ready_first != NULL ? 0 : wait);
+    for (int i = 0; i < n; i++) {
+      enum what what = (enum what)(events[i].data.u64 & 3);
+      if (what == SESSION_TCP || what == SESSION_PROGRAM) {
+        session_event((struct session *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)3), what,
+                      events[i].events);
+      }
+    }
+    run_ready();
+    for (int i = 0; i < n;
+         i++) { /* they may end sessions and shims, which the others of this turn may mean */
+      enum what what = (enum what)(events[i].data.u64 & 3);
+      if (what == CONTROL) {
+        control_speaks();
+      } else if (what == SHIM) {
+        shim_speaks((struct shim *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)3));
+      }
+    }
+    say_idle();
+  }
+  return 0;
+}

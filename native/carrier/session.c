@@ -1,0 +1,279 @@
+#include "session.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+enum { PIECE = 64 * 1024, TURNS = 16 };
+
+void session_state(struct session *s, uint32_t state, const char *why) {
+  if (s->state == BERTHA_CARRIED_REFUSED || s->state == BERTHA_CARRIED_RESET) {
+    return;
+  }
+  s->state = state;
+  if (s->status_index >= s->shim->status_count) {
+    return;
+  }
+  struct bertha_carrier_status *to = &s->shim->statuses[s->status_index];
+  if (__atomic_load_n(&to->life, __ATOMIC_ACQUIRE) != s->life) {
+    return; /* another connection's by now */
+  }
+  if (state == BERTHA_CARRIED_READY) {
+    plan_text(s->plan, s->plan_size, to->chunnels, sizeof to->chunnels);
+  }
+  snprintf(to->detail, sizeof to->detail, "%s", why);
+  __atomic_store_n(&to->state, state, __ATOMIC_RELEASE);
+}
+
+bool session_push(struct session *s, const char *type, const char *wire, const struct pack_value *args,
+                  const char **why) {
+  static const struct chunnel_ops *const known[] = {&chunnel_compress, &chunnel_encrypt};
+  const struct secrets *secrets = s->secrets;
+  struct chunnel_config config = {.server = s->server,
+                                  .wire = wire,
+                                  .args = args,
+                                  .certificate = secrets != NULL ? secrets->certificate : NULL,
+                                  .key = secrets != NULL ? secrets->key : NULL,
+                                  .ca = secrets != NULL ? secrets->ca : NULL};
+  for (size_t i = 0; i < sizeof known / sizeof *known && s->stages < STAGES_MAX; i++) {
+    if (strcmp(known[i]->type, type) == 0) {
+      struct chunnel *c = known[i]->open(&config, why);
+      if (c == NULL) {
+        return false;
+      }
+      s->stage[s->stages++] = c;
+      return true;
+    }
+  }
+  *why = "the plan has a chunnel that the native carrier does not have";
+  return false;
+}
+
+void session_free(struct session *s) {
+  carrier_forget(s);
+  for (unsigned i = 0; i < s->stages; i++) {
+    s->stage[i]->ops->close(s->stage[i]);
+  }
+  for (unsigned i = 0; i <= STAGES_MAX; i++) {
+    buffer_free(&s->down[i]);
+    buffer_free(&s->up[i]);
+  }
+  close(s->tcp);
+  if (s->program >= 0) {
+    close(s->program);
+  }
+  free(s->plan);
+  free(s);
+}
+
+/* The program keeps a duplicate of the TCP socket, so closing ours would send nothing. */
+static void reset(struct session *s) {
+  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  (void)!connect(s->tcp, &nowhere, sizeof nowhere);
+  session_free(s);
+}
+
+void session_fail(struct session *s, const char *why) {
+  bool began = s->state == BERTHA_CARRIED_READY || s->state == BERTHA_CARRIED_PLAIN;
+  session_state(s, began ? BERTHA_CARRIED_RESET : BERTHA_CARRIED_REFUSED, why);
+  size_t n = buffer_size(&s->down[0]);
+  if (!began && n > 0) { /* a TLS alert tells the other end more than a reset */
+    (void)!send(s->tcp, buffer_data(&s->down[0]), n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    shutdown(s->tcp, SHUT_WR);
+    session_free(s);
+    return;
+  }
+  reset(s);
+}
+
+static bool move_up(struct session *s, const char **why) {
+  for (unsigned i = 0; i < s->stages && s->sniffed && (i != s->base || s->up_open); i++) {
+    struct chunnel *c = s->stage[i];
+    *why = c->why;
+    if (!c->up_done && !c->ops->up(c, &s->up[i], &s->up[i + 1], &s->down[i], s->up_end[i])) {
+      return false;
+    }
+    s->up_end[i + 1] |= c->up_done;
+  }
+  return true;
+}
+
+/* Moves what can be moved within the session.  False: failed. */
+static bool move(struct session *s, const char **why) {
+  if (!s->sniffed && !greeting_sniff(s, why)) {
+    return false;
+  }
+  for (unsigned i = s->stages; i-- > 0;) {
+    struct chunnel *c = s->stage[i];
+    *why = c->why;
+    if (!c->down_done && !c->ops->down(c, &s->down[i + 1], &s->down[i], s->down_end[i + 1])) {
+      return false;
+    }
+    s->down_end[i] |= c->down_done;
+  }
+  if (!move_up(s, why)) {
+    return false;
+  }
+  if (s->sniffed && !s->up_open && !s->parting) {
+    if (!greeting_read(s, why)) {
+      return false;
+    }
+    if (!s->up_open && !s->parting && s->up_end[s->base] && s->asked == 0) {
+      *why = "the other end closed the connection before both had agreed on the plan";
+      return false;
+    }
+    return !s->up_open || move_up(s, why); /* what came behind the preamble */
+  }
+  return true;
+}
+
+static bool may_read_program(const struct session *s) {
+  bool open = s->state == BERTHA_CARRIED_READY || s->state == BERTHA_CARRIED_PLAIN || !s->server;
+  return open && s->program_in && !s->down_end[s->stages] && !s->parting &&
+         buffer_size(&s->down[s->stages]) < PIECE && buffer_size(&s->down[0]) < CHUNNEL_ENOUGH;
+}
+
+static bool may_read_tcp(const struct session *s) {
+  return s->tcp_in && !s->up_end[0] && !s->parting && s->asked == 0 && buffer_size(&s->up[0]) < 4 * PIECE &&
+         buffer_size(&s->up[s->stages]) < CHUNNEL_ENOUGH;
+}
+
+/* One read; false: nothing came, and the kernel will say when something does.  `*error`: the connection is dead. */
+static bool take(int fd, struct buffer *to, bool *in, bool *end, int *error) {
+  uint8_t *at = buffer_reserve(to, PIECE);
+  if (at == NULL) {
+    *error = ENOMEM;
+    return false;
+  }
+  ssize_t n = recv(fd, at, PIECE, MSG_DONTWAIT);
+  if (n > 0) {
+    buffer_added(to, (size_t)n);
+    return true;
+  }
+  if (n == 0) {
+    *end = true;
+    *in = false;
+    return true;
+  }
+  if (errno == EAGAIN) {
+    *in = false;
+  } else if (errno != EINTR) {
+    *error = errno;
+  }
+  return false;
+}
+
+static bool give(int fd, struct buffer *from, bool *out, int *error) {
+  bool moved = false;
+  while (buffer_size(from) > 0 && *out) {
+    ssize_t n = send(fd, buffer_data(from), buffer_size(from), MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (n > 0) {
+      buffer_take(from, (size_t)n);
+      moved = true;
+    } else if (errno == EAGAIN) {
+      *out = false;
+    } else if (errno != EINTR) {
+      *error = errno;
+      break;
+    }
+  }
+  return moved;
+}
+
+/* The program reads no more: what still comes for it has nowhere to go, as with a closed TCP socket. */
+static bool program_left(struct session *s, int error) {
+  if (error == 0) {
+    return false;
+  }
+  s->program_gone = true;
+  return true;
+}
+
+static bool over(const struct session *s) {
+  return s->tcp_shut && (s->program_shut || s->program_gone);
+}
+
+/* One turn; true: something was done. */
+static bool turn(struct session *s, int *tcp_error, const char **why, bool *failed) {
+  bool busy = false;
+  int program_error = 0;
+  if (may_read_program(s)) {
+    busy |= take(s->program, &s->down[s->stages], &s->program_in, &s->down_end[s->stages], &program_error);
+    if (program_error != 0) { /* ECONNRESET: closed with bytes unread */
+      s->down_end[s->stages] = true;
+      program_left(s, program_error);
+      busy = true;
+    }
+  }
+  if (may_read_tcp(s)) {
+    busy |= take(s->tcp, &s->up[0], &s->tcp_in, &s->up_end[0], tcp_error);
+  }
+  if (!move(s, why)) {
+    *failed = true;
+    return false;
+  }
+  busy |= give(s->tcp, &s->down[0], &s->tcp_out, tcp_error);
+  if (s->up_open && !s->program_gone) {
+    program_error = 0;
+    busy |= give(s->program, &s->up[s->stages], &s->program_out, &program_error);
+    busy |= program_left(s, program_error);
+  }
+  if (s->down_end[0] && buffer_size(&s->down[0]) == 0 && !s->tcp_shut) {
+    shutdown(s->tcp, SHUT_WR);
+    s->tcp_shut = busy = true;
+  }
+  if (s->up_open && s->up_end[s->stages] && buffer_size(&s->up[s->stages]) == 0 && !s->program_shut &&
+      !s->program_gone) {
+    shutdown(s->program, SHUT_WR);
+    s->program_shut = busy = true;
+  }
+  return busy;
+}
+
+void session_run(struct session *s) {
+  bool busy = true;
+  for (int i = 0; busy && i < TURNS; i++) {
+    int tcp_error = 0;
+    const char *why = "";
+    bool failed = false;
+    busy = turn(s, &tcp_error, &why, &failed);
+    if (failed) {
+      char text[400];
+      snprintf(text, sizeof text, "%s", why);
+      session_fail(s, text);
+      return;
+    }
+    if (tcp_error != 0) {
+      session_fail(s, strerror(tcp_error));
+      return;
+    }
+    if (s->parting && buffer_size(&s->down[0]) == 0 && s->down_end[0]) {
+      shutdown(s->tcp, SHUT_WR);
+      session_free(s);
+      return;
+    }
+    /* The program has closed both directions, or reads no more, and what it sent is on its way. */
+    if (over(s) || (s->program_gone && s->tcp_shut)) {
+      session_free(s);
+      return;
+    }
+    if (s->program_gone && (buffer_size(&s->up[s->stages]) > 0 || buffer_size(&s->up[0]) > 0) &&
+        s->down_end[0] && buffer_size(&s->down[0]) == 0) {
+      reset(s);
+      return;
+    }
+  }
+  if (busy) {
+    carrier_queue(s);
+    return;
+  }
+  for (unsigned i = 0; i <= s->stages; i++) { /* an idle connection keeps no memory */
+    if (buffer_size(&s->down[i]) == 0) {
+      buffer_free(&s->down[i]);
+    }
+    if (buffer_size(&s->up[i]) == 0) {
+      buffer_free(&s->up[i]);
+    }
+  }
+}

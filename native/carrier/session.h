@@ -1,0 +1,87 @@
+/* One carried connection: program <-> chunnels <-> TCP.  The beginning (who is there, which plan) is in greeting.c. */
+#ifndef BERTHA_SESSION_H
+#define BERTHA_SESSION_H
+
+#include "../chunnels/chunnel.h"
+#include "carrier.h"
+
+enum { STAGES_MAX = 34, NONCE_SIZE = 16, PREAMBLE_MAX = 16384 };
+
+struct shim { /* a program that gives us connections */
+  struct shim *next;
+  int fd;
+  unsigned sessions;
+  struct bertha_carrier_status *statuses;
+  size_t status_count;
+};
+
+struct secrets { /* of one listener, of a client's rule, or (0) of everybody */
+  struct secrets *next;
+  uint64_t listener;
+  char *certificate, *key, *ca; /* PEM */
+  bool has_cluster_key;
+  uint8_t cluster_key[64];
+  size_t cluster_key_size;
+};
+
+struct session {
+  struct session *next, *previous; /* of all */
+  struct session *next_ready;      /* of those that have something to do */
+  bool queued;
+  struct shim *shim;
+  uint32_t status_index;
+  uint32_t life;
+  bool server;
+  uint32_t mode;  /* enum bertha_carrier_mode */
+  uint32_t state; /* enum bertha_carrier_state */
+  uint64_t listener;
+  const struct secrets *secrets;
+  int tcp, program;
+  bool tcp_in, tcp_out, program_in, program_out; /* the kernel said so, and has not said otherwise since */
+  bool tcp_shut, program_shut;                   /* our writing ends */
+  bool program_gone;
+  uint8_t *plan;
+  size_t plan_size;
+  uint8_t nonce[NONCE_SIZE];
+  int64_t until; /* when the greeting must be over, ns; 0: it is */
+  int64_t silent_until;
+  uint64_t asked; /* number of a question to the agent; 0: none */
+  bool sniffed;
+  bool up_open; /* the greeting is over: what comes from the network is for the chunnels */
+  bool parting; /* refused: only what is to be sent is still sent */
+  /* Stage 0 is the network's.  Stage i reads down[i + 1] and writes down[i]; reads up[i] and writes up[i + 1]. */
+  unsigned base; /* stages below the greeting: 1 where TLS comes first */
+  unsigned stages;
+  struct chunnel *stage[STAGES_MAX];
+  struct buffer down[STAGES_MAX + 1], up[STAGES_MAX + 1];
+  bool down_end[STAGES_MAX + 1], up_end[STAGES_MAX + 1]; /* no more will come into it */
+};
+
+/* session.c */
+void session_run(struct session *s); /* may free it */
+void session_fail(struct session *s, const char *why);
+void session_state(struct session *s, uint32_t state, const char *why);
+bool session_push(struct session *s, const char *type, const char *wire, const struct pack_value *args,
+                  const char **why);
+void session_free(struct session *s);
+
+/* greeting.c: false: it has failed, `*why` says how. */
+bool greeting_begin(struct session *s, const char **why);
+bool greeting_sniff(struct session *s, const char **why);
+bool greeting_read(struct session *s, const char **why);
+bool greeting_verdict(struct session *s, bool good, const char *reason, const char **why);
+
+/* plan.c */
+bool plan_stages(struct session *s, bool outer, const char **why); /* pushes what runs at this end */
+bool plan_tls_first(const uint8_t *plan, size_t size);
+void plan_text(const uint8_t *plan, size_t size, char *to, size_t room); /* JSON, for the log */
+
+/* main.c */
+int64_t carrier_now(void); /* ns */
+void carrier_queue(struct session *s);
+bool carrier_ask(struct session *s); /* the agent: may this plan run?  False: there is no agent */
+bool carrier_known(struct session *s);
+const struct secrets *carrier_secrets(uint64_t listener);
+void carrier_forget(struct session *s);
+
+#endif

@@ -1,0 +1,270 @@
+/* encrypt: TLS 1.3 (RFC 8446) by OpenSSL over memory, each end with a certificate. */
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/ssl.h>
+#include <stdio.h>
+
+#include "chunnel.h"
+
+enum { PIECE = 16 * 1024 };
+static const unsigned char alpn[] = "\x08"
+                                    "bertha/1";
+
+struct encrypt {
+  struct chunnel base;
+  SSL *tls;
+  BIO *in;
+  BIO *out;
+  bool notified; /* the other end has said that it ends */
+};
+
+/* One context for each set of certificates and side; there are few, and they stay. */
+struct shared {
+  struct shared *next;
+  bool server;
+  char *certificate, *key, *ca;
+  SSL_CTX *context;
+};
+static struct shared *all;
+
+static int choose_protocol(SSL *tls, const unsigned char **out, unsigned char *out_size,
+                           const unsigned char *in, unsigned in_size, void *unused) {
+  (void)tls;
+  (void)unused;
+  unsigned char *chosen;
+  if (SSL_select_next_proto(&chosen, out_size, alpn, sizeof alpn - 1, in, in_size) !=
+      OPENSSL_NPN_NEGOTIATED) {
+    return SSL_TLSEXT_ERR_ALERT_FATAL;
+  }
+  *out = chosen;
+  return SSL_TLSEXT_ERR_OK;
+}
+
+static bool use_certificates(SSL_CTX *context, const char *pem) {
+  BIO *source = BIO_new_mem_buf(pem, -1);
+  X509 *first = source != NULL ? PEM_read_bio_X509(source, NULL, NULL, NULL) : NULL;
+  bool good = first != NULL && SSL_CTX_use_certificate(context, first) == 1;
+  X509_free(first);
+  X509 *more;
+  while (good && (more = PEM_read_bio_X509(source, NULL, NULL, NULL)) != NULL) {
+    good = SSL_CTX_add0_chain_cert(context, more) == 1;
+  }
+  BIO_free(source);
+  return good;
+}
+
+static bool use_key(SSL_CTX *context, const char *pem) {
+  BIO *source = BIO_new_mem_buf(pem, -1);
+  EVP_PKEY *key = source != NULL ? PEM_read_bio_PrivateKey(source, NULL, NULL, NULL) : NULL;
+  bool good = key != NULL && SSL_CTX_use_PrivateKey(context, key) == 1;
+  EVP_PKEY_free(key);
+  BIO_free(source);
+  return good;
+}
+
+static bool trust(SSL_CTX *context, const char *pem) {
+  BIO *source = BIO_new_mem_buf(pem, -1);
+  X509_STORE *store = SSL_CTX_get_cert_store(context);
+  int found = 0;
+  X509 *one;
+  while (source != NULL && (one = PEM_read_bio_X509(source, NULL, NULL, NULL)) != NULL) {
+    found += X509_STORE_add_cert(store, one) == 1;
+    X509_free(one);
+  }
+  BIO_free(source);
+  X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN); /* what is trusted need not be a root */
+  return found > 0;
+}
+
+static SSL_CTX *make_context(const struct chunnel_config *config) {
+  SSL_CTX *context = SSL_CTX_new(config->server ? TLS_server_method() : TLS_client_method());
+  if (context == NULL) {
+    return NULL;
+  }
+  SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION);
+  SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
+  SSL_CTX_set_num_tickets(context, 0); /* every connection proves itself */
+  SSL_CTX_set_mode(context, SSL_MODE_RELEASE_BUFFERS);
+  SSL_CTX_set_alpn_select_cb(context, choose_protocol, NULL);
+  bool good = SSL_CTX_set_alpn_protos(context, alpn, sizeof alpn - 1) == 0 &&
+              use_certificates(context, config->certificate) && use_key(context, config->key) &&
+              trust(context, config->ca != NULL && config->ca[0] != '\0' ? config->ca : config->certificate);
+  if (!good) {
+    SSL_CTX_free(context);
+    return NULL;
+  }
+  return context;
+}
+
+static SSL_CTX *context_for(const struct chunnel_config *config) {
+  const char *ca = config->ca != NULL ? config->ca : "";
+  for (struct shared *s = all; s != NULL; s = s->next) {
+    if (s->server == config->server && strcmp(s->certificate, config->certificate) == 0 &&
+        strcmp(s->key, config->key) == 0 && strcmp(s->ca, ca) == 0) {
+      return s->context;
+    }
+  }
+  struct shared *s = calloc(1, sizeof *s);
+  SSL_CTX *context = s != NULL ? make_context(config) : NULL;
+  if (context == NULL) {
+    free(s);
+    return NULL;
+  }
+  *s = (struct shared){all,        config->server, strdup(config->certificate), strdup(config->key),
+                       strdup(ca), context};
+  if (s->certificate == NULL || s->key == NULL || s->ca == NULL) {
+    abort();
+  }
+  all = s;
+  return context;
+}
+
+static void encrypt_close(struct chunnel *c) {
+  struct encrypt *e = (struct encrypt *)c;
+  SSL_free(e->tls); /* and its BIOs */
+  free(e);
+}
+
+static struct chunnel *encrypt_open(const struct chunnel_config *config, const char **why) {
+  if (config->certificate == NULL || config->key == NULL) {
+    *why = "encrypt: there is no certificate and no cluster key; run 'bertha key new'";
+    return NULL;
+  }
+  SSL_CTX *context = context_for(config);
+  struct encrypt *e = calloc(1, sizeof *e);
+  *why = "encrypt: the certificate or its key cannot be used";
+  if (context == NULL || e == NULL) {
+    free(e);
+    return NULL;
+  }
+  e->base.ops = &chunnel_encrypt;
+  e->tls = SSL_new(context);
+  e->in = BIO_new(BIO_s_mem());
+  e->out = BIO_new(BIO_s_mem());
+  if (e->tls == NULL || e->in == NULL || e->out == NULL) {
+    BIO_free(e->in);
+    BIO_free(e->out);
+    e->in = e->out = NULL;
+    encrypt_close(&e->base);
+    return NULL;
+  }
+  BIO_set_mem_eof_return(e->in, -1);
+  SSL_set_bio(e->tls, e->in, e->out);
+  if (config->server) {
+    SSL_set_accept_state(e->tls);
+  } else {
+    SSL_set_connect_state(e->tls);
+  }
+  return &e->base;
+}
+
+static bool failed(struct encrypt *e, const char *what) {
+  unsigned long code = ERR_peek_last_error();
+  const char *text = code != 0 ? ERR_reason_error_string(code) : NULL;
+  snprintf(e->base.why, sizeof e->base.why, "encrypt: %s", text != NULL ? text : what);
+  ERR_clear_error();
+  return false;
+}
+
+static bool drain(struct encrypt *e, struct buffer *out) {
+  char *data;
+  long n = BIO_get_mem_data(e->out, &data);
+  if (n > 0 && !buffer_add(out, data, (size_t)n)) {
+    return failed(e, "no memory");
+  }
+  (void)BIO_reset(e->out);
+  return true;
+}
+
+/* False: it failed.  Under way or done: true. */
+static bool shake(struct encrypt *e) {
+  if (SSL_is_init_finished(e->tls)) {
+    return true;
+  }
+  ERR_clear_error();
+  int result = SSL_do_handshake(e->tls);
+  if (result == 1) {
+    const unsigned char *name;
+    unsigned size;
+    SSL_get0_alpn_selected(e->tls, &name, &size);
+    if (size != sizeof alpn - 2 || memcmp(name, alpn + 1, size) != 0) {
+      return failed(e, "the other end does not speak bertha/1");
+    }
+    return true;
+  }
+  int error = SSL_get_error(e->tls, result);
+  return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE || failed(e, "the handshake failed");
+}
+
+static bool encrypt_down(struct chunnel *c, struct buffer *in, struct buffer *out, bool end) {
+  struct encrypt *e = (struct encrypt *)c;
+  bool good = shake(e);
+  while (good && SSL_is_init_finished(e->tls) && buffer_size(in) > 0 && buffer_size(out) < CHUNNEL_ENOUGH) {
+    int size = buffer_size(in) < PIECE ? (int)buffer_size(in) : PIECE;
+    ERR_clear_error();
+    int n = SSL_write(e->tls, buffer_data(in), size);
+    if (n <= 0) {
+      good = failed(e, "cannot write");
+      break;
+    }
+    buffer_take(in, (size_t)n);
+    good = drain(e, out);
+  }
+  if (good && end && !c->down_done && buffer_size(in) == 0 && SSL_is_init_finished(e->tls)) {
+    SSL_shutdown(e->tls); /* close_notify; the other end's comes when it comes */
+    ERR_clear_error();
+    c->down_done = true;
+  }
+  return drain(e, out) && good;
+}
+
+static bool encrypt_up(struct chunnel *c, struct buffer *in, struct buffer *out, struct buffer *back,
+                       bool end) {
+  struct encrypt *e = (struct encrypt *)c;
+  bool good = true;
+  while (good && !e->notified && buffer_size(out) < CHUNNEL_ENOUGH) {
+    if (buffer_size(in) > 0 && BIO_pending(e->in) < 4 * PIECE) {
+      size_t size = buffer_size(in) < 4 * PIECE ? buffer_size(in) : 4 * PIECE;
+      BIO_write(e->in, buffer_data(in), (int)size);
+      buffer_take(in, size);
+    }
+    good = shake(e);
+    if (!good || !SSL_is_init_finished(e->tls)) {
+      if (!good || buffer_size(in) == 0) {
+        break;
+      }
+      continue;
+    }
+    uint8_t *to = buffer_reserve(out, PIECE);
+    if (to == NULL) {
+      good = failed(e, "no memory");
+      break;
+    }
+    ERR_clear_error();
+    int n = SSL_read(e->tls, to, PIECE);
+    if (n > 0) {
+      buffer_added(out, (size_t)n);
+      continue;
+    }
+    int error = SSL_get_error(e->tls, n);
+    if (error == SSL_ERROR_ZERO_RETURN) {
+      e->notified = true;
+    } else if (error != SSL_ERROR_WANT_READ) {
+      good = failed(e, "cannot read");
+    } else if (buffer_size(in) == 0) {
+      break;
+    }
+  }
+  good = drain(e, back) && good;
+  if (good && end && buffer_size(in) == 0 && !e->notified && buffer_size(out) < CHUNNEL_ENOUGH &&
+      BIO_pending(e->in) == 0) {
+    snprintf(c->why, sizeof c->why, "encrypt: %s",
+             SSL_is_init_finished(e->tls) ? "the connection was cut off"
+                                          : "the connection ended in the TLS handshake");
+    return false;
+  }
+  c->up_done = e->notified;
+  return good;
+}
+
+const struct chunnel_ops chunnel_encrypt = {"encrypt", encrypt_open, encrypt_down, encrypt_up, encrypt_close};
