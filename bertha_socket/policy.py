@@ -22,7 +22,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from bertha_socket.dag import DagError, Need
@@ -41,6 +41,7 @@ FILE_MAX: Final = 1 << 18
 
 #: What carries bytes: where it is named, nothing is asked for.
 _BOTTOM: Final = ("local_or_remote", "tcp", "udp")
+_CHUNNEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -130,6 +131,8 @@ class Policy:
 
     rules: tuple[Rule, ...] = ()
     path: str = ""
+    #: Chunnels that it brings itself, by name: "module:Class" or "/path/to/file.py:Class".
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> Rule | None:
         """The first rule that matches, None when none does."""
@@ -161,8 +164,9 @@ EMPTY: Final = Policy()
 class _Reader:
     """Takes the keys of one rule out of its table, with errors that say where."""
 
-    def __init__(self, path: str, number: int, table: Mapping[str, object]) -> None:
-        self._where = f"{path}: rule {number}"
+    def __init__(self, path: str, number: int, table: Mapping[str, object], kind: str = "rule") -> None:
+        self._where = f"{path}: {kind} {number}"
+        self._kind = kind
         self._table = dict(table)
 
     def fail(self, key: str, problem: str) -> PolicyError:
@@ -239,7 +243,7 @@ class _Reader:
 
     def done(self, known: tuple[str, ...]) -> None:
         for key in self._table:
-            raise self.fail(key, f"unknown key; a rule has {', '.join(known)}")
+            raise self.fail(key, f"unknown key; a {self._kind} has {', '.join(known)}")
 
 
 _KEYS: Final = (
@@ -296,6 +300,28 @@ def _rule(reader: _Reader) -> Rule:
     return rule
 
 
+def _sources(tables: object, path: str) -> dict[str, str]:
+    """The [[chunnel]] tables: a name, and where its class is."""
+    if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+        raise PolicyError(f"{path}: 'chunnel' must be a list of tables; write [[chunnel]] with two brackets")
+    found: dict[str, str] = {}
+    for number, table in enumerate(tables, 1):
+        reader = _Reader(path, number, table, "chunnel")
+        name, source = reader.text("name"), reader.text("source")
+        if name is None or not _CHUNNEL_NAME.fullmatch(name):
+            raise reader.fail("name", f'{name!r} is no name; write name = "rot" (letters, digits and _)')
+        if name in found:
+            raise reader.fail("name", f"{name!r} is given twice; remove one")
+        place, _, attribute = (source or "").rpartition(":")
+        if not place or not attribute:
+            raise reader.fail("source", 'must say where it is; write "module:Class" or "/path/file.py:Class"')
+        if place.endswith(".py"):
+            place = os.path.join(os.path.dirname(os.path.abspath(path)), place)
+        found[name] = f"{place}:{attribute}"
+        reader.done(("name", "source"))
+    return found
+
+
 def parse(text: str, path: str = "policy") -> Policy:
     """The policy in a TOML text.  Raises PolicyError."""
     try:
@@ -303,11 +329,14 @@ def parse(text: str, path: str = "policy") -> Policy:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise PolicyError(f"{path}: not TOML: {error}") from None
     rules = document.pop("rule", [])
+    sources = _sources(document.pop("chunnel", []), path)
     for key in document:
-        raise PolicyError(f"{path}: unknown key {key!r}; a policy consists of [[rule]] tables")
+        problem = f"unknown key {key!r}; a policy consists of [[rule]] and [[chunnel]] tables"
+        raise PolicyError(f"{path}: {problem}")
     if not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
         raise PolicyError(f"{path}: 'rule' must be a list of tables; write [[rule]] with two brackets")
-    return Policy(tuple(_rule(_Reader(path, i, table)) for i, table in enumerate(rules, 1)), path)
+    made = tuple(_rule(_Reader(path, i, table)) for i, table in enumerate(rules, 1))
+    return Policy(made, path, sources)
 
 
 def load(path: str) -> Policy:

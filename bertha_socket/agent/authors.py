@@ -97,7 +97,10 @@ def _tell(outcome: int, key: _Key) -> None:
     found: dict[str, dict[str, Any]] = {}
     for name, source in key.sources:
         try:
-            found[name] = _described(load_chunnel(source, name))
+            kind = load_chunnel(source, name)
+            if kind.name != name:
+                raise ValueError(f"its class calls itself {kind.name!r}; write that as its name")
+            found[name] = _described(kind)
         except BaseException as error:  # also one that calls sys.exit()
             found[name] = {
                 "error": f"{source}: {error}" if str(error) else f"{source}: {type(error).__name__}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
-from collections.abc import Mapping
 from functools import lru_cache
 from typing import Final
 
@@ -96,12 +95,6 @@ def need_of(dag: Dag | None) -> DagNeed:
     if Need.REQUIRE in wanted:
         return DagNeed.REQUIRED
     return DagNeed.MAYBE if Need.PREFER in wanted else DagNeed.NONE
-
-
-def sources_of(policy: Policy) -> Mapping[str, str]:
-    """Where the chunnels are that a policy brings itself, by name."""
-    found: Mapping[str, str] = getattr(policy, "sources", {})
-    return found
 
 
 def has_client_dags(policy: Policy) -> bool:

@@ -257,7 +257,7 @@ class Server:
     def _enter(self, connection: Connection, process: Process, loaded: Loaded) -> Answer | None:
         """Takes it in, unless its policy brings chunnels that must be looked at first: then later."""
         process.policy, process.policy_error = loaded
-        sources = plans.sources_of(process.policy)
+        sources = process.policy.sources
         if sources:
             groups = groups_of(connection.sock, connection.peer)
             known = self._authors.look(
@@ -317,13 +317,13 @@ class Server:
         """A new way to a carrier, which becomes the caller's."""
         process = caller.process
         assert process is not None
-        peer, sources = caller.peer, dict(plans.sources_of(process.policy))
+        peer, sources = caller.peer, process.policy.sources
         if peer.uid != os.geteuid():
             # A worker that has changed its user serves with what its listener's owner has.
             owners = [x for x in process.listeners if x.uid == os.geteuid()]
             if owners:
                 peer = peer._replace(uid=os.geteuid(), gid=os.getegid())
-                sources = {n: s for x in owners for n, s in plans.sources_of(x.policy).items()}
+                sources = {n: s for x in owners for n, s in x.policy.sources.items()}
         return self._carriers.shim_socket(kind, peer, sources)
 
     def status(self, caller: Caller) -> Answer | None:

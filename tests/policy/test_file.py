@@ -255,3 +255,35 @@ def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
 
 def test_limits_are_the_shims() -> None:
     assert policy.RING_MAX == lib.BERTHA_RING_MAX
+
+
+def test_chunnels_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "bertha.toml"
+    path.write_text(
+        '[[chunnel]]\nname = "rot"\nsource = "rot13.py:Rot"\n'
+        '[[chunnel]]\nname = "more"\nsource = "my.module:More"\n'
+        '[[rule]]\ndag = "rot() |> more()"\n'
+    )
+    found = policy.load(str(path))
+    assert found.sources == {"rot": f"{tmp_path}/rot13.py:Rot", "more": "my.module:More"}
+    assert len(found.rules) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('name = "a b"\nsource = "m:C"', "chunnel 1, name: 'a b' is no name"),
+        ('source = "m:C"', "chunnel 1, name: "),
+        ('name = "a"', "chunnel 1, source: must say where"),
+        ('name = "a"\nsource = "module"', "chunnel 1, source: must say where"),
+        ('name = "a"\nsource = "m:C"\nscope = "host"', "unknown key; a chunnel has name, source"),
+        (
+            'name = "a"\nsource = "m:C"\n[[chunnel]]\nname = "a"\nsource = "m:D"',
+            "chunnel 2, name: 'a' is given",
+        ),
+    ],
+)
+def test_bad_chunnels(text: str, problem: str) -> None:
+    with pytest.raises(policy.PolicyError) as caught:
+        policy.parse(f"[[chunnel]]\n{text}\n")
+    assert problem in str(caught.value)
