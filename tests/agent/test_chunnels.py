@@ -132,6 +132,54 @@ def test_bad_descriptors(agent: Agent) -> None:
                 assert shim.ask(messages.Op.NEGOTIATE, body, (fd,)).status == Reason.REFUSED_BY_AGENT
 
 
+# -- chunnels that a policy brings itself -----------------------------------------------------------------
+
+_ROT = """
+from bertha_socket.chunnels import Pipe
+
+class Rot(Pipe):
+    name = "rot"
+    wire = "rot/1"
+"""
+
+
+def own_chunnel(room: Path, text: str = _ROT, dag: str = "rot()") -> str:
+    (room / "rot.py").write_text(text)
+    policy = room / "own.toml"
+    policy.write_text(f'[[chunnel]]\nname = "rot"\nsource = "rot.py:Rot"\n[[rule]]\ndag = "{dag}"\n')
+    return str(policy)
+
+
+def test_a_policys_own_chunnel(agent: Agent, room: Path) -> None:
+    policy = own_chunnel(room)
+    with agent.shim(policy=policy) as server, agent.shim(policy=policy) as client, listen() as sock:
+        _, need, claims = server.listen_with(sock)
+        assert need == DagNeed.REQUIRED
+        found = client.negotiate(LOCAL, sock.getsockname()[1])
+        assert found.verdict == Verdict.PLAN and found.types() == ["rot"], found
+        assert found.carrier == CarrierKind.AUTHORS
+        assert claims_need(claims) == (DagNeed.REQUIRED, CarrierKind.AUTHORS)
+        os.close(claims)
+        with client.carrier(CarrierKind.AUTHORS):
+            (carrier,) = agent.status()["agent"]["carriers"]
+            assert (carrier["kind"], carrier["uid"]) == ("authors", os.geteuid())
+        with agent.shim() as stranger:  # has no such chunnel
+            found = stranger.negotiate(LOCAL, sock.getsockname()[1])
+            assert found.verdict == Verdict.REFUSED and "rot" in found.detail
+
+
+@pytest.mark.parametrize("text", ["1/0", "import os; os._exit(0)", "while True: pass", "class Rot: pass"])
+def test_a_chunnel_that_cannot_be_loaded(agent: Agent, room: Path, text: str) -> None:
+    """Required all the same: nobody gets in, and the agent and others go on."""
+    with agent.shim(policy=own_chunnel(room, text)) as server, agent.shim() as client, listen() as sock:
+        _, need, claims = server.listen_with(sock)
+        os.close(claims)
+        assert need == DagNeed.REQUIRED
+        found = client.negotiate(LOCAL, sock.getsockname()[1])
+        assert found.verdict == Verdict.REFUSED and "rot" in found.detail, found
+    assert agent.status()["agent"]["faults"] == 0
+
+
 # -- two hosts --------------------------------------------------------------------------------------------
 
 
