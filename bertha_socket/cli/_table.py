@@ -36,11 +36,11 @@ def _number(value: object) -> int:
 
 
 def via(connection: Mapping[str, Any]) -> str:
-    """What carries the bytes: the implementations, outermost first; `tcp` when plain."""
+    """What carries the bytes: chunnels from the program downwards, then `shm`, `unix` or `tcp`."""
     if connection.get("plain", True):
         return "tcp"
     names = [
-        clean(chunnel.get("implementation"))
+        clean(chunnel.get("implementation" if chunnel.get("type") == "local_or_remote" else "type"))
         for chunnel in connection.get("chunnels") or []
         if isinstance(chunnel, dict)
     ]

@@ -62,6 +62,16 @@ def test_table(launcher: Launcher, tmp_path: Path) -> None:
     assert asked == [messages.Op.STATUS]
 
 
+def test_chunnels_are_named(launcher: Launcher, tmp_path: Path) -> None:
+    chunnels = [
+        {"type": "compress", "implementation": "native", "where": "host"},
+        {"type": "local_or_remote", "implementation": "tcp", "where": "global"},
+    ]
+    with fake_agent(tmp_path / "a.sock", {"connections": [connection(chunnels=chunnels)]}):
+        lines = launcher.bertha("ps", "--agent", str(tmp_path / "a.sock")).stdout.splitlines()
+    assert lines[1].split()[5] == "compress+tcp"
+
+
 def test_json_is_the_agents_objects(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "a.sock"
     with fake_agent(path, {"connections": [connection(), PLAIN]}):
