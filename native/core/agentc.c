@@ -269,16 +269,26 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
   }
   int saved = errno;
   int patience_ms = patience_of(op);
-  uint32_t status = dial(patience_ms);
-  if (status == 0) {
+  uint32_t status = BERTHA_WHY_NO_AGENT;
+  for (int tries = 0; tries < 2; tries++) {
+    bool old = agent.fd >= 0 && agent.pid == bertha.pid;
+    status = dial(patience_ms);
+    if (status != 0) {
+      break;
+    }
     be_patient(agent.fd, patience_ms);
-  }
-  if (status == 0 &&
-      exchange(op, body, body_size, send_fds, send_count, reply, reply_size, fds, max_fds, &status) != 0) {
-    hang_up(errno == EAGAIN);
+    errno = 0;
+    if (exchange(op, body, body_size, send_fds, send_count, reply, reply_size, fds, max_fds, &status) == 0) {
+      agent.silence = status == 0 ? 0 : agent.silence;
+      break;
+    }
+    bool silent = errno == EAGAIN;
+    hang_up(silent);
     status = BERTHA_WHY_NO_AGENT;
-  } else if (status == 0) {
-    agent.silence = 0;
+    if (silent || !old) {
+      break;
+    }
+    agent.not_before = 0; /* that agent has ended; another may have taken its place */
   }
   bertha_unlock(&agent.lock);
   errno = saved;
