@@ -17,6 +17,7 @@ from typing import Any, Final
 import lz4.frame
 import zstandard
 
+from bertha_socket.chunnels._native import native_probe
 from bertha_socket.chunnels._types import (
     NATIVE_PRIORITY,
     ChunnelError,
@@ -154,7 +155,13 @@ TYPE = ChunnelType(
     wire="zstd/1, lz4/1: records of u32be length and one frame each",
     implementations=(
         Implementation(
-            "native", "compress", _wires, priority=NATIVE_PRIORITY, carrier="native", builtin=True
+            "native",
+            "compress",
+            _wires,
+            priority=NATIVE_PRIORITY,
+            carrier="native",
+            probe=native_probe("compress"),
+            builtin=True,
         ),
         Implementation("python", "compress", _wires, make=_make, builtin=True),
     ),

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from bertha_socket.chunnels._native import native_probe
 from bertha_socket.chunnels._types import (
     NATIVE_PRIORITY,
     ChunnelError,
@@ -198,7 +199,13 @@ TYPE = ChunnelType(
     check=_together,
     implementations=(
         Implementation(
-            "native", "encrypt", wires(WIRE), priority=NATIVE_PRIORITY, carrier="native", builtin=True
+            "native",
+            "encrypt",
+            wires(WIRE),
+            priority=NATIVE_PRIORITY,
+            carrier="native",
+            probe=native_probe("encrypt"),
+            builtin=True,
         ),
         Implementation("python", "encrypt", wires(WIRE), make=EncryptPipe, probe=_usable, builtin=True),
     ),

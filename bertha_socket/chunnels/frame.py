@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from bertha_socket.chunnels._native import native_probe
 from bertha_socket.chunnels._types import (
     NATIVE_PRIORITY,
     ChunnelError,
@@ -76,7 +77,13 @@ TYPE = ChunnelType(
     wire="u32be/1: u32be length and the message",
     implementations=(
         Implementation(
-            "native", "frame", wires(WIRE), priority=NATIVE_PRIORITY, carrier="native", builtin=True
+            "native",
+            "frame",
+            wires(WIRE),
+            priority=NATIVE_PRIORITY,
+            carrier="native",
+            probe=native_probe("frame"),
+            builtin=True,
         ),
         Implementation("python", "frame", wires(WIRE), make=FramePipe, builtin=True),
     ),

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+import bertha_socket
 from bertha_socket import keys
-from tests.carrier.host import CarrierHost
+from tests.carrier.host import PYTHON, CarrierHost
 
 KEY = bytes(range(32))
+NATIVE = Path(bertha_socket.__file__).parent / "lib" / "bertha-carrier"
+_COMMANDS = {"python": PYTHON, "native": (str(NATIVE),)}
 MakeCarrier = Callable[..., CarrierHost]
 
 
@@ -37,10 +40,15 @@ def make_carrier() -> Iterator[MakeCarrier]:
             host.process.stderr.close()
 
 
-@pytest.fixture
-def hosts(make_carrier: MakeCarrier) -> Iterator[tuple[CarrierHost, CarrierHost]]:
+@pytest.fixture(params=["python", "native", "python-native", "native-python"])
+def hosts(
+    request: pytest.FixtureRequest, make_carrier: MakeCarrier
+) -> Iterator[tuple[CarrierHost, CarrierHost]]:
     """A client's carrier and a server's, which must end by themselves, and with nothing left open."""
-    client, server = make_carrier(), make_carrier()
+    kinds = request.param.split("-")
+    if "native" in kinds and not NATIVE.exists():
+        pytest.skip("the native carrier is not built here")
+    client, server = (make_carrier(command=_COMMANDS[kind]) for kind in (kinds[0], kinds[-1]))
     yield client, server
     client.close()
     server.close()

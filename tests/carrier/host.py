@@ -86,7 +86,7 @@ class CarrierHost:
         self.judge: Callable[[int, bytes], str | None] = lambda listener, plan: None
         self.checks: list[dict[str, Any]] = []
         self.idle = 0
-        self.memfd = os.memfd_create("statuses")
+        self.memfd = os.memfd_create("statuses", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.memfd, count * STATUS.size)
         self._next = 0
         self.shim = self.new_shim()
