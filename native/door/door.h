@@ -1,0 +1,26 @@
+/* The late door: redirecting the calls of what is already loaded (bertha_socket.monkey calls these). */
+#ifndef BERTHA_DOOR_H
+#define BERTHA_DOOR_H
+
+#include <stddef.h>
+
+/* Whose connections begin in the shim.  Bytes, descriptors and waiting are redirected in every object in any
+ * case: a call that went past us would read past a ring. */
+enum {
+  DOOR_SOCKET = 1,    /* Python's own: its program, libpython and _socket */
+  DOOR_LIBRARIES = 2, /* every other object's */
+};
+
+enum { DOOR_CLOSED = 0, DOOR_PRELOADED = 1, DOOR_LATE = 2 };
+
+/* How the calls of this process reach the shim now. */
+int bertha_door_state(void);
+/* Redirects; returns how many entries were rewritten, or -errno.  Again: only what has come since, and origins that are
+ * new. */
+int bertha_door_redirect(unsigned origins);
+/* The ledger as lines "object\tcall\tentries\n"; returns the size it has (without the final 0), written or not. */
+size_t bertha_door_ledger(char *to, size_t size);
+/* The C library's own function behind a redirected name, or NULL. */
+void *bertha_door_original(const char *name);
+
+#endif
