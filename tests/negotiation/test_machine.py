@@ -197,6 +197,16 @@ def test_what_was_said_is_not_accepted_as_an_answer() -> None:
     assert isinstance(initiator.event(), Failed)
 
 
+def test_what_a_responder_says_is_not_what_an_initiator_says() -> None:
+    """Even where nothing was said before, so that only the direction tells them apart."""
+    one, other = Responder(KEY), Responder(KEY)
+    one.receive(bytes(4))
+    other.receive(one.outgoing())
+    failed = other.event()
+    assert isinstance(failed, Failed)
+    assert "altered" in failed.why
+
+
 @keys
 def test_an_answer_to_another_question(key: bytes | None) -> None:
     """Recorded once, played back later: the nonces differ."""
