@@ -338,6 +338,9 @@ void carrier_forget(struct session *s) {
       break;
     }
   }
+  /* Closing is not enough: the program has a duplicate of the TCP socket, which keeps it in the set. */
+  epoll_ctl(poller, EPOLL_CTL_DEL, s->tcp, NULL);
+  epoll_ctl(poller, EPOLL_CTL_DEL, s->program, NULL);
   s->shim->sessions--;
   session_count--;
   drop_shim(s->shim);
