@@ -24,6 +24,7 @@ from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.secrets import Secrets, named_files
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types, get
 from bertha_socket.dag import Chunnel, Dag, Need, Value
+from bertha_socket.negotiation.choose import Policy as ChoicePolicy
 from bertha_socket.negotiation.choose import choose
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS
@@ -54,8 +55,10 @@ class Choice(NamedTuple):
 class Offers:
     """The offers of everybody who is registered with one agent."""
 
-    def __init__(self, secrets: Secrets) -> None:
+    def __init__(self, secrets: Secrets, policy: ChoicePolicy | None = None) -> None:
+        """`policy`: an operator's order of preference."""
         self._secrets = secrets
+        self._policy = policy
         self._probes: dict[tuple[str, str], tuple[float, str | None]] = {}
         self._made: dict[tuple[object, ...], tuple[float, Offer, object]] = {}
 
@@ -170,7 +173,7 @@ class Offers:
     def choose(self, client: Offer, listener: Listener, addr: bytes) -> Choice | Refusal:
         """The plan for a client with that offer, and the listener made ready for it."""
         try:
-            found = pick(client, self.of_listener(listener, addr))
+            found = pick(client, self.of_listener(listener, addr), self._policy)
         except OSError as error:  # its rule says what cannot be: no reason to do without
             return Refusal("the server's DAG", error.strerror or str(error))
         if isinstance(found, Refusal) and found.chunnel == "encrypt" and not self._has_key():
@@ -218,29 +221,50 @@ def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:
     memory.mark_claims(listener.claims_fd, need, carrier)
 
 
-def pick(client: Offer, server: Offer) -> Choice | Refusal:
-    """The plan of two offers with one carrier at each end: the most chunnels, then the least Python."""
+def pick(client: Offer, server: Offer, policy: ChoicePolicy | None = None) -> Choice | Refusal:
+    """The plan of two offers with one carrier at each end.
+
+    What is chosen freely, if it is such a plan; else, of those with restricted offers, the one with the most
+    chunnels and then the least Python.
+    """
+    free = choose(client, server, policy)
+    if isinstance(free, Refusal):
+        return free
+    at_ends = (_only_carrier(free, client, "client"), _only_carrier(free, server, "server"))
+    if at_ends[0] is not None and at_ends[1] is not None:
+        return _chosen(free, at_ends[0], at_ends[1])
     best: Choice | None = None
-    refusal: Refusal | None = None
+    refusal = Refusal("the DAG", "no carrier has implementations of all its chunnels")
     for at_client, at_server in _PAIRS:
-        found = choose(client.only(at_client.name.lower()), server.only(at_server.name.lower()))
+        found = choose(client.only(at_client.name.lower()), server.only(at_server.name.lower()), policy)
         if isinstance(found, Refusal):
-            refusal = refusal or found
+            refusal = found
         elif best is None or len(found.chunnels) > len(best.plan.chunnels):
-            best = Choice(found, _runs(found, "client", at_client), _runs(found, "server", at_server))
-    if best is not None:
-        return best
-    whole = choose(client, server)  # its text names every alternative
-    assert refusal is not None
-    return whole if isinstance(whole, Refusal) else refusal
+            best = _chosen(found, at_client, at_server)
+    return best or refusal
+
+
+def _chosen(plan: Plan, client: CarrierKind, server: CarrierKind) -> Choice:
+    return Choice(plan, _runs(plan, "client", client), _runs(plan, "server", server))
+
+
+def _only_carrier(plan: Plan, offer: Offer, side: str) -> CarrierKind | None:
+    """The carrier that has all of that end's implementations; None: they are in several."""
+    names = {(c.type, c.implementation(side)) for c in plan.chunnels if c.implementation(side) is not None}
+    for kind in (CarrierKind.NATIVE, CarrierKind.PYTHON):
+        if names <= _names_in(offer, kind.name.lower()):
+            return kind
+    return None
+
+
+def _names_in(offer: Offer, carrier: str) -> set[tuple[str, str | None]]:
+    entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *offer.chunnels)
+    return {(e.type, i.name) for e in entries for i in e.implementations if i.carrier == carrier}
 
 
 def carrier_of(plan: Plan, offer: Offer, side: str) -> CarrierKind:
     """Which carrier runs all of that end's implementations."""
-    entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *offer.chunnels)
-    native = {(e.type, i.name) for e in entries for i in e.implementations if i.carrier == "native"}
-    names = [(c.type, c.implementation(side)) for c in plan.chunnels]
-    if all(n is None or (t, n) in native for t, n in names):
+    if _only_carrier(plan, offer, side) == CarrierKind.NATIVE:
         return CarrierKind.NATIVE
     return _runs(plan, side, CarrierKind.PYTHON)
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from bertha_socket.agent import addresses
+from bertha_socket.negotiation.choose import Policy
 
 DEFAULT_PORT: Final = 7277
 _DEFAULT: Final = "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,169.254.0.0/16,fc00::/7,fe80::/10"
@@ -90,6 +91,8 @@ class Others(NamedTuple):
     listening: socket.socket | str
     #: Where carriers write; None: to the agent's standard error.
     carrier_log: str | None = None
+    #: An operator's order of preference.
+    choice: Policy | None = None
 
 
 NO_OTHERS: Final = Others(Reach(()), 0, "not asked for")

@@ -11,7 +11,7 @@ import socket
 import stat
 import time
 
-from bertha_socket.agent import memory, paths, reach
+from bertha_socket.agent import memory, operator, paths, reach
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.server import BACKLOG, Server
 
@@ -33,11 +33,12 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
     _limits()
     try:
         reach_of_us, port = reach.from_environment(), reach.port()
+        choice = operator.from_environment()
     except ValueError as error:
         raise paths.PlaceError(errno.EINVAL, str(error)) from None
     # In the namespace that we were started in, which is our host's.
     log = path + ".carriers.log" if detached else None
-    others = reach.Others(reach_of_us, port, reach.open_port(port), log)
+    others = reach.Others(reach_of_us, port, reach.open_port(port), log, choice)
     if detached:
         os.chdir("/")
         memory.leave_netns()

@@ -63,7 +63,7 @@ class Server:
         registry.listeners.spaces.watcher = self
         self._others = others
         secrets = Secrets()
-        self._offers = Offers(secrets)
+        self._offers = Offers(secrets, others.choice)
         judge = self._offers.judge_for(registry)
         self._carriers = Carriers(self, judge, secrets.contexts, log=others.carrier_log)
         secrets.changed = self._carriers.context_changed

@@ -23,7 +23,7 @@ _SECONDS: Final = 3.0
 #: What an agent that is started on demand takes from the environment of whoever needs it first.
 _KEPT: Final = (
     *("PATH", "HOME", "USER", "LANG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"),
-    *("BERTHA_AGENT_PORT", "BERTHA_AGENT_PEERS", "BERTHA_CLUSTER_KEY"),
+    *("BERTHA_AGENT_PORT", "BERTHA_AGENT_PEERS", "BERTHA_CLUSTER_KEY", "BERTHA_CHOICE"),
 )
 _PROGRAM: Final = (
     "import os, sys\n"

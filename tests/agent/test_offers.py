@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bertha_socket import keys, policy
-from bertha_socket.agent import memory, offers, plans
+from bertha_socket.agent import memory, offers, operator, plans
 from bertha_socket.agent.addresses import from_text
 from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.messages import CarrierKind, DagNeed
@@ -20,6 +20,7 @@ from bertha_socket.agent.secrets import Secrets
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedImplementation
 from bertha_socket.negotiation.plan import Plan, Refusal
+from bertha_socket.negotiation.rules import Rules
 from tests.agent.shim import claims_need
 
 HERE = from_text("10.0.0.1")
@@ -85,6 +86,35 @@ def test_a_preferred_chunnel_is_worth_python() -> None:
     found = pick(both, both)
     assert isinstance(found, Choice) and len(found.plan.chunnels) == 2
     assert (found.client, found.server) == (CarrierKind.PYTHON, CarrierKind.PYTHON)
+
+
+@pytest.mark.usefixtures("ours")
+def test_what_an_end_prefers_comes_first() -> None:
+    prefers = replace(offer(NATIVE, PYTHON), rules=Rules(prefer=("a/slow",)))
+    found = pick(prefers, offer(NATIVE, PYTHON))
+    assert isinstance(found, Choice)
+    assert (found.client, found.server) == (CarrierKind.PYTHON, CarrierKind.NATIVE)
+
+
+@pytest.mark.usefixtures("ours")
+def test_an_operators_choice(tmp_path: Path) -> None:
+    path = tmp_path / "choice.py"
+    path.write_text("def slowest(wish, alternatives):\n    return alternatives[-1]\n")
+    found = pick(offer(NATIVE, PYTHON), offer(NATIVE, PYTHON), operator.load(f"{path}:slowest"))
+    assert isinstance(found, Choice)
+    assert (found.client, found.server) == (CarrierKind.PYTHON, CarrierKind.PYTHON)
+    path.write_text("def none(wish, alternatives):\n    return 1 / 0\n")
+    found = pick(offer(NATIVE), offer(NATIVE), operator.load(f"{path}:none"))
+    assert isinstance(found, Refusal) and "ZeroDivisionError" in str(found)
+
+
+def test_an_operators_choice_that_is_not_there(tmp_path: Path) -> None:
+    assert operator.from_environment({}) is None
+    path = tmp_path / "bad.py"
+    path.write_text("number = 1\nraise_ = None\n")
+    for source in ("", "x", "no_such_module_at_all:f", f"{path}:number", f"{path}:missing", "/none.py:f"):
+        with pytest.raises(operator.OperatorError, match="BERTHA_CHOICE"):
+            operator.load(source)
 
 
 # -- listeners --------------------------------------------------------------------------------------------
