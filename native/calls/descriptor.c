@@ -56,14 +56,16 @@ BERTHA_EXPORT int close(int fd) {
     return REAL(close)(fd);
   }
   int saved = errno;
+  conn_books_begin();
   struct conn *last = forget(fd);
   errno = saved;
   int result = REAL(close)(fd);
+  saved = errno;
+  conn_books_end();
   if (last != NULL) {
-    saved = errno;
     conn_after_close(last);
-    errno = saved;
   }
+  errno = saved;
   return result;
 }
 
@@ -79,19 +81,30 @@ static void share(int from, int to) {
 }
 
 BERTHA_EXPORT int dup(int fd) {
+  bool ours = tracked(fd) && !bertha_in_forked_stranger();
+  if (LIKELY(!ours)) {
+    return REAL(dup)(fd);
+  }
+  conn_books_begin();
   int to = REAL(dup)(fd);
-  if (to >= 0 && tracked(fd) && !bertha_in_forked_stranger()) {
+  if (to >= 0) {
     share(fd, to);
   }
+  conn_books_end();
   return to;
 }
 
 static int dup_onto(int from, int to, int flags, bool three) {
   bool ours = (tracked(from) || tracked(to)) && from != to && !bertha_in_forked_stranger();
   struct conn *last = NULL;
-  if (ours && tracked(to)) {
+  if (LIKELY(!ours)) {
+    return three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
+  }
+  conn_books_begin();
+  if (tracked(to)) {
     if (bertha_is_hidden(to)) {
       if (bertha_unhide(to) != 0) {
+        conn_books_end();
         return -1;
       }
     } else if (REAL(fcntl)(from, F_GETFD) >= 0) { /* otherwise `to` stays open (dup2(2)) */
@@ -100,11 +113,12 @@ static int dup_onto(int from, int to, int flags, bool three) {
   }
   int result = three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
   int saved = errno;
+  if (result >= 0) {
+    share(from, to);
+  }
+  conn_books_end();
   if (last != NULL) {
     conn_after_close(last);
-  }
-  if (ours && result >= 0) {
-    share(from, to);
   }
   errno = saved;
   return result;

@@ -206,6 +206,10 @@ BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size
     fd = unix_tcp_fd(before, fd); /* asks how it is doing */
   }
   int result = REAL(connect)(fd, address, size);
+  if (UNLIKELY(result == 0 && before != NULL && address != NULL && address->sa_family == AF_UNSPEC)) {
+    conn_dissolved(before, fd);
+    return result;
+  }
   if (c == NULL || (result != 0 && errno != EINPROGRESS && errno != EINTR)) {
     return result;
   }

@@ -399,7 +399,11 @@ static bool find_claim(struct conn *c, int fd) {
   uint64_t words[2 * BERTHA_CLAIM_WAYS];
   uint32_t tag = tuple_tag(c->info.peer_addr, c->info.peer_port);
   int n = claim_find(c->listener->claims, tag, words);
-  if (n == 0 || !alone(c) || !bertha_lock(&c->rx_lock)) {
+  if (n > 0 && !alone(c)) {
+    c->info.reason = BERTHA_WHY_INHERITED; /* if nothing better comes of it */
+    return false;
+  }
+  if (n == 0 || !bertha_lock(&c->rx_lock)) {
     return false;
   }
   bool found = false;

@@ -19,6 +19,7 @@ void conn_refresh_watch(struct conn *c);      /* after kernel_waiters or kernel_
 void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
 void conn_after_close(struct conn *c);        /* after it */
 void conn_release(struct conn *c, int fd);    /* one reference less, without closing anything */
+void conn_dissolved(struct conn *c, int fd);  /* again.c: connect() to nowhere has succeeded */
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);
 
 /* A thread may sleep on a connection that another one closes; its record may be a new connection's when it wakes up. */

@@ -188,8 +188,10 @@ static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   r->slink = NULL;
 }
 
+/* One that has fired its one shot: nothing but errors, which are left out when they come. */
 static struct epoll_event kernel_event(const struct reg *r, int fd) {
-  return (struct epoll_event){.events = r->events, .data.u64 = reg_data(r, fd)};
+  uint32_t events = r->fired ? EPOLLONESHOT | EPOLLET : r->events;
+  return (struct epoll_event){.events = events, .data.u64 = reg_data(r, fd)};
 }
 
 static void kernel_reg(struct eset *s, struct conn *c, int by) {
@@ -204,6 +206,8 @@ static void kernel_reg(struct eset *s, struct conn *c, int by) {
 static void to_kernel(struct eset *s, int fd) {
   struct reg *r = &s->regs[fd];
   struct conn *c = conn_by_index(r->conn - 1);
+  bool listed = r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1;
+  r->fired = (r->events & EPOLLONESHOT) && !listed;
   struct epoll_event e = kernel_event(r, fd);
   leave_ring(s, r, c);
   atomic_store(&c->slot->watch[c->side].kernel, 1);
@@ -361,9 +365,9 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   if (conn_kind(c) == BERTHA_CONN_SHM) {
     atomic_store(&c->slot->watch[c->side].kernel, 1);
   }
-  struct epoll_event e = kernel_event(r, fd);
   uint8_t before = r->state;
   r->fired = 0;
+  struct epoll_event e = kernel_event(r, fd);
   r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
   int result = real_ctl(s->epfd, op, fd, &e);
   if (result != 0) {
@@ -615,9 +619,6 @@ void eset_swap(int fd, bool begin) {
     }
     bool taken = bertha_lock(&s->lock); /* or this thread is going through the set */
     struct epoll_event e = kernel_event(&s->regs[fd], fd);
-    if (s->regs[fd].fired) {
-      e.events = EPOLLONESHOT | EPOLLET; /* its errors are left out when they come */
-    }
     REAL(epoll_ctl)(s->epfd, begin ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &e);
     if (taken) {
       bertha_unlock(&s->lock);
@@ -656,7 +657,8 @@ void eset_polled(int fd) {
   s->plain = true;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
     for (uint32_t slot = 0; slot < BERTHA_LINK_SLOTS; slot++) {
-      if (k->mask[slot / 64] >> (slot % 64) & 1) {
+      const struct reg *r = &s->regs[k->fd[slot]]; /* also one that has fired its one shot */
+      if (r->state == REG_RING && r->slink == k && conn_by_index(r->conn - 1)->slot_index == slot) {
         to_kernel(s, k->fd[slot]);
       }
     }

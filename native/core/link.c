@@ -44,6 +44,16 @@ static bool hold(struct link *l) {
   return REAL(fcntl)(l->fd, F_SETLK, &lock) == 0;
 }
 
+/* Client and server in one process: closing any descriptor of the memfd has dropped our lock on it (fcntl(2)). */
+static void hold_again(uint64_t listener, uint32_t index) {
+  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+    if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid && l->listener == listener &&
+        l->index == index) {
+      hold(l);
+    }
+  }
+}
+
 bool link_held(const struct link *l) {
   struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
   if (atomic_load_explicit(&l->header->dead, memory_order_relaxed)) {
@@ -412,7 +422,9 @@ struct link *link_fetch(struct listener *listener, uint32_t index) {
       fds[0] < 0) {
     return NULL;
   }
-  return map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
+  struct link *mapped = map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
+  hold_again(listener->id, index);
+  return mapped;
 }
 
 /* The slot last given back first: its pages are warm. */

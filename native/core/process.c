@@ -189,7 +189,14 @@ static void before_fork(void) {
   }
 }
 
+static void in_parent(void) {
+  if (!bertha_in_forked_stranger()) {
+    conn_fork_done(false);
+  }
+}
+
 static void in_child(void) {
+  conn_fork_done(true);
   bertha.pid = (int)REAL(syscall)(SYS_getpid);
   my_tid = 0;
   agent_after_fork();
@@ -290,7 +297,7 @@ void bertha_init(void) {
   if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
     bertha.spin_ns = 0; /* nobody could fill a ring while we look at it */
   }
-  pthread_atfork(before_fork, NULL, in_child);
+  pthread_atfork(before_fork, in_parent, in_child);
   bertha.enabled = true;
   inherit_connections();
   errno = saved;

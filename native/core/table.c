@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 
 #include "agentc.h"
 
@@ -139,6 +141,33 @@ void conn_forget(int fd) {
   atomic_store_explicit(&bertha.fds[fd].conn, 0, memory_order_release);
 }
 
+/* ---- fork ---------------------------------------------------------------------------------------- */
+
+/* Threads that are just closing or duplicating a descriptor, in the books and in the kernel; forks under way. */
+static _Atomic uint32_t changing;
+static _Atomic uint32_t forking;
+enum { FORK_LOOKS = 500 };
+
+static void a_moment(void) {
+  struct timespec moment = {0, 20000};
+  REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
+}
+
+void conn_books_begin(void) {
+  for (int looks = 0;; looks++) {
+    atomic_fetch_add(&changing, 1);
+    if (LIKELY(atomic_load(&forking) == 0) || looks == FORK_LOOKS) {
+      return;
+    }
+    atomic_fetch_sub(&changing, 1);
+    a_moment();
+  }
+}
+
+void conn_books_end(void) {
+  atomic_fetch_sub(&changing, 1);
+}
+
 /* A child has every descriptor that the parent has.  Counted before the fork, so that the parent cannot
  * close its last one before the child has counted its own. */
 static void all_refs(uint32_t by) {
@@ -153,8 +182,23 @@ static void all_refs(uint32_t by) {
   }
 }
 
+/* What is counted is what the child gets: no descriptor comes or goes meanwhile.  Waited for with a bound: a close may
+ * linger, or this fork be a signal handler's, within one. */
 void conn_fork_prepare(void) {
+  atomic_fetch_add(&forking, 1);
+  for (int looks = 0; atomic_load(&changing) != 0 && looks < FORK_LOOKS; looks++) {
+    a_moment();
+  }
   all_refs(1);
+}
+
+void conn_fork_done(bool child) {
+  if (child) {
+    atomic_store(&changing, 0);
+    atomic_store(&forking, 0);
+  } else {
+    atomic_fetch_sub(&forking, 1);
+  }
 }
 
 void conn_fork_failed(void) {

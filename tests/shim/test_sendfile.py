@@ -1,4 +1,4 @@
-"""sendfile and splice, before the tie and after it, from files and pipes: over a ring and over a unix socket."""
+"""sendfile and splice, before the tie and after it, from files and pipes: over a ring, over a unix socket."""
 
 from __future__ import annotations
 

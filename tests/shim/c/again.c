@@ -1,0 +1,84 @@
+/* serve PORT COUNT: echoes a line on each of so many connections.
+ * forks PORT COUNT: the same, while another thread forks all the time.
+ * twice PORT: a client that dissolves its connection by connect() to AF_UNSPEC and connects anew with the same socket. */
+#include "common.h"
+
+#include <pthread.h>
+
+static void echo_line(int fd) {
+  char text[64];
+  size_t have = 0;
+  do {
+    ssize_t n = recv(fd, text + have, sizeof text - have, 0);
+    MUST(n > 0);
+    have += (size_t)n;
+  } while (text[have - 1] != '\n');
+  MUST(send(fd, text, have, 0) == (ssize_t)have);
+}
+
+static volatile int over;
+
+static void *fork_on(void *nothing) {
+  while (!over) {
+    pid_t child = fork();
+    MUST(child >= 0);
+    if (child == 0) {
+      _exit(0);
+    }
+    int status;
+    MUST(waitpid(child, &status, 0) == child);
+    usleep(200);
+  }
+  return nothing;
+}
+
+static void serve(int port, int count, int forks) {
+  pthread_t thread;
+  int listening = listen_on(port);
+  MUST(!forks || pthread_create(&thread, NULL, fork_on, NULL) == 0);
+  for (; count > 0; count--) {
+    int fd = accept(listening, NULL, NULL);
+    MUST(fd >= 0);
+    echo_line(fd);
+    char byte;
+    MUST(recv(fd, &byte, 1, 0) <= 0); /* its end, or a reset */
+    close(fd);
+  }
+  over = 1;
+  MUST(!forks || pthread_join(thread, NULL) == 0);
+}
+
+static void talk(int fd, const char *word) {
+  char text[64];
+  size_t have = 0, size = strlen(word);
+  MUST(send(fd, word, size, 0) == (ssize_t)size);
+  while (have < size) {
+    ssize_t n = recv(fd, text + have, sizeof text - have, 0);
+    MUST(n > 0);
+    have += (size_t)n;
+  }
+  MUST(have == size && memcmp(text, word, size) == 0);
+}
+
+int main(int argc, char **argv) {
+  MUST(argc >= 3);
+  int port = atoi(argv[2]);
+  if (strcmp(argv[1], "twice") != 0) {
+    MUST(argc == 4);
+    serve(port, atoi(argv[3]), strcmp(argv[1], "forks") == 0);
+    return 0;
+  }
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
+  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  int fd = socket(AF_INET, SOCK_STREAM, 0);
+  MUST(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+  talk(fd, "once\n");
+  MUST(connect(fd, &nowhere, sizeof nowhere) == 0);
+  MUST(send(fd, "x", 1, MSG_NOSIGNAL) < 0 && errno == ECONNRESET);
+  MUST(connect(fd, (struct sockaddr *)&at, sizeof at) == 0);
+  talk(fd, "again\n");
+  close(fd);
+  puts("ok");
+  return 0;
+}

@@ -1,0 +1,55 @@
+"""What the shim remembers of descriptors stays true: forks among threads, both ends in one process, reuse."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from tests.harness import Host, assert_balanced, assert_carried, connections, eventually, free_port
+from tests.shim.conftest import Build
+
+_HERE = Path(__file__).parent
+_PYTHON = Path(sys.executable).name
+
+
+def _settled(host: Host, lines: int) -> None:
+    eventually(lambda: host.rehearse or len(host.connlog()) == lines, f"{lines} lines in the log")
+
+
+def test_client_and_server_in_one_process(host: Host) -> None:
+    """Their link is one file there: closing a descriptor of it drops the lock that others look for."""
+    port = free_port()
+    assert host.run([sys.executable, _HERE / "same_process.py", port]) == "ok\n"
+    _settled(host, 6)
+    log = host.finish()
+    assert_carried(log, _PYTHON, min_connections=6)
+    assert_balanced(log, min_pairs=3)
+
+
+def test_forks_while_connections_come_and_go(host: Host, build: Build) -> None:
+    """Each is closed once: a reference that is counted wrongly would keep its line from the log."""
+    port, count = free_port(), 200
+    server = host.server([build("again"), "forks", port, count], port)
+    assert host.run([sys.executable, _HERE / "connects.py", port, count, 0.001], timeout=60) == "ok\n"
+    server.wait()
+    _settled(host, 2 * count)
+    log = host.finish()
+    if not host.rehearse:
+        assert len(connections(log, program="again", role="server")) == count
+
+
+def test_socket_that_connects_again(host: Host, build: Build) -> None:
+    port = free_port()
+    server = host.server([build("again"), "serve", port, 2], port)
+    assert host.run([build("again"), "twice", port]) == "ok\n"
+    server.wait()
+    _settled(host, 4)
+    assert_carried(host.finish(), "again", min_connections=4)
+
+
+def test_epoll_set_that_is_watched(host: Host) -> None:
+    port = free_port()
+    server = host.server([sys.executable, _HERE / "nested.py", port], port)
+    host.run([sys.executable, _HERE / "water.py", port])
+    assert server.wait() == "ok\n"
+    assert_carried(host.finish(), _PYTHON, role="server")
