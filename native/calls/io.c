@@ -46,7 +46,7 @@ static bool bad_vector(const struct iovec *iov, int count) {
 
 BERTHA_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count) {
   struct conn *c = stream_of(fd);
-  if (LIKELY(c == NULL) || bad_vector(iov, count)) {
+  if (LIKELY(c == NULL) || bad_vector(iov, count) || iov_bytes(iov, count) == 0) {
     ssize_t got = REAL(readv)(fd, iov, count);
     plain_count(fd, got, false);
     return got;
@@ -70,7 +70,7 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
 #define PREADV2(name, off_type)                                                                              \
   BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
     struct conn *c = stream_of(fd);                                                                          \
-    if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count)) {                                           \
+    if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count) || iov_bytes(iov, count) == 0) {             \
       ssize_t got = REAL(name)(fd, iov, count, at, flags);                                                   \
       plain_count(fd, got, false);                                                                           \
       return got;                                                                                            \

@@ -151,6 +151,13 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
   void *argument = va_arg(args, void *);
   va_end(args);
   struct conn *c = conn_of(fd);
+  if (UNLIKELY(c != NULL) && request == FIONREAD) {
+    conn_ripe(c, fd);
+    if (conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_CARRIED) && !unix_swapped(c)) {
+      *(int *)argument = unix_unread(c, fd);
+      return 0;
+    }
+  }
   int result = REAL(ioctl)(fd, request, argument);
   if (LIKELY(c == NULL) || result != 0) {
     return result;

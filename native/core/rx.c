@@ -391,13 +391,14 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   bool before = conn_kind(c) == BERTHA_CONN_SHM;
   ssize_t n = recv_once(c, fd, iov, count, flags);
-  if (n > 0 && !before && conn_kind(c) == BERTHA_CONN_SHM && !(flags & (MSG_PEEK | MSG_WAITALL)) &&
-      (size_t)n <
-          iov_bytes(iov,
-                    count)) { /* the tie came with these bytes: what is in the ring belongs to this read */
+  uint32_t now = conn_kind(c);
+  if (n > 0 && !before && (now == BERTHA_CONN_SHM || now == BERTHA_CONN_UNIX) &&
+      !(flags & (MSG_PEEK | MSG_WAITALL)) && (size_t)n < iov_bytes(iov, count)) {
+    /* The tie came with these bytes: what is in the ring, or in the unix socket, belongs to this read. */
     struct iovec rest[IOV_PARTS];
     int parts = iov_window(rest, IOV_PARTS, iov, count, (size_t)n, SSIZE_MAX);
-    ssize_t more = conn_recv(c, fd, rest, parts, flags | MSG_DONTWAIT);
+    ssize_t more = now == BERTHA_CONN_SHM ? conn_recv(c, fd, rest, parts, flags | MSG_DONTWAIT)
+                                          : unix_recv(c, fd, rest, parts, flags | MSG_DONTWAIT);
     return more > 0 ? n + more : n;
   }
   bool all =

@@ -354,6 +354,22 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
   }
 }
 
+int unix_unread(struct conn *c, int fd) {
+  int tcp = 0, there = 0;
+  if (unix_settle(c, fd)) {
+    return REAL(ioctl)(fd, FIONREAD, &there) == 0 ? there : 0;
+  }
+  uint64_t before = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire) - atomic_load(&c->krx);
+  if (REAL(ioctl)(fd, FIONREAD, &tcp) == 0 && (uint64_t)tcp > before) {
+    tcp = (int)before; /* the rest is a bell */
+  }
+  struct ends *e = ends_of(c);
+  if (e != NULL && e->unix_fd > 0 && REAL(ioctl)(e->unix_fd, FIONREAD, &there) != 0) {
+    there = 0;
+  }
+  return tcp + there;
+}
+
 void unix_drop(struct conn *c) {
   if (ends != NULL && ends[conn_index(c)].unix_fd > 0) {
     bertha_close_hidden(ends[conn_index(c)].unix_fd);

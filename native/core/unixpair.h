@@ -23,6 +23,7 @@ void unix_tx_end(struct conn *c, int fd, int to);
 bool unix_put(struct conn *c, int fd, int end);
 bool unix_settle(struct conn *c, int fd); /* exchanges the descriptor if it can be: true when it is */
 bool unix_swapped(const struct conn *c);
+int unix_unread(struct conn *c, int fd);       /* before the exchange: what FIONREAD is to say */
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */
 void unix_shutdown(struct conn *c, int fd, int how);
 void unix_nonblock(struct conn *c, bool on);
