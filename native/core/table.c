@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "agentc.h"
+#include "conn.h"
 
 _Static_assert(sizeof(struct conn) <= BERTHA_RECORD, "a connection's record has outgrown its stride");
 
@@ -182,9 +183,21 @@ static void all_refs(uint32_t by) {
   }
 }
 
+/* The end of a unix socket that is yet to be fetched from the mailbox would come to one of the two processes only. */
+static void decide_unix(void) {
+  for (uint32_t fd = 0; bertha.table_ready && fd < bertha.max_fd; fd++) {
+    struct conn *c = conn_of((int)fd);
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_CLAIMED &&
+        c->link->plan.implementation == BERTHA_IMPL_UNIX) {
+      conn_decide(c, (int)fd, BERTHA_WHY_INHERITED);
+    }
+  }
+}
+
 /* What is counted is what the child gets: no descriptor comes or goes meanwhile.  Waited for with a bound: a close may
  * linger, or this fork be a signal handler's, within one. */
 void conn_fork_prepare(void) {
+  decide_unix();
   atomic_fetch_add(&forking, 1);
   for (int looks = 0; atomic_load(&changing) != 0 && looks < FORK_LOOKS; looks++) {
     a_moment();
