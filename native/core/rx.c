@@ -243,12 +243,6 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     least = (size_t)c->rcv_lowat < want ? (size_t)c->rcv_lowat : want;
   }
   int64_t deadline = patient && c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
-  if (want == 0) { /* as the kernel: nothing to be had is still EAGAIN, or waited for */
-    char byte;
-    struct iovec one = {&byte, 1};
-    ssize_t n = conn_recv(c, fd, &one, 1, (flags & MSG_DONTWAIT) | MSG_PEEK);
-    return n > 0 ? 0 : n;
-  }
   for (;;) {
     bool abroad = abroad_enter(c);
     ssize_t n = c->rx_phase == PHASE_RING     ? recv_ring(c, fd, iov, count, got, flags)
@@ -388,7 +382,19 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
   }
 }
 
+/* As the kernel: nothing to be had is waited for, or EAGAIN where nobody waits. */
+static ssize_t recv_nothing(struct conn *c, int fd, int flags) {
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  char byte;
+  struct iovec one = {&byte, 1};
+  ssize_t n = recv_once(c, fd, &one, 1, (flags & MSG_DONTWAIT) | MSG_PEEK);
+  return n > 0 || (n == -EAGAIN && patient) ? 0 : n;
+}
+
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  if (UNLIKELY(iov_bytes(iov, count) == 0)) {
+    return recv_nothing(c, fd, flags);
+  }
   bool before = conn_kind(c) == BERTHA_CONN_SHM;
   ssize_t n = recv_once(c, fd, iov, count, flags);
   uint32_t now = conn_kind(c);
