@@ -1,5 +1,5 @@
 /* Who is in which epoll set, and who serves it: the kernel or the rings. */
-#include "eset.h"
+#include "eset_members.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -8,13 +8,8 @@
 
 #include "agentc.h"
 #include "conn.h"
-#include "unixpair.h"
 
 enum { SETS = 4096 };
-#define SET_MANY 0x7fffffffu  /* of a connection: in more than one set */
-#define SET_PLAIN 0x7ffffffeu /* of an epoll descriptor: watched before it had members of ours */
-#define SET_HIDDEN 0xffffffffu
-
 uint64_t eset_magic;
 static struct eset *sets[SETS];
 static _Atomic uint32_t sets_lock;
@@ -22,35 +17,35 @@ static uint32_t sets_used;
 
 extern void bertha_close_hidden(int fd);
 
-static uint32_t entry(int fd) {
+uint32_t eset_entry(int fd) {
   return (unsigned)fd < BERTHA_FDS && bertha.fds != NULL
              ? atomic_load_explicit(&bertha.fds[fd].set, memory_order_acquire)
              : 0;
 }
 
-static void set_entry(int fd, uint32_t value) {
+void eset_set_entry(int fd, uint32_t value) {
   atomic_store_explicit(&bertha.fds[fd].set, value, memory_order_release);
 }
 
-static struct eset *by_entry(uint32_t e) {
+struct eset *eset_by_entry(uint32_t e) {
   return e > 0 && e <= SETS ? sets[e - 1] : NULL;
 }
 
 struct eset *eset_of(int epfd) {
-  uint32_t e = entry(epfd);
+  uint32_t e = eset_entry(epfd);
   if (LIKELY(e == 0) || conn_of(epfd) != NULL) {
     return NULL;
   }
-  return by_entry(e);
+  return eset_by_entry(e);
 }
 
-static struct eset *set_new(int epfd) {
+struct eset *eset_new(int epfd) {
   struct eset *s = NULL;
   uint32_t index = 0;
   if (!bertha_lock(&sets_lock)) {
     return NULL;
   }
-  s = by_entry(entry(epfd));
+  s = eset_by_entry(eset_entry(epfd));
   if (s != NULL) { /* another thread was quicker */
     bertha_unlock(&sets_lock);
     return s;
@@ -82,9 +77,9 @@ static struct eset *set_new(int epfd) {
     s->epfd = epfd;
     s->pid = bertha.pid;
     s->bell_fd = -1;
-    s->plain = entry(epfd) == SET_PLAIN;
+    s->plain = eset_entry(epfd) == SET_PLAIN;
     atomic_store(&s->asleep, 0);
-    set_entry(epfd, index + 1);
+    eset_set_entry(epfd, index + 1);
     if ((uint32_t)epfd >= bertha.max_fd) {
       bertha.max_fd = (uint32_t)epfd + 1;
     }
@@ -99,7 +94,7 @@ struct eset *eset_to_sleep_in(int epfd) {
   if (s == NULL && !(&__libc_single_threaded != NULL && __libc_single_threaded) && bertha.enabled &&
       (unsigned)epfd < BERTHA_FDS && conn_of(epfd) == NULL && !bertha_is_hidden(epfd) &&
       !bertha_in_forked_stranger()) {
-    s = set_new(epfd);
+    s = eset_new(epfd);
   }
   return s;
 }
@@ -127,7 +122,7 @@ static struct slink *slink_for(struct eset *s, struct link *l) {
   return k;
 }
 
-static void ring_on(struct slink *k, uint32_t slot) {
+void eset_ring_on(struct slink *k, uint32_t slot) {
   k->mask[slot / 64] |= (uint64_t)1 << (slot % 64);
   slink_mark(k, slot);
 }
@@ -142,7 +137,7 @@ uint32_t eset_sticky(uint32_t events) {
 }
 
 /* With the lock held: from now on the rings serve it.  `op` says whether the kernel knows it already. */
-static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
+int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   struct reg *r = &s->regs[fd];
   struct slink *k = slink_for(s, c->link);
   if (k == NULL) {
@@ -171,12 +166,12 @@ static int to_ring(struct eset *s, int fd, struct conn *c, int op) {
   k->fd[c->slot_index] = fd;
   k->count++;
   s->ring_count++;
-  ring_on(k, c->slot_index);
+  eset_ring_on(k, c->slot_index);
   atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)k->sleeper);
   return 0;
 }
 
-static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
+void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   struct slink *k = r->slink;
   uint16_t mine = (uint16_t)k->sleeper;
   ring_off(k, c->slot_index);
@@ -189,12 +184,12 @@ static void leave_ring(struct eset *s, struct reg *r, struct conn *c) {
 }
 
 /* One that has fired its one shot: nothing but errors, which are left out when they come. */
-static struct epoll_event kernel_event(const struct reg *r, int fd) {
+struct epoll_event eset_kernel_event(const struct reg *r, int fd) {
   uint32_t events = r->fired ? EPOLLONESHOT | EPOLLET : r->events;
   return (struct epoll_event){.events = events, .data.u64 = reg_data(r, fd)};
 }
 
-static void kernel_reg(struct eset *s, struct conn *c, int by) {
+void eset_kernel_reg(struct eset *s, struct conn *c, int by) {
   s->kernel_streams += (uint32_t)by;
   if (!s->inherited) {
     atomic_fetch_add(&c->kernel_regs, (uint32_t)by);
@@ -203,20 +198,20 @@ static void kernel_reg(struct eset *s, struct conn *c, int by) {
 
 /* With the lock held: back to the kernel, with the program's own events; its waits must then hear the byte
  * on the connection. */
-static void to_kernel(struct eset *s, int fd) {
+void eset_to_kernel(struct eset *s, int fd) {
   struct reg *r = &s->regs[fd];
   struct conn *c = conn_by_index(r->conn - 1);
   bool listed = r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1;
   r->fired = (r->events & EPOLLONESHOT) && !listed;
-  struct epoll_event e = kernel_event(r, fd);
-  leave_ring(s, r, c);
+  struct epoll_event e = eset_kernel_event(r, fd);
+  eset_leave_ring(s, r, c);
   atomic_store(&c->slot->watch[c->side].kernel, 1);
   r->state = REG_KERNEL;
-  kernel_reg(s, c, 1);
+  eset_kernel_reg(s, c, 1);
   REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
 }
 
-static void queue_upgrade(struct eset *s, int fd) {
+void eset_queue_upgrade(struct eset *s, int fd) {
   struct reg *r = &s->regs[fd];
   if (r->state == REG_KERNEL && !r->queued) {
     r->queued = 1;
@@ -233,11 +228,12 @@ void eset_upgrade_queued(struct eset *s) {
     r->queued = 0;
     struct conn *c = conn_of(fd);
     if (r->state != REG_KERNEL || c == NULL || conn_index(c) + 1 != r->conn ||
-        conn_kind(c) != BERTHA_CONN_SHM || s->plain || entry(fd) == SET_MANY || (r->events & EPOLLONESHOT)) {
+        conn_kind(c) != BERTHA_CONN_SHM || s->plain || eset_entry(fd) == SET_MANY ||
+        (r->events & EPOLLONESHOT)) {
       continue; /* one shot: it may have been fired, and be some thread's: at its next epoll_ctl */
     }
-    if (to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
-      kernel_reg(s, c, -1);
+    if (eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+      eset_kernel_reg(s, c, -1);
       conn_refresh_watch(c);
     }
   }
@@ -247,10 +243,10 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
   if (atomic_load(&c->kernel_regs) == 0) {
     return false;
   }
-  struct eset *s = by_entry(entry(fd));
+  struct eset *s = eset_by_entry(eset_entry(fd));
   if (s != NULL && fd < ESET_FDS && !s->inherited) {
     bool taken = bertha_lock(&s->lock); /* or this thread has it: found out while it went through the set */
-    queue_upgrade(s, fd);
+    eset_queue_upgrade(s, fd);
     if (taken) {
       bertha_unlock(&s->lock);
     }
@@ -300,214 +296,6 @@ void eset_fd_moved(int from, int to) {
   }
 }
 
-/* ---- epoll_ctl ----------------------------------------------------------------------------------- */
-
-static void clear_stale(struct eset *s, int fd, struct conn *c) {
-  struct reg *r = &s->regs[fd];
-  if (r->state == REG_NONE || (c != NULL && r->conn == conn_index(c) + 1)) {
-    return;
-  }
-  r->state = REG_NONE; /* the number was closed and given out anew behind our back */
-}
-
-static int real_ctl(int epfd, int op, int fd, struct epoll_event *event) {
-  return REAL(epoll_ctl)(epfd, op, fd, event) == 0 ? 0 : -errno;
-}
-
-static int other_descriptor(const struct eset *s, const struct conn *c, int fd) {
-  for (const struct slink *k = s->slinks; k != NULL; k = k->next) {
-    if (k->link == c->link && (k->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1) &&
-        k->fd[c->slot_index] != fd) {
-      return k->fd[c->slot_index];
-    }
-  }
-  return -1;
-}
-
-static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
-  struct reg *r = &s->regs[fd];
-  if (r->state == REG_RING || r->state == REG_KERNEL) {
-    return -EEXIST;
-  }
-  uint32_t in = entry(fd);
-  struct eset *other = by_entry(in);
-  bool many = in == SET_MANY || (other != NULL && other != s);
-  int twin = conn_kind(c) == BERTHA_CONN_SHM ? other_descriptor(s, c, fd) : -1;
-  if (twin >= 0) { /* a duplicate of it is in the set: the map of changes knows one descriptor only */
-    to_kernel(s, twin);
-    set_entry(twin, SET_MANY);
-    many = true;
-  }
-  bool was_off = r->state == REG_OFF;
-  r->events = event->events;
-  r->data = event->data.u64;
-  r->conn = conn_index(c) + 1;
-  r->use += !was_off;
-  if (was_off && !many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
-    r->state = REG_RING;
-    r->slink->fd[c->slot_index] = fd;
-    s->ring_count++;
-    r->slink->count++;
-    ring_on(r->slink, c->slot_index);
-    atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)r->slink->sleeper);
-    return 0;
-  }
-  int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-  if (!many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
-    int result = to_ring(s, fd, c, op);
-    if (result != -ENOSPC) {
-      if (result == 0) {
-        set_entry(fd, entry(s->epfd));
-      }
-      return result;
-    }
-  }
-  if (conn_kind(c) == BERTHA_CONN_SHM) {
-    atomic_store(&c->slot->watch[c->side].kernel, 1);
-  }
-  uint8_t before = r->state;
-  r->fired = 0;
-  struct epoll_event e = kernel_event(r, fd);
-  r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
-  int result = real_ctl(s->epfd, op, fd, &e);
-  if (result != 0) {
-    r->state = before;
-  } else {
-    kernel_reg(s, c, 1);
-    set_entry(fd, many ? SET_MANY : entry(s->epfd));
-    if (conn_kind(c) == BERTHA_CONN_SHM) { /* since we looked: who tied it did not see us */
-      atomic_store(&c->slot->watch[c->side].kernel, 1);
-      queue_upgrade(s, fd);
-    }
-  }
-  return result;
-}
-
-static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
-  struct reg *r = &s->regs[fd];
-  if (r->state != REG_KERNEL && r->state != REG_RING) {
-    return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
-  }
-  if (r->state == REG_KERNEL) {
-    struct reg before = *r;
-    r->events = event->events;
-    r->data = event->data.u64;
-    r->fired = 0;
-    if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && entry(fd) != SET_MANY &&
-        !(event->events & EPOLLEXCLUSIVE) && to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
-      kernel_reg(s, c, -1);
-      conn_refresh_watch(c);
-      return 0;
-    }
-    struct epoll_event e = kernel_event(r, fd);
-    int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
-    if (result != 0) {
-      *r = before;
-    }
-    return result;
-  }
-  if (event->events & EPOLLEXCLUSIVE) {
-    return -EINVAL;
-  }
-  bool pri = (r->events ^ event->events) & EPOLLPRI;
-  r->events = event->events;
-  r->data = event->data.u64;
-  ring_on(r->slink, c->slot_index);
-  if (pri) {
-    r->kernel_out = 0;
-    struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
-    return real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
-  }
-  return 0;
-}
-
-static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
-  struct reg *r = &s->regs[fd];
-  if (r->state != REG_KERNEL && r->state != REG_RING) {
-    return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
-  }
-  if (r->state == REG_KERNEL) {
-    int result = real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
-    r->state = REG_NONE;
-    kernel_reg(s, c, -1);
-    if (entry(fd) != SET_MANY) {
-      set_entry(fd, 0);
-    }
-    conn_refresh_watch(c);
-    return result;
-  }
-  struct slink *k = r->slink;
-  leave_ring(s, r, c);
-  r->slink = k;
-  r->state = REG_OFF;
-  return 0;
-}
-
-int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
-  struct conn *c = conn_of(fd);
-  uint32_t kind = c != NULL ? conn_kind(c) : BERTHA_CONN_FREE;
-  struct eset *s = eset_of(epfd);
-  bool known = s != NULL && (unsigned)fd < ESET_FDS && s->regs[fd].state != REG_NONE;
-  if (c == NULL && op == EPOLL_CTL_ADD) {
-    eset_polled(fd); /* a set within a set */
-  }
-  if (!known &&
-      (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
-       (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
-    if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
-      atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
-      atomic_store(&c->slot->watch[c->side].kernel, 1);
-    }
-    return real_ctl(epfd, op, fd, event);
-  }
-  if (op != EPOLL_CTL_DEL && event == NULL) {
-    return -EFAULT;
-  }
-  if (s == NULL && conn_of(epfd) == NULL && !bertha_is_hidden(epfd)) {
-    s = set_new(epfd);
-  }
-  if (s == NULL || !bertha_lock(&s->lock)) {
-    return real_ctl(epfd, op, fd, event);
-  }
-  if (s->inherited) {
-    eset_adopt(s);
-  }
-  clear_stale(s, fd, c);
-  if (c != NULL && kind == BERTHA_CONN_CLAIMED) {
-    bertha_unlock(&s->lock); /* it may have come to the rings by now */
-    conn_ripe(c, fd);
-    bertha_lock(&s->lock);
-    eset_upgrade_queued(s);
-  }
-  int result;
-  if (c == NULL) {
-    result = real_ctl(epfd, op, fd, event);
-  } else if (op == EPOLL_CTL_ADD) {
-    struct eset *other = by_entry(entry(fd));
-    if (other != NULL && other != s) { /* in two sets: one map of changes cannot serve both */
-      bertha_unlock(&s->lock);
-      bertha_lock(&other->lock);
-      if (other->regs[fd].state == REG_RING) {
-        to_kernel(other, fd);
-      }
-      bertha_unlock(&other->lock);
-      bertha_lock(&s->lock);
-    }
-    result = ctl_add(s, fd, c, event);
-  } else if (op == EPOLL_CTL_MOD) {
-    result = ctl_mod(s, fd, c, event);
-  } else if (op == EPOLL_CTL_DEL) {
-    result = ctl_del(s, fd, c, event);
-  } else {
-    result = real_ctl(epfd, op, fd, event);
-  }
-  if (result == 0 && op != EPOLL_CTL_DEL && c != NULL && s->regs[fd].state == REG_RING) {
-    eset_pass_on(s); /* a thread that sleeps in the set must see the new interest */
-  }
-  bertha_unlock(&s->lock);
-  return result;
-}
-
 /* ---- descriptors that go, sets that are watched ------------------------------------------------- */
 
 static void forget_in(struct eset *s, int fd, struct conn *c) {
@@ -517,9 +305,9 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
   struct reg *r = &s->regs[fd];
   bool kernel = r->state == REG_KERNEL && r->conn == conn_index(c) + 1;
   if (r->state == REG_RING && r->conn == conn_index(c) + 1) {
-    leave_ring(s, r, c);
+    eset_leave_ring(s, r, c);
   } else if (kernel) {
-    kernel_reg(s, c, -1);
+    eset_kernel_reg(s, c, -1);
   }
   r->state = kernel ? REG_GONE : REG_NONE;
   bertha_unlock(&s->lock);
@@ -535,9 +323,9 @@ static void forget_set(struct eset *s) {
       int fd = k->fd[slot];
       if ((k->mask[slot / 64] >> (slot % 64) & 1) && s->regs[fd].state == REG_RING) {
         struct conn *c = conn_by_index(s->regs[fd].conn - 1);
-        leave_ring(s, &s->regs[fd], c);
+        eset_leave_ring(s, &s->regs[fd], c);
         s->regs[fd].state = REG_NONE;
-        set_entry(fd, 0);
+        eset_set_entry(fd, 0);
       }
     }
     if (!s->inherited) {
@@ -552,10 +340,10 @@ static void forget_set(struct eset *s) {
     for (uint32_t fd = 0; fd < ESET_FDS && fd < bertha.max_fd; fd++) {
       struct conn *c = conn_of((int)fd);
       if (s->regs[fd].state == REG_KERNEL && c != NULL && s->regs[fd].conn == conn_index(c) + 1) {
-        kernel_reg(s, c, -1);
+        eset_kernel_reg(s, c, -1);
         conn_refresh_watch(c);
-        if (by_entry(entry((int)fd)) == s) {
-          set_entry((int)fd, 0);
+        if (eset_by_entry(eset_entry((int)fd)) == s) {
+          eset_set_entry((int)fd, 0);
         }
       }
     }
@@ -578,14 +366,14 @@ static void forget_set(struct eset *s) {
 }
 
 void eset_forget(int fd) {
-  uint32_t e = entry(fd);
+  uint32_t e = eset_entry(fd);
   if (LIKELY(e == 0) || e == SET_HIDDEN) {
     return;
   }
   struct conn *c = conn_of(fd);
   if (c == NULL) {
-    struct eset *s = by_entry(e);
-    set_entry(fd, 0);
+    struct eset *s = eset_by_entry(e);
+    eset_set_entry(fd, 0);
     if (s != NULL) {
       for (uint32_t i = 0; i < bertha.max_fd; i++) { /* a duplicate of the set lives on */
         if (atomic_load(&bertha.fds[i].set) == e && conn_of((int)i) == NULL) {
@@ -603,10 +391,10 @@ void eset_forget(int fd) {
         forget_in(sets[i], fd, c);
       }
     }
-  } else if (by_entry(e) != NULL) {
-    forget_in(by_entry(e), fd, c);
+  } else if (eset_by_entry(e) != NULL) {
+    forget_in(eset_by_entry(e), fd, c);
   }
-  set_entry(fd, 0);
+  eset_set_entry(fd, 0);
 }
 
 /* The file behind `fd` is about to change for another one that stands for the same connection: `begin` takes
@@ -618,7 +406,7 @@ void eset_swap(int fd, bool begin) {
       continue;
     }
     bool taken = bertha_lock(&s->lock); /* or this thread is going through the set */
-    struct epoll_event e = kernel_event(&s->regs[fd], fd);
+    struct epoll_event e = eset_kernel_event(&s->regs[fd], fd);
     REAL(epoll_ctl)(s->epfd, begin ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &e);
     if (taken) {
       bertha_unlock(&s->lock);
@@ -627,9 +415,9 @@ void eset_swap(int fd, bool begin) {
 }
 
 void eset_dup(int from, int to) {
-  uint32_t e = entry(from);
+  uint32_t e = eset_entry(from);
   if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL) {
-    set_entry(to, e);
+    eset_set_entry(to, e);
     if ((uint32_t)to >= bertha.max_fd) {
       bertha.max_fd = (uint32_t)to + 1;
     }
@@ -637,8 +425,8 @@ void eset_dup(int from, int to) {
 }
 
 bool eset_kernel_for_good(int fd) {
-  uint32_t e = entry(fd);
-  struct eset *s = by_entry(e);
+  uint32_t e = eset_entry(fd);
+  struct eset *s = eset_by_entry(e);
   return e == SET_MANY || (s != NULL && s->plain);
 }
 
@@ -647,7 +435,7 @@ void eset_polled(int fd) {
   if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {
     return;
   }
-  struct eset *s = by_entry(entry(fd));
+  struct eset *s = eset_by_entry(eset_entry(fd));
   if (LIKELY(s == NULL) || s->plain) {
     return;
   }
@@ -659,7 +447,7 @@ void eset_polled(int fd) {
     for (uint32_t slot = 0; slot < BERTHA_LINK_SLOTS; slot++) {
       const struct reg *r = &s->regs[k->fd[slot]]; /* also one that has fired its one shot */
       if (r->state == REG_RING && r->slink == k && conn_by_index(r->conn - 1)->slot_index == slot) {
-        to_kernel(s, k->fd[slot]);
+        eset_to_kernel(s, k->fd[slot]);
       }
     }
   }

@@ -1,0 +1,210 @@
+/* epoll_ctl: what the program asks for is kept here; the kernel is told where it serves the member. */
+#include "conn.h"
+#include "eset_members.h"
+#include "unixpair.h"
+
+static void clear_stale(struct eset *s, int fd, struct conn *c) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_NONE || (c != NULL && r->conn == conn_index(c) + 1)) {
+    return;
+  }
+  r->state = REG_NONE; /* the number was closed and given out anew behind our back */
+}
+
+static int real_ctl(int epfd, int op, int fd, struct epoll_event *event) {
+  return REAL(epoll_ctl)(epfd, op, fd, event) == 0 ? 0 : -errno;
+}
+
+static int other_descriptor(const struct eset *s, const struct conn *c, int fd) {
+  for (const struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->link == c->link && (k->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1) &&
+        k->fd[c->slot_index] != fd) {
+      return k->fd[c->slot_index];
+    }
+  }
+  return -1;
+}
+
+static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
+  struct reg *r = &s->regs[fd];
+  if (r->state == REG_RING || r->state == REG_KERNEL) {
+    return -EEXIST;
+  }
+  uint32_t in = eset_entry(fd);
+  struct eset *other = eset_by_entry(in);
+  bool many = in == SET_MANY || (other != NULL && other != s);
+  int twin = conn_kind(c) == BERTHA_CONN_SHM ? other_descriptor(s, c, fd) : -1;
+  if (twin >= 0) { /* a duplicate of it is in the set: the map of changes knows one descriptor only */
+    eset_to_kernel(s, twin);
+    eset_set_entry(twin, SET_MANY);
+    many = true;
+  }
+  bool was_off = r->state == REG_OFF;
+  r->events = event->events;
+  r->data = event->data.u64;
+  r->conn = conn_index(c) + 1;
+  r->use += !was_off;
+  if (was_off && !many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
+    r->state = REG_RING;
+    r->slink->fd[c->slot_index] = fd;
+    s->ring_count++;
+    r->slink->count++;
+    eset_ring_on(r->slink, c->slot_index);
+    atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)r->slink->sleeper);
+    return 0;
+  }
+  int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+  if (!many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
+    int result = eset_to_ring(s, fd, c, op);
+    if (result != -ENOSPC) {
+      if (result == 0) {
+        eset_set_entry(fd, eset_entry(s->epfd));
+      }
+      return result;
+    }
+  }
+  if (conn_kind(c) == BERTHA_CONN_SHM) {
+    atomic_store(&c->slot->watch[c->side].kernel, 1);
+  }
+  uint8_t before = r->state;
+  r->fired = 0;
+  struct epoll_event e = eset_kernel_event(r, fd);
+  r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
+  int result = real_ctl(s->epfd, op, fd, &e);
+  if (result != 0) {
+    r->state = before;
+  } else {
+    eset_kernel_reg(s, c, 1);
+    eset_set_entry(fd, many ? SET_MANY : eset_entry(s->epfd));
+    if (conn_kind(c) == BERTHA_CONN_SHM) { /* since we looked: who tied it did not see us */
+      atomic_store(&c->slot->watch[c->side].kernel, 1);
+      eset_queue_upgrade(s, fd);
+    }
+  }
+  return result;
+}
+
+static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
+  struct reg *r = &s->regs[fd];
+  if (r->state != REG_KERNEL && r->state != REG_RING) {
+    return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
+  }
+  if (r->state == REG_KERNEL) {
+    struct reg before = *r;
+    r->events = event->events;
+    r->data = event->data.u64;
+    r->fired = 0;
+    if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && eset_entry(fd) != SET_MANY &&
+        !(event->events & EPOLLEXCLUSIVE) && eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+      eset_kernel_reg(s, c, -1);
+      conn_refresh_watch(c);
+      return 0;
+    }
+    struct epoll_event e = eset_kernel_event(r, fd);
+    int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
+    if (result != 0) {
+      *r = before;
+    }
+    return result;
+  }
+  if (event->events & EPOLLEXCLUSIVE) {
+    return -EINVAL;
+  }
+  bool pri = (r->events ^ event->events) & EPOLLPRI;
+  r->events = event->events;
+  r->data = event->data.u64;
+  eset_ring_on(r->slink, c->slot_index);
+  if (pri) {
+    r->kernel_out = 0;
+    struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
+    return real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
+  }
+  return 0;
+}
+
+static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
+  struct reg *r = &s->regs[fd];
+  if (r->state != REG_KERNEL && r->state != REG_RING) {
+    return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
+  }
+  if (r->state == REG_KERNEL) {
+    int result = real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
+    r->state = REG_NONE;
+    eset_kernel_reg(s, c, -1);
+    if (eset_entry(fd) != SET_MANY) {
+      eset_set_entry(fd, 0);
+    }
+    conn_refresh_watch(c);
+    return result;
+  }
+  struct slink *k = r->slink;
+  eset_leave_ring(s, r, c);
+  r->slink = k;
+  r->state = REG_OFF;
+  return 0;
+}
+
+int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
+  struct conn *c = conn_of(fd);
+  uint32_t kind = c != NULL ? conn_kind(c) : BERTHA_CONN_FREE;
+  struct eset *s = eset_of(epfd);
+  bool known = s != NULL && (unsigned)fd < ESET_FDS && s->regs[fd].state != REG_NONE;
+  if (c == NULL && op == EPOLL_CTL_ADD) {
+    eset_polled(fd); /* a set within a set */
+  }
+  if (!known &&
+      (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
+       (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
+    if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
+      atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
+      atomic_store(&c->slot->watch[c->side].kernel, 1);
+    }
+    return real_ctl(epfd, op, fd, event);
+  }
+  if (op != EPOLL_CTL_DEL && event == NULL) {
+    return -EFAULT;
+  }
+  if (s == NULL && conn_of(epfd) == NULL && !bertha_is_hidden(epfd)) {
+    s = eset_new(epfd);
+  }
+  if (s == NULL || !bertha_lock(&s->lock)) {
+    return real_ctl(epfd, op, fd, event);
+  }
+  if (s->inherited) {
+    eset_adopt(s);
+  }
+  clear_stale(s, fd, c);
+  if (c != NULL && kind == BERTHA_CONN_CLAIMED) {
+    bertha_unlock(&s->lock); /* it may have come to the rings by now */
+    conn_ripe(c, fd);
+    bertha_lock(&s->lock);
+    eset_upgrade_queued(s);
+  }
+  int result;
+  if (c == NULL) {
+    result = real_ctl(epfd, op, fd, event);
+  } else if (op == EPOLL_CTL_ADD) {
+    struct eset *other = eset_by_entry(eset_entry(fd));
+    if (other != NULL && other != s) { /* in two sets: one map of changes cannot serve both */
+      bertha_unlock(&s->lock);
+      bertha_lock(&other->lock);
+      if (other->regs[fd].state == REG_RING) {
+        eset_to_kernel(other, fd);
+      }
+      bertha_unlock(&other->lock);
+      bertha_lock(&s->lock);
+    }
+    result = ctl_add(s, fd, c, event);
+  } else if (op == EPOLL_CTL_MOD) {
+    result = ctl_mod(s, fd, c, event);
+  } else if (op == EPOLL_CTL_DEL) {
+    result = ctl_del(s, fd, c, event);
+  } else {
+    result = real_ctl(epfd, op, fd, event);
+  }
+  if (result == 0 && op != EPOLL_CTL_DEL && c != NULL && s->regs[fd].state == REG_RING) {
+    eset_pass_on(s); /* a thread that sleeps in the set must see the new interest */
+  }
+  bertha_unlock(&s->lock);
+  return result;
+}

@@ -1,0 +1,27 @@
+/* Between eset.c, which moves the members of a set between the kernel and the rings, and eset_ctl.c. */
+#ifndef BERTHA_ESET_MEMBERS_H
+#define BERTHA_ESET_MEMBERS_H
+
+#include "eset.h"
+
+/* Of a descriptor (fd_entry.set), beside a set's number. */
+#define SET_MANY 0x7fffffffu  /* of a connection: in more than one set */
+#define SET_PLAIN 0x7ffffffeu /* of an epoll descriptor: watched before it had members of ours */
+#define SET_HIDDEN 0xffffffffu
+uint32_t eset_entry(int fd);
+void eset_set_entry(int fd, uint32_t value);
+struct eset *eset_by_entry(uint32_t e);
+struct eset *eset_new(int epfd); /* NULL: no more of them */
+
+/* With the set's lock held. */
+void eset_ring_on(struct slink *k, uint32_t slot);
+/* From now on the rings serve it.  `op` says whether the kernel knows it already. */
+int eset_to_ring(struct eset *s, int fd, struct conn *c, int op);
+void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c);
+/* Back to the kernel, with the program's own events; its waits must then hear the byte on the connection. */
+void eset_to_kernel(struct eset *s, int fd);
+struct epoll_event eset_kernel_event(const struct reg *r, int fd);
+void eset_kernel_reg(struct eset *s, struct conn *c, int by);
+void eset_queue_upgrade(struct eset *s, int fd);
+
+#endif

@@ -1,0 +1,389 @@
+/* Waiting for many descriptors at once, for poll and select: those on rings and the kernel's together. */
+#include <stdlib.h>
+
+#include "carried.h"
+#include "conn.h"
+#include "eset.h"
+#include "unixpair.h"
+#include "waiter.h"
+
+enum { STACK_FDS = 64 };
+#define KERNEL_EVERY_NS 20000 /* how often a spinning thread asks the kernel too */
+
+enum class { KERNEL = 0, RING, BECOMING, NONE };
+
+struct kernel_wait {
+  struct conn *conn;
+  uint32_t life;
+};
+
+struct poll_call {
+  struct pollfd *user;
+  nfds_t count;
+  uint8_t *class;
+  struct pollfd *kernel;     /* count + 1 */
+  struct kernel_wait *waits; /* who is counted among the kernel's waiters for the length of a call */
+  unsigned rings;
+  unsigned becoming;
+  bool same_cpu;
+  bool space; /* somebody waits for space in a ring */
+  int64_t bound;
+};
+
+static bool is_stream(const struct conn *c) {
+  uint32_t kind = conn_kind(c);
+  return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE ||
+         (kind == BERTHA_CONN_UNIX && !unix_swapped(c));
+}
+
+static void classify(struct poll_call *p) {
+  p->rings = p->becoming = 0;
+  p->same_cpu = true;
+  p->bound = 0;
+  for (nfds_t i = 0; i < p->count; i++) {
+    int fd = p->user[i].fd;
+    struct conn *c = fd >= 0 ? conn_of(fd) : NULL;
+    if (c != NULL && UNLIKELY(conn_flags(c) & CONN_CARRIED)) {
+      carried_settle(c, fd); /* its carrier has to have it, or the other end waits for ever */
+    }
+    p->class[i] = KERNEL;
+    if (c == NULL || !is_stream(c)) {
+      if (fd >= 0) {
+        eset_polled(fd);
+      }
+      continue;
+    }
+    if (conn_kind(c) == BERTHA_CONN_CLAIMED ? conn_ripe(c, fd) : conn_kind(c) == BERTHA_CONN_SHM) {
+      p->class[i] = RING;
+      p->rings++;
+      if (!same_processor(c->link)) {
+        p->same_cpu = false;
+      }
+      int64_t bound = link_spin_bound(c->link);
+      p->bound = bound > p->bound ? bound : p->bound;
+    } else {
+      p->class[i] = BECOMING;
+      p->becoming++;
+    }
+  }
+}
+
+static int look_at_rings(struct poll_call *p) {
+  int ready = 0;
+  for (nfds_t i = 0; i < p->count; i++) {
+    if (p->class[i] != RING) {
+      continue;
+    }
+    struct conn *c = conn_of(p->user[i].fd);
+    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
+      p->user[i].revents = POLLNVAL;
+    } else {
+      p->user[i].revents = conn_events(c, p->user[i].fd, p->user[i].events);
+    }
+    ready += p->user[i].revents != 0;
+  }
+  return ready;
+}
+
+static void fill_kernel(struct poll_call *p) {
+  for (nfds_t i = 0; i < p->count; i++) {
+    p->kernel[i] = p->user[i];
+    p->kernel[i].revents = 0;
+    if (p->class[i] == RING) {
+      struct conn *c = conn_of(p->user[i].fd);
+      short want = p->user[i].events & POLLPRI;
+      if (c != NULL && !(conn_flags(c) & CONN_FIN)) {
+        want |= p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP) ? POLLIN | POLLRDHUP : POLLRDHUP;
+      }
+      if (c != NULL && c->tx_phase != PHASE_RING) {
+        want |= p->user[i].events & POLLOUT;
+      }
+      p->kernel[i].events = want;
+      if (c != NULL && conn_flags(c) & CONN_RST) {
+        p->kernel[i].fd = -1; /* its POLLHUP stands for ever and has been taken note of */
+      }
+    }
+  }
+}
+
+/* What the kernel said: of the rings' connections taken note, of the others passed on. */
+static int take_kernel(struct poll_call *p) {
+  int ready = 0;
+  for (nfds_t i = 0; i < p->count; i++) {
+    short r = p->kernel[i].revents;
+    struct conn *u = p->class[i] == BECOMING && (r & (POLLIN | POLLOUT)) ? conn_of(p->user[i].fd) : NULL;
+    if (u != NULL && conn_kind(u) == BERTHA_CONN_UNIX && unix_settle(u, p->user[i].fd)) {
+      struct pollfd now = {.fd = p->user[i].fd, .events = p->user[i].events};
+      r = REAL(poll)(&now, 1, 0) > 0 ? now.revents : 0; /* of the socket that has just come there */
+    }
+    if (p->class[i] != RING) {
+      p->user[i].revents = r;
+      ready += r != 0;
+    } else if (r != 0) {
+      struct conn *c = conn_of(p->user[i].fd);
+      if (c == NULL) {
+        continue;
+      }
+      if (r & (POLLERR | POLLHUP)) {
+        conn_set_flag(c, CONN_RST);
+      }
+      if (r & POLLRDHUP) {
+        conn_set_flag(c, CONN_FIN);
+      } else if ((r & POLLIN) && c->rx_phase == PHASE_RING) {
+        conn_look_at_kernel(c, p->user[i].fd);
+        if (UNLIKELY(c->rcv_lowat > 1)) { /* too little is in the ring: the byte would wake us all the time */
+          bell_clear(c, p->user[i].fd);
+        }
+      }
+      if (r & POLLPRI) {
+        p->user[i].revents |= POLLPRI & p->user[i].events;
+      }
+    }
+  }
+  return ready;
+}
+
+static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const sigset_t *mask) {
+  struct timespec timeout = {ns / 1000000000, ns % 1000000000};
+  nfds_t n = p->count;
+  if (bell_fd >= 0) {
+    p->kernel[n++] = (struct pollfd){.fd = bell_fd, .events = POLLIN};
+  }
+  /* Waiting in the kernel on a descriptor whose other end may come to the rings: it must ring there. */
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    p->waits[i].conn = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (p->waits[i].conn != NULL) {
+      p->waits[i].life = conn_kernel_sleep(p->waits[i].conn);
+    }
+  }
+  int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
+  int error = errno;
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    if (p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
+    }
+  }
+  if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
+    uint64_t count;
+    if (REAL(read)(bell_fd, &count, sizeof count) == sizeof count) {
+      result--;
+    }
+  }
+  return result >= 0 ? result : -error;
+}
+
+static void disarm(struct waiter *w) {
+  for (uint32_t i = 0; i < w->count; i++) {
+    struct link *l = w->sleepers[i].link;
+    _Atomic uint32_t *armed = &l->sleepers[l->side][w->sleepers[i].index].armed;
+    if (atomic_load_explicit(armed, memory_order_relaxed)) {
+      atomic_store(armed, 0);
+    }
+  }
+}
+
+/* Registers this thread with every ring it waits for; false: somebody else sleeps on one of them, or there
+ * is no bell for what is waited for: sleep by the clock. */
+static bool arm(struct waiter *w, struct poll_call *p) {
+  bool sure = true;
+  bool out = false;
+  for (nfds_t i = 0; i < p->count; i++) {
+    out |= p->class[i] == RING && (p->user[i].events & POLLOUT);
+  }
+  waiter_want_bell(w, out);
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (c == NULL) {
+      continue;
+    }
+    uint32_t index = waiter_sleeper(w, c->link);
+    if (index == 0) {
+      sure = false;
+      continue;
+    }
+    struct bertha_watch *watch = &c->slot->watch[c->side];
+    _Atomic uint16_t *places[2] = {p->user[i].events & (POLLIN | POLLRDNORM) ? &watch->rx : NULL,
+                                   p->user[i].events & POLLOUT ? &watch->tx : NULL};
+    for (int k = 0; k < 2; k++) {
+      if (places[k] == NULL) {
+        continue;
+      }
+      uint16_t other = atomic_load(places[k]);
+      if (sleeper_elsewhere(c, other, index)) {
+        sure = false;
+      } else {
+        atomic_store(places[k], (uint16_t)index);
+      }
+    }
+    if (p->user[i].events & POLLOUT) {
+      if (conn_flags(c) & CONN_FIN) {
+        bell_on_connection(c, p->user[i].fd);
+      }
+      sure &= w->bell != 0;
+      p->space = true;
+    }
+    if (!atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
+      sleeper_arm(&c->link->sleepers[c->side][index]);
+    }
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  return sure;
+}
+
+static void unplace(struct waiter *w, struct poll_call *p) {
+  disarm(w);
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
+      continue;
+    }
+    uint32_t index = waiter_sleeper(w, c->link);
+    struct bertha_watch *watch = &c->slot->watch[c->side];
+    uint16_t mine = (uint16_t)index;
+    atomic_compare_exchange_strong(&watch->rx, &mine, 0);
+    mine = (uint16_t)index;
+    atomic_compare_exchange_strong(&watch->tx, &mine, 0);
+  }
+}
+
+static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *mask) {
+  struct waiter *w = waiter_get();
+  int64_t begin = bertha_now_ns();
+  int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
+  int64_t bound = p->same_cpu ? 0 : p->bound;
+  int64_t spin_end = begin + (w != NULL ? spin_budget(&w->spin, begin, bound) : 0);
+  int64_t kernel_next = begin;
+  bool only_rings = p->rings == p->count;
+  int ready;
+  bool first = true;
+  for (;;) {
+    ready = look_at_rings(p);
+    int64_t now = first ? begin : bertha_now_ns();
+    if (ready > 0 && (!first || (only_rings && w != NULL && now - w->kernel_seen < KERNEL_EVERY_NS))) {
+      break; /* a descriptor that is always writable must not hide the end of its connection for ever */
+    }
+    if (now >= kernel_next) {
+      fill_kernel(p);
+      int n = kernel_poll_call(p, -1, 0, NULL);
+      kernel_next = now + KERNEL_EVERY_NS;
+      if (w != NULL) {
+        w->kernel_seen = now;
+      }
+      if (n > 0) {
+        int others = take_kernel(p);
+        ready = look_at_rings(p) + others;
+      }
+    }
+    first = false;
+    if (ready > 0 || (deadline >= 0 && now >= deadline)) {
+      break;
+    }
+    if (now < spin_end) {
+      for (int i = 0; i < LOOKS_PER_CLOCK / 4; i++) {
+        bertha_pause();
+      }
+      continue;
+    }
+    if (w == NULL) {
+      ready = -ENOMEM;
+      break;
+    }
+    bool sure = arm(w, p);
+    ready = look_at_rings(p);
+    if (ready == 0) {
+      fill_kernel(p);
+      int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
+      if (!sure || p->space) {
+        ns = at_most(deadline, now, (sure ? SPACE_MS : NO_BELL_MS) * 1000000);
+        ns = ns > 0 ? ns : 0;
+      }
+      int n = kernel_poll_call(p, w->bell_fd, ns, mask);
+      unplace(w, p);
+      if (n < 0) {
+        return n;
+      }
+      int others = take_kernel(p);
+      if (p->becoming > 0) {
+        classify(p);
+        others = 0; /* what has come to the rings is judged there, the rest asked again */
+        for (nfds_t i = 0; i < p->count; i++) {
+          others += p->class[i] != RING && p->user[i].revents != 0;
+        }
+      }
+      ready = look_at_rings(p) + others;
+    } else {
+      unplace(w, p);
+    }
+    if (ready > 0) {
+      break;
+    }
+  }
+  if (bound > 0 && w != NULL && timeout_ns != 0) {
+    spin_learn(&w->spin, bertha_now_ns() - begin, bound);
+  }
+  return ready;
+}
+
+int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask) {
+  bool any = false;
+  for (nfds_t i = 0; i < count; i++) {
+    struct conn *c = fds[i].fd >= 0 ? conn_of(fds[i].fd) : NULL;
+    if (c != NULL && is_stream(c)) {
+      any = true;
+    } else if (fds[i].fd >= 0) {
+      eset_polled(fds[i].fd);
+    }
+  }
+  struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+  if (LIKELY(!any)) {
+    int n = REAL(ppoll)(fds, count, timeout_ns >= 0 ? &timeout : NULL, mask);
+    return n >= 0 ? n : -errno;
+  }
+  uint8_t class_space[STACK_FDS];
+  struct pollfd kernel_space[STACK_FDS + 1];
+  struct kernel_wait wait_space[STACK_FDS];
+  struct poll_call p = {
+      .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
+  void *heap = NULL;
+  if (count > STACK_FDS) {
+    heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
+    if (heap == NULL) {
+      return -ENOMEM;
+    }
+    p.waits = heap;
+    p.kernel = (struct pollfd *)(void *)(p.waits + count + 1);
+    p.class = (uint8_t *)(p.kernel + count + 1);
+  }
+  for (nfds_t i = 0; i < count; i++) {
+    fds[i].revents = 0;
+  }
+  classify(&p);
+  int64_t begin = bertha_now_ns();
+  int result;
+  for (;;) {
+    int64_t left = timeout_ns;
+    if (timeout_ns > 0) {
+      left = timeout_ns - (bertha_now_ns() - begin);
+      left = left > 0 ? left : 0;
+    }
+    if (p.rings > 0) {
+      result = poll_rings(&p, left, mask);
+      break;
+    }
+    fill_kernel(&p);
+    result = kernel_poll_call(&p, -1, left, mask);
+    if (result < 0) {
+      break;
+    }
+    result = take_kernel(&p);
+    if (result == 0 && (timeout_ns == 0 || left == 0)) {
+      break;
+    }
+    classify(&p); /* a bell byte may be all there is: then the connection has come to the rings */
+    if (p.rings == 0 && result > 0) {
+      break;
+    }
+  }
+  free(heap);
+  return result;
+}

@@ -1,0 +1,45 @@
+/* What a thread needs to sleep: its bell, its entries among the links' sleepers, what it has learnt of spinning.  Shared by
+ * the waits for one connection (wait.c) and for many descriptors (wait_fds.c). */
+#ifndef BERTHA_WAITER_H
+#define BERTHA_WAITER_H
+
+#include "wait.h"
+
+enum {
+  SLEEPERS_PER_THREAD = 240,
+  LOOKS_PER_CLOCK = 32,
+  NO_BELL_MS = 1, /* how long to sleep where nobody can wake us */
+  SPACE_MS = 20,  /* and at most for space in a ring */
+};
+
+struct waiter { /* of a thread */
+  struct spinner spin;
+  struct spinner first; /* for the first answer on a connection */
+  uint32_t sleeps;
+  int64_t kernel_seen; /* when poll last asked the kernel too */
+  uint32_t bell;
+  int bell_fd;
+  int pid;
+  uint32_t count;
+  struct {
+    struct link *link;
+    uint32_t index;
+  } sleepers[SLEEPERS_PER_THREAD];
+  struct waiter *_Atomic next; /* all of the process, for fork and moved descriptors */
+};
+
+struct waiter *waiter_get(void);                           /* this thread's; NULL: no memory */
+uint32_t waiter_sleeper(struct waiter *w, struct link *l); /* its entry there; 0: none left */
+void waiter_want_bell(struct waiter *w, bool now);
+
+/* Another thread of this side is asleep on the same thing.  The number lies in shared memory: it may be any. */
+static inline bool sleeper_elsewhere(const struct conn *c, uint32_t other, uint32_t mine) {
+  return other != 0 && other != mine && other < BERTHA_SLEEPERS &&
+         atomic_load(&c->link->sleepers[c->side][other].armed) != 0;
+}
+
+static inline int64_t at_most(int64_t deadline, int64_t now, int64_t ns) {
+  return deadline >= 0 && deadline - now < ns ? deadline - now : ns;
+}
+
+#endif
