@@ -1,0 +1,61 @@
+"""A chunnel of thirty lines of Python, from a policy file, beneath programs that are not Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chunnels.conftest import Pair, StartRedis
+from tests.chunnels.test_redis import assert_through
+from tests.harness import require_program
+
+pytestmark = [pytest.mark.program, pytest.mark.net]
+
+ROT = Path(__file__).resolve().parents[2] / "docs" / "authors" / "rot13.py"
+BAD = """
+from __future__ import annotations
+from bertha_socket.chunnels import Pipe
+
+
+class Bad(Pipe):
+    def down(self, item):
+        if b"poison" in item:
+            raise ValueError("I cannot stand that word")
+        return (item,)
+"""
+
+
+def _known(pair: Pair, dag: str, **sources: str) -> None:
+    """Both hosts know the chunnels; the server alone says that they are used."""
+    tables = "".join(
+        f'[[chunnel]]\nname = "{name}"\nsource = "{place}"\n\n' for name, place in sources.items()
+    )
+    pair.server.set_policy(f"{tables}[[rule]]\nside = \"server\"\ndag = '{dag}'\n")
+    pair.client.set_policy(tables)
+
+
+@pytest.mark.parametrize(
+    ("dag", "types"), [("rot(by=5)", ["rot"]), ("rot() |> encrypt()", ["rot", "encrypt"])]
+)
+def test_thirty_lines_beneath_redis(pair: Pair, start_redis: StartRedis, dag: str, types: list[str]) -> None:
+    _known(pair, dag, rot=f"{ROT}:Rot")
+    _, port = start_redis(pair.server, pair.address)
+    cli = [require_program("redis-cli"), "-h", pair.address, "-p", str(port)]
+    assert pair.client.run([*cli, "set", "key", "words"]).strip() == "OK"
+    assert pair.client.run([*cli, "get", "key"]).strip() == "words"
+    whole = [*types, "local_or_remote"]
+    assert_through(pair.client.finish(), "redis-cli", whole, 2)
+    assert_through(pair.server.finish(), "redis-server", whole, 2)
+
+
+def test_its_fault_is_one_connections_alone(pair: Pair, start_redis: StartRedis, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text(BAD, encoding="utf-8")
+    _known(pair, "bad()", bad=f"{bad}:Bad")
+    _, port = start_redis(pair.server, pair.address)
+    cli = [require_program("redis-cli"), "-h", pair.address, "-p", str(port)]
+    assert pair.client.run([*cli, "set", "key", "words"]).strip() == "OK"
+    with pytest.raises(AssertionError):
+        pair.client.run([*cli, "set", "key", "poison"])
+    assert pair.client.run([*cli, "get", "key"]).strip() == "words"
