@@ -234,6 +234,15 @@ def test_a_remote_client_brings_chunnels(pair: Pair, room: Path) -> None:
 
 
 @pytest.mark.net
+def test_a_host_asks_itself(pair: Pair) -> None:
+    """Its own address, where nobody is registered: it answers itself, in the same loop."""
+    with pair.server.shim() as shim:
+        found = shim.negotiate(pair.address, 9, netns=pair.netns.server.name)
+        assert found.verdict == Verdict.PLAIN and "listens there" in found.detail, found
+    assert pair.server.status()["agent"]["faults"] == 0
+
+
+@pytest.mark.net
 def test_nobody_listens_there(pair: Pair, room: Path) -> None:
     policy = write_policy(room, "client.toml", client_rule("compress()"))
     with pair.client.shim() as plain, pair.client.shim(policy=policy) as strict:
