@@ -97,6 +97,10 @@ class Parameter:
             return None
         if not _KIND_CHECKS[self.kind](value):
             return _KIND_NAMES[self.kind]
+        if self.kind == "expression":
+            wrong = _expression_problem(value)
+            if wrong is not None:
+                return wrong
         return self.check(value) if self.check is not None else None
 
 
@@ -110,6 +114,16 @@ def _is_expression(value: Any) -> bool:
     from bertha_socket.expressions import Expression
 
     return isinstance(value, (Expression, str))
+
+
+def _expression_problem(value: Any) -> str | None:
+    from bertha_socket.expressions import parse_expression
+
+    try:
+        parse_expression(str(value))
+    except OSError as error:
+        return f"an expression ({error.strerror})"
+    return None
 
 
 def _is_number(value: Any) -> bool:

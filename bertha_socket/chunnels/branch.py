@@ -186,16 +186,13 @@ def _evaluator(by: Any) -> Any:
     """A function from a message to a number."""
     from bertha_socket import expressions
 
-    expression = expressions.parse_expression(by) if isinstance(by, str) else by
-    evaluate = getattr(expression, "evaluate", None)
-    if evaluate is None:
-        raise ChunnelArgumentError("branch: this release cannot compute expressions")
+    expression = expressions.parse_expression(str(by))
 
     def value(message: Any) -> int:
         if not isinstance(message, (bytes, bytearray, memoryview)):
             raise ChunnelError("branch: its expression is about bytes; put it below serialize()")
         try:
-            return int(evaluate(bytes(message)))
+            return expression.evaluate(bytes(message))
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             raise ChunnelError(f"branch: {expression} has no value for a message ({error})") from None
 
