@@ -20,6 +20,9 @@ int bertha_door_state(void);
 int bertha_door_redirect(unsigned origins);
 /* The ledger as lines "object\tcall\tentries\n"; returns the size it has (without the final 0), written or not. */
 size_t bertha_door_ledger(char *to, size_t size);
+/* In this thread, from now on: Python's connect and listen begin in the shim (1), or only where the origins say so (0).
+ * Returns what was before. */
+int bertha_door_opt(int in);
 /* The C library's own function behind a redirected name, or NULL. */
 void *bertha_door_original(const char *name);
 

@@ -7,6 +7,8 @@
  * read-only (RELRO) are made writable for the moment of writing. */
 #include "door.h"
 
+#include "../core/real.h"
+
 #include <dlfcn.h>
 #include <elf.h>
 #include <errno.h>
@@ -65,6 +67,24 @@ static unsigned long long seen_subs;
 
 static void *(*real_dlopen)(const char *, int);
 static void *door_dlopen(const char *path, int mode);
+
+/* ---- sockets that ask for it one by one (bertha_socket.socket) ------------------------------------ */
+
+static __thread __attribute__((tls_model("initial-exec"))) int opted;
+
+static int door_connect(int fd, const struct sockaddr *address, socklen_t size) {
+  return opted ? connect(fd, address, size) : REAL(connect)(fd, address, size);
+}
+
+static int door_listen(int fd, int backlog) {
+  return opted ? listen(fd, backlog) : REAL(listen)(fd, backlog);
+}
+
+DOOR_API int bertha_door_opt(int in) {
+  int before = opted;
+  opted = in;
+  return before;
+}
 
 /* ---- what is loaded ------------------------------------------------------------------------------ */
 
@@ -272,11 +292,20 @@ static bool make_writable(struct object *o) {
   return true;
 }
 
-static bool wanted(const struct object *o, const char *name) {
-  if (strcmp(name, "connect") != 0 && strcmp(name, "listen") != 0) {
-    return true;
+/* Where this object's entry for the call is to lead, or 0 if it stays as it is. */
+static uintptr_t target_of(const struct object *o, const struct call *call) {
+  uintptr_t by_socket;
+  if (strcmp(call->name, "connect") == 0) {
+    by_socket = (uintptr_t)&door_connect;
+  } else if (strcmp(call->name, "listen") == 0) {
+    by_socket = (uintptr_t)&door_listen;
+  } else {
+    return call->ours;
   }
-  return (o->origins & (o->python ? DOOR_SOCKET : DOOR_LIBRARIES)) != 0;
+  if ((o->origins & (o->python ? DOOR_SOCKET : DOOR_LIBRARIES)) != 0) {
+    return call->ours;
+  }
+  return o->python ? by_socket : 0;
 }
 
 static const struct call *call_by_name(const char *name) {
@@ -301,17 +330,19 @@ static void rewrite(struct object *o, uintptr_t base, const struct dynamic *d, c
   uintptr_t now = atomic_load_explicit(slot, memory_order_relaxed);
   /* Bound to the C library; or not bound yet, still leading to this object's own stub. */
   bool unbound = type == SLOT && symbol->st_shndx == SHN_UNDEF && within(now, o->all);
-  if (!unbound && !in_c_library(now)) {
+  bool by_socket = now == (uintptr_t)&door_connect || now == (uintptr_t)&door_listen;
+  if (!unbound && !by_socket && !in_c_library(now)) {
     return;
   }
   const struct call *call = call_by_name(d->strings + symbol->st_name);
-  if (call == NULL || call->original == 0 || call->ours == now || !wanted(o, call->name)) {
+  uintptr_t target = call != NULL && call->original != 0 ? target_of(o, call) : 0;
+  if (target == 0 || target == now) {
     return;
   }
   if (within((uintptr_t)slot, o->relro) && !make_writable(o)) {
     return;
   }
-  atomic_store_explicit(slot, call->ours, memory_order_release);
+  atomic_store_explicit(slot, target, memory_order_release);
   o->rewritten++;
   note(o->name, call->name);
 }

@@ -1,0 +1,88 @@
+"""stdlib `socket` once more, with a `socket` class whose connections are negotiated: what
+`import bertha_socket as socket` shows.
+
+The functions that make sockets (create_connection, create_server, ...) are the running Python's own, with
+our class in the place of its: so they are right for every version.
+"""
+
+from __future__ import annotations
+
+import socket as _stdlib
+import types
+from collections.abc import Callable
+from typing import Any
+
+from bertha_socket import _door
+
+__all__ = ["NAMES", "names"]
+
+
+class socket(_stdlib.socket):
+    """stdlib's `socket.socket`; connections that it makes or takes are carried by the best way there is.
+
+    Where nothing better than the kernel's TCP can be had, or the shim cannot be loaded, it is stdlib's.
+    """
+
+    __slots__ = ()
+
+    def listen(self, *backlog: int) -> None:
+        """As stdlib's."""
+        with _opted():
+            super().listen(*backlog)
+
+    def connect(self, address: Any, /) -> None:
+        """As stdlib's."""
+        with _opted():
+            super().connect(address)
+
+    def connect_ex(self, address: Any, /) -> int:
+        """As stdlib's."""
+        with _opted():
+            return super().connect_ex(address)
+
+    def accept(self) -> tuple[_stdlib.socket, Any]:
+        """As stdlib's; the connection is one of ours too."""
+        connection, address = super().accept()
+        timeout = connection.gettimeout()
+        ours = socket(connection.family, connection.type, connection.proto, fileno=connection.detach())
+        ours.settimeout(timeout)
+        return ours, address
+
+
+def _opted() -> _door.connecting:
+    try:
+        _door.open_door(_door.Origin.NONE)
+    except _door.DoorError:
+        pass  # the invariant: never break the program; `bertha doctor` says what is wrong
+    return _door.connecting()
+
+
+def _again(function: types.FunctionType, names: dict[str, Any]) -> Callable[..., Any]:
+    copy = types.FunctionType(
+        function.__code__, names, function.__name__, function.__defaults__, function.__closure__
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    copy.__doc__ = function.__doc__
+    copy.__annotations__ = function.__annotations__
+    copy.__module__ = "bertha_socket"
+    return copy
+
+
+def _make() -> dict[str, Any]:
+    socket.__module__ = "bertha_socket"
+    names: dict[str, Any] = dict(vars(_stdlib))
+    names["socket"] = socket
+    for name in ("create_connection", "create_server", "fromfd", "socketpair", "has_dualstack_ipv6"):
+        found = names.get(name)
+        if isinstance(found, types.FunctionType):
+            names[name] = _again(found, names)
+    return names
+
+
+#: stdlib's names with ours in place.
+NAMES = _make()
+
+
+def names() -> list[str]:
+    """The public names: stdlib's own list."""
+    return list(_stdlib.__all__)
