@@ -202,7 +202,7 @@ TYPE = ChunnelType(
     name="mirror",
     summary="a copy of what goes by, to a pcap file or to another host",
     parameters=(
-        Parameter("to", "str", "ADDRESS:PORT, or a file's path", check=_place_problem),
+        Parameter("to", "str", "ADDRESS:PORT, or a file's path", check=_place_problem, agree="equal"),
         Parameter("direction", "str", "which way", "both", one_of("send", "receive", "both")),
     ),
     endpoints="either",

@@ -171,7 +171,7 @@ def _possible(pair: Pair, wish: Wish, client: Offer, server: Offer) -> Iterator[
 def _runnable(
     chunnel: OfferedChunnel | None, type_name: str, offer: Offer
 ) -> tuple[OfferedImplementation, ...]:
-    entry = chunnel if chunnel is not None else offer.entry(type_name)
+    entry = chunnel if chunnel is not None else offer.unasked(type_name)
     return entry.implementations if entry is not None else ()
 
 

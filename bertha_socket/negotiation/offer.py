@@ -135,9 +135,9 @@ class Offer:
         yield from (t for t in self.able if t.type == type_name)
         yield from (c for c in self.chunnels if c.type == type_name and c.need is not Need.PROHIBIT)
 
-    def entry(self, type_name: str) -> OfferedChunnel | OfferedType | None:
-        """How it would run a chunnel that the other end asks for; None: it does not know the type."""
-        return next(self.entries(type_name), None)
+    def unasked(self, type_name: str) -> OfferedType | None:
+        """How it would run a chunnel that the other end alone asks for; None: it would not."""
+        return next((t for t in self.able if t.type == type_name), None)
 
     def only(self, carrier: str) -> Offer:
         """The same, with the implementations of one carrier ("native", "python")."""

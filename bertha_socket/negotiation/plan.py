@@ -19,6 +19,7 @@ from bertha_socket.negotiation.offer import (
     Offer,
     OfferedChunnel,
     OfferedImplementation,
+    OfferedType,
 )
 
 PLAN_VERSION: Final = 1
@@ -216,11 +217,18 @@ def _wrong(chunnel: PlannedChunnel, own: Offer, side: str) -> str | None:
         if other is None and any(e.endpoints not in ("", "none") for e in entries):
             return "nobody runs it"
         return None
-    wheres = chunnel.where(side)
-    for i in (i for e in entries for i in e.implementations):
-        if i.name == mine and i.where == wheres and _fits(i, chunnel, side):
+    where = chunnel.where(side)
+    why = f"{mine} with wire {chunnel.wire} is not offered"
+    for entry in entries:
+        if not any(
+            i.name == mine and i.where == where and _fits(i, chunnel, side) for i in entry.implementations
+        ):
+            continue
+        # What is not offered unasked runs as this end has asked for it.
+        if isinstance(entry, OfferedType) or (entry.wanted and _given(chunnel, entry, side)):
             return None
-    return f"{mine} with wire {chunnel.wire} is not offered"
+        why = "the arguments are not as asked for"
+    return why
 
 
 def _fits(i: OfferedImplementation, chunnel: PlannedChunnel, side: str) -> bool:
@@ -260,8 +268,11 @@ def _missing(plan: Plan, own: Offer, side: str) -> OfferedChunnel | None:
 
 
 def _meets(chunnel: PlannedChunnel, wish: OfferedChunnel, side: str) -> bool:
-    if chunnel.type != wish.type or not within(wish.scope, chunnel):
-        return False
+    return chunnel.type == wish.type and within(wish.scope, chunnel) and _given(chunnel, wish, side)
+
+
+def _given(chunnel: PlannedChunnel, wish: OfferedChunnel, side: str) -> bool:
+    """Whether a plan has the arguments that an end gave: the server's as they are, the client's firm ones."""
     planned = chunnel.kwargs
     for name, value in wish.args:
         if side == "client" and name not in wish.firm:

@@ -78,9 +78,6 @@ def _listed(offer: Offer, kind: str, chunnel: OfferedChunnel | None) -> tuple[Of
     for able in offer.able:
         if able.type == kind:
             return able.implementations
-    for other in offer.chunnels:
-        if other.type == kind and other.need is not Need.PROHIBIT:
-            return other.implementations
     return ()
 
 

@@ -117,7 +117,7 @@ def test_a_preferred_chunnel_that_cannot_be_had_is_left_out_and_told() -> None:
 
 
 def test_avoided_gives_way_to_required_alone() -> None:
-    avoiding = Offer((OfferedChunnel("encrypt", need=Need.AVOID, implementations=ENCRYPT),))
+    avoiding = Offer((OfferedChunnel("encrypt", need=Need.AVOID, implementations=ENCRYPT),), ABLE)
     assert planned(avoiding, Offer((encrypt(Need.PREFER),))).chunnels == ()
     assert [c.type for c in planned(avoiding, Offer((encrypt(),))).chunnels] == ["encrypt"]
 

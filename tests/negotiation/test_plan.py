@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from bertha_socket.dag import Need, Scope
 from bertha_socket.negotiation.choose import choose
-from bertha_socket.negotiation.offer import Offer, OfferedChunnel
+from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedImplementation
 from bertha_socket.negotiation.plan import PLAN_MAX, Omitted, Plan, PlannedChunnel, Refusal, acceptable
 from bertha_socket.negotiation.rules import Rules
 from tests.negotiation.strategies import ABLE, NAMES, TYPES, WIRES, compress, encrypt, offers
@@ -92,6 +92,25 @@ def test_rules_and_scopes_hold_for_a_plan_that_is_shown() -> None:
     assert acceptable(changed(1, **python), near, "server") is not None, "the client's runs too far away"
     both_near = {**python, "client": "python", "client_where": "application"}
     assert acceptable(changed(1, **both_near), near, "server") is None
+
+
+@pytest.mark.parametrize("need", [Need.REQUIRE, Need.PREFER])
+def test_what_is_not_offered_unasked_runs_as_it_was_asked_for(need: Need) -> None:
+    """Somebody else's argument (a file, say) is not put in place of one that this end insists on."""
+    alone = (OfferedImplementation("one", (), "either", "host"),)
+
+    def tap(path: str) -> OfferedChunnel:
+        return OfferedChunnel("tap", (("to", path),), need, None, alone, "either", firm=("to",))
+
+    def shown(path: str) -> Plan:
+        return Plan((PlannedChunnel("tap", (("to", path),), "none", "one", None, "host"),))
+
+    own = Offer((tap("/mine"),))
+    assert acceptable(shown("/mine"), own, "client") is None
+    assert acceptable(shown("/theirs"), own, "client") is not None
+    assert acceptable(shown("/theirs"), Offer(), "client") is not None
+    found = choose(own, Offer((tap("/theirs"),)))
+    assert isinstance(found, Refusal) if need is Need.REQUIRE else getattr(found, "chunnels", None) == ()
 
 
 def test_required_twice_is_there_twice() -> None:
