@@ -19,6 +19,8 @@ from setuptools.errors import ExecError
 
 ROOT = Path(__file__).resolve().parent
 SHIM = Path("bertha_socket/lib/libbertha_shim.so")
+#: What native/Makefile puts beside it, as far as the libraries' headers were there.
+NATIVE_FILES = (SHIM, SHIM.with_name("bertha-relay"), SHIM.with_name("bertha-carrier"))
 CFFI_SCRIPT = Path("native/cffi_build.py")
 
 
@@ -51,7 +53,7 @@ class BuildNative(build_py):
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = super().get_outputs(include_bytecode)
-        built = [Path(self.build_lib) / name for name in (SHIM, SHIM.with_name("bertha-relay"))]
+        built = [Path(self.build_lib) / name for name in NATIVE_FILES]
         return [*outputs, *(str(path) for path in built if path.exists())]
 
 

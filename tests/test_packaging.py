@@ -111,6 +111,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
         "bertha_socket/lib/libbertha_shim.so",
     }
     assert "bertha_socket/lib/bertha-relay" in names
+    assert "bertha_socket/lib/bertha-carrier" in names
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     strangers = {n for n in names if not n.startswith(("bertha_socket/", "bertha_socket-"))}
     assert sorted(strangers) == []

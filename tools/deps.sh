@@ -33,6 +33,9 @@ has_file() { # any of these paths
   for path in "$@"; do [ -e "$path" ] && return 0; done
   return 1
 }
+has_header() {
+  has cc && printf '#include <stddef.h>\n#include <%s>\n' "$1" | cc -x c -E - >/dev/null 2>&1
+}
 links() { # a C library with its header: can a program with it be linked?
   has cc && printf '#include <stdarg.h>\n#include <stddef.h>\n#include <setjmp.h>\n#include <stdint.h>\n#include <%s>\nint main(void) { return 0; }\n' "$1" |
     cc -x c - -o /dev/null "-l$2" 2>/dev/null
@@ -69,6 +72,9 @@ look() {
         need python3-venv "virtual environments" python_can 'import venv, ensurepip'
         need python3-dev "Python's headers" python_can \
           'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
+        need libssl-dev "the native carrier: encrypt" has_header openssl/ssl.h
+        need libzstd-dev "the native carrier: compress" has_header zstd.h
+        need liblz4-dev "the native carrier: compress" has_header lz4frame.h
         ;;
       demo)
         need redis-server "the programs of the demo" has redis-server
@@ -90,6 +96,7 @@ look() {
         need wrk "program tests" has wrk
         need curl "program tests" has curl
         need openssl "certificates of the TLS tests" has openssl
+        need tshark "tests that look at what crosses the network" has tshark
         need strace "tests that count system calls" has strace
         need clang "fuzzers" has clang
         need "libclang-rt-$(clang_version)-dev" "fuzzers" \
