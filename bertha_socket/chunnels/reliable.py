@@ -76,7 +76,7 @@ class Timing:
     """The retransmission time-out of RFC 6298, in seconds."""
 
     def __init__(self) -> None:
-        self.rto = _RTO_FIRST
+        self.rto = self._base = _RTO_FIRST
         self._srtt: float | None = None
         self._var = 0.0
 
@@ -87,7 +87,12 @@ class Timing:
         else:
             self._var = 0.75 * self._var + 0.25 * abs(self._srtt - rtt)
             self._srtt = 0.875 * self._srtt + 0.125 * rtt
-        self.rto = min(_RTO_MAX, max(_RTO_MIN, self._srtt + max(0.001, 4 * self._var)))
+        self._base = min(_RTO_MAX, max(_RTO_MIN, self._srtt + max(0.001, 4 * self._var)))
+        self.rto = self._base
+
+    def progress(self) -> None:
+        """Something new was acknowledged: the network is there, whatever was lost."""
+        self.rto = self._base
 
     def backoff(self) -> None:
         """Nothing came in time."""
@@ -158,6 +163,8 @@ class Sender:
                     packet.arrived, packet.lost = True, False
                     count += 1
                     newest = packet
+        if newest is not None:
+            self.timing.progress()
         if newest is not None and newest.times == 1:  # Karn: others' answers are ambiguous
             self.timing.sample(max(0.0, now - newest.sent_at))
         self._find_lost()

@@ -1,0 +1,162 @@
+"""`reliable` where the network is at its worst, on numbers' edges, and over the kernel's UDP."""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from typing import Any
+
+import pytest
+
+from bertha_socket.chunnels import ChunnelError, Interface
+from bertha_socket.chunnels.pipeline import Moved, Pipeline
+from bertha_socket.chunnels.reliable import HEADER, Timing, _near
+from bertha_socket.testing import Duplex, pair_of
+
+PAIR = pair_of("reliable")
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_lost_doubled_or_reordered(loss: float, seed: int) -> None:
+    duplex = Duplex(pair_of("reliable", give_up=3600.0), Interface.DATAGRAMS, seed, loss)
+    sent = {
+        side: [duplex.random.randbytes(duplex.random.choice((0, 1, 100, 5000))) for _ in range(40)]
+        for side in ("client", "server")
+    }
+    for side, messages in sent.items():
+        duplex.send_all(side, messages)
+        duplex.end(side)
+    duplex.run(lambda: all(duplex.ended.values()))
+    assert duplex.got["server"] == sent["client"]
+    assert duplex.got["client"] == sent["server"]
+
+
+def test_without_loss_nothing_is_sent_twice() -> None:
+    duplex = Duplex(PAIR, Interface.DATAGRAMS, loss=0.0)
+    duplex.send_all("client", [b"x" * 1000] * 200)
+    duplex.settle()
+    data = [d for d in duplex.sent["client"] if d[0] == 1]
+    assert len(data) == len(set(data)) == 200
+
+
+def test_it_begins_slowly_and_waits_for_acknowledgements() -> None:
+    duplex = Duplex(PAIR, Interface.DATAGRAMS, loss=0.0)
+    duplex.settle(1.0)
+    duplex.flowing = False
+    for _ in range(300):
+        duplex.send("client", b"x" * 1000)
+    assert len([d for d in duplex.sent["client"] if d[0] == 1]) == 10
+
+
+def test_a_silent_other_end_is_given_up() -> None:
+    duplex = Duplex(pair_of("reliable", give_up=5.0), Interface.DATAGRAMS, loss=1.0)
+    duplex.send("client", b"anybody there?")
+    with pytest.raises(ChunnelError, match="has not answered for 5 s"):
+        duplex.settle(600)
+
+
+def test_strangers_are_ignored() -> None:
+    duplex = Duplex(PAIR, Interface.DATAGRAMS, loss=0.0)
+    duplex.send_all("client", [b"one"])
+    duplex.settle()
+    _, _, connection, number, acknowledged = HEADER.unpack_from(duplex.sent["client"][-1])
+    for datagram in (
+        b"",
+        b"short",
+        HEADER.pack(1, 0, connection ^ 1, number + 1, acknowledged) + b"another connection's",
+        HEADER.pack(9, 0, connection, number + 1, acknowledged) + b"no such kind",
+        HEADER.pack(1, 0, connection, number + 5000, acknowledged) + b"far beyond the window",
+        HEADER.pack(1, 0, connection, number, acknowledged) + b"the old number again",
+    ):
+        duplex.inject("server", datagram)
+    duplex.send_all("client", [b"two"])
+    duplex.settle()
+    assert duplex.got["server"] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("low", "reference", "full"),
+    [
+        (5, 3, 5),
+        (1, 0xFFFFFFFF, 0x100000001),
+        (0xFFFFFFFF, 0x100000001, 0xFFFFFFFF),
+        (7, 1 << 40, (1 << 40) + 7),
+    ],
+)
+def test_numbers_go_around(low: int, reference: int, full: int) -> None:
+    assert _near(low, reference) == full
+
+
+def test_the_timer_of_rfc_6298() -> None:
+    timing = Timing()
+    assert timing.rto == 1.0
+    timing.sample(0.5)
+    assert timing.rto == pytest.approx(0.5 + 4 * 0.25)
+    timing.sample(0.5)
+    assert timing.rto == pytest.approx(0.5 + 4 * 0.1875)
+    timing.backoff()
+    assert timing.rto == pytest.approx(2 * (0.5 + 4 * 0.1875))
+    for _ in range(50):
+        timing.sample(0.001)
+    assert timing.rto == 0.2
+    for _ in range(50):
+        timing.backoff()
+    assert timing.rto == 60.0
+
+
+class _End:
+    """One end over a UDP socket."""
+
+    def __init__(self, pipes: Any) -> None:
+        self.pipeline = Pipeline(list(pipes))
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.socket.setblocking(False)
+        self.got: list[bytes] = []
+
+    def begin(self, other: _End) -> None:
+        self.socket.connect(other.socket.getsockname())
+        self.do(self.pipeline.start())
+
+    def do(self, moved: Moved) -> None:
+        self.got += moved.up
+        for datagram in moved.down:
+            try:
+                self.socket.send(datagram)
+            except (BlockingIOError, ConnectionRefusedError):
+                pass  # lost
+
+    def turn(self) -> None:
+        while True:
+            try:
+                self.do(self.pipeline.up(self.socket.recv(65536)))
+            except (BlockingIOError, ConnectionRefusedError):
+                break
+        now = time.monotonic()
+        due = self.pipeline.deadline()
+        if due is not None and due <= now:
+            self.do(self.pipeline.tick(now))
+
+
+def test_over_udp() -> None:
+    client, server = (_End(pipes) for pipes in PAIR())
+    with client.socket, server.socket:
+        client.begin(server)
+        server.begin(client)
+        sent = [bytes([i % 256]) * (i * 37 % 4000) for i in range(1000)]
+        left = list(sent)
+        end = time.monotonic() + 60
+        while not (client.pipeline.up_done and server.pipeline.up_done and client.pipeline.down_done):
+            assert time.monotonic() < end
+            while left and not client.pipeline.full_down:
+                client.do(client.pipeline.down(left.pop(0)))
+                if not left:
+                    client.do(client.pipeline.down_end())
+            if server.pipeline.up_done:
+                server.do(server.pipeline.down_end())
+            select.select([client.socket, server.socket], [], [], 0.01)
+            client.turn()
+            server.turn()
+        assert server.got == sent
