@@ -171,19 +171,30 @@ class Listener:
         try:
             sock.settimeout(_SECONDS)
             return self._accepted(sock)
+        except EndpointError:
+            sock.close()
+            raise
+        except OSError as error:
+            sock.close()
+            problem = f"{self._endpoint.name}: the client left, or said nothing for {_SECONDS:g} s ({error})"
+            raise EndpointError(problem) from error
         except BaseException:
             sock.close()
             raise
 
     def _accepted(self, sock: _stdlib.socket) -> Connection:
         name = self._endpoint.name
-        first = sock.recv(len(MAGIC), _stdlib.MSG_PEEK | _stdlib.MSG_WAITALL)
+        first = b""
+        while len(first) < len(MAGIC) and MAGIC.startswith(first):
+            data = sock.recv(1)
+            if not data:
+                break
+            first += data
         if not first.startswith(MAGIC):
             required = [c.type for c in self._offer.chunnels if c.need is Need.REQUIRE]
             if required:
                 raise EndpointError(f"{name}: the client knows of no chunnels, and {required[0]} is required")
-            return Connection(name, sock, "server", None, _SECONDS)
-        sock.recv(len(MAGIC))
+            return Connection(name, sock, "server", None, _SECONDS, first)
         machine = Responder(keys.find())
         plan = None
         while not machine.finished:
@@ -227,6 +238,7 @@ class Connection:
         self.interface = Interface.STREAM
         self._name = name
         self._sock = sock
+        self._early = early
         self._session: _Session | None = None
         sock.setsockopt(_stdlib.IPPROTO_TCP, _stdlib.TCP_NODELAY, 1)
         if plan is not None:
@@ -276,7 +288,8 @@ class Connection:
         session = self._session
         if session is None:
             self._sock.settimeout(timeout)
-            data = self._sock.recv(_CHUNK)
+            data, self._early = self._early or self._sock.recv(_CHUNK), b""
+            self._sock.settimeout(None)
             if not data:
                 raise EOFError(f"{self._name}: the other end sends no more")
             return data

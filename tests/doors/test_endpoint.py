@@ -1,0 +1,136 @@
+"""The paper's API: bertha_socket.new(name, wrap(...)).listen() and .connect()."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bertha_socket
+from bertha_socket import keys
+from bertha_socket._endpoint import EndpointError, Listener
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process nothing is to be redirected, and nobody's cluster key is to be found."""
+    monkeypatch.setenv("BERTHA_DISABLE", "1")
+    monkeypatch.setattr(keys, "find", lambda: None)
+
+
+@contextmanager
+def _echo(dag: str | None, refusal: str | None = None) -> Iterator[Listener]:
+    """A server that sends back what it gets, to one client, or refuses it, saying so."""
+    wrong: list[BaseException] = []
+
+    def serve(listener: Listener) -> None:
+        try:
+            with listener.accept() as connection:
+                for item in connection:
+                    connection.send(item)
+        except EndpointError as error:
+            wrong.append(error)
+
+    with bertha_socket.new("server", dag).listen(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield listener
+        finally:
+            thread.join(20)
+            assert not thread.is_alive()
+    assert [str(w) for w in wrong if refusal is None or refusal not in str(w)] == []
+    assert bool(wrong) is (refusal is not None)
+
+
+def _rest(client: socket.socket) -> bytes:
+    """What comes until the end; a reset is one too."""
+    got = b""
+    with suppress(ConnectionResetError):
+        while data := client.recv(4096):
+            got += data
+    return got
+
+
+@pytest.mark.parametrize(
+    ("dag", "items"),
+    [
+        ("frame()", [b"one", b"", b"x" * 200_000]),
+        ("serialize()", [{"a": [1, 2.5, None]}, "text", b"bytes"]),
+        ("serialize() |> compress()", [list(range(2000))]),
+        ("frame() |> compress()", [b"message"]),
+    ],
+)
+def test_messages_and_objects(dag: str, items: list[Any]) -> None:
+    """The client gives no DAG: it is the server's that counts."""
+    with _echo(dag) as listener, bertha_socket.new("client").connect(listener.address) as connection:
+        for item in items:
+            connection.send(item)
+            assert connection.recv(10) == item
+        connection.end()
+        with pytest.raises(EOFError):
+            connection.recv(10)
+
+
+@pytest.mark.parametrize("dag", [None, "local_or_remote()", "compress()"])
+def test_bytes(dag: str | None) -> None:
+    data = bytes(range(256)) * 500
+    with _echo(dag) as listener, bertha_socket.new("client").connect(listener.address) as connection:
+        connection.send(data)
+        got = b""
+        while len(got) < len(data):
+            got += connection.recv(10)
+        assert got == data
+
+
+def test_encrypted_with_the_cluster_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = keys.make(str(tmp_path / "key"))
+    monkeypatch.setattr(keys, "find", lambda: key)
+    with _echo("frame() |> encrypt()") as listener:
+        with bertha_socket.new("client").connect(listener.address) as connection:
+            connection.send(b"secret")
+            assert connection.recv(10) == b"secret"
+            assert connection.plan is not None
+            assert [c.type for c in connection.plan.chunnels] == ["frame", "encrypt"]
+
+
+def test_several_addresses_the_first_that_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    with _echo("frame()") as listener:
+        with bertha_socket.new("client").connect([nobody, listener.address]) as connection:
+            connection.send(b"x")
+            assert connection.recv(10) == b"x"
+
+
+def test_what_cannot_be_had_is_refused_at_both_ends() -> None:
+    """Without a cluster key there is no `encrypt`; the reason names it."""
+    with _echo("encrypt()", "encrypt") as listener:
+        with pytest.raises(EndpointError, match="encrypt"):
+            bertha_socket.new("client").connect(listener.address)
+
+
+def test_an_unaware_client_is_refused_where_a_chunnel_is_required() -> None:
+    with _echo("compress()", "compress is required") as listener:
+        with socket.create_connection(listener.address) as client:
+            client.sendall(b"GET")
+            assert _rest(client) == b""
+
+
+def test_an_unaware_client_is_served_plain_otherwise() -> None:
+    with _echo("prefer compress()") as listener, socket.create_connection(listener.address) as client:
+        client.sendall(b"hello")
+        assert client.recv(10) == b"hello"
+
+
+@pytest.mark.parametrize("noise", [b"\xbeBRN\x00\x00\x00\x01x", b"\xbeBRN\xff\xff\xff\xff", b"\xbeBRN"])
+def test_strangers_at_the_port_are_refused(noise: bytes) -> None:
+    with _echo("frame()", "server: ") as listener, socket.create_connection(listener.address) as client:
+        client.sendall(noise)
+        client.shutdown(socket.SHUT_WR)
+        _rest(client)

@@ -1,0 +1,104 @@
+"""`import bertha_socket as socket`: stdlib's public interface, in every Python that is supported."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bertha_socket
+from tests.harness import Host, assert_carried
+
+_NAMES = json.loads(Path(__file__).with_name("socket_names.json").read_text())
+_VERSION = "{}.{}".format(*sys.version_info)
+
+_ECHO = """
+import sys, threading
+import bertha_socket as socket
+server = socket.create_server(("127.0.0.1", 0))
+def serve():
+    connection, _ = server.accept()
+    assert type(connection) is socket.socket
+    with connection:
+        while data := connection.recv(4096):
+            connection.sendall(data)
+thread = threading.Thread(target=serve)
+thread.start()
+with socket.create_connection(server.getsockname(), timeout=10) as client:
+    assert type(client) is socket.socket
+    for i in range(300):
+        client.sendall(b"%d" % i)
+        assert client.recv(100) == b"%d" % i
+thread.join()
+server.close()
+"""
+
+
+def test_list_is_stdlibs() -> None:
+    assert list(bertha_socket.__all__) == list(socket.__all__)
+    assert set(socket.__all__) <= set(dir(bertha_socket))
+    for name in socket.__all__:
+        assert hasattr(bertha_socket, name)
+
+
+def test_star_import_is_stdlibs() -> None:
+    ours: dict[str, object] = {}
+    exec("from bertha_socket import *", ours)
+    theirs: dict[str, object] = {}
+    exec("from socket import *", theirs)
+    assert ours.keys() == theirs.keys()
+
+
+@pytest.mark.parametrize("version", sorted(_NAMES))
+def test_functions_and_classes_of_each_version(version: str) -> None:
+    """Constants depend on the headers that a Python was built with, functions and classes do not."""
+    expected = {name for name in _NAMES[version] if not name.isupper()}
+    if version == _VERSION:
+        assert {name for name in bertha_socket.__all__ if not name.isupper()} == expected
+    # What another version has and this one has not would be found there: nothing is listed by hand.
+    for name in expected & set(dir(socket)):
+        assert getattr(bertha_socket, name) is not None
+
+
+@pytest.mark.skipif(_VERSION not in _NAMES, reason="no list of this Python's names yet")
+def test_this_version_is_listed() -> None:
+    assert {n for n in socket.__all__ if not n.isupper()} == {n for n in _NAMES[_VERSION] if not n.isupper()}
+
+
+def test_constants_errors_and_unlisted_names() -> None:
+    assert bertha_socket.AF_INET is socket.AF_INET
+    assert bertha_socket.timeout is TimeoutError
+    assert bertha_socket.EAGAIN == socket.EAGAIN  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        _ = bertha_socket.nothing_of_the_sort  # type: ignore[attr-defined]
+
+
+def test_import_is_light() -> None:
+    """Commands and the agent start with this import."""
+    code = "import sys, bertha_socket; print([m for m in ('socket', 'ctypes', 'ssl') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_its_sockets_are_negotiated(host: Host) -> None:
+    host.run([sys.executable, "-c", _ECHO], shim=False)
+    log = host.finish()
+    assert_carried(log, Path(sys.executable).name, min_connections=1, role="client")
+    assert_carried(log, Path(sys.executable).name, min_connections=1, role="server")
+
+
+def test_other_sockets_of_the_process_are_not(host: Host) -> None:
+    code = _ECHO.replace(
+        "import bertha_socket as socket", "import socket, bertha_socket\nbertha_socket.socket"
+    )
+    host.run([sys.executable, "-c", code], shim=False)
+    assert host.finish() == []
+
+
+def test_without_an_agent_they_are_stdlibs(host: Host) -> None:
+    host.run([sys.executable, "-c", _ECHO], shim=False, env={"BERTHA_AGENT": str(host.dir / "none.sock")})
+    assert all(c.plain for c in host.finish())
