@@ -232,7 +232,15 @@ class Connection:
     """One connection: `send` and `recv` take and give bytes, messages or objects, as the plan's uppermost
     chunnel says.  Not for two threads at once."""
 
-    def __init__(self, name: str, sock: _stdlib.socket, side: str, plan: Plan | None, timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        sock: _stdlib.socket,
+        side: str,
+        plan: Plan | None,
+        timeout: float,
+        early: bytes = b"",
+    ) -> None:
         #: What was agreed; None with an end that knows of no chunnels.
         self.plan = plan
         self.interface = Interface.STREAM
