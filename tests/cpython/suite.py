@@ -101,11 +101,14 @@ class Suite:
         only: Sequence[str] = (),
         ignore: Sequence[str] = (),
         package: str = "test",
+        door: str = "bertha-run",
     ) -> None:
+        """`door`: how the shim comes into the tests: "bertha-run" (preloaded), or "monkey" (patch_all())."""
         self.timeout = timeout
         self.only = list(only)
         self.ignore = [*IGNORE, *ignore]
         self.package = package
+        self.door = door
 
     def run(self, module: str, shim: bool) -> ModuleRun:
         """All tests of `module` ("test_socket")."""
@@ -154,7 +157,10 @@ class Suite:
             command += [word for glob in self.only for word in ("--only", glob)]
             if shim:
                 command.append("--patient")
-                command = [str(_BIN / "bertha-run"), "--require", "--", *command]
+                if self.door == "monkey":
+                    command[1:1] = ["-m", "bertha_socket.monkey", "--"]
+                else:
+                    command = [str(_BIN / "bertha-run"), "--require", "--", *command]
             began = len(lines.read_text().splitlines())
             with errors.open("wb") as stderr:
                 child = subprocess.Popen(
