@@ -300,6 +300,8 @@ class _Parser:
     def value(self, depth: int) -> Any:
         kind, word = self.kind, self.word
         if kind == "number":
+            if len(word) > 40:
+                self.fail("the number is too long")
             self.next()
             number = float(word) if any(c in word for c in ".eE") else int(word)
             if isinstance(number, float) and not math.isfinite(number):

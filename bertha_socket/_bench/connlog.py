@@ -23,7 +23,7 @@ class Connection:
     """One line of the log, as far as a measurement needs it."""
 
     role: str
-    implementation: str  # "shm", "unix", or "plain"
+    implementation: str  # "shm", "unix", "plain", or the chunnels above: "compress+encrypt"
     reason: str | None
     tx_bytes: int
     rx_bytes: int
@@ -34,9 +34,9 @@ class Connection:
         entry: dict[str, Any] = json.loads(line)
         implementation = PLAIN
         if not entry["plain"]:
-            for chunnel in entry["chunnels"]:
-                if chunnel["type"] == "local_or_remote":
-                    implementation = chunnel["implementation"]
+            upper = [c["type"] for c in entry["chunnels"] if c["type"] != "local_or_remote"]
+            lower = [c["implementation"] for c in entry["chunnels"] if c["type"] == "local_or_remote"]
+            implementation = "+".join(upper) or (lower or [PLAIN])[0]
         return cls(
             role=entry["role"],
             implementation=PLAIN if implementation == "tcp" else implementation,

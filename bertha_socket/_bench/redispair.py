@@ -33,6 +33,8 @@ class RedisServer:
     stage: Stage
     host: netns.Host
     shim: Shim | None = None
+    #: A certificate and its key (PEM files): the port speaks redis's own TLS.
+    tls: tuple[Path, Path] | None = None
     port: int = field(init=False)
     socket: Path = field(init=False)
     running: Running = field(init=False)
@@ -40,7 +42,13 @@ class RedisServer:
     def __post_init__(self) -> None:
         self.port = self.stage.port(self.host)
         self.socket = self.stage.path(".sock")
-        argv = [tools.find("redis-server"), "--port", str(self.port), "--bind", self.host.address]
+        argv = [tools.find("redis-server"), "--bind", self.host.address]
+        if self.tls is None:
+            argv += ["--port", str(self.port)]
+        else:
+            certificate, key = map(str, self.tls)
+            argv += ["--port", "0", "--tls-port", str(self.port), "--tls-cert-file", certificate]
+            argv += ["--tls-key-file", key, "--tls-ca-cert-file", certificate]
         argv += ["--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
         self.running = self.stage.start(argv, self.host, ready="Ready to accept connections", shim=self.shim)
 
@@ -60,6 +68,9 @@ class RedisLoad:
         where = ["-s", str(self.server.socket)]
         if not self.unix:
             where = ["-h", self.server.host.address, "-p", str(self.server.port)]
+        if self.server.tls is not None:
+            certificate, key = map(str, self.server.tls)
+            where += ["--tls", "--cert", certificate, "--key", key, "--cacert", certificate]
         argv = [tools.find("redis-benchmark"), *where, "-t", ",".join(TESTS), "-n", str(requests)]
         argv += ["-c", str(self.clients), "--csv"]
         return [*argv, "-P", str(self.pipeline)] if self.pipeline > 1 else argv

@@ -22,6 +22,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "idle": ("idle", "10,000 idle connections: processor time, descriptors, memory"),
     "pingpong": ("pingpong", "round trip of 64 B on one connection, one processor and two"),
     "memcached": ("memcached", "memcached, 50 connections: TCP, unix socket, shm"),
+    "chunnels": ("chunnels", "redis through encrypt and compress, against its own TLS and plain TCP"),
     "nginx": ("nginx", "nginx and wrk, 16 connections, a file of 1 KiB and a bare answer: TCP, shm"),
 }
 

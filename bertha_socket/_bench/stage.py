@@ -78,6 +78,7 @@ class Stage:
     hosts: list[netns.Host] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
     client_cpu_us: float = 0.0
+    cluster_key: Path | None = None
     _port: int = 20000
     _serial: int = 0
 
@@ -141,6 +142,8 @@ class Stage:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_") and k != "LD_PRELOAD"}
         if shim is not None:
             env["BERTHA_AGENT"] = str(self.agent_socket)
+            if self.cluster_key is not None:
+                env["BERTHA_CLUSTER_KEY"] = str(self.cluster_key)
             if shim.spin_us is not None:
                 env["BERTHA_SPIN_US"] = str(shim.spin_us)
             if shim.log is not None:

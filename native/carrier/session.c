@@ -149,6 +149,7 @@ static bool take(int fd, struct buffer *to, bool *in, bool *end, int *error) {
   ssize_t n = recv(fd, at, PIECE, MSG_DONTWAIT);
   if (n > 0) {
     buffer_added(to, (size_t)n);
+    *in = n == PIECE; /* less: there is no more, and an edge tells when there is (epoll(7)) */
     return true;
   }
   if (n == 0) {
