@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from bertha_socket._policy_file import find_file as find_file
 from bertha_socket.dag import DagError, Need
 from bertha_socket.dag import parse as parse_dag
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
@@ -364,19 +365,3 @@ def decode(data: bytes, path: str) -> Policy:
     except UnicodeDecodeError as error:
         raise PolicyError(f"{path}: not UTF-8 at byte {error.start}; a policy file is TOML text") from None
     return parse(text, path)
-
-
-def find_file(environ: Mapping[str, str] | None = None) -> str | None:
-    """The policy file in force: $BERTHA_POLICY (existing or not), else the user's, else the system's, else
-    None."""
-    env = os.environ if environ is None else environ
-    given = env.get("BERTHA_POLICY")
-    if given:
-        return os.path.abspath(given)
-    config = env.get("XDG_CONFIG_HOME", "")
-    if not os.path.isabs(config):
-        config = os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
-    for path in (os.path.join(config, "bertha", "bertha.toml"), "/etc/bertha/bertha.toml"):
-        if os.path.isfile(path):
-            return path
-    return None

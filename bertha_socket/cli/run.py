@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
+from bertha_socket._policy_file import find_file
 from bertha_socket.cli._command import NO_COMMAND, NO_EXEC, CommandError, is_text
 from bertha_socket.cli._judgement import Judgement, disabled, judge
 from bertha_socket.cli._preload import Library, compose, find_library
@@ -116,12 +117,12 @@ def _environment() -> dict[str, str]:
 
 def _policy(options: _Options, env: dict[str, str]) -> None:
     """Checks the policy file, so that a mistake in it is told before the program runs."""
-    from bertha_socket import policy
-
-    path = options.policy if options.policy is not None else policy.find_file(env)
+    path = options.policy if options.policy is not None else find_file(env)
     env.pop("BERTHA_MUST", None)
     if path is None:
         return
+    from bertha_socket import policy
+
     # The agent reads it, from another working directory.
     absolute = os.path.abspath(path) if path else path
     try:
