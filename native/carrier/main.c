@@ -385,7 +385,7 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head, co
     memcpy(s->plan, plan, head->plan_size);
     s->plan_size = head->plan_size;
   }
-  uint32_t edges = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  uint32_t edges = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, edges) ||
       !watch(program, s, SESSION_PROGRAM, edges) || !greeting_begin(s, &why)) {
     session_fail(s, why);
@@ -463,12 +463,15 @@ static void control_speaks(void) {
 /* ---- the loop ------------------------------------------------------------------------------------ */
 
 static void session_event(struct session *s, enum what what, uint32_t events) {
-  bool in = (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+  bool more = (events & (EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
+  bool in = more || (events & EPOLLIN) != 0;
   bool out = (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
   if (what == SESSION_TCP) {
+    s->tcp_more |= more;
     s->tcp_in |= in;
     s->tcp_out |= out;
   } else {
+    s->program_more |= more;
     s->program_in |= in;
     s->program_out |= out;
     s->program_gone |= (events & EPOLLHUP) != 0;
@@ -534,7 +537,7 @@ static void run_ready(void) {
 
 int main(int argc, char **argv) {
   if (argc == 2 && strcmp(argv[1], "--chunnels") == 0) {
-    puts("compress encrypt");
+    puts("compress encrypt frame");
     return 0;
   }
   if (argc != 3 || strcmp(argv[1], "--control") != 0) {

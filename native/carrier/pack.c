@@ -165,7 +165,9 @@ bool pack_is(const struct pack_value *value, const char *text) {
 void pack_copy(const struct pack_value *value, char *to, size_t room) {
   size_t n = value->kind == PACK_TEXT ? value->size : 0;
   n = n < room ? n : room - 1;
-  memcpy(to, value->data, n);
+  if (n > 0) { /* what is no text may have no bytes at all */
+    memcpy(to, value->data, n);
+  }
   to[n] = '\0';
 }
 

@@ -28,7 +28,7 @@ void session_state(struct session *s, uint32_t state, const char *why) {
 
 bool session_push(struct session *s, const char *type, const char *wire, const struct pack_value *args,
                   const char **why) {
-  static const struct chunnel_ops *const known[] = {&chunnel_compress, &chunnel_encrypt};
+  static const struct chunnel_ops *const known[] = {&chunnel_compress, &chunnel_encrypt, &chunnel_frame};
   const struct secrets *secrets = s->secrets;
   struct chunnel_config config = {.server = s->server,
                                   .wire = wire,
@@ -140,7 +140,7 @@ static bool may_read_tcp(const struct session *s) {
 }
 
 /* One read; false: nothing came, and the kernel will say when something does.  `*error`: the connection is dead. */
-static bool take(int fd, struct buffer *to, bool *in, bool *end, int *error) {
+static bool take(int fd, struct buffer *to, bool *in, bool more, bool *end, int *error) {
   uint8_t *at = buffer_reserve(to, PIECE);
   if (at == NULL) {
     *error = ENOMEM;
@@ -149,7 +149,7 @@ static bool take(int fd, struct buffer *to, bool *in, bool *end, int *error) {
   ssize_t n = recv(fd, at, PIECE, MSG_DONTWAIT);
   if (n > 0) {
     buffer_added(to, (size_t)n);
-    *in = n == PIECE; /* less: there is no more, and an edge tells when there is (epoll(7)) */
+    *in = more || n == PIECE; /* less: there is no more, and an edge tells when there is (epoll(7)) */
     return true;
   }
   if (n == 0) {
@@ -200,7 +200,8 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
   bool busy = false;
   int program_error = 0;
   if (may_read_program(s)) {
-    busy |= take(s->program, &s->down[s->stages], &s->program_in, &s->down_end[s->stages], &program_error);
+    busy |= take(s->program, &s->down[s->stages], &s->program_in, s->program_more, &s->down_end[s->stages],
+                 &program_error);
     if (program_error != 0) { /* ECONNRESET: closed with bytes unread */
       s->down_end[s->stages] = true;
       program_left(s, program_error);
@@ -208,7 +209,7 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
     }
   }
   if (may_read_tcp(s)) {
-    busy |= take(s->tcp, &s->up[0], &s->tcp_in, &s->up_end[0], tcp_error);
+    busy |= take(s->tcp, &s->up[0], &s->tcp_in, s->tcp_more, &s->up_end[0], tcp_error);
   }
   if (!move(s, why)) {
     *failed = true;

@@ -38,7 +38,9 @@ struct session {
   const struct secrets *secrets;
   int tcp, program;
   bool tcp_in, tcp_out, program_in, program_out; /* the kernel said so, and has not said otherwise since */
-  bool tcp_shut, program_shut;                   /* our writing ends */
+  /* An end is there, or an urgent mark, at which reads stop: a short read does not mean that nothing is left. */
+  bool tcp_more, program_more;
+  bool tcp_shut, program_shut; /* our writing ends */
   bool program_gone;
   uint8_t *plan;
   size_t plan_size;

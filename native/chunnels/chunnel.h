@@ -39,5 +39,6 @@ struct chunnel { /* the first member of each type's own struct */
 
 extern const struct chunnel_ops chunnel_compress;
 extern const struct chunnel_ops chunnel_encrypt;
+extern const struct chunnel_ops chunnel_frame;
 
 #endif
