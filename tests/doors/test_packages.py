@@ -56,8 +56,10 @@ def _need(package: str) -> None:
 
 
 def test_uvloop(host: Host) -> None:
-    """libuv's own calls, in an extension that is loaded after patch_all(): they are seen.  It makes an io_uring,
-    so its connections stay plain, and say so (docs/users/python.md)."""
+    """libuv's own calls, in an extension that is loaded after patch_all(), are seen.
+
+    It makes an io_uring, so its connections stay plain, and say so (docs/users/python.md).
+    """
     _need("uvloop")
     host.run([*_LATE, "-c", _UVLOOP], shim=False)
     log = host.finish()
