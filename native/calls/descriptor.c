@@ -34,6 +34,13 @@ static struct conn *forget(int fd) {
   if (atomic_fetch_sub(&c->info.refs, 1) != 1) {
     return NULL;
   }
+  if (!last) { /* another process has closed its own since we looked */
+    if (!abroad_give_up(c)) {
+      conn_free(c);
+      return NULL;
+    }
+    connlog_write(c, fd);
+  }
   conn_last_close(c, fd);
   return c;
 }

@@ -19,7 +19,9 @@ static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
     if (type & SOCK_NONBLOCK) {
       conn_set_flag(c, CONN_NONBLOCK);
     }
+    conn_books_begin(); /* or a child that is just being made would know it without being counted */
     conn_track(fd, c);
+    conn_books_end();
     stdfile_follow(fd);
   }
   return c;

@@ -33,12 +33,14 @@ void conn_dissolved(struct conn *c, int fd) {
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
   }
   connlog_write(c, fd);
+  conn_books_begin();
   for (uint32_t i = 0; i < bertha.max_fd; i++) {
     if (conn_of((int)i) == c) {
       eset_forget((int)i);
       conn_track((int)i, fresh);
     }
   }
+  conn_books_end();
   atomic_store(&c->info.refs, 0);
   conn_after_close(c);
 }

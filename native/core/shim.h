@@ -190,7 +190,7 @@ bool conn_uses_link(const struct link *l);                            /* any of 
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c);                              /* takes over a reference */
 void conn_forget(int fd);
-void conn_books_begin(void); /* around what changes a descriptor in the kernel and in the books */
+void conn_books_begin(void); /* around what changes a descriptor in the books, and in the kernel */
 void conn_books_end(void);
 void conn_fork_prepare(void);
 void conn_fork_done(bool child);

@@ -147,7 +147,7 @@ void conn_forget(int fd) {
 /* Threads that are just closing or duplicating a descriptor, in the books and in the kernel; forks under way. */
 static _Atomic uint32_t changing;
 static _Atomic uint32_t forking;
-enum { FORK_LOOKS = 500 };
+#define FORK_PATIENCE_NS 1000000000 /* on a busy machine, a thread may be off its processor for long */
 
 static void a_moment(void) {
   struct timespec moment = {0, 20000};
@@ -155,9 +155,14 @@ static void a_moment(void) {
 }
 
 void conn_books_begin(void) {
-  for (int looks = 0;; looks++) {
+  int64_t until = 0;
+  for (;;) {
     atomic_fetch_add(&changing, 1);
-    if (LIKELY(atomic_load(&forking) == 0) || looks == FORK_LOOKS) {
+    if (LIKELY(atomic_load(&forking) == 0)) {
+      return;
+    }
+    until = until != 0 ? until : bertha_now_ns() + FORK_PATIENCE_NS;
+    if (bertha_now_ns() > until) {
       return;
     }
     atomic_fetch_sub(&changing, 1);
@@ -199,7 +204,8 @@ static void decide_unix(void) {
 void conn_fork_prepare(void) {
   decide_unix();
   atomic_fetch_add(&forking, 1);
-  for (int looks = 0; atomic_load(&changing) != 0 && looks < FORK_LOOKS; looks++) {
+  int64_t until = bertha_now_ns() + FORK_PATIENCE_NS;
+  while (atomic_load(&changing) != 0 && bertha_now_ns() < until) {
     a_moment();
   }
   all_refs(1);
