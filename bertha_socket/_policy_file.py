@@ -1,4 +1,4 @@
-"""Where the policy file is.  Apart from policy.py, whose parser `bertha-run` needs only where there is one."""
+"""Where the policy file is. Apart from policy.py, whose parser `bertha-run` needs only if there is one."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture
 def make_host(request: pytest.FixtureRequest) -> Iterator[MakeHost]:
-    """`make_host(user=None, agent=True, netns=None, ...)`: a new Host; everything it started is ended after the test."""
+    """`make_host(user=None, agent=True, netns=None, ...)`: a new Host; what it started ends with the test."""
     hosts = request.node.stash[_HOSTS] = []
     adoption = Adoption()
     adoption.start()
