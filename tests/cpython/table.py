@@ -1,6 +1,6 @@
 """All modules, plain and under bertha-run, into docs/users/cpython-suite.md.
 
-    python -m tests.cpython.table [MODULE]... [--output FILE] [--timeout SECONDS]
+    python -m tests.cpython.table [MODULE]... [--output FILE] [--timeout SECONDS] [--door bertha-run|monkey]
 
 Takes some fifteen minutes.  Its exit code is 1 when a test that passes plain does not pass under bertha-run.
 """
@@ -75,11 +75,12 @@ def main() -> int:
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     parser.add_argument("--output", type=Path, default=_DEFAULT)
     parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--door", choices=("bertha-run", "monkey"), default="bertha-run")
     args = parser.parse_args()
     if (why := unavailable()) is not None:
         print(why, file=sys.stderr)
         return 2
-    suite = Suite(args.timeout)
+    suite = Suite(args.timeout, door=args.door)
     runs: dict[str, tuple[ModuleRun, ModuleRun]] = {}
     for module in args.modules:
         plain, shim = suite.run(module, False), suite.run(module, True)
