@@ -5,7 +5,9 @@
 reads from the application (left) to the network (right).  Branching is done by chunnel types that take DAGs
 as arguments: ``b([c(), d() |> e()])``.  ``prefer``, ``avoid`` and ``prohibit`` before a chunnel say how much
 it is wanted (RFC 9622's words; without one it is required); ``@host`` after a chunnel, or after a subgraph in
-parentheses, where it may run (the paper's scopes, section 3.1).
+parentheses, where it may run (the paper's scopes, section 3.1).  An argument that is computed from a message
+stands there as it is: ``shard(by=hash(payload[10:14]) % 3)``; one that does not begin with ``payload``,
+``not`` or a function is written ``expr(1 + payload[0])``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, NoReturn
 
-from bertha_socket.expressions import Expression
+from bertha_socket.expressions import Expression, parse_expression
 
 #: Characters of a text, chunnels in all, DAGs within DAGs, arguments of one chunnel.
 TEXT_MAX: Final = 8192
@@ -130,6 +132,19 @@ def chunnel(name: str) -> Callable[..., Chunnel]:
     return make
 
 
+class _Makers:
+    """Chunnel types as attributes: ``c.encrypt()``."""
+
+    def __getattr__(self, name: str) -> Callable[..., Chunnel]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return chunnel(name)
+
+
+#: ``from bertha_socket.dag import c``, then ``c.compress(level=3) | c.encrypt()``.
+c: Final = _Makers()
+
+
 def prefer(what: Chunnel) -> Chunnel:
     """Left out where it cannot be had."""
     return replace(what, need=Need.PREFER)
@@ -152,7 +167,11 @@ def _checked(value: Any) -> Any:
         return tuple(map(_checked, value))
     if isinstance(value, float) and not math.isfinite(value):
         raise DagError(f"{value} is no argument: it must be a finite number")
-    if value is None or isinstance(value, (bool, int, float, str, Dag, Expression)):
+    if isinstance(value, str) and any("\ud800" <= letter < "\ue000" for letter in value):
+        raise DagError(f"{value!r} is no argument: half of a character is no text")
+    if isinstance(value, Expression):
+        return parse_expression(value.text)  # it may have been made by hand
+    if value is None or isinstance(value, (bool, int, float, str, Dag)):
         return value
     raise DagError(f"an argument may be a number, a text, a list or chunnels, not {type(value).__name__}")
 
@@ -172,13 +191,20 @@ def _value_text(value: Any) -> str:
         return f"[{', '.join(map(_value_text, value))}]"
     if isinstance(value, float):
         return repr(value)
+    if isinstance(value, Expression):
+        return value.text if _EXPRESSION.match(value.text) else f"expr({value.text})"
     return str(value)
 
+
+#: How an expression begins that needs no expr() around it.
+_EXPRESSION: Final = re.compile(r"(?:payload|not)(?![A-Za-z0-9_(=])|(?:hash|len|u8|u16|u32|u64|min|max)\s*\(")
+#: What matters when the end of an expression is looked for.
+_STEP: Final = re.compile(r"""(?P<quoted>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|[()\[\],]""")
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:
       (?P<pipe>\|>)
-    | (?P<number>[+-]?(?:\d+\.\d*|\.\d+|\d+)(?:[eE][+-]?\d+)?)
+    | (?P<number>[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][+-]?[0-9]+)?)
     | (?P<name>[A-Za-z_][A-Za-z0-9_]*)
     | (?P<text>"(?:[^"\\\n]|\\.)*")
     | (?P<mark>[()\[\],=@])
@@ -299,13 +325,15 @@ class _Parser:
 
     def value(self, depth: int) -> Any:
         kind, word = self.kind, self.word
+        if kind == "name" and (_EXPRESSION.match(self.text, self.start) or self.is_expr()):
+            return self.expression()
         if kind == "number":
             if len(word) > 40:
                 self.fail("the number is too long")
-            self.next()
-            number = float(word) if any(c in word for c in ".eE") else int(word)
+            number = float(word) if any(mark in word for mark in ".eE") else int(word)
             if isinstance(number, float) and not math.isfinite(number):
                 self.fail("the number is too large")
+            self.next()
             return number
         if kind == "text":
             text = self.unescaped(word[1:-1])
@@ -319,6 +347,38 @@ class _Parser:
         if kind == "name" or word == "(":
             return self.dag(depth + 1)
         self.fail("an argument is missing here: a number, a text, a list or a chunnel")
+
+    def is_expr(self) -> bool:
+        return self.word == "expr" and self.ahead() == "("
+
+    def expression(self) -> Expression:
+        """What reaches to the comma or bracket that is not part of it."""
+        begin, at, deep = self.start, self.start, 0
+        while (step := _STEP.search(self.text, at)) is not None:
+            if step["quoted"] is None:
+                if step[0] in "([":
+                    deep += 1
+                elif deep == 0:
+                    break
+                elif step[0] in ")]":
+                    deep -= 1
+            at = step.end()
+        end = step.start() if step is not None else len(self.text)
+        if self.is_expr():
+            inner = self.text[begin:end].rstrip()
+            if not inner.endswith(")"):
+                self.fail("')' is missing at the end of expr(")
+            begin = self.text.index("(", begin) + 1
+            end = begin + len(inner) - (begin - self.start) - 1
+        try:
+            found = parse_expression(self.text[begin:end])
+        except DagError as error:
+            blanks = len(self.text[begin:end]) - len(self.text[begin:end].lstrip())
+            problem = str(error.strerror).partition("expression: ")[2]
+            self.fail(f"expression: {problem}", begin + blanks + (error.column or 1) - 1)
+        self.at = step.start() if step is not None else len(self.text)
+        self.next()
+        return found
 
     def list(self, depth: int) -> tuple[Any, ...]:
         if depth >= DEPTH_MAX:
@@ -337,7 +397,7 @@ class _Parser:
         def one(match: re.Match[str]) -> str:
             if match[1] is not None:
                 number = int(match[1], 16)
-                if number > 0x10FFFF:
+                if number > 0x10FFFF or 0xD800 <= number < 0xE000:
                     self.fail("there is no such character")
                 return chr(number)
             plain = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", '"': '"'}

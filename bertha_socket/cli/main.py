@@ -20,6 +20,7 @@ _SUBCOMMANDS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("doctor", "what this host and user can and cannot do, and the remedy", ("bertha_socket.cli.doctor",)),
     ("explain", "which rule matches a connection and what would be picked", ("bertha_socket.cli.explain",)),
     ("chunnels", "chunnel types and their implementations here", ("bertha_socket.cli.chunnels",)),
+    ("policy", "check a policy file before it is put in force", ("bertha_socket.cli.policy",)),
     ("key", "the cluster key, by which hosts know one another", ("bertha_socket.cli.key",)),
     ("bench", "measurements and their plots", ("bertha_socket.cli.bench",)),
     ("demo", "a real program, first plain and then under bertha-run", ("bertha_socket.cli.demo",)),

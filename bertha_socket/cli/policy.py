@@ -1,0 +1,99 @@
+"""`bertha policy check FILE`: whether a policy file makes sense, before it is put in force.
+
+Beyond what every reader of the file checks (keys, values, the text of DAGs), it looks at the chunnels
+themselves: whether their types exist here, take those arguments, and fit one another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from bertha_socket import policy
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, UnknownChunnel, get
+from bertha_socket.chunnels._interfaces import misfit
+from bertha_socket.dag import Dag, Need, parse
+
+__all__ = ["main", "problems"]
+
+_BOTTOM = ("local_or_remote", "tcp", "udp")
+
+
+def _wrong(dag: Dag, sources: frozenset[str]) -> Iterator[str]:
+    """What is wrong with a DAG here; what a file brings itself is not loaded, for that would run it."""
+    types: list[ChunnelType] = []
+    complete = True
+    for chunnel in dag.chunnels:
+        if chunnel.type in sources:
+            complete = False
+            continue
+        try:
+            kind = get(chunnel.type)
+            kind.bind(chunnel)
+        except (UnknownChunnel, ChunnelArgumentError) as error:
+            yield error.strerror or str(error)
+            complete = False
+        else:
+            if chunnel.need in (Need.REQUIRE, Need.PREFER) and chunnel.type not in _BOTTOM:
+                types.append(kind)
+        for value in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):
+            yield from _within(value, sources)
+    if complete and (why := misfit(types)) is not None:
+        yield why
+
+
+def _within(value: object, sources: frozenset[str]) -> Iterator[str]:
+    """What is wrong with the types in sub-DAGs; whether they fit is their branch's business."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _within(item, sources)
+    elif isinstance(value, Dag):
+        for chunnel in value.chunnels:
+            if chunnel.type not in sources:
+                try:
+                    get(chunnel.type)
+                except UnknownChunnel as error:
+                    yield error.strerror or str(error)
+            for inner in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):
+                yield from _within(inner, sources)
+
+
+def problems(rules: policy.Policy) -> list[str]:
+    """One line for each thing that cannot work, with file and rule."""
+    sources = frozenset(rules.sources)
+    return [
+        f"{rules.path}: rule {number}, dag: {why}"
+        for number, rule in enumerate(rules.rules, 1)
+        for why in _wrong(parse(rule.dag), sources)
+    ]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns 0, 1 when something in the file cannot work, 2 when it cannot be understood."""
+    parser = argparse.ArgumentParser(prog="bertha policy", description="Policy files.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    check = commands.add_parser("check", help="whether a file makes sense")
+    check.add_argument("file", metavar="FILE", nargs="?", help="instead of the policy file in force")
+    check.add_argument("--json", action="store_true", help="print a JSON object")
+    options = parser.parse_args(argv)
+    path = os.path.abspath(options.file) if options.file is not None else policy.find_file()
+    if path is None:
+        print("bertha policy: there is no policy file in force; name one", file=sys.stderr)
+        return 2
+    code, found, rules = 0, [], policy.EMPTY
+    try:
+        rules = policy.load(path)
+        found = problems(rules)
+        code = 1 if found else 0
+    except policy.PolicyError as error:
+        code, found = 2, [str(error)]
+    if options.json:
+        print(json.dumps({"file": path, "rules": len(rules.rules), "problems": found}, indent=2))
+    elif found:
+        print("\n".join(found), file=sys.stderr)
+    else:
+        print(f"{path}: {len(rules.rules)} rules, nothing wrong")
+    return code
