@@ -20,7 +20,7 @@ static inline size_t buffer_size(const struct buffer *b) {
 }
 
 static inline uint8_t *buffer_data(const struct buffer *b) {
-  return b->bytes + b->start;
+  return b->bytes != NULL ? b->bytes + b->start : NULL;
 }
 
 /* At least `more` bytes of room behind the end; NULL: no memory. */
