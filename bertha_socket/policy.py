@@ -29,6 +29,7 @@ from bertha_socket._policy_file import find_file as find_file
 from bertha_socket.dag import DagError, Need
 from bertha_socket.dag import parse as parse_dag
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
+from bertha_socket.negotiation.rules import RULES_MAX, check_pattern, glob
 
 SIDES: Final = ("client", "server", "any")
 PROTOCOLS: Final = ("tcp", "any")
@@ -41,7 +42,7 @@ SPIN_MAX_US: Final = 1_000_000
 FILE_MAX: Final = 1 << 18
 
 #: What carries bytes: where it is named, nothing is asked for.
-_BOTTOM: Final = ("local_or_remote", "tcp", "udp")
+BOTTOM: Final = ("local_or_remote", "tcp", "udp")
 _CHUNNEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
 
@@ -153,7 +154,7 @@ def musts(policy: Policy) -> str:
     found = []
     for rule in policy.rules:
         chunnels = parse_dag(rule.dag).chunnels
-        if any(c.need is Need.REQUIRE and c.type not in _BOTTOM for c in chunnels):
+        if any(c.need is Need.REQUIRE and c.type not in BOTTOM for c in chunnels):
             program = rule.program if rule.program is not None and ";" not in rule.program else "*"
             found.append(f"{rule.side}={program}")
     return ";".join(found)
@@ -198,7 +199,7 @@ class _Reader:
             raise self.fail(key, f"must be a whole number of {unit} from {low} to {high}, not {value!r}")
         return value
 
-    def names(self, key: str, choices: tuple[str, ...] = ()) -> tuple[str, ...]:
+    def names(self, key: str, numbers: bool = False) -> tuple[str, ...]:
         value = self._table.pop(key, None)
         if value is None:
             return ()
@@ -206,12 +207,10 @@ class _Reader:
             raise self.fail(key, f'must be a list, not {value!r}; write {key} = ["..."]')
         found: list[str] = []
         for item in value:
-            if not choices and isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+            if numbers and isinstance(item, int) and not isinstance(item, bool) and item >= 0:
                 item = str(item)
             if not isinstance(item, str) or not item:
                 raise self.fail(key, f"must be a list of texts; {item!r} is none")
-            if choices and item not in choices:
-                raise self.fail(key, f"there is no implementation {item!r}; write {', '.join(choices)}")
             if item in found:
                 raise self.fail(key, f"{item!r} is given twice; remove one")
             found.append(item)
@@ -253,8 +252,42 @@ _KEYS: Final = (
 )  # fmt: skip
 
 
+def _patterns(reader: _Reader, key: str) -> tuple[str, ...]:
+    """Implementations: of local_or_remote by name, of chunnels also as TYPE/NAME, with `*` for anything."""
+    found = reader.names(key)
+    if len(found) > RULES_MAX:
+        raise reader.fail(key, f"more than {RULES_MAX} implementations")
+    for pattern in found:
+        if pattern in IMPLEMENTATIONS:
+            continue
+        try:
+            check_pattern(pattern, key)
+        except OSError:
+            raise reader.fail(key, f"{pattern!r} names no implementation; write NAME or TYPE/NAME") from None
+        if not _is_known(pattern):
+            remedy = (
+                "shm, unix, tcp, or one that `bertha chunnels` lists (TYPE/NAME for what is not installed)"
+            )
+            raise reader.fail(key, f"there is no implementation {pattern!r}; write {remedy}")
+    return found
+
+
+def _is_known(pattern: str) -> bool:
+    """Whether any chunnel type has it; a type that is not installed here may have it elsewhere."""
+    from bertha_socket.chunnels import all_types, get  # only here, to keep the agent small
+
+    kind, slash, name = pattern.rpartition("/")
+    if slash and "*" not in kind:
+        try:
+            own = get(kind).implementations
+        except OSError:
+            return True
+        return any(glob(name, i.name) for i in own)
+    return any(glob(name, i.name) for t in all_types() for i in t.implementations)
+
+
 def _wishes(reader: _Reader) -> Wishes:
-    lists = {k: reader.names(k, IMPLEMENTATIONS) for k in ("require", "prefer", "avoid", "prohibit")}
+    lists = {k: _patterns(reader, k) for k in ("require", "prefer", "avoid", "prohibit")}
     for one, other in (
         ("require", "prohibit"),
         ("prefer", "prohibit"),
@@ -273,7 +306,7 @@ def _wishes(reader: _Reader) -> Wishes:
         **lists,
         spin_us=reader.number("spin_us", 0, SPIN_MAX_US, "microseconds"),
         ring_size=ring,
-        allow_users=reader.names("allow_users"),
+        allow_users=reader.names("allow_users", numbers=True),
     )
 
 

@@ -21,6 +21,9 @@ from typing import Any
 from bertha_socket import policy
 from bertha_socket.agent import client, paths
 from bertha_socket.cli._command import CommandError, find_command, follow
+from bertha_socket.cli._drawing import as_svg, as_text
+from bertha_socket.cli._would import chunnels_of
+from bertha_socket.dag import parse
 from bertha_socket.negotiation.pick import Plan, Wishes, pick
 
 __all__ = ["main", "parse_address"]
@@ -100,6 +103,8 @@ def _end(
     if rule is not None:
         described["rule"] = next(i for i, each in enumerate(rules.rules, 1) if each is rule)
         described["says"] = _given(rule)
+        if rule.dag:
+            described["chunnels"] = chunnels_of(rule, frozenset(rules.sources))
     return described, rule.wishes if rule is not None else Wishes()
 
 
@@ -153,6 +158,11 @@ def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any
     if isinstance(picked, Plan):
         plan |= picked._asdict()
         plan["cause"] = picked.cause.value
+    # What has chunnels goes through a carrier, over the kernel's TCP; the pick is about the rest.
+    wanted = [c for end in described for c in end.get("chunnels", ()) if c["type"] not in policy.BOTTOM]
+    plan["carried"] = any(c["need"] in ("require", "prefer") for c in wanted)
+    if plan["carried"]:
+        plan |= {"implementation": "tcp", "cause": "none", "spin_us": None, "ring_size": None}
     return {
         "address": str(address),
         "port": port,
@@ -174,12 +184,33 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         else:
             says = ", ".join(f"{key} = {json.dumps(value)}" for key, value in end["says"].items())
             lines.append(f"        rule {end['rule']}: {says or '(empty)'}")
+            if end["says"].get("dag"):
+                lines += [f"        {line}" for line in as_text(parse(end["says"]["dag"]))]
+                lines += [f"        {line}" for line in _chunnel_lines(end["chunnels"])]
     plan = found["pick"]
     details = [f"{key}={plan[key]}" for key in ("spin_us", "ring_size") if plan[key] is not None]
+    if plan["carried"]:
+        details.append("through a carrier, which runs the chunnels that both ends have")
     if plan["cause"] != "none":
         details.append(f"because: {plan['cause']}")
     lines.append(f"pick    {plan['implementation']}" + (f" ({', '.join(details)})" if details else ""))
     return lines
+
+
+def _chunnel_lines(chunnels: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for chunnel in chunnels:
+        lines.append(f"{chunnel['type']} ({chunnel['need']}): {chunnel['implementation'] or 'none here'}")
+        lines += [f"    not {name}: {why}" for name, why in chunnel["not"].items()]
+        if chunnel["problem"]:
+            lines.append(f"    {chunnel['problem']}")
+    return lines
+
+
+def _drawn(found: Mapping[str, Any]) -> str:
+    """The SVG of the server's DAG, else the client's, which is what a connection would have."""
+    texts = [end["says"].get("dag") for end in reversed(found["ends"])]
+    return as_svg(parse(next((t for t in texts if t), "")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -199,6 +230,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--peer-name", default="", metavar="NAME", help="its --name")
     parser.add_argument("--peer-user", metavar="USER", help="who runs it (default: the same user)")
     parser.add_argument("--policy", metavar="FILE", help="instead of the policy file in force")
+    parser.add_argument(
+        "--svg", metavar="FILE", help="draw the DAG (the server's, else the client's) into FILE"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     return parser
 
@@ -212,7 +246,10 @@ def main(argv: Sequence[str]) -> int:
         path = os.path.abspath(options.policy) if options.policy is not None else policy.find_file()
         rules = policy.load(path) if path is not None else policy.EMPTY
         found = _explain(options, rules)
-    except (ValueError, policy.PolicyError) as error:
+        if options.svg is not None:
+            with open(options.svg, "w", encoding="utf-8") as file:
+                file.write(_drawn(found))
+    except (ValueError, OSError) as error:
         print(f"bertha explain: {error}", file=sys.stderr)
         return 2
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))

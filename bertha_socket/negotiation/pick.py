@@ -60,15 +60,14 @@ class Refusal(NamedTuple):
 
 def allowed(wishes: Wishes) -> tuple[str, ...]:
     """The implementations that one end's wishes leave, fastest first."""
-    return tuple(
-        i for i in IMPLEMENTATIONS if i not in wishes.prohibit and (not wishes.require or i in wishes.require)
-    )
+    required = [i for i in wishes.require if i in IMPLEMENTATIONS]  # others are about other chunnels
+    return tuple(i for i in IMPLEMENTATIONS if i not in wishes.prohibit and (not required or i in required))
 
 
 def _rank(wishes: Wishes, implementation: str) -> int:
     if implementation in wishes.prefer:
         return wishes.prefer.index(implementation)
-    middle = len(IMPLEMENTATIONS)
+    middle = max(len(IMPLEMENTATIONS), len(wishes.prefer))
     if implementation in wishes.avoid:
         return middle + 1 + wishes.avoid.index(implementation)
     return middle

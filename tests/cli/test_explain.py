@@ -70,7 +70,13 @@ def test_the_servers_rule(launcher: Launcher, policy: str) -> None:
         "port": "6379-6400",
         "spin_us": 20,
     }
-    assert found["pick"] == {"implementation": "shm", "cause": "none", "spin_us": 20, "ring_size": None}
+    assert found["pick"] == {
+        "implementation": "shm",
+        "cause": "none",
+        "spin_us": 20,
+        "ring_size": None,
+        "carried": False,
+    }
     assert rules(explain(launcher, policy, "my-server", ":6379", "--side", "server")) == [None, 1]
     assert rules(explain(launcher, policy, "my-server", ":6379")) == [None, None]
     assert rules(explain(launcher, policy, "other", ":6401", "--peer", "my-server")) == [None, None]

@@ -1,0 +1,64 @@
+"""What this host would use for the chunnels of a rule, for `bertha explain`: its own side, asking nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bertha_socket import policy
+from bertha_socket.chunnels import ChunnelArgumentError, UnknownChunnel, get
+from bertha_socket.cli.chunnels import why_not
+from bertha_socket.dag import Chunnel, parse
+from bertha_socket.negotiation.pick import IMPLEMENTATIONS
+from bertha_socket.negotiation.plan import near_enough
+from bertha_socket.negotiation.rules import Rules
+
+__all__ = ["chunnels_of"]
+
+
+def _rules(rule: policy.Rule) -> Rules:
+    kinds = ("require", "prefer", "avoid", "prohibit")
+    kept = {k: tuple(p for p in getattr(rule.wishes, k) if p not in IMPLEMENTATIONS) for k in kinds}
+    return Rules(**kept)
+
+
+def chunnels_of(rule: policy.Rule, sources: frozenset[str]) -> list[dict[str, Any]]:
+    """Each chunnel of the rule's DAG: the implementation that would be offered first, and why no other."""
+    return [_chunnel(chunnel, _rules(rule), sources) for chunnel in parse(rule.dag).chunnels]
+
+
+def _chunnel(chunnel: Chunnel, rules: Rules, sources: frozenset[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "type": chunnel.type,
+        "need": chunnel.need.value,
+        "scope": chunnel.scope.value if chunnel.scope is not None else None,
+        "implementation": None,
+        "not": {},
+        "problem": None,
+    }
+    if chunnel.type in sources:
+        return found | {"problem": "the policy file brings it; it is loaded when it is needed"}
+    try:
+        kind = get(chunnel.type)
+        kind.bind(chunnel)
+    except (UnknownChunnel, ChunnelArgumentError) as error:
+        return found | {"problem": error.strerror or str(error)}
+    if chunnel.type in policy.BOTTOM:
+        return found | {"implementation": "see pick"}
+    about = rules.about(chunnel.type)
+    able = []
+    for i in kind.implementations:
+        why = why_not(i)
+        if about.prohibits(i.name):
+            why = "the rule prohibits it"
+        elif about.lacks(i.name):
+            why = "the rule requires another"
+        elif not near_enough(chunnel.scope, i.where):
+            why = f"it runs on the {i.where}, beyond @{found['scope']}"
+        if why is None:
+            able.append(i)
+        else:
+            found["not"][i.name] = why
+    able.sort(key=lambda i: (about.rank(i.name), -i.priority))
+    if able:
+        found["implementation"] = able[0].name
+    return found

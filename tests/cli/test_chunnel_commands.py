@@ -1,0 +1,97 @@
+"""bertha chunnels, bertha policy check, and the DAG in bertha explain."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from bertha_socket.cli._drawing import as_svg, as_text
+from bertha_socket.dag import parse
+from tests.cli.conftest import Launcher
+
+
+def test_the_types_and_their_implementations(launcher: Launcher) -> None:
+    done = launcher.bertha("chunnels", "--json")
+    assert done.returncode == 0
+    found = {kind["type"]: kind for kind in json.loads(done.stdout)}
+    compress = {i["name"]: i for i in found["compress"]["implementations"]}
+    assert compress["python"]["usable"] and compress["python"]["wires"] == ["zstd/1", "lz4/1"]
+    assert all(i["usable"] is (i["reason"] is None) for t in found.values() for i in t["implementations"])
+    assert "compress(level?, algorithm?)" in launcher.bertha("chunnels").stdout
+
+
+@pytest.mark.parametrize(
+    ("rule", "code", "said"),
+    [
+        ('dag = "compress(level=3) |> encrypt()"', 0, "1 rules, nothing wrong"),
+        ('dag = "compress(level=99)"', 1, "rule 1, dag: compress: level is 99, and should be from 1 to 19"),
+        ('dag = "nosuch()"', 1, "rule 1, dag: there is no chunnel type 'nosuch'"),
+        ('dag = "compress(speed=1)"', 1, "rule 1, dag: compress: no argument 'speed'"),
+        ('dag = "branch(by=payload[0] % 2, choices=[gone()])"', 1, "'gone'"),
+        ('dag = "serialize()"', 1, "bertha_socket.new"),
+        ('dag = "encrypt("', 2, "rule 1, dag: column 9: "),
+        ('prohibit = ["xdp"]', 2, "rule 1, prohibit: there is no implementation 'xdp'"),
+        ('prohibit = ["encrypt/nosuch"]', 2, "rule 1, prohibit: there is no implementation"),
+        ('prohibit = ["encrypt/native", "*/python", "native", "elsewhere/tofino"]', 0, "nothing wrong"),
+        ('proto = "udp"', 2, "rule 1, proto: "),
+    ],
+)
+def test_a_policy_file_is_checked(
+    launcher: Launcher, tmp_path: Path, rule: str, code: int, said: str
+) -> None:
+    path = tmp_path / "bertha.toml"
+    path.write_text(f"[[rule]]\n{rule}\n")
+    done = launcher.bertha("policy", "check", str(path))
+    assert done.returncode == code
+    assert said in (done.stderr if code else done.stdout)
+    assert str(path) in done.stdout + done.stderr
+    as_json = launcher.bertha("policy", "check", "--json", str(path))
+    assert as_json.returncode == code and bool(json.loads(as_json.stdout)["problems"]) is bool(code)
+
+
+def test_explain_says_what_would_run_each_chunnel(launcher: Launcher, tmp_path: Path) -> None:
+    path = tmp_path / "bertha.toml"
+    path.write_text(
+        '[[rule]]\nprogram = "my-server"\ndag = "prefer compress() |> encrypt()"\n'
+        'prohibit = ["encrypt/native"]\n'
+    )
+    svg = tmp_path / "dag.svg"
+    words = ("--policy", str(path), "--side", "server", "my-server", ":6379")
+    found = json.loads(launcher.bertha("explain", "--json", "--svg", str(svg), *words).stdout)
+    compress, encrypt = found["ends"][1]["chunnels"]
+    assert (compress["type"], compress["need"]) == ("compress", "prefer")
+    assert (encrypt["implementation"], encrypt["not"]["native"]) == ("python", "the rule prohibits it")
+    assert found["pick"]["implementation"] == "tcp" and found["pick"]["carried"]
+    assert "encrypt()" in "".join(ET.fromstring(svg.read_text()).itertext())
+    lines = launcher.bertha("explain", *words).stdout
+    assert "+- prefer compress()" in lines and "not native: the rule prohibits it" in lines
+
+
+def test_a_branch_is_drawn() -> None:
+    dag = parse('a(x="<&>") |> branch(by=payload[0] % 2, choices=[b() |> c(), d()]) |> e()')
+    assert as_text(dag) == [
+        "program",
+        '  +- a(x="<&>")',
+        "  +- branch(by=payload[0] % 2)",
+        "  |    [0]",
+        "  |     +- b()",
+        "  |     +- c()",
+        "  |    [1]",
+        "  |     +- d()",
+        "  +- e()",
+        "network",
+    ]
+    texts = [t for t in ET.fromstring(as_svg(dag)).itertext() if t != "" and "{" not in t]
+    assert texts[1:] == [
+        "program",
+        'a(x="<&>")',
+        "branch(by=payload[0] % 2)",
+        "b()",
+        "c()",
+        "d()",
+        "e()",
+        "network",
+    ]
