@@ -104,6 +104,15 @@ static bool move(struct session *s, const char **why) {
   if (!s->sniffed && !greeting_sniff(s, why)) {
     return false;
   }
+  if (!s->sniffed && s->up_end[0] &&
+      s->state == BERTHA_CARRIED_PENDING) { /* as who looks for open ports does */
+    *why = "the client closed the connection before it said anything";
+    if (s->mode != BERTHA_CARRY_MAYBE) {
+      return false;
+    }
+    s->sniffed = s->up_open = true;
+    session_state(s, BERTHA_CARRIED_PLAIN, "");
+  }
   for (unsigned i = s->stages; i-- > 0;) {
     struct chunnel *c = s->stage[i];
     *why = c->why;

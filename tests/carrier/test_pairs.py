@@ -110,6 +110,25 @@ def test_an_unaware_client_of_the_native_one(make_carrier: MakeCarrier, first: b
     host.close()
 
 
+@pytest.mark.parametrize("first", [b"", b"\x16\x03\x01"])
+def test_a_client_that_only_looks(make_carrier: MakeCarrier, first: bytes) -> None:
+    host = make_carrier(KEY, command=COMMANDS["native"])
+    for mode, state in ((MAYBE, PLAIN), (1, REFUSED)):
+        client, tcp = tcp_pair()
+        with tcp, client:
+            program, status = host.carry(tcp, mode=mode)
+            with program:
+                client.sendall(first)
+                client.close()
+                program.settimeout(5)  # less than the time that an agreement may take
+                got = b""
+                while data := program.recv(100):
+                    got += data
+                assert got == (first if state == PLAIN else b"")
+                assert status.state == state
+    host.close()
+
+
 def test_a_server_that_speaks_first_through_the_native_one(make_carrier: MakeCarrier) -> None:
     host = make_carrier(KEY, command=COMMANDS["native"])
     client, tcp = tcp_pair()
