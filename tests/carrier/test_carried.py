@@ -56,8 +56,8 @@ def chunks(seed: int, most: int = 70_000) -> itertools.chain[int]:
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_ten_megabytes_both_ways(hosts: Hosts, name: str) -> None:
-    carried = Carried(*hosts, PLANS[name])
+def test_ten_megabytes_both_ways(python_hosts: Hosts, name: str) -> None:
+    carried = Carried(*python_hosts, PLANS[name])
     up, down = some_bytes(10_000_000, 1), some_bytes(10_000_000, 2)
     at_client, at_server = exchange(carried, up, down, chunks(3))
     assert at_server == up and at_client == down

@@ -47,8 +47,8 @@ PLANS = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_bytes_both_ways(hosts: tuple[CarrierHost, CarrierHost], name: str) -> None:
-    carried = Carried(*hosts, PLANS[name])
+def test_bytes_both_ways(python_hosts: tuple[CarrierHost, CarrierHost], name: str) -> None:
+    carried = Carried(*python_hosts, PLANS[name])
     up, down = some_bytes(1_000_000, 1), some_bytes(1_000_000, 2)
     at_client, at_server = exchange(carried, up, down, chunks(7))
     assert at_server == up and at_client == down
@@ -65,8 +65,10 @@ def test_bytes_both_ways(hosts: tuple[CarrierHost, CarrierHost], name: str) -> N
         (plan_of(chunnel("limit", "none")), "rate"),
     ],
 )
-def test_what_does_not_fit_is_refused(hosts: tuple[CarrierHost, CarrierHost], plan: bytes, word: str) -> None:
-    carried = Carried(*hosts, plan)
+def test_what_does_not_fit_is_refused(
+    python_hosts: tuple[CarrierHost, CarrierHost], plan: bytes, word: str
+) -> None:
+    carried = Carried(*python_hosts, plan)
     carried.client_status.wait(REFUSED)
     assert word in carried.client_status.detail
     assert carried.client.recv(10) == b""
@@ -86,11 +88,11 @@ def test_counts_are_logged(make_carrier: MakeCarrier) -> None:
 
 
 @pytest.mark.program
-def test_a_mirror_is_what_tshark_reads(hosts: tuple[CarrierHost, CarrierHost], tmp_path: Path) -> None:
+def test_a_mirror_is_what_tshark_reads(python_hosts: tuple[CarrierHost, CarrierHost], tmp_path: Path) -> None:
     tshark = require_program("tshark")
     copy = tmp_path / "copy.pcap"
     for _ in range(2):  # the second one is appended
-        carried = Carried(*hosts, plan_of(lone("mirror", to=str(copy)), TLS))
+        carried = Carried(*python_hosts, plan_of(lone("mirror", to=str(copy)), TLS))
         carried.wait(READY, READY)
         carried.client.sendall(b"question")
         assert carried.server.recv(10) == b"question"
@@ -108,10 +110,10 @@ def test_a_mirror_is_what_tshark_reads(hosts: tuple[CarrierHost, CarrierHost], t
     assert [bytes.fromhex(x) for x in found.stdout.split()] == [b"question", b"answer"] * 2
 
 
-def test_a_mirror_to_another_place(hosts: tuple[CarrierHost, CarrierHost]) -> None:
+def test_a_mirror_to_another_place(python_hosts: tuple[CarrierHost, CarrierHost]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as place:
         to = f"127.0.0.1:{place.getsockname()[1]}"
-        carried = Carried(*hosts, plan_of(lone("mirror", to=to, direction="send")))
+        carried = Carried(*python_hosts, plan_of(lone("mirror", to=to, direction="send")))
         carried.wait(READY, READY)
         place.settimeout(20)
         copy, _ = place.accept()
@@ -129,9 +131,9 @@ def test_a_mirror_to_another_place(hosts: tuple[CarrierHost, CarrierHost]) -> No
     assert b"first words" in got and b"second words" in got
 
 
-def test_the_rate_is_kept(hosts: tuple[CarrierHost, CarrierHost]) -> None:
+def test_the_rate_is_kept(python_hosts: tuple[CarrierHost, CarrierHost]) -> None:
     """Not how long it takes, but that it cannot have been faster."""
-    carried = Carried(*hosts, plan_of(lone("limit", rate=1_000_000, burst=10_000, direction="send")))
+    carried = Carried(*python_hosts, plan_of(lone("limit", rate=1_000_000, burst=10_000, direction="send")))
     carried.wait(READY, READY)
     data = random.Random(1).randbytes(300_000)
     start = time.monotonic()
