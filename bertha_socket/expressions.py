@@ -185,7 +185,12 @@ def _compile(node: ast.expr, text: str, depth: int) -> _Compiled:
         case ast.Call(func=ast.Name(id="min" | "max" as name), args=[_, _, *_] as arguments, keywords=[]):
             parts, choose = [sub(p) for p in arguments], min if name == "min" else max
             return lambda m: choose(_number(p(m)) for p in parts)
-    _fail(f"{ast.unparse(node)[:40]!r} is not for expressions on messages", node, text)
+    # Not ast.unparse: it has no bound on its recursion, and this may be deep.
+    _fail(
+        f"{(ast.get_source_segment(text.strip(), node) or '')[:40]!r} is not for expressions on messages",
+        node,
+        text,
+    )
 
 
 def _logic(every: bool, parts: list[_Compiled]) -> _Compiled:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bertha_socket.dag import DagError
 from bertha_socket.expressions import parse_expression
 
 VECTORS: dict[str, Any] = json.loads(
@@ -36,3 +37,9 @@ def test_the_vectors_hash_is_fnv_1a() -> None:
         for byte in message:
             found = (found ^ byte) * 1099511628211 % 2**64
         assert found == int(value)
+
+
+@pytest.mark.parametrize("text", ["a" + ".b" * 500, "a" + "()" * 500, "-" * 1000 + "1", "~" * 1000 + "1"])
+def test_what_is_too_deep_is_an_error_of_ours(text: str) -> None:
+    with pytest.raises(DagError):
+        parse_expression(text)
