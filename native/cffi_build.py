@@ -113,9 +113,7 @@ ffibuilder.cdef(
 )
 ffibuilder.set_source(
     "bertha_socket._native",
-    '#include "agent_memory.h"\n'
-    + _sizes
-    + _offsets,
+    '#include "agent_memory.h"\n' + _sizes + _offsets,
     # Relative to the project's root, where setuptools runs.
     sources=["native/cffi/agent_memory.c"],
     include_dirs=["native/core", "native/cffi"],
