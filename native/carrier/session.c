@@ -139,7 +139,7 @@ static bool move(struct session *s, const char **why) {
 
 static bool may_read_program(const struct session *s) {
   bool open = s->state == BERTHA_CARRIED_READY || s->state == BERTHA_CARRIED_PLAIN || !s->server;
-  return open && s->program_in && !s->down_end[s->stages] && !s->parting &&
+  return open && s->program_in && !s->down_end[s->stages] && !s->parting && !s->aborted &&
          buffer_size(&s->down[s->stages]) < PIECE && buffer_size(&s->down[0]) < CHUNNEL_ENOUGH;
 }
 
@@ -211,8 +211,9 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
   if (may_read_program(s)) {
     busy |= take(s->program, &s->down[s->stages], &s->program_in, s->program_more, &s->down_end[s->stages],
                  &program_error);
-    if (program_error != 0) { /* ECONNRESET: closed with bytes unread */
-      s->down_end[s->stages] = true;
+    if (program_error !=
+        0) {             /* ECONNRESET: closed with bytes unread, at which TCP resets (RFC 1122, 4.2.2.13) */
+      s->aborted = true; /* without an end: that would be an orderly one */
       program_left(s, program_error);
       busy = true;
     }
@@ -262,6 +263,10 @@ void session_run(struct session *s) {
     if (s->parting && buffer_size(&s->down[0]) == 0 && s->down_end[0]) {
       shutdown(s->tcp, SHUT_WR);
       session_free(s);
+      return;
+    }
+    if (s->aborted && buffer_size(&s->down[0]) == 0 && buffer_size(&s->down[s->stages]) == 0) {
+      reset(s);
       return;
     }
     /* The program has closed both directions, or reads no more, and what it sent is on its way. */

@@ -42,6 +42,7 @@ struct session {
   bool tcp_more, program_more;
   bool tcp_shut, program_shut; /* our writing ends */
   bool program_gone;
+  bool aborted; /* it closed with bytes unread: to be reset */
   uint8_t *plan;
   size_t plan_size;
   uint8_t nonce[NONCE_SIZE];

@@ -61,10 +61,12 @@ void tx_give_back(struct conn *c, int fd) {
     c->tx_phase = PHASE_RING;
   }
   if (good && c->tx_phase == PHASE_RING) {
-    uint32_t at = (uint32_t)(head - c->tx_base) & (c->tx_size - 1);
-    size_t first = used < c->tx_size - at ? (size_t)used : c->tx_size - at;
-    struct iovec part[2] = {{c->tx_mem + at, first}, {c->tx_mem, (size_t)used - first}};
-    send_all(fd, part);
+    if (used > 0) {
+      uint32_t at = (uint32_t)(head - c->tx_base) & (c->tx_size - 1);
+      size_t first = used < c->tx_size - at ? (size_t)used : c->tx_size - at;
+      struct iovec part[2] = {{c->tx_mem + at, first}, {c->tx_mem, (size_t)used - first}};
+      send_all(fd, part);
+    }
     c->tx_tail = head;
     atomic_store_explicit(&d->tail, head, memory_order_release);
     tx_to_kernel(c);

@@ -154,6 +154,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
   }
   close(pair[1]);
-  hang_up();
+  hang_up(false);
   return 0;
 }
