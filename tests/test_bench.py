@@ -37,6 +37,7 @@ PLAIN_CELLS = {
     "pingpong": {"tcp", "unix-socket"},
     "memcached": {"tcp", "unix-socket"},
     "nginx": {"tcp"},
+    "chunnels": {"tcp", "redis-tls"},
 }
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
@@ -47,6 +48,7 @@ METRICS = {
     "pingpong": {"p50", "p99"},
     "memcached": {"rate", "server_cpu"},
     "nginx": {"rate"},
+    "chunnels": {"get_rps", "set_rps", "get_p50", "get_p99"},
 }
 
 
@@ -139,13 +141,17 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         if variant in names and variant.startswith(("shm", "unix")):
             assert set(counts) <= {variant.partition("-")[0], connlog.UNUSED}
             assert counts[variant.partition("-")[0]] > 0
-    for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "control"}:
+        if variant in names and "encrypt" in variant:
+            assert set(counts) == {variant}
+    for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "control", "redis-tls"}:
         assert sum(found["carried"][variant].values()) > 0
     try:
         tools.shim_library()
     except tools.Unavailable:
         return
-    if name != "plain-overhead":
+    if name == "chunnels":
+        assert "compress+encrypt" in names
+    elif name != "plain-overhead":
         assert "shm" in names
 
 

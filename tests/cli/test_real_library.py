@@ -77,4 +77,6 @@ def test_it_exports_no_name_but_interposed_ones(real: str) -> None:
     done = subprocess.run(["nm", "-D", "--defined-only", real], capture_output=True, text=True, check=True)
     names = [line.split()[-1] for line in done.stdout.splitlines()]
     assert "connect" in names
-    assert not [name for name in names if "bertha" in name]
+    # And what our own programs ask it (native/calls.list).
+    ours = {name for name in names if "bertha" in name}
+    assert all(name.startswith(("bertha_door_", "bertha_connection_holders")) for name in ours), ours
