@@ -7,12 +7,11 @@ Both kinds of TLS authenticate both ends by an Ed25519 certificate.
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 
-from bertha_socket._bench import interleave, netns, variants
-from bertha_socket._bench.redispair import TESTS, UNITS, RedisLoad, RedisServer
-from bertha_socket._bench.report import Cell, Report, Target
+from bertha_socket._bench import interleave, netns
+from bertha_socket._bench.redispair import TESTS, RedisServer, add_cells
+from bertha_socket._bench.report import Report, Target
 from bertha_socket._bench.stage import Shim, Stage
 from bertha_socket._bench.variants import Variant
 
@@ -64,22 +63,7 @@ def run(options: interleave.Options) -> Report:
         ):
             servers[variant] = RedisServer(stage, host, variant.shim)
         for variant, server in servers.items():
-            for configuration in configurations:
-                load = RedisLoad(
-                    server,
-                    variant.shim,
-                    clients=configuration["clients"],
-                    pipeline=configuration["pipeline"],
-                )
-
-                def probe(logged: Variant, load: RedisLoad = load) -> None:
-                    load.calibrate(seconds, least, logged.shim)
-
-                if not variants.prove(stage, report, variant, probe):
-                    continue
-                report.commands.setdefault(variant.name, " ".join(load.argv(load.requests)))
-                measure = partial(variants.measured, stage, report, variant, partial(load.run, load.requests))
-                report.cells.append(Cell(variant.name, configuration, measure, UNITS))
+            add_cells(stage, report, variant, server, configurations, seconds, least)
         report.cells.sort(key=lambda cell: CONFIGURATIONS.index(cell.params))
         interleave.run(report, rounds, options)
     for configuration in configurations:

@@ -7,13 +7,10 @@ by more than an order of magnitude.
 
 from __future__ import annotations
 
-from functools import partial
-
 from bertha_socket._bench import interleave, variants
-from bertha_socket._bench.redispair import TESTS, UNITS, RedisLoad, RedisServer
-from bertha_socket._bench.report import Cell, Report, Target
+from bertha_socket._bench.redispair import TESTS, RedisServer, add_cells
+from bertha_socket._bench.report import Report, Target
 from bertha_socket._bench.stage import Stage
-from bertha_socket._bench.variants import Variant
 
 NAMES = (variants.TCP, variants.UNIX_SOCKET, variants.SHM, variants.SHM_NOSPIN, variants.UNIX)
 PROGRAMS = ("redis-server", "redis-benchmark")
@@ -46,19 +43,7 @@ def run(options: interleave.Options) -> Report:
         plain = RedisServer(stage, host)
         for variant in variants.standard(stage, NAMES, report):
             server = plain if variant.shim is None else RedisServer(stage, host, variant.shim)
-            for configuration in configurations:
-                if variant.name in report.skipped:
-                    continue
-                load = RedisLoad(server, variant.shim, variant.unix, **configuration)
-
-                def probe(logged: Variant, load: RedisLoad = load) -> None:
-                    load.calibrate(seconds, least, logged.shim)
-
-                if not variants.prove(stage, report, variant, probe):
-                    continue
-                report.commands.setdefault(variant.name, " ".join(load.argv(load.requests)))
-                measure = partial(variants.measured, stage, report, variant, partial(load.run, load.requests))
-                report.cells.append(Cell(variant.name, configuration, measure, UNITS))
+            add_cells(stage, report, variant, server, configurations, seconds, least)
         report.cells.sort(key=lambda cell: CONFIGURATIONS.index(cell.params))
         interleave.run(report, rounds, options)
     for configuration in configurations:

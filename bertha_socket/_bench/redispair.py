@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from bertha_socket._bench import netns, tools
-from bertha_socket._bench.report import Sample
+from bertha_socket._bench import netns, tools, variants
+from bertha_socket._bench.report import Cell, Report, Sample
 from bertha_socket._bench.stage import Failed, Running, Shim, Stage
+from bertha_socket._bench.variants import Variant
 
 TESTS = ("set", "get")
 UNITS = {f"{test}_rps": "1/s" for test in TESTS} | {
@@ -98,3 +101,29 @@ class RedisLoad:
         rate = min(first.values[f"{test}_rps"] for test in TESTS)
         self.requests = max(least, int(rate * seconds))
         return self.requests
+
+
+def add_cells(
+    stage: Stage,
+    report: Report,
+    variant: Variant,
+    server: RedisServer,
+    configurations: Sequence[dict[str, int]],
+    seconds: float,
+    least: int,
+) -> None:
+    """A cell for each configuration in which the variant was proved to be what it is called."""
+    for configuration in configurations:
+        if variant.name in report.skipped:
+            return
+        clients, pipeline = configuration["clients"], configuration["pipeline"]
+        load = RedisLoad(server, variant.shim, variant.unix, clients=clients, pipeline=pipeline)
+
+        def probe(logged: Variant, load: RedisLoad = load) -> None:
+            load.calibrate(seconds, least, logged.shim)
+
+        if not variants.prove(stage, report, variant, probe):
+            continue
+        report.commands.setdefault(variant.name, " ".join(load.argv(load.requests)))
+        measure = partial(variants.measured, stage, report, variant, partial(load.run, load.requests))
+        report.cells.append(Cell(variant.name, configuration, measure, UNITS))

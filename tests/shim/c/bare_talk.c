@@ -3,47 +3,12 @@
  *
  * rights: to a process that was executed without the shim before, over a unix socket. */
 #include "common.h"
+#include "rights.h"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
 #include <sys/un.h>
-
-static void give(int to, int fd) {
-  char byte = 'x';
-  struct iovec part = {&byte, 1};
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control = {.space = {0}};
-  struct msghdr msg = {.msg_iov = &part,
-                       .msg_iovlen = 1,
-                       .msg_control = control.space,
-                       .msg_controllen = sizeof control.space};
-  struct cmsghdr *m = CMSG_FIRSTHDR(&msg);
-  m->cmsg_level = SOL_SOCKET;
-  m->cmsg_type = SCM_RIGHTS;
-  m->cmsg_len = CMSG_LEN(sizeof fd);
-  memcpy(CMSG_DATA(m), &fd, sizeof fd);
-  MUST(sendmsg(to, &msg, 0) == 1);
-}
-
-static int take(int from) {
-  char byte;
-  int fd;
-  struct iovec part = {&byte, 1};
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control;
-  struct msghdr msg = {.msg_iov = &part,
-                       .msg_iovlen = 1,
-                       .msg_control = control.space,
-                       .msg_controllen = sizeof control.space};
-  MUST(recvmsg(from, &msg, 0) == 1);
-  memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof fd);
-  return fd;
-}
 
 /* The program without the shim: echoes what it reads, then says in a line how many bytes that were. */
 static int echo(int fd) {

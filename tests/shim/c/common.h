@@ -1,4 +1,7 @@
 /* What the test programs share: a listening socket, and failing loudly. */
+#ifndef BERTHA_TEST_COMMON_H
+#define BERTHA_TEST_COMMON_H
+
 #include <arpa/inet.h>
 #include <errno.h>
 #include <stdio.h>
@@ -26,3 +29,5 @@ static inline int listen_on(int port) {
   MUST(listen(fd, 64) == 0);
   return fd;
 }
+
+#endif
