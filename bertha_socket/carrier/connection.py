@@ -11,6 +11,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
@@ -24,6 +25,8 @@ QUEUE_MAX: Final = 256 * 1024
 #: Reads in a row, so that one connection does not keep the others waiting.
 _ROUNDS: Final = 4
 _IOV_MAX: Final = 64
+#: How long the network's end is waited for when the chunnels have ended before it.
+_LINGER_SECONDS: Final = 10.0
 _libc: Final = ctypes.CDLL(None, use_errno=True)  # the socket module cannot dissolve an association
 _UNSPEC: Final = struct.pack("=H14x", socket.AF_UNSPEC)
 
@@ -68,6 +71,7 @@ class Connection:
         self._aborted = False  # and had not read all
         self._late = False  # something came for it after that
         self._tcp_quiet = False  # the network has nothing more to tell
+        self._lingers_until: float | None = None
         tcp.setblocking(False)
         pair.setblocking(False)
         with contextlib.suppress(OSError):
@@ -107,6 +111,9 @@ class Connection:
     # -- events ---------------------------------------------------------------------------------------
 
     def _tick(self, now: float) -> None:
+        if self._lingers_until is not None:
+            self._close()
+            return
         self.run(self.session.tick, now)
 
     def _on_network(self, events: int) -> None:
@@ -214,9 +221,34 @@ class Connection:
             with contextlib.suppress(OSError):
                 self.pair.shutdown(socket.SHUT_WR)
         if self._fin_sent and (self._eof_sent or self._program_gone):
-            self._close()
+            if self._program_gone or self._network_over:
+                self._close()
+            else:
+                self._linger()
             return
         self._watch()
+
+    def _linger(self) -> None:
+        """Waits for the network's end, where a chunnel (http2) has said its own before it.
+
+        Its last words (a window's update) would meet a closed socket, and the reset in answer would take from the
+        other end what it has not read yet.
+        """
+        if self._lingers_until is None:
+            self._lingers_until = time.monotonic() + _LINGER_SECONDS
+            self._loop.watch(self.pair.fileno(), None, self._on_program)
+            self._loop.watch(self.tcp.fileno(), READ, self._on_last)
+            self._loop.set(self._timer, self._lingers_until)
+
+    def _on_last(self, _events: int) -> None:
+        try:
+            over = not self.tcp.recv(CHUNK)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            over = True
+        if over:
+            self._close()
 
     def _end_badly(self) -> None:
         """A connection that failed: both ends see a reset, as far as that can be."""
