@@ -231,8 +231,8 @@ class Connection:
     def _linger(self) -> None:
         """Waits for the network's end, where a chunnel (http2) has said its own before it.
 
-        Its last words (a window's update) would meet a closed socket, and the reset in answer would take from the
-        other end what it has not read yet.
+        Its last words (a window's update) would meet a closed socket, and the reset in answer would take
+        from the other end what it has not read yet.
         """
         if self._lingers_until is None:
             self._lingers_until = time.monotonic() + _LINGER_SECONDS
