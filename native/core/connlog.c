@@ -1,7 +1,6 @@
 #include "connlog.h"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <netinet/in.h>
 #include <string.h>
 
@@ -87,12 +86,8 @@ static void write_line(const struct line *l) {
                    program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer,
                    l->chunnels, l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
                    (unsigned long long)c->info.rx_bytes, c->info.setup_us);
-  int log = open(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
-  if (log >= 0) {
-    if (n > 0 && (size_t)n < sizeof line && REAL(write)(log, line, (size_t)n) < 0 && bertha_log_level > 0) {
-      bertha_debug("connection log %s: %s", bertha.connlog, strerror(errno));
-    }
-    REAL(close)(log);
+  if (n > 0 && (size_t)n < sizeof line) {
+    connlog_put(line, (size_t)n);
   }
 }
 
@@ -208,4 +203,5 @@ void connlog_close_all(void) {
       conn_after_close(c);
     }
   }
+  connlog_put(NULL, 0);
 }

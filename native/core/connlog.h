@@ -10,6 +10,7 @@ void connlog_write(struct conn *c, int fd);
 void connlog_addresses(struct conn *c,
                        int fd); /* asks the kernel now: the descriptor is about to be exchanged */
 void connlog_refused(struct conn *c, int fd, const char *detail); /* a connect() that may not be */
-void connlog_close_all(void);                                     /* at the end of the process */
+void connlog_put(const char *line, size_t size); /* into the file; without a line: what was kept back */
+void connlog_close_all(void);                    /* at the end of the process */
 
 #endif
