@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import re
-import shutil
 import signal
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,24 +24,9 @@ from tests.harness import (
     free_port,
     require_program,
 )
-from tests.harness.hosts import DIRECTORY_PREFIX
+from tests.programs.postgresql import DIRECTORIES, new_cluster, other_user
 
 pytestmark = pytest.mark.program
-
-_DIRECTORIES = [str(p) for p in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
-_SETTINGS = """
-fsync = off
-synchronous_commit = off
-full_page_writes = off
-unix_socket_directories = ''
-listen_addresses = '127.0.0.1'
-shared_buffers = 16MB
-max_connections = 40
-autovacuum = off
-# How results are sent is what is tested, not how many processes help to find them.
-max_parallel_workers_per_gather = 0
-log_min_messages = warning
-"""
 
 
 class Database:
@@ -57,7 +38,7 @@ class Database:
         self.port = port
 
     def psql(self, *words: str) -> list[str]:
-        psql = require_program("psql", *_DIRECTORIES)
+        psql = require_program("psql", *DIRECTORIES)
         fixed = ["-h", "127.0.0.1", "-p", str(self.port), "-U", "tester", "-X", "-q", "-A", "-t"]
         return [psql, *fixed, "-v", "ON_ERROR_STOP=1", *words, "postgres"]
 
@@ -73,41 +54,17 @@ class Database:
         assert_carried(log, "postgres", min_connections=min_connections, role="server", port=self.port)
 
 
-def _other_user() -> str | None:
-    if os.getuid() != 0:
-        return None
-    for name in ("postgres", "nobody"):
-        try:
-            return pwd.getpwnam(name).pw_name
-        except KeyError:
-            continue
-    pytest.skip("PostgreSQL does not run as root, and there is no user postgres or nobody")
-
-
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def cluster() -> Iterator[Path]:
     """A directory as initdb makes it, once for all tests, which copy it."""
-    initdb = require_program("initdb", *_DIRECTORIES)
-    user = _other_user()
-    base = Path(tempfile.mkdtemp(prefix=DIRECTORY_PREFIX))
-    if user is not None:
-        shutil.chown(base, user)
-    command = [initdb, "-D", str(base / "data"), "-U", "tester", "-A", "trust", "-N"]
-    command += ["--no-locale", "-E", "UTF8"]
-    done = subprocess.run(
-        command, user=user, capture_output=True, text=True, cwd=base, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    with (base / "data" / "postgresql.conf").open("a") as settings:
-        settings.write(_SETTINGS)
-    yield base / "data"
-    shutil.rmtree(base)
+    with new_cluster() as data:
+        yield data
 
 
 @pytest.fixture
 def database(make_host: MakeHost, cluster: Path) -> Database:
-    postgres = require_program("postgres", *_DIRECTORIES)
-    host = make_host(user=_other_user())
+    postgres = require_program("postgres", *DIRECTORIES)
+    host = make_host(user=other_user())
     host.run(["cp", "-a", cluster, host.dir / "data"], shim=False)
     port = free_port()
     server = host.server([postgres, "-D", host.dir / "data", "-p", str(port)], port)
@@ -199,7 +156,7 @@ def test_ended_by_the_server(database: Database) -> None:
 
 @pytest.mark.parametrize("more", [(), ("-C",), ("-M", "prepared", "-S")], ids=["write", "reconnect", "read"])
 def test_pgbench(database: Database, more: tuple[str, ...]) -> None:
-    pgbench = require_program("pgbench", *_DIRECTORIES)
+    pgbench = require_program("pgbench", *DIRECTORIES)
     fixed = [pgbench, "-h", "127.0.0.1", "-p", str(database.port), "-U", "tester"]
     database.host.run([*fixed, "-i", "-q", "postgres"])
     count = "20" if "-C" in more else "200"

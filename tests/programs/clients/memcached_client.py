@@ -1,4 +1,4 @@
-"""A memcached client: PORT CONNECTIONS ROUNDS SIZE. "ok": every value came back as it was stored."""
+"""A memcached client: PORT CONNECTIONS ROUNDS SIZE [ADDRESS]. "ok": every value came back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ def _value(connection: int, turn: int, size: int) -> bytes:
 def main() -> None:
     """Store on every connection first, then read on every connection, so that all are in use at once."""
     port, connections, rounds, size = map(int, sys.argv[1:5])
-    files = [socket.create_connection(("127.0.0.1", port), 15).makefile("rwb") for _ in range(connections)]
+    host = sys.argv[5] if len(sys.argv) > 5 else "127.0.0.1"
+    files = [socket.create_connection((host, port), 15).makefile("rwb") for _ in range(connections)]
     for turn in range(rounds):
         for number, stream in enumerate(files):
             stream.write(b"set k%d 0 0 %d\r\n%s\r\n" % (number, size, _value(number, turn, size)))

@@ -1,0 +1,135 @@
+"""PostgreSQL (a process for each connection, as a user of its own) and memcached (threads) through chunnels
+between two hosts, which the server's policy alone dictates."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chunnels.conftest import Capture, Pair
+from tests.chunnels.test_redis import assert_through
+from tests.harness import Connection, Program, eventually, free_port, require_program
+from tests.programs.postgresql import DIRECTORIES, new_cluster, other_user
+
+pytestmark = [pytest.mark.program, pytest.mark.net]
+
+_CLIENTS = Path(__file__).parents[1] / "programs" / "clients"
+_PYTHON = Path(sys.executable).name
+_SECRET = "a-secret-that-must-not-cross-the-wire"
+_DAGS = [
+    ("compress(level=3) |> encrypt()", ["compress", "encrypt", "local_or_remote"]),
+    ("encrypt()", ["encrypt", "local_or_remote"]),
+]
+dictated = pytest.mark.parametrize(("dag", "types"), _DAGS, ids=["compress+encrypt", "encrypt"])
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Path]:
+    """As initdb makes it, reachable from other hosts."""
+    with new_cluster("listen_addresses = '*'\n") as data:
+        with (data / "pg_hba.conf").open("a") as file:
+            file.write("host all all all trust\n")
+        yield data
+
+
+class Database:
+    """PostgreSQL at the pair's server, under bertha-run as a user who is not its agent's."""
+
+    def __init__(self, pair: Pair, cluster: Path) -> None:
+        self.pair = pair
+        host = pair.server
+        host.open_to_other_users()
+        host.run(["cp", "-a", cluster, host.dir / "data"], shim=False)
+        self.port = free_port()
+        postgres = require_program("postgres", *DIRECTORIES)
+        command = [postgres, "-D", host.dir / "data", "-p", self.port]
+        self.program: Program = host.spawn(command, user=other_user())
+        host.wait_port(self.program, self.port)
+        eventually(lambda: self.query("SELECT 1", check=False) == "1", "the first answer", 30)
+
+    def client(self, name: str, *words: object) -> list[object]:
+        """A client program's command line."""
+        found = require_program(name, *DIRECTORIES)
+        return [found, "-h", self.pair.address, "-p", self.port, "-U", "tester", *words]
+
+    def query(self, statement: str, *, check: bool = True, feed: bytes | None = None) -> str:
+        """What psql prints."""
+        words = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", statement, "postgres"]
+        return self.pair.client.run(self.client("psql", *words), feed=feed, check=check, timeout=60).strip()
+
+    def cancel(self) -> None:
+        """A cancel request is a connection of its own, which the server closes without a word."""
+        sleeper = self.pair.client.spawn(self.client("psql", "-X", "-c", "SELECT pg_sleep(300)", "postgres"))
+        active = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(300)'"
+        eventually(lambda: self.query(active) == "1", "the sleeping query", 30, pause=0.05)
+        sleeper.send(signal.SIGINT)
+        assert "canceling statement due to user request" in sleeper.wait(60, check=False)
+
+    def bench(self, count: int, *options: str) -> None:
+        """Eight clients of pgbench."""
+        words = ["-n", "-c", 8, "-j", 2, "-t", count, *options, "postgres"]
+        report = self.pair.client.run(self.client("pgbench", *words), timeout=60)
+        assert f"transactions actually processed: {8 * count}/{8 * count}" in report, report
+
+    def finish(self, types: list[str], least: dict[str, int]) -> None:
+        """Ends the server and looks at what both ends' logs name."""
+        self.pair.server.stop(self.program, number=signal.SIGINT)
+        logs = [[c for c in host.finish() if _answered(c)] for host in (self.pair.client, self.pair.server)]
+        for program, count in least.items():
+            assert_through(logs[0], program, types, count)
+        assert_through(logs[1], "postgres", types, sum(least.values()))
+
+
+def _answered(connection: Connection) -> bool:
+    """Not a cancel request: 16 bytes, and no answer."""
+    return sorted((connection.tx_bytes, connection.rx_bytes)) != [0, 16]
+
+
+@dictated
+def test_postgresql(pair: Pair, cluster: Path, capture: Capture, dag: str, types: list[str]) -> None:
+    """Short queries, large values, lines both ways, a cancel request; connections that stay, and many."""
+    pair.dictate(dag)
+    database = Database(pair, cluster)
+    assert database.query(f"SELECT '{_SECRET}'") == _SECRET
+    lines = "".join(f"{n}\t{hashlib.md5(b'%d' % n).hexdigest()}\n" for n in range(20_000)).encode()
+    database.query("CREATE TABLE c (n int, text text)")
+    database.query("COPY c FROM STDIN", feed=lines)
+    packets = capture.stop()
+    assert len(packets) > 2000, "the capture has nothing of it"
+    for part in (_SECRET.encode(), b"SELECT", b"COPY", b"tester", b"\tc4ca4238a0b923820dcc509a6f75849b"):
+        assert part not in packets
+    assert database.query("COPY (SELECT * FROM c ORDER BY n) TO STDOUT").encode() + b"\n" == lines
+    value = database.query("SELECT repeat('7', 5000000)")
+    assert (len(value), set(value)) == (5_000_000, {"7"})
+    assert "division by zero" in database.query("SELECT 1/0", check=False)
+    database.cancel()
+    pair.client.run(database.client("pgbench", "-i", "-q", "postgres"), timeout=60)
+    database.bench(50)
+    database.bench(3, "-C")
+    database.bench(50, "-M", "prepared", "-S")
+    assert database.query("SELECT count(*) FROM pgbench_history") == str(8 * (50 + 3))
+    database.finish(types, {"pgbench": 1 + 8 + 24 + 8, "psql": 10})
+
+
+@dictated
+def test_memcached(pair: Pair, capture: Capture, dag: str, types: list[str]) -> None:
+    """One thread accepts, four serve; the capture has none of the protocol's words."""
+    pair.dictate(dag)
+    port = free_port()
+    words = ["-l", pair.address, "-p", port, "-U", "0", "-t", "4", "-u", "root"]
+    pair.server.server([require_program("memcached"), *words], port)
+    command = [sys.executable, _CLIENTS / "memcached_client.py", port]
+    for connections, rounds, size in (50, 5, 2000), (3, 3, 900_000):
+        done = pair.client.run([*command, connections, rounds, size, pair.address], timeout=60)
+        assert done.split()[-1] == "ok"
+    packets = capture.stop()
+    assert len(packets) > 2000, "the capture has nothing of it"
+    for part in (b"STORED", b"VALUE k", b"set k", b"get k"):
+        assert part not in packets
+    assert_through(pair.client.finish(), _PYTHON, types, 53)
+    assert_through(pair.server.finish(), "memcached", types, 53)
