@@ -1,4 +1,4 @@
-"""Programs that run out of descriptors get EMFILE, lose nothing, and have nearly as many as without the shim."""
+"""Programs without descriptors get EMFILE, lose nothing, and have nearly as many as without the shim."""
 
 from __future__ import annotations
 
