@@ -17,6 +17,16 @@ from bertha_socket.agent.server import BACKLOG, Server
 
 #: How long a new agent waits for one that is just leaving.
 LOCK_SECONDS = 2.0
+#: Below this an agent could not even keep its own files and a few programs.
+DESCRIPTORS_LEAST = 64
+#: A link is sparse and larger than a cautious limit on files; only what is written costs memory.
+_WANTED = {
+    resource.RLIMIT_NOFILE: 65536,
+    resource.RLIMIT_FSIZE: resource.RLIM_INFINITY,
+    resource.RLIMIT_AS: resource.RLIM_INFINITY,
+    resource.RLIMIT_DATA: resource.RLIM_INFINITY,
+    resource.RLIMIT_CPU: resource.RLIM_INFINITY,
+}
 
 
 def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
@@ -73,15 +83,34 @@ def take_lock(lock: int) -> bool:
 
 
 def _limits() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
+    """What a careful shell set for its programs (`ulimit`) is not meant for an agent that outlives it.
+
+    Raises PlaceError when too few descriptors are left for anybody's connections.
+    """
+    for which, wanted in _WANTED.items():
+        soft, hard = resource.getrlimit(which)
+        if _larger(soft, wanted):
+            continue
+        most = hard if _larger(hard, wanted) else wanted
+        with contextlib.suppress(OSError, ValueError):  # beyond the hard limit root may
+            resource.setrlimit(which, (most, most))
+            continue
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    with contextlib.suppress(OSError, ValueError):
-        # A link is sparse and larger than a cautious limit on files; only what is written costs memory.
-        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+            resource.setrlimit(which, (hard, hard))
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if descriptors < DESCRIPTORS_LEAST:
+        raise paths.PlaceError(
+            errno.EMFILE,
+            f"an agent needs {DESCRIPTORS_LEAST} descriptors and may have {descriptors}; raise `ulimit -n`, "
+            "or start `bertha agent` from elsewhere",
+        )
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+
+def _larger(limit: int, wanted: int) -> bool:
+    if resource.RLIM_INFINITY in (limit, wanted):
+        return limit == resource.RLIM_INFINITY
+    return limit >= wanted
 
 
 def _listen(path: str) -> socket.socket:

@@ -10,6 +10,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "connlog.h"
+#include "fsize.h"
 #include "reason.h"
 #include "unixpair.h"
 
@@ -76,7 +77,7 @@ static bool open_statuses(void) {
     return false;
   }
   void *p = MAP_FAILED;
-  if (ftruncate(fd, (off_t)size) == 0 && REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0) {
+  if (fsize_make(fd, size) == 0 && REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) == 0) {
     p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
   }
   if (p == MAP_FAILED) {

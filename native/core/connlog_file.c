@@ -6,6 +6,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "fsize.h"
+
 enum { KEPT_MAX = 32 * 1024 };
 
 static char kept[KEPT_MAX];
@@ -14,7 +16,7 @@ static int kept_by;      /* process: a forked child must not write its parent's 
 static atomic_flag busy; /* not waited for: its holder may be what a signal's handler interrupted */
 
 static void write_all(int log, const char *from, size_t size) {
-  if (REAL(write)(log, from, size) < 0 && bertha_log_level > 0) {
+  if (fsize_write(log, from, size) < 0 && bertha_log_level > 0) {
     bertha_debug("connection log %s: %s", bertha.connlog, strerror(errno));
   }
 }

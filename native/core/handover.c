@@ -13,6 +13,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "connlog.h"
+#include "fsize.h"
 #include "parcel.h"
 #include "relay.h"
 #include "unixpair.h"
@@ -280,6 +281,9 @@ static void number(char *to, uint64_t value) { /* snprintf may take locks */
 }
 
 static bool new_parcel(struct handover *h) {
+  if (!fsize_allows(sizeof h->head + (size_t)BERTHA_CONNS * sizeof(struct parcel_conn))) {
+    return false;
+  }
   int fd = memfd_create("bertha-parcel", 0);
   if (fd < 0) {
     return false;

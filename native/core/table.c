@@ -11,6 +11,7 @@
 
 #include "agentc.h"
 #include "conn.h"
+#include "fsize.h"
 
 _Static_assert(sizeof(struct conn) <= BERTHA_RECORD, "a connection's record has outgrown its stride");
 
@@ -37,7 +38,7 @@ bool bertha_table_open(void) {
     size_t size = records_offset() + (size_t)BERTHA_RECORD * BERTHA_CONNS;
     int fd = memfd_create("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     void *p = MAP_FAILED;
-    if (fd >= 0 && ftruncate(fd, (off_t)size) == 0 &&
+    if (fd >= 0 && fsize_make(fd, size) == 0 &&
         REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0) {
       p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     }

@@ -31,3 +31,21 @@ def test_no_descriptor_left(host: Host, at_server: int, at_client: int) -> None:
     log = host.finish()
     for role in ("client", "server"):
         assert len(assert_carried(log, _PYTHON, role=role)) == _COUNT
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_limit_on_files_ends_nobody(host: Host, full: bool) -> None:
+    """What the shim itself writes (the log, what `bertha ps` reads) is larger than the program may write."""
+    port = free_port()
+    if full:
+        host.connlog_path.write_text("\n" * 5000)
+    words = ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", sys.executable]  # 4096 bytes
+    server = host.server([*words, _HERE / "few_server.py", port, 100, 3], port)
+    assert host.run([*words, _HERE / "few_client.py", port, 3, 100]) == "most 0\n"
+    assert server.wait() == "most 0\n"
+    if full:
+        assert host.connlog_path.read_text() == "\n" * 5000
+        return
+    log = host.finish()
+    for role in ("client", "server"):
+        assert len(assert_carried(log, _PYTHON, role=role)) == 3
