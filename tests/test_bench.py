@@ -38,7 +38,10 @@ PLAIN_CELLS = {
     "memcached": {"tcp", "unix-socket"},
     "nginx": {"tcp"},
     "chunnels": {"tcp", "redis-tls"},
+    "speed": {"tcp"},
 }
+# Of the bench that has rows: one of each kind, since all of them would take too long here.
+ROWS = ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "idle")
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
     "redis": {"get_rps", "set_rps", "get_p50", "get_p99"},
@@ -116,7 +119,8 @@ def _fig3_has_every_cell_and_percentile(found: dict[str, Any]) -> None:
 def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
     drawn = tmp_path / "plot.png"
     plot = ["--plot", str(drawn)] if _can_draw(name) else []
-    code, found = run_bench(name, *plot)
+    rows = [word for row in ROWS for word in ("--only", row)] if name == "speed" else []
+    code, found = run_bench(name, *plot, *rows)
 
     assert found["failures"] == []
     if plot:
@@ -246,6 +250,10 @@ def test_list_and_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["pingpong", "--json", "/no/such/dir/x.json"]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert bench.main(["pingpong", "--rounds", "-1"]) == 2
+    capsys.readouterr()
+    assert bench.main(["speed", "--only", "no-such"]) == 2
+    assert "speed has no row no-such: it has pingpong/two" in capsys.readouterr().err
+    assert bench.main(["pingpong", "--only", "redis"]) == 2
 
 
 @given(st.lists(st.floats(0, 1e9), min_size=2, max_size=200))

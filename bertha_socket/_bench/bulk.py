@@ -29,12 +29,17 @@ class Stream:
     host: netns.Host
     client_shim: Shim | None
     server_shim: Shim | None
+    #: Processors of (client, server); None: any.
+    places: tuple[list[int], list[int]] | None = None
     port: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.port = self.stage.port(self.host)
         argv = [tools.find("iperf3"), "-s", "-B", self.host.address, "-p", str(self.port), "--forceflush"]
-        self.running = self.stage.start(argv, self.host, ready="Server listening", shim=self.server_shim)
+        cpus = self.places[1] if self.places else None
+        self.running = self.stage.start(
+            argv, self.host, ready="Server listening", cpus=cpus, shim=self.server_shim
+        )
 
     def argv(self, seconds: float) -> list[str]:
         argv = [tools.find("iperf3"), "-c", self.host.address, "-p", str(self.port), "-J", "-l", "128K"]
@@ -43,11 +48,13 @@ class Stream:
         return [*argv, "-n", f"{int(seconds * 1000)}M"]  # iperf3 counts whole seconds only
 
     def run(self, seconds: float, shim: Shim | None = None) -> Sample:
-        said = self.stage.run(self.argv(seconds), self.host, shim=shim or self.client_shim)
+        cpus = self.places[0] if self.places else None
+        said = self.stage.run(self.argv(seconds), self.host, cpus=cpus, shim=shim or self.client_shim)
         end = json.loads(said)["end"]
         return Sample(
             {
                 "rate": end["sum_received"]["bits_per_second"] / 8e6,
+                "bytes": end["sum_received"]["bytes"],
                 "sender_cpu": end["cpu_utilization_percent"]["host_total"],
                 "receiver_cpu": end["cpu_utilization_percent"]["remote_total"],
             }

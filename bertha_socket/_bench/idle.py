@@ -36,7 +36,7 @@ UNITS = {
 
 
 @dataclass
-class _Crowd:
+class Crowd:
     """One variant's idle connections; they are made anew for each round."""
 
     stage: Stage
@@ -49,6 +49,7 @@ class _Crowd:
     seconds: float
 
     def measure(self, report: Report) -> Sample:
+        """Make the connections, watch them, end them; the log's word goes into the report."""
         port = self.stage.port(self.host)
         target = self.variant.target(self.host.address, port, self.stage.path(".sock"))
         log = self.stage.path(".log")
@@ -116,7 +117,7 @@ def run(options: interleave.Options) -> Report:
                 number = wanted
                 if variant.name == variants.UNIX:  # it keeps the TCP socket beside the unix socket
                     number = min(wanted, stage.raise_descriptor_limit() * 2 // 5)
-                crowd = _Crowd(stage, programs, host, variant, number, touch, chunk, seconds)
+                crowd = Crowd(stage, programs, host, variant, number, touch, chunk, seconds)
                 measure: Callable[[], Sample] = partial(crowd.measure, report)
                 report.cells.append(Cell(variant.name, {"set": kind, "connections": number}, measure, UNITS))
         interleave.run(report, rounds, options)

@@ -20,12 +20,14 @@ class Options:
 
     ``rounds`` 0 means the bench's own number; ``budget_s`` bounds the measuring: a run that would take longer
     ends after a whole round and says so.  ``scale`` shrinks the amount of work of a round (the tests use it).
+    ``only``: rows of a bench that has several, by name or by the part before the slash.
     """
 
     rounds: int = 0
     quick: bool = False
     budget_s: float = 600.0
     scale: float = 1.0
+    only: tuple[str, ...] = ()
     progress: Callable[[str], None] = field(default=_silent)
 
     def rounds_or(self, quick: int, full: int) -> int:

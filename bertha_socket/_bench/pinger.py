@@ -42,16 +42,19 @@ class Pinger:
     server: netns.Host
     variant: Variant
     size: int
-    cores: str
+    cores: str  # of placements(), else any
     server_variant: Variant | None = None
+    think_us: int = 0
+    processes: int = 1
     target: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.client_cpus, self.server_cpus = placements()[self.cores]
+        self.client_cpus, self.server_cpus = placements().get(self.cores, (host.cpus(), host.cpus()))
         port = self.stage.port(self.server)
         self.target = self.variant.target(self.server.address, port, self.stage.path(".sock"))
         serving = self.server_variant or self.variant
         argv = [str(self.programs["server"]), "echo", self.target, "--size", str(self.size), *serving.flags]
+        argv += ["--processes", str(self.processes)]
         self.running = self.stage.start(
             argv, self.server, ready="ready", cpus=self.server_cpus, shim=serving.shim
         )
@@ -59,6 +62,7 @@ class Pinger:
     def argv(self, connections: int, requests: int, warmup: int) -> list[str]:
         argv = [str(self.programs["ping"]), self.target, "--size", str(self.size), *self.variant.flags]
         argv += ["--connections", str(connections), "--requests", str(requests)]
+        argv += ["--think-us", str(self.think_us), "--processes", str(self.processes)]
         return [*argv, "--warmup", str(warmup)] if warmup else argv
 
     def ping(self, connections: int, requests: int, warmup: int = 0, variant: Variant | None = None) -> Times:

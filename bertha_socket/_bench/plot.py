@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bertha_socket._bench import stats
+from bertha_socket._bench import speed_plot, stats
 from bertha_socket._bench.report import Cell, Report
 from bertha_socket._bench.tools import Unavailable
 
@@ -101,6 +101,8 @@ def draw(report: Report, path: Path) -> None:
         figure = _latencies(pyplot, report, ("request", "with_setup"))
     elif report.bench == "pingpong":
         figure = _latencies(pyplot, report, ("request",))
+    elif report.bench == "speed":
+        figure = speed_plot.page(pyplot, report)
     else:
         figure = _figures(pyplot, report)
     figure.suptitle(

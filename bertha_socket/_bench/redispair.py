@@ -38,6 +38,7 @@ class RedisServer:
     shim: Shim | None = None
     #: A certificate and its key (PEM files): the port speaks redis's own TLS.
     tls: tuple[Path, Path] | None = None
+    cpus: list[int] | None = None
     port: int = field(init=False)
     socket: Path = field(init=False)
     running: Running = field(init=False)
@@ -53,7 +54,8 @@ class RedisServer:
             argv += ["--port", "0", "--tls-port", str(self.port), "--tls-cert-file", certificate]
             argv += ["--tls-key-file", key, "--tls-ca-cert-file", certificate]
         argv += ["--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
-        self.running = self.stage.start(argv, self.host, ready="Ready to accept connections", shim=self.shim)
+        ready = "Ready to accept connections"
+        self.running = self.stage.start(argv, self.host, ready=ready, cpus=self.cpus, shim=self.shim)
 
 
 @dataclass

@@ -24,6 +24,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "memcached": ("memcached", "memcached, 50 connections: TCP, unix socket, shm"),
     "chunnels": ("chunnels", "redis through encrypt and compress, against its own TLS and plain TCP"),
     "nginx": ("nginx", "nginx and wrk, 16 connections, a file of 1 KiB and a bare answer: TCP, shm"),
+    "speed": ("speed", "everything that is to be fast, against TCP: rates, latency, CPU time, system calls"),
 }
 
 
@@ -35,6 +36,12 @@ def runner(name: str) -> Callable[[interleave.Options], Report]:
     """The function that runs a bench; KeyError for a name that is not there."""
     run: Callable[[interleave.Options], Report] = _module(name).run
     return run
+
+
+def rows(name: str) -> tuple[str, ...]:
+    """The rows that can be asked for by name; empty for a bench that has none."""
+    names: tuple[str, ...] = getattr(_module(name), "NAMES", ()) if name == "speed" else ()
+    return names
 
 
 def programs(name: str) -> tuple[str, ...]:

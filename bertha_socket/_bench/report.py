@@ -35,6 +35,8 @@ class Cell:
     measure: Callable[[], Sample]
     units: dict[str, str]
     samples: list[Sample] = field(default_factory=list)
+    #: What a run apart from the rounds counted, per request.
+    counted: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -61,6 +63,7 @@ class Cell:
                 | {"values": self.values(name)}
                 for name in metrics
             },
+            "counted": self.counted,
             "pooled_us": {
                 name: {"samples": len(values), **stats.percentiles(values)}
                 for name, values in self.pooled().items()
@@ -158,7 +161,11 @@ class Report:
 
     def number(self, what: str, value: float, unit: str, target: Target | None = None) -> Figure:
         """Add a number that is not a ratio."""
-        figure = Figure(what=what, spread=stats.Spread.of([value]), target=target, unit=unit)
+        return self.spread(what, [value], unit, target)
+
+    def spread(self, what: str, values: list[float], unit: str, target: Target | None = None) -> Figure:
+        """Add a number that is not a ratio, one value for each round."""
+        figure = Figure(what=what, spread=stats.Spread.of(values), target=target, unit=unit)
         self.figures.append(figure)
         return figure
 

@@ -8,6 +8,7 @@ leaks in.  Children die with this process (``setpriv --pdeathsig``), also when i
 from __future__ import annotations
 
 import os
+import pwd
 import resource
 import shlex
 import shutil
@@ -78,12 +79,18 @@ class Stage:
     hosts: list[netns.Host] = field(default_factory=list)
     running: list[Running] = field(default_factory=list)
     client_cpu_us: float = 0.0
+    #: Put before the programs that ``run`` runs, behind ``bertha-run``: something that counts.
+    before: tuple[str, ...] = ()
+    #: Whose processes these are, when not the caller's (some servers refuse to be root's).
+    user: str | None = None
     cluster_key: Path | None = None
     _port: int = 20000
     _serial: int = 0
 
     def __enter__(self) -> Stage:
         self.tmp = Path(tempfile.mkdtemp(prefix="bertha-bench-"))
+        if self.user is not None:
+            shutil.chown(self.tmp, self.user)
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -140,6 +147,8 @@ class Stage:
 
     def environment(self, shim: Shim | None) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_") and k != "LD_PRELOAD"}
+        if self.user is not None:
+            env = {k: v for k, v in env.items() if not k.startswith("XDG_")} | {"HOME": str(self.tmp)}
         if shim is not None:
             env["BERTHA_AGENT"] = str(self.agent_socket)
             if self.cluster_key is not None:
@@ -154,6 +163,13 @@ class Stage:
         self, argv: Sequence[str], host: netns.Host, cpus: Sequence[int] | None, shim: Shim | None
     ) -> list[str]:
         command = [tools.find("setpriv"), "--pdeathsig", "KILL", *host.enter]
+        if self.user is not None:
+            # Changing the user takes the first one's effect away; the capability lets it read an environment
+            # that lies below a closed directory (root's home).
+            account = pwd.getpwnam(self.user)
+            command += [tools.find("setpriv"), f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}"]
+            command += ["--init-groups", "--inh-caps=-all,+dac_read_search"]
+            command += ["--ambient-caps=-all,+dac_read_search", "--pdeathsig", "KILL"]
         if cpus is not None:
             command += [tools.find("taskset"), "-c", ",".join(map(str, cpus))]
         if shim is not None:
@@ -212,7 +228,7 @@ class Stage:
 
         ``client_cpu_us`` is the processor time that it took then, that of ``bertha-run`` before it included.
         """
-        command = self.command(argv, host, cpus, shim)
+        command = self.command([*self.before, *argv], host, cpus, shim)
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         try:
             done = subprocess.run(

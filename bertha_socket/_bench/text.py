@@ -45,14 +45,16 @@ def _pooled(cells: list[Cell]) -> Iterator[str]:
 def _metrics(cells: list[Cell]) -> Iterator[str]:
     names = list(dict.fromkeys(name for cell in cells for name in cell.samples[0].values))
     units = {name: unit for cell in cells for name, unit in cell.units.items()}
-    rows = [["median of rounds", *(f"{name} ({units[name]})" if units.get(name) else name for name in names)]]
+    counted = list(dict.fromkeys(name for cell in cells for name in cell.counted))
+    heads = [f"{name} ({units[name]})" if units.get(name) else name for name in names]
+    rows = [["median of rounds", *heads, *counted]]
     for cell in cells:
         row = [cell.name]
         for name in names:
             row.append(
                 number(stats.Spread.of(cell.values(name)).median) if name in cell.samples[0].values else "-"
             )
-        rows.append(row)
+        rows.append(row + [number(cell.counted[name]) if name in cell.counted else "-" for name in counted])
     yield ""
     yield from _columns(rows)
 

@@ -15,7 +15,7 @@ import tempfile
 from importlib import resources
 from pathlib import Path
 
-PROGRAMS = ("server", "ping", "rate", "hold", "load")
+PROGRAMS = ("server", "ping", "rate", "hold", "load", "hog")
 _FLAGS = ("-std=gnu11", "-O2", "-Wall", "-Wextra")
 _PACKAGES = {
     "cc": "gcc",
@@ -26,6 +26,10 @@ _PACKAGES = {
     "nginx": "nginx-light",
     "wrk": "wrk",
     "memcached": "memcached",
+    "pgbench": "postgresql-contrib",
+    "initdb": "postgresql",
+    "postgres": "postgresql",
+    "perf": "linux-perf",
 }
 
 
@@ -33,9 +37,17 @@ class Unavailable(OSError):
     """Something that a bench needs is not on this machine; the message says what and how to get it."""
 
 
+def _own_directories(program: str) -> list[str]:
+    """Where Debian keeps PostgreSQL's programs, newest first; what is in PATH wraps them, or is not there."""
+    if program not in ("postgres", "initdb", "pgbench"):
+        return []
+    return [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+
+
 def find(program: str) -> str:
     """Absolute path of an installed program; raises Unavailable with the package to install."""
-    path = shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    directories = [*_own_directories(program), os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"]
+    path = shutil.which(program, path=os.pathsep.join(directories))
     if path is None:
         raise Unavailable(f"{program} is not installed: apt-get install {_PACKAGES.get(program, program)}")
     return path

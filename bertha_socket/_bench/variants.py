@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,11 @@ class Variant:
         return ["--nodelay", "1"] if self.nodelay else []
 
     def logged(self, path: Path) -> Variant:
-        return self if self.shim is None else replace(self, shim=self.shim.logged(path))
+        return self.under(self.shim and self.shim.logged(path))
+
+    def under(self, shim: Shim | None) -> Variant:
+        """The same with another shim, if one is given."""
+        return self if shim is None else replace(self, shim=shim)
 
 
 TCP_NAGLE = "tcp-nagle"
@@ -103,6 +108,11 @@ def measured(stage: Stage, report: Report, variant: Variant, use: Callable[[Shim
     check(report, variant, log)
     log.unlink(missing_ok=True)
     return sample
+
+
+def nothing() -> Counter[str]:
+    """What a log says of no connection."""
+    return connlog.carried([])
 
 
 def check(report: Report, variant: Variant, log: Path, unused: bool = False) -> bool:

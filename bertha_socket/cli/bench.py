@@ -45,6 +45,13 @@ def _parser() -> argparse.ArgumentParser:
         "--scale", type=float, default=1.0, metavar="X", help="multiply the work of a round by X"
     )
     parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ROW",
+        help="only these rows of the bench `speed`, e.g. redis or redis/c50 (may be repeated)",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="exit with 3 when a figure falls short of what is wanted"
     )
     return parser
@@ -65,6 +72,11 @@ def _problem(args: argparse.Namespace) -> str | None:
         return f"no such bench: {args.name} (bertha bench lists them)"
     if args.rounds < 0 or args.scale <= 0 or args.budget <= 0:
         return "--rounds, --scale and --budget take positive numbers"
+    rows = registry.rows(args.name)
+    for only in args.only:
+        if not any(row == only or row.startswith(f"{only}/") for row in rows):
+            have = f"it has {', '.join(rows)}" if rows else "it has none"
+            return f"{args.name} has no row {only}: {have}"
     for path in (args.json, args.plot):
         if path is not None and not path.absolute().parent.is_dir():
             return f"{path}: its directory does not exist"
@@ -81,7 +93,9 @@ def main(argv: Sequence[str]) -> int:
     if problem is not None:
         print(f"bertha bench: {problem}", file=sys.stderr)
         return _EXIT_USAGE
-    options = interleave.Options(rounds=args.rounds, quick=args.quick, budget_s=args.budget, scale=args.scale)
+    options = interleave.Options(
+        rounds=args.rounds, quick=args.quick, budget_s=args.budget, scale=args.scale, only=tuple(args.only)
+    )
     if sys.stderr.isatty():
         options.progress = _progress
     try:

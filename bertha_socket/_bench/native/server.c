@@ -1,9 +1,10 @@
-/* The serving half of every measurement of ours: server MODE TARGET [--size N] [--nodelay 1]
+/* The serving half of every measurement of ours: server MODE TARGET [--size N] [--nodelay 1] [--processes P]
  *
  *   echo  one connection after the other: reads requests of --size bytes, answers each with as many
  *   once  accepts, answers one request of --size bytes (0: none), closes: for set-up rates
  *   hold  any number of connections at once, by epoll: echoes what comes
  *
+ * With P > 1 as many processes accept from the same listening socket, as in many a prefork server.
  * Says "ready" when it listens; ends at SIGTERM.
  */
 #include "common.h"
@@ -11,6 +12,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 
 static void serve_echo(int listener, size_t size, int nodelay) {
   char *buf = malloc(size + 1);
@@ -91,7 +93,7 @@ static void leave(int sig) {
 
 int main(int argc, char **argv) {
   if (argc < 3) {
-    fprintf(stderr, "usage: server echo|once|hold TARGET [--size N] [--nodelay 1]\n");
+    fprintf(stderr, "usage: server echo|once|hold TARGET [--size N] [--nodelay 1] [--processes P]\n");
     return 2;
   }
   struct target t = parse_target(argv[2]);
@@ -102,6 +104,16 @@ int main(int argc, char **argv) {
   int listener = listen_at(&t, 4096);
   printf("ready\n");
   fflush(stdout);
+  for (size_t p = 1; p < number(argc, argv, "--processes", "1"); p++) {
+    pid_t child = fork();
+    if (child < 0) {
+      fail("fork");
+    }
+    if (child == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGTERM);
+      break;
+    }
+  }
   if (strcmp(argv[1], "echo") == 0) {
     serve_echo(listener, size, nodelay);
   } else if (strcmp(argv[1], "once") == 0) {
