@@ -364,7 +364,11 @@ static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
   for (int i = 0; n > 1 && i < n; i++) {
     struct link *l = link_fetch(c->listener, (uint32_t)(words[i] >> 16) & 0xffffffu);
     uint32_t index = (uint32_t)words[i] & 0xffffu;
-    if (l != NULL && index < l->slot_count && link_held(l) &&
+    bool again = false; /* a hint is believed once, however often somebody has written it */
+    for (int k = 0; k < i; k++) {
+      again |= words[k] == words[i];
+    }
+    if (!again && l != NULL && index < l->slot_count && link_held(l) &&
         BERTHA_SLOT_STATE(atomic_load(&l->slots[index].state)) == BERTHA_SLOT_CLAIMED &&
         l->slots[index].tuple.client_port == c->info.peer_port &&
         memcmp(l->slots[index].tuple.client_addr, c->info.peer_addr, 16) == 0) {

@@ -17,10 +17,12 @@ uint32_t tuple_tag(const uint8_t client_addr[16], uint16_t client_port) {
   return (uint32_t)h | 1u; /* never 0 */
 }
 
+/* Two different ones for every tag: a claim that was found twice would look like two claims of one address. */
 static struct bertha_claims_bucket *bucket(struct bertha_claims_header *claims, uint32_t tag, int which) {
   struct bertha_claims_bucket *buckets = (struct bertha_claims_bucket *)(void *)(claims + 1);
-  uint32_t h = which == 0 ? tag >> 1 : (tag >> 1) * 2654435761u >> 7;
-  return &buckets[h & (BERTHA_CLAIM_BUCKETS - 1)];
+  uint32_t first = (tag >> 1) & (BERTHA_CLAIM_BUCKETS - 1);
+  uint32_t second = ((tag >> 1) * 2654435761u >> 7) & (BERTHA_CLAIM_BUCKETS - 1);
+  return &buckets[which == 0 ? first : second != first ? second : first ^ 1];
 }
 
 bool claim_publish(struct bertha_claims_header *claims, uint32_t tag, uint64_t word) {
