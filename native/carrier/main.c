@@ -5,11 +5,15 @@
  * is nobody left. */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <malloc.h>
+#include <netdb.h>
+#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -18,6 +22,7 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/crypto.h>
 #include <openssl/evp.h>
 
 #include "session.h"
@@ -75,9 +80,9 @@ void carrier_queue(struct session *s) {
 
 /* ---- secrets, verdicts -------------------------------------------------------------------------- */
 
-const struct secrets *carrier_secrets(uint64_t listener) {
-  const struct secrets *everybody = NULL;
-  for (const struct secrets *k = all_secrets; k != NULL; k = k->next) {
+struct secrets *carrier_secrets(uint64_t listener) {
+  struct secrets *everybody = NULL;
+  for (struct secrets *k = all_secrets; k != NULL; k = k->next) {
     if (k->listener == listener) {
       return k;
     }
@@ -88,6 +93,36 @@ const struct secrets *carrier_secrets(uint64_t listener) {
   return everybody;
 }
 
+static void wipe(char *text) {
+  if (text != NULL) {
+    OPENSSL_cleanse(text, strlen(text));
+    free(text);
+  }
+}
+
+static void free_secrets(struct secrets *k) {
+  if (k != NULL && k->replaced && k->users == 0) {
+    wipe(k->key);
+    free(k->certificate);
+    free(k->ca);
+    OPENSSL_cleanse(k, sizeof *k);
+    free(k);
+  }
+}
+
+/* Sessions that began with them keep them. */
+static void replace_secrets(uint64_t listener) {
+  for (struct secrets **at = &all_secrets; *at != NULL; at = &(*at)->next) {
+    struct secrets *k = *at;
+    if (k->listener == listener) {
+      *at = k->next;
+      k->replaced = true;
+      free_secrets(k);
+      return;
+    }
+  }
+}
+
 static char *text_of(const struct pack_value *map, const char *name) {
   struct pack_value value;
   return pack_get(map, name, &value) && value.kind == PACK_TEXT && value.size > 0
@@ -95,7 +130,6 @@ static char *text_of(const struct pack_value *map, const char *name) {
              : NULL;
 }
 
-/* The newest counts; those before stay, for sessions that began with them. */
 static void learn_secrets(const struct pack_value *message) {
   struct pack_value listener, material, key;
   struct secrets *k = calloc(1, sizeof *k);
@@ -113,6 +147,7 @@ static void learn_secrets(const struct pack_value *message) {
     k->cluster_key_size = key.size;
     memcpy(k->cluster_key, key.data, key.size);
   }
+  replace_secrets(k->listener);
   k->next = all_secrets;
   all_secrets = k;
 }
@@ -171,13 +206,28 @@ static void agent_gone(void) {
   }
 }
 
+/* Who is at the other end, for the agent's log: "address port". */
+static void peer_text(int tcp, char *to, size_t room) {
+  struct sockaddr_storage a;
+  socklen_t size = sizeof a;
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  to[0] = '\0';
+  if (getpeername(tcp, (struct sockaddr *)&a, &size) == 0 &&
+      getnameinfo((struct sockaddr *)&a, size, host, sizeof host, port, sizeof port,
+                  NI_NUMERICHOST | NI_NUMERICSERV) == 0) {
+    snprintf(to, room, "%s %s", host, port);
+  }
+}
+
 bool carrier_ask(struct session *s) {
   struct buffer message = {0};
+  char peer[NI_MAXHOST + NI_MAXSERV + 2];
+  peer_text(s->tcp, peer, sizeof peer);
   bool good =
       control >= 0 && pack_map(&message, 5) && pack_text(&message, "op") && pack_text(&message, "check") &&
       pack_text(&message, "id") && pack_uint(&message, ++last_question) && pack_text(&message, "listener") &&
       pack_uint(&message, s->listener) && pack_text(&message, "plan") &&
-      pack_bytes(&message, s->plan, s->plan_size) && pack_text(&message, "peer") && pack_text(&message, "");
+      pack_bytes(&message, s->plan, s->plan_size) && pack_text(&message, "peer") && pack_text(&message, peer);
   if (good && send(control, buffer_data(&message), buffer_size(&message), MSG_NOSIGNAL) < 0) {
     good = false;
   }
@@ -341,6 +391,10 @@ void carrier_forget(struct session *s) {
   /* Closing is not enough: the program has a duplicate of the TCP socket, which keeps it in the set. */
   epoll_ctl(poller, EPOLL_CTL_DEL, s->tcp, NULL);
   epoll_ctl(poller, EPOLL_CTL_DEL, s->program, NULL);
+  if (s->secrets != NULL) {
+    s->secrets->users--;
+    free_secrets(s->secrets);
+  }
   s->shim->sessions--;
   session_count--;
   drop_shim(s->shim);
@@ -368,6 +422,9 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head, co
   s->mode = head->mode;
   s->listener = head->listener;
   s->secrets = carrier_secrets(head->listener);
+  if (s->secrets != NULL) {
+    s->secrets->users++;
+  }
   s->status_index = head->status_index;
   if (s->status_index < shim->status_count) {
     s->life = __atomic_load_n(&shim->statuses[s->status_index].life, __ATOMIC_ACQUIRE);
@@ -535,6 +592,21 @@ static void run_ready(void) {
   }
 }
 
+/* It needs nothing but the descriptors that it is given, has keys in its memory, and reads what strangers send: it is
+ * nobody where it may choose, and nobody else's to look into.  Where it may not (a container), it goes on as it is. */
+static void drop_privileges(void) {
+  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+  const struct passwd *nobody = geteuid() == 0 ? getpwnam("nobody") : NULL;
+  if (nobody != NULL && nobody->pw_uid != 0 && setgroups(0, NULL) == 0 &&
+      setresgid(nobody->pw_gid, nobody->pw_gid, nobody->pw_gid) == 0 &&
+      setresuid(nobody->pw_uid, nobody->pw_uid, nobody->pw_uid) != 0) {
+    fprintf(stderr, "bertha-carrier: goes on as root: cannot become nobody: %s\n", strerror(errno));
+  }
+#ifndef BERTHA_ASAN /* the leak sanitizer looks into it */
+  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+#endif
+}
+
 int main(int argc, char **argv) {
   if (argc == 2 && strcmp(argv[1], "--chunnels") == 0) {
     puts("compress encrypt frame");
@@ -550,6 +622,7 @@ int main(int argc, char **argv) {
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
   }
+  drop_privileges();
   mallopt(M_MMAP_THRESHOLD, 16 << 20); /* buffers come and go with each burst */
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
   signal(SIGPIPE, SIG_IGN);

@@ -22,6 +22,8 @@ struct secrets { /* of one listener, of a client's rule, or (0) of everybody */
   bool has_cluster_key;
   uint8_t cluster_key[64];
   size_t cluster_key_size;
+  unsigned users; /* sessions */
+  bool replaced;  /* by newer ones: goes with its last session */
 };
 
 struct session {
@@ -35,7 +37,7 @@ struct session {
   uint32_t mode;  /* enum bertha_carrier_mode */
   uint32_t state; /* enum bertha_carrier_state */
   uint64_t listener;
-  const struct secrets *secrets;
+  struct secrets *secrets;
   int tcp, program;
   bool tcp_in, tcp_out, program_in, program_out; /* the kernel said so, and has not said otherwise since */
   /* An end is there, or an urgent mark, at which reads stop: a short read does not mean that nothing is left. */
@@ -84,7 +86,7 @@ int64_t carrier_now(void); /* ns */
 void carrier_queue(struct session *s);
 bool carrier_ask(struct session *s); /* the agent: may this plan run?  False: there is no agent */
 bool carrier_known(struct session *s);
-const struct secrets *carrier_secrets(uint64_t listener);
+struct secrets *carrier_secrets(uint64_t listener);
 void carrier_forget(struct session *s);
 
 #endif

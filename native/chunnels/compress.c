@@ -55,7 +55,8 @@ static struct chunnel *compress_open(const struct chunnel_config *config, const 
 static size_t pack(struct compress *z, void *to, size_t room, const void *from, size_t size) {
   size_t n;
   if (z->lz4) {
-    LZ4F_preferences_t how = {.compressionLevel = z->level > 12 ? 12 : z->level};
+    /* zstd's default is lz4's fastest; from 4 on its high-compression levels are meant (as compress.py has it) */
+    LZ4F_preferences_t how = {.compressionLevel = z->level <= 3 ? 0 : z->level > 12 ? 12 : z->level};
     how.frameInfo.contentSize = size;
     n = LZ4F_compressFrame(to, room, from, size, &how);
     return LZ4F_isError(n) || n >= size ? 0 : n;

@@ -1,4 +1,5 @@
 /* encrypt: TLS 1.3 (RFC 8446) by OpenSSL over memory, each end with a certificate. */
+#include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
@@ -13,12 +14,61 @@ static const unsigned char alpn[] = "\x08"
 struct encrypt {
   struct chunnel base;
   SSL *tls;
-  BIO *in;
-  BIO *out;
+  /* What TLS reads and writes during a call: the session's own buffers, with no copy in between. */
+  struct buffer *in;
+  struct buffer *out;
   bool notified; /* the other end has said that it ends */
 };
 
-/* One context for each set of certificates and side; there are few, and they stay. */
+static int take_record(BIO *bio, char *to, int room) {
+  const struct encrypt *e = BIO_get_data(bio);
+  BIO_clear_retry_flags(bio);
+  size_t n = e->in != NULL ? buffer_size(e->in) : 0;
+  if (n == 0 || room <= 0) {
+    BIO_set_retry_read(bio);
+    return -1;
+  }
+  n = n < (size_t)room ? n : (size_t)room;
+  memcpy(to, buffer_data(e->in), n);
+  buffer_take(e->in, n);
+  return (int)n;
+}
+
+static int put_record(BIO *bio, const char *from, int size) {
+  const struct encrypt *e = BIO_get_data(bio);
+  BIO_clear_retry_flags(bio);
+  return size > 0 && e->out != NULL && buffer_add(e->out, from, (size_t)size) ? size : -1;
+}
+
+static long control(BIO *bio, int command, long number, void *pointer) {
+  (void)bio;
+  (void)number;
+  (void)pointer;
+  return command == BIO_CTRL_FLUSH;
+}
+
+static BIO *new_bio(struct encrypt *e) {
+  static BIO_METHOD *method;
+  if (method == NULL) {
+    method = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "bertha buffers");
+    if (method == NULL || BIO_meth_set_read(method, take_record) != 1 ||
+        BIO_meth_set_write(method, put_record) != 1 || BIO_meth_set_ctrl(method, control) != 1) {
+      BIO_meth_free(method);
+      method = NULL;
+      return NULL;
+    }
+  }
+  BIO *bio = BIO_new(method);
+  if (bio != NULL) {
+    BIO_set_data(bio, e);
+    BIO_set_init(bio, 1);
+  }
+  return bio;
+}
+
+/* One context for each set of certificates and side.  Certificates are renewed: the oldest goes, and lives on in the
+ * connections that it has. */
+enum { SHARED_MAX = 64 };
 struct shared {
   struct shared *next;
   bool server;
@@ -26,6 +76,27 @@ struct shared {
   SSL_CTX *context;
 };
 static struct shared *all;
+
+static void forget(struct shared *s) {
+  free(s->certificate);
+  OPENSSL_cleanse(s->key, strlen(s->key));
+  free(s->key);
+  free(s->ca);
+  SSL_CTX_free(s->context);
+  free(s);
+}
+
+static void forget_oldest(void) {
+  unsigned count = 0;
+  for (struct shared **at = &all; *at != NULL; at = &(*at)->next) {
+    if (++count == SHARED_MAX) {
+      struct shared *gone = *at;
+      *at = gone->next;
+      forget(gone);
+      return;
+    }
+  }
+}
 
 static int choose_protocol(SSL *tls, const unsigned char **out, unsigned char *out_size,
                            const unsigned char *in, unsigned in_size, void *unused) {
@@ -116,12 +187,13 @@ static SSL_CTX *context_for(const struct chunnel_config *config) {
     abort();
   }
   all = s;
+  forget_oldest();
   return context;
 }
 
 static void encrypt_close(struct chunnel *c) {
   struct encrypt *e = (struct encrypt *)c;
-  SSL_free(e->tls); /* and its BIOs */
+  SSL_free(e->tls); /* and its BIO */
   free(e);
 }
 
@@ -139,17 +211,12 @@ static struct chunnel *encrypt_open(const struct chunnel_config *config, const c
   }
   e->base.ops = &chunnel_encrypt;
   e->tls = SSL_new(context);
-  e->in = BIO_new(BIO_s_mem());
-  e->out = BIO_new(BIO_s_mem());
-  if (e->tls == NULL || e->in == NULL || e->out == NULL) {
-    BIO_free(e->in);
-    BIO_free(e->out);
-    e->in = e->out = NULL;
+  BIO *bio = e->tls != NULL ? new_bio(e) : NULL;
+  if (bio == NULL) {
     encrypt_close(&e->base);
     return NULL;
   }
-  BIO_set_mem_eof_return(e->in, -1);
-  SSL_set_bio(e->tls, e->in, e->out);
+  SSL_set_bio(e->tls, bio, bio);
   if (config->server) {
     SSL_set_accept_state(e->tls);
   } else {
@@ -164,16 +231,6 @@ static bool failed(struct encrypt *e, const char *what) {
   snprintf(e->base.why, sizeof e->base.why, "encrypt: %s", text != NULL ? text : what);
   ERR_clear_error();
   return false;
-}
-
-static bool drain(struct encrypt *e, struct buffer *out) {
-  char *data;
-  long n = BIO_get_mem_data(e->out, &data);
-  if (n > 0 && !buffer_add(out, data, (size_t)n)) {
-    return failed(e, "no memory");
-  }
-  (void)BIO_reset(e->out);
-  return true;
 }
 
 /* False: it failed.  Under way or done: true. */
@@ -198,47 +255,43 @@ static bool shake(struct encrypt *e) {
 
 static bool encrypt_down(struct chunnel *c, struct buffer *in, struct buffer *out, bool end) {
   struct encrypt *e = (struct encrypt *)c;
-  bool good = shake(e);
-  while (good && SSL_is_init_finished(e->tls) && buffer_size(in) > 0 && buffer_size(out) < CHUNNEL_ENOUGH) {
+  e->in = NULL;
+  e->out = out;
+  if (!shake(e)) {
+    return false;
+  }
+  bool ready = SSL_is_init_finished(e->tls);
+  while (ready && buffer_size(in) > 0 && buffer_size(out) < CHUNNEL_ENOUGH) {
     int size = buffer_size(in) < PIECE ? (int)buffer_size(in) : PIECE;
     ERR_clear_error();
     int n = SSL_write(e->tls, buffer_data(in), size);
     if (n <= 0) {
-      good = failed(e, "cannot write");
-      break;
+      return failed(e, "cannot write");
     }
     buffer_take(in, (size_t)n);
-    good = drain(e, out);
   }
-  if (good && end && !c->down_done && buffer_size(in) == 0 && SSL_is_init_finished(e->tls)) {
+  if (ready && end && !c->down_done && buffer_size(in) == 0) {
     SSL_shutdown(e->tls); /* close_notify; the other end's comes when it comes */
     ERR_clear_error();
     c->down_done = true;
   }
-  return drain(e, out) && good;
+  return true;
 }
 
 static bool encrypt_up(struct chunnel *c, struct buffer *in, struct buffer *out, struct buffer *back,
                        bool end) {
   struct encrypt *e = (struct encrypt *)c;
-  bool good = true;
-  while (good && !e->notified && buffer_size(out) < CHUNNEL_ENOUGH) {
-    if (buffer_size(in) > 0 && BIO_pending(e->in) < 4 * PIECE) {
-      size_t size = buffer_size(in) < 4 * PIECE ? buffer_size(in) : 4 * PIECE;
-      BIO_write(e->in, buffer_data(in), (int)size);
-      buffer_take(in, size);
-    }
-    good = shake(e);
-    if (!good || !SSL_is_init_finished(e->tls)) {
-      if (!good || buffer_size(in) == 0) {
-        break;
-      }
-      continue;
-    }
+  e->in = in;
+  e->out = back;
+  if (!shake(e)) {
+    return false;
+  }
+  bool ready = SSL_is_init_finished(e->tls);
+  while (ready && !e->notified && buffer_size(out) < CHUNNEL_ENOUGH &&
+         (buffer_size(in) > 0 || SSL_has_pending(e->tls))) {
     uint8_t *to = buffer_reserve(out, PIECE);
     if (to == NULL) {
-      good = failed(e, "no memory");
-      break;
+      return failed(e, "no memory");
     }
     ERR_clear_error();
     int n = SSL_read(e->tls, to, PIECE);
@@ -250,21 +303,18 @@ static bool encrypt_up(struct chunnel *c, struct buffer *in, struct buffer *out,
     if (error == SSL_ERROR_ZERO_RETURN) {
       e->notified = true;
     } else if (error != SSL_ERROR_WANT_READ) {
-      good = failed(e, "cannot read");
-    } else if (buffer_size(in) == 0) {
+      return failed(e, "cannot read");
+    } else if (buffer_size(in) == 0) { /* a part of a record: TLS keeps it */
       break;
     }
   }
-  good = drain(e, back) && good;
-  if (good && end && buffer_size(in) == 0 && !e->notified && buffer_size(out) < CHUNNEL_ENOUGH &&
-      BIO_pending(e->in) == 0) {
+  if (end && buffer_size(in) == 0 && !e->notified && buffer_size(out) < CHUNNEL_ENOUGH) {
     snprintf(c->why, sizeof c->why, "encrypt: %s",
-             SSL_is_init_finished(e->tls) ? "the connection was cut off"
-                                          : "the connection ended in the TLS handshake");
+             ready ? "the connection was cut off" : "the connection ended in the TLS handshake");
     return false;
   }
   c->up_done = e->notified;
-  return good;
+  return true;
 }
 
 const struct chunnel_ops chunnel_encrypt = {"encrypt", encrypt_open, encrypt_down, encrypt_up, encrypt_close};
