@@ -22,6 +22,7 @@ __all__ = [
     "Patched",
     "State",
     "connecting",
+    "name_chunnels",
     "ledger",
     "open_door",
     "original",
@@ -137,11 +138,22 @@ def original(call: str) -> int | None:
     return address
 
 
+def name_chunnels(fd: int, chunnels: str) -> None:
+    """For the connection log: what the caller runs on this connection, a JSON array."""
+    if _loaded():
+        _library().bertha_door_name(fd, chunnels.encode())
+
+
 class connecting:
-    """Within this block the thread's own Python sockets connect and listen through the shim."""
+    """Within this block the thread's own Python sockets connect and listen through the shim.  `own`: without
+    chunnels there, for the caller runs his own."""
+
+    def __init__(self, *, own: bool = False) -> None:
+        self._how = 3 if own else 1  # native/door/door.h
+        self._before = 0
 
     def __enter__(self) -> None:
-        self._before = _library().bertha_door_opt(1) if _loaded() else 0
+        self._before = _library().bertha_door_opt(self._how) if _loaded() else 0
 
     def __exit__(self, *_: object) -> None:
         if _loaded():

@@ -7,14 +7,16 @@ our class in the place of its: so they are right for every version.
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import socket as _stdlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from bertha_socket import _door
 
-__all__ = ["NAMES", "names"]
+__all__ = ["NAMES", "names", "own_chunnels"]
 
 
 class socket(_stdlib.socket):
@@ -49,12 +51,25 @@ class socket(_stdlib.socket):
         return ours, address
 
 
+_own: contextvars.ContextVar[bool] = contextvars.ContextVar("own", default=False)
+
+
+@contextlib.contextmanager
+def own_chunnels() -> Iterator[None]:
+    """Sockets of ours that connect within this block do so for somebody who runs the chunnels himself."""
+    token = _own.set(True)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+
+
 def _opted() -> _door.connecting:
     try:
         _door.open_door(_door.Origin.NONE)
     except _door.DoorError:
         pass  # the invariant: never break the program; `bertha doctor` says what is wrong
-    return _door.connecting()
+    return _door.connecting(own=_own.get())
 
 
 def _again(function: types.FunctionType, names: dict[str, Any]) -> Callable[..., Any]:

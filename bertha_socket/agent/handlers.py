@@ -10,7 +10,10 @@ from typing import NamedTuple, Protocol
 from bertha_socket.agent import limits, memory, messages, sockets
 from bertha_socket.agent.messages import BadMessage, Op, Request
 from bertha_socket.agent.model import Listener, Process, Refused
+from bertha_socket.agent.plans import need_of_offer
 from bertha_socket.agent.registry import Registry, why_of
+from bertha_socket.negotiation._codec import NegotiationError
+from bertha_socket.negotiation.offer import Offer
 from bertha_socket.reasons import Reason as Why
 
 
@@ -120,6 +123,18 @@ def _hello(service: Service, caller: Caller, request: Request, fds: Descriptors)
     return service.greet(caller, hello, table_fd)
 
 
+def _offer(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    _need(fds, 0)
+    if process.offer is not None or process.listeners:
+        raise BadMessage("one OFFER, before anything is registered")
+    try:
+        process.offer = Offer.decode(request.body)
+    except NegotiationError as error:
+        raise BadMessage(str(error)) from None
+    return Answer()
+
+
 def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
     process = _greeted(caller)
     messages.parse_listen(request.body)
@@ -143,8 +158,10 @@ def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors
     if len(fds) == 4 and sockets.listens_for_agents(fds.look(3), where.netns):
         service.adopt_port(fds.look(3))
         fds.taken(3)
+    # Who runs the chunnels himself is told what he offers; shims then have nothing to do.
+    need = listener.need if process.offer is None else need_of_offer(process.offer)
     return Answer(
-        body=messages.LISTEN_REPLY.pack(listener.id, bits, listener.need),
+        body=messages.LISTEN_REPLY.pack(listener.id, bits, need),
         fds=(listener.claims_fd,),
     )
 
@@ -260,6 +277,7 @@ _HANDLERS: dict[Op, _Handler] = {
     Op.RESOLVE: _resolve,
     Op.NEGOTIATE: _negotiate,
     Op.CARRIER: _carrier,
+    Op.OFFER: _offer,
     Op.STATUS: _status,
     Op.STOP: _stop,
 }

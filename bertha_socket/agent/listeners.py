@@ -75,7 +75,9 @@ class Listeners:
                 raise Refused(Why.REFUSED_BY_AGENT) from error
             raise
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
-        offered = [a for a in reach if plans.listed(process.policy, process.subject, a, where.port)]
+        offered = reach
+        if process.offer is None and (known is None or known.offer is None):
+            offered = [a for a in reach if plans.listed(process.policy, process.subject, a, where.port)]
         if not offered:
             space.close()
             first = reach[0] if reach else where.addr
@@ -93,6 +95,10 @@ class Listeners:
         listener.cookies.add(where.cookie)
         listener.members.add(process)
         listener.servers.add(process)
+        if process.offer is not None:
+            listener.application, listener.offer = process, process.offer
+            for addr in list(listener.entries):  # they are to say that there is something to negotiate
+                self._remove_entry(listener, addr)
         if process.peer.uid == listener.uid:  # not a worker that has changed its user
             listener.subject, listener.policy = process.subject, process.policy
             listener.brought = process.brought
@@ -158,7 +164,9 @@ class Listeners:
                     continue
                 self._remove_entry(holder, addr)
             flags = memory.LOOPBACK if addresses.is_loopback(addr) else 0
-            if plans.wants_chunnels(listener.policy, listener.subject, addr, where.port):
+            if listener.offer is not None or plans.wants_chunnels(
+                listener.policy, listener.subject, addr, where.port
+            ):
                 flags |= memory.DAG
             index = self._directory.insert(
                 addr, where.port, flags, where.netns, listener.id, listener.uid, listener.pid
@@ -194,7 +202,12 @@ class Listeners:
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
         self._place(
             listener,
-            [a for a in reach if plans.listed(listener.policy, listener.subject, a, where.port)],
+            [
+                a
+                for a in reach
+                if listener.offer is not None
+                or plans.listed(listener.policy, listener.subject, a, where.port)
+            ],
         )
 
     def _space_changed(self, space: Namespace) -> None:
@@ -208,6 +221,8 @@ class Listeners:
         """One process does not listen there any more.  `closed`: nor does anybody else."""
         listener.members.discard(process)
         process.listeners.discard(listener)
+        if listener.application is process and listener.listed:
+            self._delist(listener)  # nobody is left who runs its chunnels
         if listener.members or not listener.listed:
             return
         if closed or not self.still_listening(listener):

@@ -59,6 +59,7 @@ class Op(IntEnum):
     RESOLVE = 8
     NEGOTIATE = 9
     CARRIER = 10
+    OFFER = 20
     STATUS = 100
     STOP = 101
 
@@ -77,6 +78,8 @@ class Verdict(IntEnum):
     PLAIN = 0
     PLAN = 1
     REFUSED = 2
+    #: Nobody to ask; said only to applications that have made an offer.
+    NOBODY = 3
 
 
 class CarrierKind(IntEnum):

@@ -11,6 +11,7 @@ from bertha_socket.agent.authors import NOTHING, Brought
 from bertha_socket.agent.messages import CarrierKind, DagNeed, Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
 from bertha_socket.agent.spaces import Namespace
+from bertha_socket.negotiation.offer import Offer
 from bertha_socket.policy import EMPTY, Policy, Subject
 from bertha_socket.reasons import Reason as Why
 
@@ -35,6 +36,8 @@ class Process:
     policy_error: str | None = None
     #: The chunnel types that its policy brings itself.
     brought: Brought = NOTHING
+    #: What it offers, where it runs its chunnels itself; None: what its policy says.
+    offer: Offer | None = None
     table_fd: int = -1
     #: Memory in which carriers say what became of its connections (native/carrier/carrier.h).
     carried_fd: int = -1
@@ -60,6 +63,9 @@ class Listener:
     subject: Subject
     policy: Policy
     brought: Brought = NOTHING
+    #: The application that runs its chunnels itself, and what it offers.
+    application: Process | None = None
+    offer: Offer | None = None
     cookies: set[int] = field(default_factory=set)
     members: set[Process] = field(default_factory=set)
     #: Processes that may still tie connections to its links, also after it has stopped listening.

@@ -77,6 +77,8 @@ class Offers:
 
         Raises OSError: its DAG makes no sense.
         """
+        if process.offer is not None:
+            return process.offer, 0
         dag = plans.dag_of(process.policy, process.subject, "client", addr, port)
         context = self._secrets.for_client(dag, process.peer.uid)
         who = _Who(process.policy, process.subject, process.peer.uid, process.brought)
@@ -84,6 +86,8 @@ class Offers:
 
     def of_listener(self, listener: Listener, addr: bytes) -> Offer:
         """What a listener offers to those who reach it under `addr`.  Raises OSError."""
+        if listener.offer is not None:
+            return listener.offer
         who = _Who(listener.policy, listener.subject, listener.uid, listener.brought)
         return self._offer(who, "server", addr, listener.where.port)
 
@@ -125,7 +129,7 @@ class Offers:
             return self._probe(kind.name, implementation) is None
 
         types = [t for t in (*all_types(), *brought.types) if t.name not in plans.BOTTOM]
-        offer = offer_of(dag, types, _rules(rule), usable)
+        offer = offer_of(dag, types, chunnel_rules(rule), usable)
         if not has_key:  # its own certificate is for its own chunnel
             offer = dataclasses.replace(offer, able=tuple(t for t in offer.able if t.type != "encrypt"))
         return offer
@@ -151,6 +155,10 @@ class Offers:
         """Decides what a listener's connections may have, by its policy, and tells its processes."""
         where = listener.where
         need = DagNeed.NONE
+        if listener.offer is not None:  # the application sees to its chunnels, and no carrier
+            if listener.need != need:
+                _mark(listener, need, CarrierKind.NATIVE)
+            return
         offers = []
         for addr in listener.entries:
             dag = plans.dag_of(listener.policy, listener.subject, "server", addr, where.port)
@@ -178,7 +186,7 @@ class Offers:
             return Refusal("the server's DAG", error.strerror or str(error))
         if isinstance(found, Refusal) and found.chunnel == "encrypt" and not self._has_key():
             return dataclasses.replace(found, why=keys.NO_KEY)
-        if isinstance(found, Choice) and found.plan.chunnels:
+        if isinstance(found, Choice) and found.plan.chunnels and listener.offer is None:
             if listener.need == DagNeed.NONE:
                 _mark(listener, DagNeed.MAYBE, found.server)
             elif listener.carrier < found.server:
@@ -317,7 +325,7 @@ def required_of(offer: Offer) -> list[str]:
     return [c.type for c in offer.chunnels if c.need is Need.REQUIRE]
 
 
-def _rules(rule: Rule | None) -> Rules:
+def chunnel_rules(rule: Rule | None) -> Rules:
     """The rules about implementations of chunnels; those about local_or_remote are plans.py's."""
     if rule is None:
         return Rules()

@@ -12,6 +12,7 @@ from bertha_socket.agent import addresses, messages
 from bertha_socket.agent.messages import DagNeed, WirePlan
 from bertha_socket.agent.model import Process, Refused
 from bertha_socket.dag import Dag, Need, parse
+from bertha_socket.negotiation.offer import Offer
 from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
 from bertha_socket.policy import Policy, Rule, Subject
 from bertha_socket.reasons import Reason as Why
@@ -95,6 +96,12 @@ def need_of(dag: Dag | None) -> DagNeed:
     if Need.REQUIRE in wanted:
         return DagNeed.REQUIRED
     return DagNeed.MAYBE if Need.PREFER in wanted else DagNeed.NONE
+
+
+def need_of_offer(offer: Offer) -> DagNeed:
+    """The same for an application that runs its chunnels itself: a client may always bring some."""
+    required = any(c.need is Need.REQUIRE for c in offer.chunnels)
+    return DagNeed.REQUIRED if required else DagNeed.MAYBE
 
 
 def has_client_dags(policy: Policy) -> bool:

@@ -50,14 +50,16 @@ class Outcome(NamedTuple):
     plan: bytes = b""
     carrier: CarrierKind = CarrierKind.NATIVE
     detail: str = ""
+    #: There was nobody to ask.
+    nobody: bool = False
 
-    def reply(self, now: float, context: int = 0) -> Answer:
-        """`context`: what carriers call the client's own certificates."""
+    def reply(self, now: float, context: int = 0, *, application: bool = False) -> Answer:
+        """`context`: what carriers call the client's own certificates.  `application`: the one who asks runs
+        his chunnels himself, and knows what to do where there is nobody."""
         left = max(0, min(round((self.until - now) * 1000), messages.UINT32_MAX))
+        verdict = Verdict.NOBODY if self.nobody and application else self.verdict
         return Answer(
-            body=messages.pack_negotiate_reply(
-                self.verdict, self.carrier, left, self.plan, self.detail, context
-            )
+            body=messages.pack_negotiate_reply(verdict, self.carrier, left, self.plan, self.detail, context)
         )
 
 
@@ -114,7 +116,8 @@ class Remote:
         this closes it."""
         now = self._loop.now
         where = addresses.endpoint(wish.server_addr, wish.server_port)
-        if process.policy_error is not None:
+        application = process.offer is not None
+        if process.policy_error is not None and not application:
             return Outcome(Verdict.PLAIN, now + _LOCAL_SECONDS, detail=process.policy_error).reply(now)
         try:
             offer, context = self._offers.of_client(process, wish.server_addr, wish.server_port)
@@ -128,20 +131,26 @@ class Remote:
         key = _Key(wish.netns, wish.server_addr, wish.server_port, offer)
         known = None if wish.fresh else self._look_up(key, where)
         if known is not None:
-            return known.reply(now, context)
+            return known.reply(now, context, application=application)
         question = self._asked.get(key)
         if question is None:
             if wish.server_addr not in self._reach or not self._port or len(self._asked) >= _AT_ONCE:
                 why = "its address is not one whose agents are asked (BERTHA_AGENT_PEERS)"
-                return self._nobody(offer, where, why, now + _NO_AGENT_SECONDS).reply(now)
+                return self._nobody(offer, where, why, now + _NO_AGENT_SECONDS).reply(
+                    now, application=application
+                )
             try:
                 secret = self._secrets.cluster_key()
             except KeyFileError as error:
-                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(now)
+                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(
+                    now, application=application
+                )
             try:
                 machine = Initiator(addresses.to_text(key.addr), key.port, offer, secret)
             except NegotiationError as error:
-                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(now)
+                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(
+                    now, application=application
+                )
             question = _Question(key, machine, checker(process.brought))
             self._ask(question, wish, sock.dup())
         question.waiting.append((caller, context))
@@ -202,9 +211,9 @@ class Remote:
         """Nobody to negotiate with: plain, unless this end requires something."""
         required = required_of(offer)
         if not required:
-            return Outcome(Verdict.PLAIN, until, detail=f"{where}: {why}")
+            return Outcome(Verdict.PLAIN, until, detail=f"{where}: {why}", nobody=True)
         text = f"{where}: required chunnel {', '.join(required)} cannot be had: {why}"
-        return Outcome(Verdict.REFUSED, until, detail=text)
+        return Outcome(Verdict.REFUSED, until, detail=text, nobody=True)
 
     # -- asking another agent -------------------------------------------------------------------------
 
@@ -235,7 +244,8 @@ class Remote:
         del self._asked[question.key]
         outcome = self._conclude(question, error)
         for caller, context in question.waiting:
-            self._answer(caller, outcome.reply(self._loop.now, context))
+            application = caller.process is not None and caller.process.offer is not None
+            self._answer(caller, outcome.reply(self._loop.now, context, application=application))
 
     def _conclude(self, question: _Question, error: OSError | None) -> Outcome:
         key, offer, talk = question.key, question.key.offer, question.talk

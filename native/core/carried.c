@@ -174,7 +174,39 @@ const char *carried_why_not(const struct conn *c) {
 
 const struct bertha_carrier_status *carried_status(const struct conn *c) {
   struct bertha_carrier_status *all = atomic_load_explicit(&here.statuses, memory_order_acquire);
-  return all != NULL && (conn_flags(c) & CONN_CARRIED) ? &all[conn_index(c)] : NULL;
+  return all != NULL && (conn_flags(c) & (CONN_CARRIED | CONN_NAMED)) ? &all[conn_index(c)] : NULL;
+}
+
+static struct bertha_carrier_status *new_status(struct conn *c) {
+  if (!open_statuses()) {
+    return NULL;
+  }
+  struct bertha_carrier_status *s = &atomic_load(&here.statuses)[conn_index(c)];
+  s->state = BERTHA_CARRIED_PENDING;
+  s->chunnels[0] = s->detail[0] = '\0';
+  s->life = atomic_load(&c->life);
+  return s;
+}
+
+/* ---- a program's own chunnels ------------------------------------------------------------------- */
+
+static __thread __attribute__((tls_model("initial-exec"))) bool own_chunnels;
+
+bool carried_own(bool own) {
+  bool before = own_chunnels;
+  own_chunnels = own;
+  return before;
+}
+
+bool carried_name(struct conn *c, const char *chunnels) {
+  struct bertha_carrier_status *s = conn_flags(c) & CONN_CARRIED ? NULL : new_status(c);
+  if (s == NULL || strlen(chunnels) >= sizeof s->chunnels) {
+    return false;
+  }
+  strcpy(s->chunnels, chunnels);
+  __atomic_store_n(&s->state, BERTHA_CARRIED_READY, __ATOMIC_RELEASE);
+  conn_set_flag(c, CONN_NAMED);
+  return true;
 }
 
 /* With the rx lock held: the TCP socket to the carrier, the other end of a pair into its place. */
@@ -184,12 +216,7 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
     return false;
   }
-  if (open_statuses()) {
-    struct bertha_carrier_status *s = &atomic_load(&here.statuses)[conn_index(c)];
-    s->state = BERTHA_CARRIED_PENDING;
-    s->chunnels[0] = s->detail[0] = '\0';
-    s->life = atomic_load(&c->life);
-  }
+  new_status(c);
   head->magic = BERTHA_CARRIER_MAGIC;
   head->version = BERTHA_CARRIER_VERSION;
   head->kind = BERTHA_CARRIER_CARRY;
@@ -362,7 +389,7 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
   uint64_t generation = directory_generation();
   uint8_t addr[16];
   uint16_t port;
-  if (!address_of(to, addr, &port) || (conn_flags(c) & CONN_NO_ATTACH) ||
+  if (own_chunnels || !address_of(to, addr, &port) || (conn_flags(c) & CONN_NO_ATTACH) ||
       (generation == 0 ? !bertha.must_connect : !worth_asking(addr, port))) {
     return CARRIED_NOT;
   }

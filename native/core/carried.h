@@ -22,6 +22,11 @@ bool carried_settle(struct conn *c, int fd);
 bool carried_accepted(struct conn *c, int fd, struct listener *l);
 /* Nobody can carry it, and its chunnels are required: the program sees a connection that was reset. */
 void carried_refuse(struct conn *c, int fd, uint32_t why);
+/* In this thread, from now on: connections that it makes get no chunnels here, for whoever makes them runs their chunnels
+ * himself.  Returns what was before. */
+bool carried_own(bool own);
+/* For the log: the chunnels that the program itself runs on its connection, a JSON array. */
+bool carried_name(struct conn *c, const char *chunnels);
 /* The last descriptor is closed: a plan that the server has refused is not tried again. */
 void carried_ended(struct conn *c);
 /* For the log, at the end: NULL where the carrier said nothing. */

@@ -131,6 +131,18 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
   }
 }
 
+/* The program runs chunnels itself, on top of whatever carries the connection. */
+static void named_line(struct line *l, const struct bertha_carrier_status *s) {
+  char below[sizeof l->chunnels];
+  size_t n = s != NULL ? strlen(s->chunnels) : 0;
+  if (n > 2 && s->chunnels[n - 1] == ']') {
+    memcpy(below, l->chunnels, sizeof below);
+    snprintf(l->chunnels, sizeof l->chunnels, "%.*s,%.120s", (int)(n - 1), s->chunnels, below + 1);
+    l->plain = false;
+    l->reason[0] = '\0';
+  }
+}
+
 void connlog_refused(struct conn *c, int fd, const char *detail) {
   if (bertha.connlog[0] == '\0') {
     return;
@@ -173,6 +185,8 @@ void connlog_write(struct conn *c, int fd) {
   }
   if (conn_flags(c) & CONN_CARRIED) {
     carried_line(&l, carried_status(c));
+  } else if (conn_flags(c) & CONN_NAMED) {
+    named_line(&l, carried_status(c));
   }
   write_line(&l);
   errno = saved;

@@ -29,6 +29,7 @@ enum bertha_op {
   BERTHA_OP_RESOLVE = 8,
   BERTHA_OP_NEGOTIATE = 9,
   BERTHA_OP_CARRIER = 10,
+  BERTHA_OP_OFFER = 20,
   BERTHA_OP_STATUS = 100,
   BERTHA_OP_STOP = 101,
 };
@@ -152,6 +153,8 @@ enum bertha_verdict {
   BERTHA_VERDICT_PLAIN = 0,   /* no chunnels */
   BERTHA_VERDICT_PLAN = 1,    /* by the carrier named, with the plan that follows */
   BERTHA_VERDICT_REFUSED = 2, /* a required chunnel cannot be had: `detail` says which, and why */
+  BERTHA_VERDICT_NOBODY =
+      3, /* nobody there to ask, `detail` says why; only after OFFER, else this is PLAIN */
 };
 struct bertha_negotiate_reply {
   uint32_t verdict;
@@ -172,6 +175,11 @@ struct bertha_carrier_request {
   uint32_t carrier;
   uint32_t reserved;
 };
+
+/* OFFER: an application that runs its chunnels itself (bertha_socket.new) says what it brings; once, after HELLO.  The
+ * body is an offer as agents exchange it (msgpack, negotiation/offer.py); the reply has none.  From then on LISTEN and
+ * NEGOTIATE of this connection are made with that offer instead of the policy's: shims do not give the connections of
+ * such a listener to a carrier. */
 
 /* STATUS: reply carries a memfd with a JSON text (for `bertha ps` and `bertha doctor`).  STOP ends the
  * agent (same user only). */

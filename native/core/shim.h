@@ -91,6 +91,7 @@ enum conn_flag {
   CONN_BOUND = 1u << 14,    /* the program chose the local port */
   CONN_TX_SHORT = 1u << 16, /* the kernel did not take all of the last send: its next room is news */
   CONN_CARRIED = 1u << 17,  /* its chunnels run in a carrier (core/carried.h) */
+  CONN_NAMED = 1u << 18,    /* its chunnels run in the program, which has named them (core/carried.h) */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
 };
 

@@ -20,9 +20,13 @@ int bertha_door_state(void);
 int bertha_door_redirect(unsigned origins);
 /* The ledger as lines "object\tcall\tentries\n"; returns the size it has (without the final 0), written or not. */
 size_t bertha_door_ledger(char *to, size_t size);
-/* In this thread, from now on: Python's connect and listen begin in the shim (1), or only where the origins say so (0).
- * Returns what was before. */
+/* In this thread, from now on: Python's connect and listen begin in the shim (DOOR_OPT), or only where the origins say
+ * so (0); with DOOR_OWN they get no chunnels there, because the caller runs his own.  Returns what was before. */
+enum { DOOR_OPT = 1, DOOR_OWN = 2 };
 int bertha_door_opt(int in);
+/* For the log: the chunnels that the caller runs on this connection, a JSON array of {type, implementation, where}.
+ * Returns 0, or -1 when the connection is not one that the shim knows. */
+int bertha_door_name(int fd, const char *chunnels);
 /* The C library's own function behind a redirected name, or NULL. */
 void *bertha_door_original(const char *name);
 

@@ -7,6 +7,8 @@
  * read-only (RELRO) are made writable for the moment of writing. */
 #include "door.h"
 
+#include "../core/carried.h"
+#include "../core/conn.h"
 #include "../core/real.h"
 
 #include <dlfcn.h>
@@ -73,17 +75,23 @@ static void *door_dlopen(const char *path, int mode);
 static __thread __attribute__((tls_model("initial-exec"))) int opted;
 
 static int door_connect(int fd, const struct sockaddr *address, socklen_t size) {
-  return opted ? connect(fd, address, size) : REAL(connect)(fd, address, size);
+  return opted & DOOR_OPT ? connect(fd, address, size) : REAL(connect)(fd, address, size);
 }
 
 static int door_listen(int fd, int backlog) {
-  return opted ? listen(fd, backlog) : REAL(listen)(fd, backlog);
+  return opted & DOOR_OPT ? listen(fd, backlog) : REAL(listen)(fd, backlog);
 }
 
 DOOR_API int bertha_door_opt(int in) {
   int before = opted;
   opted = in;
+  carried_own((in & DOOR_OWN) != 0);
   return before;
+}
+
+DOOR_API int bertha_door_name(int fd, const char *chunnels) {
+  struct conn *c = conn_of(fd);
+  return c != NULL && carried_name(c, chunnels) ? 0 : -1;
 }
 
 /* ---- what is loaded ------------------------------------------------------------------------------ */

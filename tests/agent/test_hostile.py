@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from bertha_socket._native import lib
 from bertha_socket.agent import client, handlers, limits, messages, serve
 from bertha_socket.agent.messages import Op
+from bertha_socket.negotiation.offer import Offer
 from bertha_socket.reasons import Reason
 from tests.agent.conftest import Agent, StartAgent
 from tests.agent.shim import Hung, RefusedError, Shim, entries, hello_body, listen, netlinks
@@ -131,6 +132,22 @@ def test_descriptors_that_a_request_does_not_take(watched: Agent) -> None:
             with watched.shim() as shim:
                 shim.send(op, bytes(size), (file.fileno(),))
                 assert ended(shim)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80", b"\x81\xa8chunnels\x01", b"\xff" * 16000])
+def test_an_offer_that_is_none(watched: Agent, body: bytes) -> None:
+    with watched.shim() as shim:
+        shim.send(Op.OFFER, body)
+        assert ended(shim)
+
+
+def test_one_offer_and_only_before_listening(watched: Agent) -> None:
+    offer = Offer().encode()
+    with watched.shim() as shim:
+        shim.send(Op.OFFER, offer)
+        assert shim.receive().status == Reason.NONE
+        shim.send(Op.OFFER, offer)
+        assert ended(shim)
 
 
 def test_nothing_before_hello(watched: Agent) -> None:

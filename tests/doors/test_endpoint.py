@@ -14,6 +14,8 @@ import pytest
 import bertha_socket
 from bertha_socket import keys
 from bertha_socket._endpoint import EndpointError, Listener
+from bertha_socket._endpoint_offer import offer_for
+from bertha_socket.dag import parse
 
 
 @pytest.fixture(autouse=True)
@@ -136,3 +138,31 @@ def test_strangers_at_the_port_are_refused(noise: bytes) -> None:
         with suppress(OSError):  # refused and reset already
             client.shutdown(socket.SHUT_WR)
         _rest(client)
+
+
+def test_a_policy_is_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule's chunnels go below the program's own, in their order; of one type the stronger need counts."""
+    policy = tmp_path / "bertha.toml"
+    policy.write_text(
+        '[[rule]]\nname = "other"\ndag = "frame()"\n'
+        '[[rule]]\nname = "mine"\nport = 7000\ndag = "compress(level=9) |> encrypt()"\nprohibit = ["count/*"]\n'
+    )
+    monkeypatch.setenv("BERTHA_POLICY", str(policy))
+
+    def chunnels(name: str, dag: str, port: int) -> list[str]:
+        offer = offer_for(name, parse(dag), "server", ("127.0.0.1", port))
+        return [f"{c.need.value} {c.type}{dict(c.args)}" for c in offer.chunnels]
+
+    assert chunnels("mine", "frame()", 7000) == [
+        "require frame{}",
+        "require compress{'level': 9}",
+        "require encrypt{}",
+    ]
+    assert chunnels("mine", "prefer encrypt()", 7000) == ["require compress{'level': 9}", "require encrypt{}"]
+    assert chunnels("mine", "prefer compress(level=3)", 7000)[0] == "require compress{'level': 3}"
+    assert chunnels("mine", "frame()", 7001) == ["require frame{}"]
+    offer = offer_for("mine", parse("frame()"), "server", ("127.0.0.1", 7000))
+    assert offer.rules.prohibit == ("count/*",)
+    policy.write_text("[[rule]]\nnonsense = 1\n")
+    with pytest.raises(OSError, match="nonsense"):
+        bertha_socket.new("mine").listen(("127.0.0.1", 0))

@@ -1,0 +1,230 @@
+"""One connection of an endpoint (`bertha_socket.new`): the chunnels run here, in the application."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import os
+import select
+import socket as _stdlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from bertha_socket import _door, keys
+from bertha_socket.carrier.plans import Recipe, log_text
+from bertha_socket.carrier.session import Mode, Session, State
+from bertha_socket.chunnels import Context, Interface, get
+from bertha_socket.negotiation.plan import Plan
+
+__all__ = ["SECONDS", "Connection", "EndpointError", "Judge"]
+
+#: In which both ends must have agreed.
+SECONDS: Final = 10.0
+_CHUNK: Final = 65536
+#: About a plan that a client shows: None, or one line why it may not run.
+Judge = Callable[[bytes], str | None]
+
+
+class EndpointError(OSError):
+    """There is no connection, because the ends do not agree on one."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(errno.EPROTO, problem)
+
+
+class _Session(Session):
+    """In an application the uppermost chunnel may take messages or objects too, and any code may run."""
+
+    def _go_on(self) -> None:
+        if self.recipe is not None:
+            self.recipe = dataclasses.replace(self.recipe, top=_top(self.recipe))
+        super()._go_on()
+
+
+def _top(recipe: Recipe) -> Interface:
+    for chunnel in recipe.plan.chunnels:
+        if chunnel.implementation(recipe.side) is not None:
+            kind = get(chunnel.type)
+            if not kind.transparent:
+                return kind.upper
+    return Interface.STREAM
+
+
+class Connection:
+    """One connection: `send` and `recv` take and give bytes, messages or objects, as the plan's uppermost
+    chunnel says.  Not for two threads at once."""
+
+    def __init__(
+        self,
+        name: str,
+        sock: _stdlib.socket,
+        side: str,
+        *,
+        plan: Plan | None = None,
+        mode: Mode | None = None,
+        judge: Judge | None = None,
+        early: bytes = b"",
+        timeout: float = SECONDS,
+    ) -> None:
+        """`mode`: how the plan is agreed on; None: there is none.  `judge`: of the plan that a client shows.
+        `early`: what came already."""
+        #: What was agreed; None with an end that knows of no chunnels.
+        self.plan = plan
+        self.interface = Interface.STREAM
+        self._name = name
+        self._sock = sock
+        self._early = early
+        self._session: _Session | None = None
+        sock.setsockopt(_stdlib.IPPROTO_TCP, _stdlib.TCP_NODELAY, 1)
+        if mode is not None:
+            key = keys.find()
+            material = keys.material(key) if key is not None else None
+            context = Context(side, material, _text(sock.getpeername()), _text(sock.getsockname()))
+            data = plan.encode() if plan is not None else b""
+            self._session = _Session(mode, context, key, data)
+            self._agree(self._session, judge, timeout)
+        if self.plan is not None and self.plan.chunnels:
+            _door.name_chunnels(sock.fileno(), log_text(self.plan))
+        sock.settimeout(None)
+
+    def _agree(self, session: _Session, judge: Judge | None, timeout: float) -> None:
+        until = time.monotonic() + timeout
+        session.start()
+        if self._early:
+            early, self._early = self._early, b""
+            session.network(early)
+        while True:
+            if session.question is not None:
+                session.answer("no plan was asked for" if judge is None else judge(session.question))
+            if session.apart:
+                session.go_on()
+            self._flush()
+            if session.state in (State.READY, State.PLAIN):
+                break
+            if session.over:
+                raise EndpointError(f"{self._name}: {session.detail}")
+            if not self._read(session, until):
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+        if session.recipe is not None:
+            self.plan = session.recipe.plan
+            self.interface = session.recipe.top
+
+    # -- data ---------------------------------------------------------------------------------------------
+
+    def send(self, item: Any) -> None:
+        """Sends all of `item`: bytes (or a message, or an object).  Raises OSError."""
+        if self._session is None:
+            self._sock.sendall(item)
+            return
+        while not self._session.wants_program and not self._session.over:
+            self._read(self._session, None)
+        self._session.program(item)
+        self._flush()
+        self._check(self._session)
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """What comes next: bytes as they come, a message, or an object.  Raises EOFError at the end,
+        TimeoutError after `timeout` seconds, other OSErrors when the connection is cut off or wrong."""
+        until = None if timeout is None else time.monotonic() + timeout
+        session = self._session
+        if session is None:
+            self._sock.settimeout(timeout)
+            data, self._early = self._early or self._sock.recv(_CHUNK), b""
+            self._sock.settimeout(None)
+            if not data:
+                raise EOFError(f"{self._name}: the other end sends no more")
+            return data
+        while not session.to_program:
+            self._check(session)
+            if session.program_ended:
+                raise EOFError(f"{self._name}: the other end sends no more")
+            if not self._read(session, until):
+                raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+            self._flush()
+        item = session.to_program.popleft()
+        if isinstance(item, (bytes, bytearray, memoryview)):
+            session.program_size -= len(item)
+            return bytes(item)
+        session.program_size -= 1
+        return item
+
+    def end(self) -> None:
+        """Sends no more; what comes can still be received."""
+        if self._session is None:
+            self._sock.shutdown(_stdlib.SHUT_WR)
+            return
+        self._session.program_end()
+        self._flush()
+
+    def close(self) -> None:
+        """Ends both directions, telling the other end."""
+        session = self._session
+        with contextlib.suppress(OSError):
+            if session is not None and not session.over and not session.network_ended:
+                self.end()
+        if session is not None:
+            session.close()
+        self._sock.close()
+
+    def fileno(self) -> int:
+        """For select and its kin; what has been received already may hold more than the descriptor shows."""
+        return self._sock.fileno()
+
+    def __iter__(self) -> Iterator[Any]:
+        with contextlib.suppress(EOFError):
+            while True:
+                yield self.recv()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def _check(self, session: _Session) -> None:
+        if session.over and not session.to_program:
+            raise EndpointError(f"{self._name}: {session.detail}")
+
+    def _flush(self) -> None:
+        session = self._session
+        assert session is not None
+        while session.to_network:
+            data = session.to_network.popleft()
+            session.network_size -= len(data)
+            self._sock.sendall(data)
+        if session.network_ended and not self._shut:
+            self._shut = True
+            self._sock.shutdown(_stdlib.SHUT_WR)
+
+    _shut = False
+
+    def _read(self, session: _Session, until: float | None) -> bool:
+        """Takes what the network brings, or lets a deadline pass; False: `until` has passed."""
+        while True:
+            now = time.monotonic()
+            times = [t for t in (until, session.deadline()) if t is not None]
+            wait = max(0.0, min(times) - now) if times else None
+            readable, _, _ = select.select([self._sock], [], [], wait)
+            if readable:
+                data = self._sock.recv(_CHUNK)
+                if data:
+                    session.network(data)
+                else:
+                    session.network_end()
+                return True
+            now = time.monotonic()
+            deadline = session.deadline()
+            if deadline is not None and deadline <= now:
+                session.tick(now)
+                return True
+            if until is not None and until <= now:
+                return False
+
+
+def _text(address: Any) -> str:
+    host, port = address[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
