@@ -145,7 +145,8 @@ def test_a_policy_is_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     policy = tmp_path / "bertha.toml"
     policy.write_text(
         '[[rule]]\nname = "other"\ndag = "frame()"\n'
-        '[[rule]]\nname = "mine"\nport = 7000\ndag = "compress(level=9) |> encrypt()"\nprohibit = ["count/*"]\n'
+        '[[rule]]\nname = "mine"\nport = 7000\ndag = "compress(level=9) |> encrypt()"\n'
+        'prohibit = ["count/*"]\n'
     )
     monkeypatch.setenv("BERTHA_POLICY", str(policy))
 
