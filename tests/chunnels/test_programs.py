@@ -61,7 +61,8 @@ def test_exchange(pair: Pair, mode: str) -> None:
     assert_through(pair.server.finish(), _PYTHON, _WHOLE, 20)
 
 
-def _start_nginx(host: Host, address: str) -> tuple[Program, int]:
+def start_nginx(host: Host, address: str) -> tuple[Program, int, str]:
+    """The running server, its port, and the SHA-256 of `/twenty`."""
     port = free_port()
     host.open_to_other_users()
     (host.dir / "kilo").write_bytes(_content(1024))
@@ -69,13 +70,13 @@ def _start_nginx(host: Host, address: str) -> tuple[Program, int]:
     configuration = host.dir / "nginx.conf"
     configuration.write_text(_NGINX.format(dir=host.dir, address=address, port=port))
     command = [require_program("nginx"), "-p", host.dir, "-c", configuration]
-    return host.server(command, port), port
+    return host.server(command, port), port, hashlib.sha256(_content(20_000_000)).hexdigest()
 
 
 def test_nginx(pair: Pair) -> None:
     """sendfile, workers of another user that share the listener, curl and wrk."""
     pair.dictate(_BOTH)
-    nginx, port = _start_nginx(pair.server, pair.address)
+    nginx, port, _ = start_nginx(pair.server, pair.address)
     url = f"http://{pair.address}:{port}"
     curl = [require_program("curl"), "-sS", "--fail", "--max-time", "15"]
     assert pair.client.run([*curl, f"{url}/answer"]) == "answer\n"
