@@ -10,6 +10,7 @@
 #include "calls.h"
 
 void bertha_uring_begins(void);
+bool bertha_uring_declined(const void *caller, unsigned entries, const void *params);
 extern
     __attribute__((visibility("hidden"), tls_model("initial-exec"))) __thread uint32_t bertha_maybe_vforked;
 int execveat(int dir, const char *path, char *const argv[], char *const env[], int flags);
@@ -142,7 +143,7 @@ static long descriptor_call(long number, const long *a) {
   }
 }
 
-static long process_call(long number, const long *a) {
+static long process_call(long number, const long *a, const void *caller) {
   switch (number) {
   case SYS_exit_group:
     _exit((int)a[0]);
@@ -170,6 +171,10 @@ static long process_call(long number, const long *a) {
     break;
 #ifdef SYS_io_uring_setup
   case SYS_io_uring_setup:
+    if (bertha_uring_declined(caller, (unsigned)a[0], PTR(a[1]))) {
+      errno = ENOSYS;
+      return -1;
+    }
     bertha_uring_begins();
     break;
 #endif
@@ -250,6 +255,6 @@ BERTHA_EXPORT long syscall(long number, ...) {
   case SYS_splice:
     return descriptor_call(number, a);
   default:
-    return process_call(number, a);
+    return process_call(number, a, __builtin_return_address(0));
   }
 }

@@ -1,8 +1,13 @@
 /* io_uring goes past the C library's calls: who sets one up uses TCP from then on.
  *
  * Existing connections go back to the kernel as far as that can be done from this end at once: what is sent from
- * now on, and what the peer sends after it has been asked. */
+ * now on, and what the peer sends after it has been asked.
+ *
+ * libuv (node, uvloop) makes a ring for nothing but its epoll_ctl() calls, and one for files if asked to, and does
+ * without where there is none: it is told that there is none (decision 0012). */
 #include <dlfcn.h>
+#include <link.h>
+#include <string.h>
 #include <sys/syscall.h>
 
 #include "calls.h"
@@ -11,6 +16,62 @@ struct io_uring;
 struct io_uring_params;
 
 void bertha_uring_begins(void);
+bool bertha_uring_declined(const void *caller, unsigned entries, const void *params);
+
+/* ---- libuv --------------------------------------------------------------------------------------- */
+
+/* A name that libuv has in its text since it knows of io_uring (1.45), statically linked or not. */
+static const char libuv_mark[] = "UV_USE_IO_URING";
+
+enum {
+  LIBUV_CTL = 256,  /* entries of the ring for epoll_ctl() */
+  LIBUV_FILES = 64, /* ... and for files */
+  SQPOLL = 1u << 1, /* <linux/io_uring.h>, which may be older than the kernel */
+  NO_SQARRAY = 1u << 16,
+};
+
+struct search {
+  uintptr_t address;
+  bool found;
+};
+
+static int look_for_libuv(struct dl_phdr_info *o, size_t size, void *given) {
+  (void)size;
+  struct search *s = given;
+  bool here = false;
+  for (int i = 0; i < o->dlpi_phnum && !here; i++) {
+    const ElfW(Phdr) *p = &o->dlpi_phdr[i];
+    uintptr_t from = o->dlpi_addr + p->p_vaddr;
+    here = p->p_type == PT_LOAD && s->address >= from && s->address < from + p->p_memsz;
+  }
+  for (int i = 0; here && i < o->dlpi_phnum && !s->found; i++) {
+    const ElfW(Phdr) *p = &o->dlpi_phdr[i];
+    if (p->p_type == PT_LOAD && (p->p_flags & (PF_R | PF_W)) == PF_R) {
+      const void *at = (const void *)(o->dlpi_addr + p->p_vaddr); /* NOLINT: the loader's own numbers */
+      s->found = memmem(at, p->p_filesz, libuv_mark, sizeof libuv_mark - 1) != NULL;
+    }
+  }
+  return here;
+}
+
+/* Whether this io_uring_setup() is one that libuv can do without. */
+bool bertha_uring_declined(const void *caller, unsigned entries, const void *params) {
+  uint32_t flags;
+  if (params == NULL) {
+    return false;
+  }
+  memcpy(&flags, (const char *)params + 2 * sizeof flags,
+         sizeof flags); /* behind sq_entries and cq_entries */
+  flags &= ~(uint32_t)NO_SQARRAY;
+  if (!(entries == LIBUV_CTL && flags == 0) && !(entries == LIBUV_FILES && flags == SQPOLL)) {
+    return false;
+  }
+  struct search s = {.address = (uintptr_t)caller};
+  dl_iterate_phdr(look_for_libuv, &s);
+  return s.found;
+}
+
+/* ---- everybody else ------------------------------------------------------------------------------ */
 
 void bertha_uring_begins(void) {
   if (!bertha.enabled || bertha_in_forked_stranger() || atomic_exchange(&bertha.io_uring, true)) {

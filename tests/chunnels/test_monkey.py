@@ -103,10 +103,15 @@ def _need(package: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
-@pytest.mark.parametrize("code", [_REDIS, _ASYNC_REDIS], ids=["threads", "asyncio"])
+_UVLOOP_REDIS = _ASYNC_REDIS.replace("asyncio.run(", "import uvloop\nuvloop.run(")
+
+
+@pytest.mark.parametrize("code", [_REDIS, _ASYNC_REDIS, _UVLOOP_REDIS], ids=["threads", "asyncio", "uvloop"])
 def test_redis_py(pair: Pair, start_redis: StartRedis, capture: Capture, code: str) -> None:
     """The server's policy alone says that there are chunnels."""
     _need("redis")
+    if code is _UVLOOP_REDIS:
+        _need("uvloop")
     pair.dictate("compress(level=3) |> encrypt()")
     _, port = start_redis(pair.server, pair.address)
     command = [sys.executable, "-c", code, pair.address, port, _SECRET]

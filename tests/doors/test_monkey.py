@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from tests.harness import (
     assert_carried,
     eventually,
     free_port,
-    require_program,
 )
 
 _CLIENTS = Path(__file__).parents[1] / "programs" / "clients"
@@ -47,18 +45,6 @@ with socket.create_connection(server.getsockname(), timeout=10) as client, clien
 thread.join()
 server.close()
 """
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for localhost, and its key."""
-    directory = tmp_path_factory.mktemp("certificate")
-    certificate, key = directory / "certificate.pem", directory / "key.pem"
-    words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    words += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    words += ["-days", "2", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([require_program("openssl"), *words], check=True, capture_output=True, timeout=30)
-    return certificate, key
 
 
 def _serve(host: Host, kind: str, *more: str | Path) -> tuple[Program, int]:

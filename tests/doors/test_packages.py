@@ -32,6 +32,41 @@ async def main():
 uvloop.run(main())
 """
 
+_UVLOOP_REDIS = """
+import asyncio, sys, uvloop
+import redis.asyncio
+async def main():
+    client = redis.asyncio.Redis(port=int(sys.argv[1]))
+    await asyncio.gather(*(client.set(f"k{i}", "v" * i) for i in range(50)))
+    for i in range(50):
+        assert await client.get(f"k{i}") == b"v" * i
+    big = b"x" * 5_000_000
+    await client.set("big", big)
+    assert await client.get("big") == big
+    await client.aclose()
+uvloop.run(main())
+"""
+
+# Gives back what is posted: PORT CERTIFICATE KEY.
+_UVLOOP_HTTP = """
+import asyncio, ssl, sys, uvloop
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain(sys.argv[2], sys.argv[3])
+async def serve(reader, writer):
+    head = (await reader.readuntil(b"\\r\\n\\r\\n")).lower()
+    size = int(head.split(b"content-length:")[1].split(b"\\r\\n")[0])
+    if b"100-continue" in head:
+        writer.write(b"HTTP/1.1 100 Continue\\r\\n\\r\\n")
+    body = await reader.readexactly(size)
+    writer.write(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\nContent-Length: %d\\r\\n\\r\\n" % size + body)
+    await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(serve, "127.0.0.1", int(sys.argv[1]), ssl=context)
+    await server.serve_forever()
+uvloop.run(main())
+"""
+
 _REDIS = """
 import redis, sys
 client = redis.Redis(port=int(sys.argv[1]))
@@ -55,16 +90,44 @@ def _need(package: str) -> None:
         pytest.skip(f"{package} is not installed")
 
 
-def test_uvloop(host: Host) -> None:
-    """libuv's own calls, in an extension that is loaded after patch_all(), are seen.
-
-    It makes an io_uring, so its connections stay plain, and say so (docs/users/python.md).
-    """
+@pytest.mark.parametrize("run", [[sys.executable], _LATE], ids=["bertha-run", "monkey"])
+def test_uvloop(host: Host, run: list[str]) -> None:
+    """libuv's own calls, in an extension that is loaded after patch_all(), are seen; its ring for epoll_ctl()
+    is declined (docs/decisions/0012)."""
     _need("uvloop")
-    host.run([*_LATE, "-c", _UVLOOP], shim=False)
+    host.run([*run, "-c", _UVLOOP], shim=run is not _LATE)
     log = host.finish()
-    assert {c.role for c in log} == {"client", "server"}
-    assert all(c.implementation == "shm" or "io_uring" in (c.reason or "") for c in log)
+    assert_carried(log, _PYTHON, min_connections=1, role="client")
+    assert_carried(log, _PYTHON, min_connections=1, role="server")
+
+
+@pytest.mark.parametrize("run", [[sys.executable], _LATE], ids=["bertha-run", "monkey"])
+def test_redis_over_uvloop(host: Host, run: list[str]) -> None:
+    _need("uvloop")
+    _need("redis")
+    port = free_port()
+    command = [require_program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    host.server([*command, "--dir", str(host.dir)], port)
+    host.run([*run, "-c", _UVLOOP_REDIS, port], shim=run is not _LATE, timeout=60)
+    assert_carried(host.finish(), _PYTHON, min_connections=1, role="client", port=port)
+
+
+def test_http_and_tls_over_uvloop(host: Host, certificate: tuple[Path, Path]) -> None:
+    """A server by uvloop with curl: bulk both ways, with TLS by Python's ssl."""
+    _need("uvloop")
+    port = free_port()
+    host.server([*_LATE, "-c", _UVLOOP_HTTP, port, *certificate], port, shim=False, label="uvloop")
+    curl = [require_program("curl"), "-sS", "--fail", "--max-time", "60", "--cacert", certificate[0]]
+    data = host.dir / "data"
+    data.write_bytes(bytes(range(256)) * 8000)
+    for _ in range(3):
+        url = f"https://localhost:{port}/"
+        host.run([*curl, "--data-binary", f"@{data}", "-o", host.dir / "got", url], timeout=60)
+        assert (host.dir / "got").read_bytes() == data.read_bytes()
+    eventually(lambda: len(host.connlog()) >= 6, "both ends in the connection log")
+    log = host.finish()
+    assert_carried(log, "curl", min_connections=3, role="client", port=port)
+    assert_carried(log, _PYTHON, min_connections=3, role="server", port=port)
 
 
 def test_redis(host: Host) -> None:
