@@ -94,6 +94,8 @@ look() {
         need postgresql-client "program tests" has psql
         need iperf3 "program tests" has iperf3
         need wrk "program tests" has wrk
+        need haproxy "program tests" has haproxy
+        need apache2-utils "program tests" has ab
         need curl "program tests" has curl
         need openssl "certificates of the TLS tests" has openssl
         need tshark "tests that look at what crosses the network" has tshark

@@ -65,12 +65,14 @@ def loader_takes(loader: str, program: str, preload: str, environ: Mapping[str, 
     Returns None when `preload`'s first entry is mapped, else what the loader said.
     """
     library = preload.replace(":", " ").split(" ")[0]
+    # As the kernel names it to the loader: a library beside the program ($ORIGIN, ld.so(8)) is not beside a link to it.
+    program = os.path.realpath(program)
     env = dict(environ)
     env["LD_PRELOAD"] = preload
     env.pop("LD_TRACE_LOADED_OBJECTS", None)
     try:
         done = subprocess.run(
-            [loader, "--list", os.path.abspath(program)],
+            [loader, "--list", program],
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,

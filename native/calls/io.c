@@ -151,15 +151,34 @@ BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct so
   return errno_result(got);
 }
 
+/* TCP Fast Open (tcp(7)): data with the request for a connection, which is plain then.  Where it may not be, it is as if
+ * the kernel could not do that, and the program connects first. */
+static bool fast_open_barred(int fd, int flags) {
+  struct conn *c = UNLIKELY(flags & MSG_FASTOPEN) && bertha.must_connect ? conn_of(fd) : NULL;
+  if (LIKELY(c == NULL || conn_kind(c) != BERTHA_CONN_SOCKET)) {
+    return false;
+  }
+  errno = EOPNOTSUPP;
+  return true;
+}
+
+static void plain_sent(int fd, int flags, ssize_t sent) {
+  struct conn *c = UNLIKELY(flags & MSG_FASTOPEN) && (sent >= 0 || errno == EINPROGRESS) ? conn_of(fd) : NULL;
+  if (UNLIKELY(c != NULL) && conn_kind(c) == BERTHA_CONN_SOCKET) {
+    conn_make_plain(c, BERTHA_WHY_FASTOPEN);
+  }
+  plain_count(fd, sent, true);
+}
+
 BERTHA_EXPORT ssize_t sendto(int fd, const void *buf, size_t n, int flags, const struct sockaddr *to,
                              socklen_t size) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || (flags & MSG_FASTOPEN)) {
-    ssize_t sent = REAL(sendto)(fd, buf, n, flags, to, size);
-    plain_count(fd, sent, true);
-    if ((flags & MSG_FASTOPEN) && (c = conn_of(fd)) != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
-      conn_make_plain(c, BERTHA_WHY_FASTOPEN);
+    if (UNLIKELY(fast_open_barred(fd, flags))) {
+      return -1;
     }
+    ssize_t sent = REAL(sendto)(fd, buf, n, flags, to, size);
+    plain_sent(fd, flags, sent);
     return sent;
   }
   tx_special(c, fd, flags);
@@ -199,9 +218,12 @@ static __attribute__((noinline)) ssize_t sendmsg_with_control(int fd, const stru
 BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
+    if (UNLIKELY(fast_open_barred(fd, flags))) {
+      return -1;
+    }
     bool control = msg != NULL && msg->msg_controllen > 0;
     ssize_t sent = UNLIKELY(control) ? sendmsg_with_control(fd, msg, flags) : REAL(sendmsg)(fd, msg, flags);
-    plain_count(fd, sent, true);
+    plain_sent(fd, flags, sent);
     return sent;
   }
   tx_special(c, fd, flags);
@@ -236,7 +258,7 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
 BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL)) {
-    bool control = false;
+    bool control = (flags & MSG_FASTOPEN) != 0;
     for (unsigned int i = 0; messages != NULL && i < count; i++) {
       control |= messages[i].msg_hdr.msg_controllen > 0;
     }

@@ -110,6 +110,21 @@ static struct listener *listener_now(struct conn *c, int fd) {
   return c->listener;
 }
 
+static bool must_not_be_plain(const struct conn *l) {
+  return bertha.must_serve ||
+         (l->listener != NULL &&
+          atomic_load_explicit(&l->listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED);
+}
+
+/* A connection that we cannot follow (too many, or in a child that bypassed fork()) and that may not be plain. */
+static int refused(int fd) {
+  struct linger now = {.l_onoff = 1};
+  REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  REAL(close)(fd);
+  errno = ECONNABORTED;
+  return -1;
+}
+
 static int accepted(int listening, int fd, const struct sockaddr *from, int flags) {
   struct conn *l = conn_of(listening);
   if (l == NULL && bertha.enabled) {
@@ -123,6 +138,9 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
   }
   int saved = errno;
   struct conn *c = track(fd, flags, BERTHA_CONN_PLAIN);
+  if (UNLIKELY(c == NULL && must_not_be_plain(l))) {
+    return refused(fd);
+  }
   if (c != NULL) {
     if (l->rcv_lowat > 1) { /* inherited, and the kernel's (option.c) */
       conn_set_flag(c, CONN_NO_ATTACH);
@@ -163,6 +181,9 @@ static int accept_with(int listening, struct sockaddr *address, socklen_t *size,
   }
   bool tcp = from_size >= sizeof(struct sockaddr_in) &&
              (from.ss_family == AF_INET || from.ss_family == AF_INET6) && !bertha_in_forked_stranger();
+  if (UNLIKELY(bertha.must_serve) && (from.ss_family == AF_INET || from.ss_family == AF_INET6) && !tcp) {
+    return refused(fd);
+  }
   return tcp ? accepted(listening, fd, (struct sockaddr *)&from, flags) : fd;
 }
 
@@ -172,6 +193,14 @@ BERTHA_EXPORT int accept(int fd, struct sockaddr *address, socklen_t *size) {
 
 BERTHA_EXPORT int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
   return accept_with(fd, address, size, flags, false);
+}
+
+static bool to_tcp(int fd, const struct sockaddr *address) {
+  int protocol;
+  socklen_t size = sizeof protocol;
+  return address != NULL && (address->sa_family == AF_INET || address->sa_family == AF_INET6) &&
+         !bertha_is_hidden(fd) && REAL(getsockopt)(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 &&
+         protocol == IPPROTO_TCP;
 }
 
 /* The TCP socket that connect() means, if it is one: only before its first connect(); a second one merely asks how the
@@ -204,6 +233,10 @@ BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size
     return -1;
   }
   struct conn *before = c == NULL ? conn_of(fd) : NULL;
+  if (UNLIKELY(bertha.must_connect && c == NULL && before == NULL && to_tcp(fd, address))) {
+    errno = ECONNREFUSED; /* a connection that we cannot follow, and that may not be plain */
+    return -1;
+  }
   if (UNLIKELY(before != NULL && (conn_flags(before) & CONN_CARRIED))) {
     fd = unix_tcp_fd(before, fd); /* asks how it is doing */
   }

@@ -275,16 +275,23 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
   c->side = BERTHA_SIDE_SERVER;
   c->info.family = from->sa_family;
   c->info.opened_ns = connlog_clock();
-  if (!address_of(from, c->info.peer_addr, &c->info.peer_port) || listener == NULL || bertha.io_uring) {
+  bool named = address_of(from, c->info.peer_addr, &c->info.peer_port);
+  bool carried = listener != NULL &&
+                 atomic_load_explicit(&listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED;
+  if (UNLIKELY(
+          carried)) { /* also where rings cannot be: what is in the descriptor's place then is the kernel's */
+    c->listener = listener;
+    c->cookie = bertha_cookie(fd);
+    if (carried_accepted(c, fd, listener)) {
+      return;
+    }
+  }
+  if (!named || listener == NULL || bertha.io_uring) {
     conn_make_plain(c, bertha.io_uring ? BERTHA_WHY_IO_URING : BERTHA_WHY_NO_AGENT);
     return;
   }
   c->listener = listener;
   c->cookie = bertha_cookie(fd);
-  if (UNLIKELY(atomic_load_explicit(&listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED) &&
-      carried_accepted(c, fd, listener)) {
-    return;
-  }
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
   if (!atomic_load_explicit(&listener->passes_on, memory_order_relaxed)) {
     conn_ripe(c, fd);

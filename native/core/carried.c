@@ -373,7 +373,7 @@ static bool worth_asking(const uint8_t addr[16], uint16_t port) {
       return true;
     }
   }
-  if (n > 0 || bertha.policy[0] != '\0' || bertha.must_connect) { /* the first would greet it in any case */
+  if (n > 0 || bertha.policy[0] != '\0') { /* the first would greet it in any case */
     agent_greet();
   }
   return agent_client_dags() || (n == 0 && is_private(addr));
@@ -389,14 +389,18 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
   uint64_t generation = directory_generation();
   uint8_t addr[16];
   uint16_t port;
-  if (own_chunnels || !address_of(to, addr, &port) || (conn_flags(c) & CONN_NO_ATTACH) ||
-      (generation == 0 ? !bertha.must_connect : !worth_asking(addr, port))) {
+  bool stays = (conn_flags(c) & CONN_NO_ATTACH) != 0;
+  if (own_chunnels || !address_of(to, addr, &port) ||
+      (!bertha.must_connect && (stays || generation == 0 || !worth_asking(addr, port)))) {
     return CARRIED_NOT;
   }
   memcpy(c->info.peer_addr, addr, 16);
   c->info.peer_port = port;
   c->info.role = BERTHA_SIDE_CLIENT;
   c->info.family = to->sa_family;
+  if (stays) { /* another process has this socket too, and would speak plainly on it */
+    return refused(c, fd, bertha_reason_text(c->info.reason));
+  }
   struct plan *p = NULL;
   if (generation != 0 && bertha_lock(&known.lock)) {
     p = find(addr, port, generation);
@@ -429,11 +433,16 @@ void carried_connecting(struct conn *c, int fd) {
   carried_settle(c, fd);
 }
 
+/* Sends a RST, whoever else has the socket (tcp(7)). */
+static void reset(int fd) {
+  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  REAL(connect)(fd, &nowhere, sizeof nowhere);
+}
+
 /* With the rx lock held. */
 static void refuse(struct conn *c, int fd, uint32_t why) {
   c->info.reason = why;
-  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-  REAL(connect)(fd, &nowhere, sizeof nowhere); /* sends a RST, whoever else has the socket (tcp(7)) */
+  reset(fd);
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
     if (REAL(write)(pair[0], "", 1) < 0) {
@@ -451,6 +460,8 @@ void carried_refuse(struct conn *c, int fd, uint32_t why) {
     atomic_store_explicit(&c->info.kind, BERTHA_CONN_UNIX, memory_order_release);
     refuse(c, fd, why);
     bertha_unlock(&c->rx_lock);
+  } else {
+    reset(fd);
   }
 }
 
@@ -488,10 +499,16 @@ bool carried_settle(struct conn *c, int fd) {
 
 bool carried_accepted(struct conn *c, int fd, struct listener *l) {
   uint32_t need = atomic_load_explicit(&l->claims->dag, memory_order_acquire);
-  if (LIKELY(need == BERTHA_DAG_NONE) || !bertha_lock(&c->rx_lock)) {
+  if (LIKELY(need == BERTHA_DAG_NONE)) {
     return false;
   }
   bool required = need == BERTHA_DAG_REQUIRED;
+  if (!bertha_lock(&c->rx_lock)) {
+    if (required) {
+      reset(fd);
+    }
+    return required;
+  }
   struct bertha_carrier_carry head = {.side = BERTHA_SIDE_SERVER,
                                       .mode = required ? BERTHA_CARRY_REQUIRED : BERTHA_CARRY_MAYBE,
                                       .listener = l->id};

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.chunnels.conftest import StartRedis
@@ -10,15 +14,17 @@ from tests.harness import Host, connections, require_program
 
 pytestmark = pytest.mark.program
 
+_HERE = Path(__file__).parent
 _POLICY = '[[rule]]\nprogram = "{}"\nside = "{}"\ndag = "{}"\n'
 
 
-@pytest.fixture
-def deserted(make_host: MakeHost) -> Host:
-    """A host whose agent has been stopped."""
+@pytest.fixture(params=[signal.SIGTERM, signal.SIGKILL], ids=["ended", "killed"])
+def deserted(make_host: MakeHost, request: pytest.FixtureRequest) -> Host:
+    """A host whose agent has ended in order, or leaves its directory behind as if it served."""
     host = make_host()
     assert host.agent is not None
-    host.stop(host.agent)
+    host.agent.process.send_signal(request.param)
+    host.agent.process.wait(20)
     return host
 
 
@@ -57,6 +63,18 @@ def test_client(deserted: Host, start_redis: StartRedis) -> None:
     found = connections(deserted.connlog(), program="redis-cli")
     assert found
     assert all("no agent" in (c.reason or "") and not c.plain for c in found), found
+
+
+def test_no_way_around(deserted: Host, start_redis: StartRedis) -> None:
+    """Ways to connect that shared memory and carriers keep out of are refused as well, not plain."""
+    _, port = start_redis(deserted, "127.0.0.1", shim=False)
+    words = [sys.executable, _HERE / "ways_around.py", port]
+    assert deserted.run(words, shim=False).count("PONG") == 4  # all but the child, which says nothing
+    deserted.set_policy(_POLICY.format("ways", "client", "encrypt()"))
+    said = deserted.spawn(words, run_options=("--no-agent", "--name", "ways")).wait()
+    ways = ("connect", "low_water", "fast_open", "passed_on", "cloned")
+    refused = [f"{way}: Connection refused" for way in ways]
+    assert said.splitlines()[-6:] == [*refused[:2], "fast open: Operation not supported", *refused[2:]]
 
 
 def test_program_that_cannot_be_hooked(deserted: Host) -> None:

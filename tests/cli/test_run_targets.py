@@ -41,6 +41,18 @@ def test_python(launcher: Launcher, tmp_path: Path, args: list[str]) -> None:
     assert len(launcher.loaded()) >= 1
 
 
+def test_link_to_a_program_with_libraries_beside_it(launcher: Launcher, tmp_path: Path) -> None:
+    """As /usr/bin/java is: --require asks the program's loader, which looks beside the program itself."""
+    home = tmp_path / "home"
+    home.mkdir()
+    compile_c(home / "libbeside.so", "int beside(void) { return 5; }\n", "-shared", "-fPIC")
+    flags = ["-L", str(home), "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
+    compile_c(home / "program", "int main(void) { return 5; }\n", *flags, "-lbeside")
+    (tmp_path / "link").symlink_to(home / "program")
+    done = launcher.run("--require", "--", str(tmp_path / "link"))
+    assert (done.stderr, done.returncode) == ("", 5)
+
+
 def test_console_script(launcher: Launcher, tmp_path: Path) -> None:
     program = script(tmp_path / "console", f"#!{sys.executable}\nimport sys\nprint(sys.argv)\n")
     done = launcher.run(str(program), "-x", "--")

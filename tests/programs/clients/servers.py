@@ -40,7 +40,11 @@ class _Forking(socketserver.ForkingTCPServer):
 
 
 class _ForkingMixedIn(socketserver.ForkingMixIn, http.server.HTTPServer):
-    pass
+    request_queue_size = 256
+
+
+class _ThreadingHttp(http.server.ThreadingHTTPServer):
+    request_queue_size = 256  # with the 5 of the library, ten clients at once wait for seconds, plain as well
 
 
 class _Http(http.server.BaseHTTPRequestHandler):
@@ -182,7 +186,7 @@ def _asyncio(port: int, context: ssl.SSLContext | None) -> None:
 
 
 def _http(port: int, context: ssl.SSLContext | None, forking: bool = False) -> None:
-    kind = _ForkingMixedIn if forking else http.server.ThreadingHTTPServer
+    kind = _ForkingMixedIn if forking else _ThreadingHttp
     server = kind((_ADDRESS, port), _Http)
     if context:
         server.socket = context.wrap_socket(server.socket, server_side=True)

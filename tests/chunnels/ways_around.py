@@ -1,0 +1,76 @@
+"""PORT: tries to connect in ways that keep a connection in the kernel; a line for each, what came of it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import sys
+
+_ADDRESS = ("127.0.0.1", int(sys.argv[1]))
+_SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+_SIGCHLD = 17
+
+
+def connect() -> socket.socket:
+    return socket.create_connection(_ADDRESS, timeout=20)
+
+
+def low_water() -> socket.socket:
+    sock = socket.socket()
+    sock.settimeout(20)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 4)
+    sock.connect(_ADDRESS)
+    return sock
+
+
+def fast_open() -> socket.socket:
+    """As programs do that know of it: connect() where the kernel cannot."""
+    sock = socket.socket()
+    sock.settimeout(20)
+    try:
+        sock.sendto(b"", socket.MSG_FASTOPEN, _ADDRESS)
+    except OSError as error:
+        print("fast open:", error.strerror)
+        sock.connect(_ADDRESS)
+    return sock
+
+
+def passed_on() -> socket.socket:
+    """Another process could connect it."""
+    sock = socket.socket()
+    sock.settimeout(20)
+    left, right = socket.socketpair()
+    with left, right:
+        socket.send_fds(left, [b"x"], [sock.fileno()])
+    sock.connect(_ADDRESS)
+    return sock
+
+
+def cloned() -> socket.socket:
+    """A child that the C library's fork() knows nothing of."""
+    libc = ctypes.CDLL(None)
+    sys.stdout.flush()
+    child = libc.syscall(_SYS_CLONE, _SIGCHLD, 0, 0, 0, 0)
+    if child == 0:
+        try:
+            connect()
+            os._exit(1)
+        except ConnectionRefusedError:
+            os._exit(2)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code == 2:
+        raise ConnectionRefusedError(111, "Connection refused")
+    return socket.socket()
+
+
+for way in (connect, low_water, fast_open, passed_on, cloned):
+    try:
+        with way() as done:
+            try:
+                done.sendall(b"PING\r\n")
+                print(f"{way.__name__}: {done.recv(100)!r}")
+            except OSError as error:
+                print(f"{way.__name__}: later {error.strerror}")
+    except OSError as error:
+        print(f"{way.__name__}: {error.strerror}")
