@@ -65,7 +65,7 @@ def loader_takes(loader: str, program: str, preload: str, environ: Mapping[str, 
     Returns None when `preload`'s first entry is mapped, else what the loader said.
     """
     library = preload.replace(":", " ").split(" ")[0]
-    # As the kernel names it to the loader: a library beside the program ($ORIGIN, ld.so(8)) is not beside a link to it.
+    # By the name that the kernel gives the loader: what lies beside a program ($ORIGIN) is not beside a link.
     program = os.path.realpath(program)
     env = dict(environ)
     env["LD_PRELOAD"] = preload
