@@ -117,12 +117,9 @@ static void garbage_is_only_a_hint(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(tags_are_never_zero),
-      cmocka_unit_test(ports_spread),
-      cmocka_unit_test(each_is_found_once),
-      cmocka_unit_test(published_is_found_until_withdrawn),
-      cmocka_unit_test(a_full_place_refuses),
-      cmocka_unit_test(garbage_is_only_a_hint),
+      cmocka_unit_test(tags_are_never_zero),  cmocka_unit_test(ports_spread),
+      cmocka_unit_test(each_is_found_once),   cmocka_unit_test(published_is_found_until_withdrawn),
+      cmocka_unit_test(a_full_place_refuses), cmocka_unit_test(garbage_is_only_a_hint),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
