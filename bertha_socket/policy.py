@@ -32,7 +32,7 @@ from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
 from bertha_socket.negotiation.rules import RULES_MAX, check_pattern, glob
 
 SIDES: Final = ("client", "server", "any")
-PROTOCOLS: Final = ("tcp", "any")
+PROTOCOLS: Final = ("tcp", "udp", "any")
 #: Bytes; a ring's address space is BERTHA_RING_MAX of native/core/layout.h.
 #: Below this, bulk transfer waits for wake-ups and is slower than plain TCP (measured: 0.2 of it at 4 KiB).
 RING_MIN: Final = 65536
@@ -95,7 +95,8 @@ class Rule:
     user: str | None = None
     name: str | None = None
     side: str = "any"
-    proto: str = "any"
+    #: Without the key a rule is about TCP alone: what fits a stream does not fit datagrams.
+    proto: str = "tcp"
     address: Network | None = None
     ports: tuple[int, int] | None = None
     dag: str = ""
@@ -156,7 +157,12 @@ def musts(policy: Policy) -> str:
         chunnels = parse_dag(rule.dag).chunnels
         if any(c.need is Need.REQUIRE and c.type not in BOTTOM for c in chunnels):
             program = rule.program if rule.program is not None and ";" not in rule.program else "*"
-            found.append(f"{rule.side}={program}")
+            sides = {
+                "tcp": (rule.side,),
+                "udp": (f"udp-{rule.side}",),
+                "any": (rule.side, f"udp-{rule.side}"),
+            }
+            found += [f"{side}={program}" for side in sides[rule.proto]]
     return ";".join(found)
 
 
@@ -324,7 +330,7 @@ def _rule(reader: _Reader) -> Rule:
         user=reader.user("user"),
         name=reader.text("name"),
         side=reader.text("side", SIDES) or "any",
-        proto=reader.text("proto", PROTOCOLS) or "any",
+        proto=reader.text("proto", PROTOCOLS) or "tcp",
         address=reader.address("address"),
         ports=reader.ports("port"),
         dag=dag or "",

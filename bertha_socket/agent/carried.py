@@ -15,7 +15,10 @@ from bertha_socket.reasons import Reason, text_of
 
 #: struct bertha_carrier_status: state, life, chunnels, detail.
 RECORD: Final = struct.Struct("=II616s400s")
-BOTTOM: Final = {"type": "local_or_remote", "implementation": "tcp", "where": "global"}
+BOTTOMS: Final = {
+    "tcp": {"type": "local_or_remote", "implementation": "tcp", "where": "global"},
+    "udp": {"type": "local_or_remote", "implementation": "udp", "where": "global"},
+}
 _KEYS: Final = ("type", "implementation", "where")
 _CHUNNELS_MAX: Final = 64
 
@@ -45,15 +48,15 @@ class Carried(NamedTuple):
     reason: str | None
 
 
-def look(fd: int, index: int) -> Carried | None:
+def look(fd: int, index: int, proto: str = "tcp") -> Carried | None:
     """What is said of connection number `index`; None: nothing, or nothing that makes sense."""
     try:
-        return parse(os.pread(fd, RECORD.size, index * RECORD.size))
+        return parse(os.pread(fd, RECORD.size, index * RECORD.size), proto)
     except OSError:
         return None
 
 
-def parse(data: bytes) -> Carried | None:
+def parse(data: bytes, proto: str = "tcp") -> Carried | None:
     """The record in these bytes; None as above."""
     if len(data) != RECORD.size:
         return None
@@ -71,7 +74,7 @@ def parse(data: bytes) -> Carried | None:
         reason = text_of(why)
         if _text(detail):
             reason += f": {_text(detail)}"
-    return Carried([*upper, BOTTOM], state == State.PLAIN, reason)
+    return Carried([*upper, BOTTOMS[proto]], state == State.PLAIN, reason)
 
 
 def _text(raw: bytes) -> str:

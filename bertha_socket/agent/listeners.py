@@ -27,9 +27,9 @@ class Listeners:
     def __init__(self, directory: memory.Directory) -> None:
         self._directory = directory
         self._by_id: dict[int, Listener] = {}
-        self._by_place: dict[tuple[int, bytes, int], Listener] = {}
-        #: Who has the directory's entry for (namespace, address, port).
-        self._holders: dict[tuple[int, bytes, int], Listener] = {}
+        self._by_place: dict[tuple[int, bytes, int, str], Listener] = {}
+        #: Who has the directory's entry for (namespace, address, port, protocol).
+        self._holders: dict[tuple[int, bytes, int, str], Listener] = {}
         self.spaces = Spaces(self._space_changed)
         #: Called with the number of a listener that is no more.
         self.forgotten: Callable[[int], None] = lambda number: None
@@ -43,13 +43,13 @@ class Listeners:
         """The listener of that number, listed or (while its links live) not any more."""
         return self._by_id.get(number)
 
-    def at(self, netns: int, addr: bytes, port: int) -> Listener | None:
+    def at(self, netns: int, addr: bytes, port: int, proto: str = "tcp") -> Listener | None:
         """Who is reached under that address from within that namespace, as far as we know."""
-        return self._holders.get((netns, addr, port))
+        return self._holders.get((netns, addr, port, proto))
 
-    def anywhere(self, addr: bytes, port: int) -> list[Listener]:
+    def anywhere(self, addr: bytes, port: int, proto: str = "tcp") -> list[Listener]:
         """All listeners under that address, whatever their namespace."""
-        return [x for (_, a, p), x in self._holders.items() if (a, p) == (addr, port)]
+        return [x for (_, *place), x in self._holders.items() if place == [addr, port, proto]]
 
     def entries_of(self, uid: int) -> int:
         """How many directory entries a user has."""
@@ -77,7 +77,7 @@ class Listeners:
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
         offered = reach
         if process.offer is None and (known is None or known.offer is None):
-            offered = [a for a in reach if plans.listed(process.policy, process.subject, a, where.port)]
+            offered = [a for a in reach if plans.listed(process.policy, process.subject, a, where)]
         if not offered:
             space.close()
             first = reach[0] if reach else where.addr
@@ -112,11 +112,11 @@ class Listeners:
 
     def _known(self, process: Process, where: Listening, diag: socket.socket) -> Listener | None:
         """The listener that this socket belongs to, if it is registered already."""
-        known = self._by_place.get((where.netns, where.addr, where.port))
+        known = self._by_place.get((where.netns, where.addr, where.port, where.proto))
         if known is None or known.uid == process.peer.uid or where.cookie in known.cookies:
             return known
         # Another user's.  The kernel does not let two users listen at one place, so one of them is gone.
-        found = sockdiag.is_listening(diag, where.addr, where.port)
+        found = sockdiag.is_listening(diag, where.addr, where.port, where.proto)
         if found is None or found.cookie != where.cookie:
             raise Refused(Why.REFUSED_BY_AGENT)
         self._delist(known)
@@ -144,7 +144,7 @@ class Listeners:
         )
         space.listeners += 1
         self._by_id[number] = listener
-        self._by_place[(where.netns, where.addr, where.port)] = listener
+        self._by_place[(where.netns, where.addr, where.port, where.proto)] = listener
         return listener
 
     # -- the directory's entries ----------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Listeners:
             self._remove_entry(listener, addr)
         where = listener.where
         for addr in wanted:
-            key = (where.netns, addr, where.port)
+            key = (where.netns, addr, where.port, where.proto)
             holder = self._holders.get(key)
             if holder is listener:
                 continue
@@ -164,8 +164,10 @@ class Listeners:
                     continue
                 self._remove_entry(holder, addr)
             flags = memory.LOOPBACK if addresses.is_loopback(addr) else 0
+            if where.proto == "udp":
+                flags |= memory.DATAGRAMS
             if listener.offer is not None or plans.wants_chunnels(
-                listener.policy, listener.subject, addr, where.port
+                listener.policy, listener.subject, addr, where
             ):
                 flags |= memory.DAG
             index = self._directory.insert(
@@ -180,7 +182,8 @@ class Listeners:
     def _is_chosen(listener: Listener, addr: bytes) -> bool:
         """Whether the kernel would hand a connection to `addr` to this listener's socket."""
         try:
-            found = sockdiag.is_listening(listener.space.diag, addr, listener.where.port)
+            where = listener.where
+            found = sockdiag.is_listening(listener.space.diag, addr, where.port, where.proto)
         except OSError:
             return False
         return found is not None and found.cookie in listener.cookies
@@ -188,7 +191,8 @@ class Listeners:
     def _remove_entry(self, listener: Listener, addr: bytes) -> None:
         index = listener.entries.pop(addr)
         self._directory.remove(index, listener.id)
-        del self._holders[(listener.where.netns, addr, listener.where.port)]
+        where = listener.where
+        del self._holders[(where.netns, addr, where.port, where.proto)]
 
     def refresh(self, listener: Listener) -> None:
         """Brings a wildcard listener's entries in line with the addresses that its namespace has now."""
@@ -206,7 +210,7 @@ class Listeners:
                 a
                 for a in reach
                 if listener.offer is not None
-                or plans.listed(listener.policy, listener.subject, a, where.port)
+                or plans.listed(listener.policy, listener.subject, a, where)
             ],
         )
 
@@ -235,7 +239,7 @@ class Listeners:
         """Whether the kernel has a listening socket there that is this listener's, or its user's."""
         where = listener.where
         try:
-            found = sockdiag.is_listening(listener.space.diag, where.addr, where.port)
+            found = sockdiag.is_listening(listener.space.diag, where.addr, where.port, where.proto)
         except OSError:
             return False
         if found is None:
@@ -268,7 +272,7 @@ class Listeners:
         self._orphans.discard(listener)
         for addr in list(listener.entries):
             self._remove_entry(listener, addr)
-        self._by_place.pop((where.netns, where.addr, where.port), None)
+        self._by_place.pop((where.netns, where.addr, where.port, where.proto), None)
         for process in list(listener.members):
             process.listeners.discard(listener)
         listener.members.clear()

@@ -40,8 +40,12 @@ CARRIER: Final = struct.Struct("=II")
 
 #: In HELLO's reply: a rule of the process's policy has chunnels for it as a client.
 HELLO_CLIENT_DAGS: Final = 1
-#: In NEGOTIATE: what is remembered about this destination has proved wrong.
+#: The same for datagrams: as a client; as one to whom others send.
+HELLO_CLIENT_DATAGRAMS: Final = 2
+HELLO_SERVER_DATAGRAMS: Final = 4
+#: In NEGOTIATE: what is remembered about this destination has proved wrong; it is about datagrams.
 NEGOTIATE_FRESH: Final = 1
+NEGOTIATE_DATAGRAMS: Final = 2
 PLAN_MAX: Final = 8192  # BERTHA_CARRIER_PLAN_MAX
 _DETAIL_MAX: Final = 399
 
@@ -144,6 +148,8 @@ class Negotiate(NamedTuple):
     fresh: bool
     patience_ms: int
     netns: int
+    #: "tcp" or "udp".
+    proto: str = "tcp"
 
 
 class WirePlan(NamedTuple):
@@ -265,7 +271,8 @@ def parse_negotiate(body: bytes) -> Negotiate:
     assert isinstance(patience, int) and isinstance(netns, int)
     if port == 0:
         raise BadMessage("a destination without a port")
-    return Negotiate(addr, port, bool(flags & NEGOTIATE_FRESH), patience, netns)
+    proto = "udp" if flags & NEGOTIATE_DATAGRAMS else "tcp"
+    return Negotiate(addr, port, bool(flags & NEGOTIATE_FRESH), patience, netns, proto)
 
 
 def parse_carrier(body: bytes) -> CarrierKind:

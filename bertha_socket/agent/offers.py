@@ -72,29 +72,29 @@ class Offers:
 
     # -- offers ---------------------------------------------------------------------------------------
 
-    def of_client(self, process: Process, addr: bytes, port: int) -> tuple[Offer, int]:
+    def of_client(self, process: Process, addr: bytes, port: int, proto: str = "tcp") -> tuple[Offer, int]:
         """What a process offers for its connections to `addr`, and the number of its own certificates.
 
         Raises OSError: its DAG makes no sense.
         """
         if process.offer is not None:
             return process.offer, 0
-        dag = plans.dag_of(process.policy, process.subject, "client", addr, port)
+        dag = plans.dag_of(process.policy, process.subject, "client", addr, port, proto)
         context = self._secrets.for_client(dag, process.peer.uid)
         who = _Who(process.policy, process.subject, process.peer.uid, process.brought)
-        return self._offer(who, "client", addr, port), context
+        return self._offer(who, "client", addr, port, proto), context
 
     def of_listener(self, listener: Listener, addr: bytes) -> Offer:
         """What a listener offers to those who reach it under `addr`.  Raises OSError."""
         if listener.offer is not None:
             return listener.offer
         who = _Who(listener.policy, listener.subject, listener.uid, listener.brought)
-        return self._offer(who, "server", addr, listener.where.port)
+        return self._offer(who, "server", addr, listener.where.port, listener.where.proto)
 
-    def _offer(self, who: _Who, side: str, addr: bytes, port: int) -> Offer:
+    def _offer(self, who: _Who, side: str, addr: bytes, port: int, proto: str) -> Offer:
         brought = who.brought
-        rule = plans.rule_of(who.policy, who.subject, side, addr, port)
-        dag = plans.dag_of(who.policy, who.subject, side, addr, port)
+        rule = plans.rule_of(who.policy, who.subject, side, addr, port, proto)
+        dag = plans.dag_of(who.policy, who.subject, side, addr, port, proto)
         chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
         has_key = self._has_key()
         foreign = who.uid != os.geteuid()
@@ -103,23 +103,28 @@ class Offers:
         for name, problem in brought.errors:
             if any(c.type == name for c in chunnels):
                 raise OSError(errno.EINVAL, f"chunnel {name}: {problem}")
-        key = (Dag(chunnels), rule.wishes if rule is not None else None, has_key, foreign, id(brought.types))
+        wishes = rule.wishes if rule is not None else None
+        key = (Dag(chunnels), wishes, has_key, foreign, id(brought.types), proto)
         known = self._made.get(key)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        offer = self._make(Dag(chunnels), rule, has_key, foreign, brought)
+        offer = self._make(Dag(chunnels), rule, has_key, foreign, brought, proto)
         if len(self._made) >= _OFFERS_MAX:
             self._made.clear()
         # With the types, so that no others get their id.
         self._made[key] = (time.monotonic() + _PROBE_SECONDS, offer, brought.types)
         return offer
 
-    def _make(self, dag: Dag, rule: Rule | None, has_key: bool, foreign: bool, brought: Brought) -> Offer:
+    def _make(
+        self, dag: Dag, rule: Rule | None, has_key: bool, foreign: bool, brought: Brought, proto: str
+    ) -> Offer:
         own_certificate = bool(named_files(dag))
 
         def usable(kind: ChunnelType, implementation: Implementation) -> bool:
             if kind.name == "encrypt" and not has_key and not own_certificate:
                 return False
+            if proto == "udp" and (implementation.carrier == "native" or not implementation.builtin):
+                return False  # the carrier of datagrams is the one in Python, and runs our own code alone
             if implementation.carrier == "native" and native_path() is None:
                 return False
             if foreign and has_key and not implementation.builtin:
@@ -161,7 +166,7 @@ class Offers:
             return
         offers = []
         for addr in listener.entries:
-            dag = plans.dag_of(listener.policy, listener.subject, "server", addr, where.port)
+            dag = plans.dag_of(listener.policy, listener.subject, "server", addr, where.port, where.proto)
             found = plans.need_of(dag)
             if found != DagNeed.NONE:
                 with contextlib.suppress(OSError):  # then every client is refused, and told why
@@ -171,7 +176,7 @@ class Offers:
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
             return  # clients have brought chunnels, and keep them
         carrier = max((_least_carrier(offer) for offer in offers), default=CarrierKind.NATIVE)
-        if native_path() is None:
+        if native_path() is None or where.proto == "udp":
             carrier = max(carrier, CarrierKind.PYTHON)
         if (need, carrier) != (listener.need, listener.carrier):
             _mark(listener, need, carrier)

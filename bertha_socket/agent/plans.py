@@ -11,6 +11,7 @@ from typing import Final
 from bertha_socket.agent import addresses, messages
 from bertha_socket.agent.messages import DagNeed, WirePlan
 from bertha_socket.agent.model import Process, Refused
+from bertha_socket.agent.sockets import Listening
 from bertha_socket.dag import Dag, Need, parse
 from bertha_socket.negotiation.offer import Offer
 from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
@@ -65,16 +66,20 @@ def offered(policy: Policy, subject: Subject, addr: bytes, port: int) -> int:
     return sum(_BITS[i] for i in left)
 
 
-def rule_of(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Rule | None:
-    """The rule about that end of a TCP connection to `addr`."""
+def rule_of(
+    policy: Policy, subject: Subject, side: str, addr: bytes, port: int, proto: str = "tcp"
+) -> Rule | None:
+    """The rule about that end of a connection to `addr`, or of datagrams sent there."""
     if not policy.rules:
         return None
-    return policy.find(subject, side, "tcp", ipaddress.ip_address(addresses.to_text(addr)), port)
+    return policy.find(subject, side, proto, ipaddress.ip_address(addresses.to_text(addr)), port)
 
 
-def dag_of(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Dag | None:
-    """The DAG that `policy` gives to that end of a TCP connection to `addr`; None: none."""
-    rule = rule_of(policy, subject, side, addr, port)
+def dag_of(
+    policy: Policy, subject: Subject, side: str, addr: bytes, port: int, proto: str = "tcp"
+) -> Dag | None:
+    """The DAG that `policy` gives to that end of a connection to `addr`; None: none."""
+    rule = rule_of(policy, subject, side, addr, port, proto)
     return _parsed(rule.dag) if rule is not None else None
 
 
@@ -85,9 +90,9 @@ def _parsed(dag: object) -> Dag | None:
     return dag if isinstance(dag, Dag) else None
 
 
-def wants_chunnels(policy: Policy, subject: Subject, addr: bytes, port: int) -> bool:
+def wants_chunnels(policy: Policy, subject: Subject, addr: bytes, where: Listening) -> bool:
     """Whether a listener's policy gives its connections under that address chunnels."""
-    return need_of(dag_of(policy, subject, "server", addr, port)) != DagNeed.NONE
+    return need_of(dag_of(policy, subject, "server", addr, where.port, where.proto)) != DagNeed.NONE
 
 
 def need_of(dag: Dag | None) -> DagNeed:
@@ -104,14 +109,21 @@ def need_of_offer(offer: Offer) -> DagNeed:
     return DagNeed.REQUIRED if required else DagNeed.MAYBE
 
 
-def has_client_dags(policy: Policy) -> bool:
-    """Whether a rule may give chunnels to somebody's connections as a client."""
-    return any(rule.side != "server" and need_of(_parsed(rule.dag)) != DagNeed.NONE for rule in policy.rules)
+def has_dags(policy: Policy, side: str, proto: str) -> bool:
+    """Whether a rule may give chunnels to somebody's connections (or datagrams) on that side."""
+    return any(
+        rule.side in (side, "any")
+        and rule.proto in (proto, "any")
+        and need_of(_parsed(rule.dag)) != DagNeed.NONE
+        for rule in policy.rules
+    )
 
 
-def listed(policy: Policy, subject: Subject, addr: bytes, port: int) -> bool:
-    """Whether a listener under one address has anything to negotiate."""
-    return bool(offered(policy, subject, addr, port)) or wants_chunnels(policy, subject, addr, port)
+def listed(policy: Policy, subject: Subject, addr: bytes, where: Listening) -> bool:
+    """Whether a listener under one address has anything to negotiate.  Datagrams have no other carrier than
+    UDP, so without chunnels there is nothing."""
+    stream = where.proto == "tcp" and bool(offered(policy, subject, addr, where.port))
+    return stream or wants_chunnels(policy, subject, addr, where)
 
 
 def refusal(policy: Policy, subject: Subject, addr: bytes, port: int) -> Why:

@@ -70,6 +70,7 @@ class _Key(NamedTuple):
     addr: bytes
     port: int
     offer: Offer
+    proto: str
 
 
 @dataclass(eq=False, slots=True)
@@ -120,7 +121,7 @@ class Remote:
         if process.policy_error is not None and not application:
             return Outcome(Verdict.PLAIN, now + _LOCAL_SECONDS, detail=process.policy_error).reply(now)
         try:
-            offer, context = self._offers.of_client(process, wish.server_addr, wish.server_port)
+            offer, context = self._offers.of_client(process, wish.server_addr, wish.server_port, wish.proto)
         except OSError as error:  # a rule says what cannot be: no reason to do without
             text = f"{where}: {error.strerror or error}"
             return Outcome(Verdict.REFUSED, now + _LOCAL_SECONDS, detail=text).reply(now)
@@ -128,7 +129,7 @@ class Remote:
         if listener is not None:
             chosen = self._offers.choose(offer, listener, wish.server_addr)
             return self._outcome(chosen, offer, where, _LOCAL_SECONDS).reply(now, context)
-        key = _Key(wish.netns, wish.server_addr, wish.server_port, offer)
+        key = _Key(wish.netns, wish.server_addr, wish.server_port, offer, wish.proto)
         known = None if wish.fresh else self._look_up(key, where)
         if known is not None:
             return known.reply(now, context, application=application)
@@ -146,7 +147,7 @@ class Remote:
                     now, application=application
                 )
             try:
-                machine = Initiator(addresses.to_text(key.addr), key.port, offer, secret)
+                machine = Initiator(addresses.to_text(key.addr), key.port, offer, secret, None, key.proto)
             except NegotiationError as error:
                 return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(
                     now, application=application
@@ -159,9 +160,9 @@ class Remote:
     def _listener(self, wish: Negotiate) -> Listener | None:
         """The listener of this host that the caller would reach; None: none, or it cannot be told which."""
         listeners = self._registry.listeners
-        found = listeners.at(wish.netns, wish.server_addr, wish.server_port)
+        found = listeners.at(wish.netns, wish.server_addr, wish.server_port, wish.proto)
         if found is None and not addresses.is_loopback(wish.server_addr):
-            others = listeners.anywhere(wish.server_addr, wish.server_port)
+            others = listeners.anywhere(wish.server_addr, wish.server_port, wish.proto)
             found = others[0] if len(others) == 1 else None
         if found is not None and not found.members and listeners.drop_if_gone(found):
             return None

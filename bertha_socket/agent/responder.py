@@ -136,17 +136,17 @@ class Responder:
             addr = addresses.from_text(asked.addr)
         except OSError:
             return NO_LISTENER
-        listener = self._find(netns, addr, asked.port)
+        listener = self._find(netns, addr, asked.port, asked.proto)
         if listener is None:
             return NO_LISTENER
         self.answered += 1
         chosen = self._offers.choose(asked.offer, listener, addr)
         return chosen if isinstance(chosen, Refusal) else chosen.plan
 
-    def _find(self, netns: int, addr: bytes, port: int) -> Listener | None:
+    def _find(self, netns: int, addr: bytes, port: int, proto: str) -> Listener | None:
         if addresses.is_loopback(addr):
             return None
-        found = self._registry.listeners.at(netns, addr, port)
+        found = self._registry.listeners.at(netns, addr, port, proto)
         if found is not None and not found.members and self._registry.listeners.drop_if_gone(found):
             return None
         return found

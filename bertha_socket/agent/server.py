@@ -269,7 +269,12 @@ class Server:
         connection.process = process
         self._ungreeted.discard(connection)
         self.registry.greet(process)
-        flags = messages.HELLO_CLIENT_DAGS if plans.has_client_dags(process.policy) else 0
+        kinds = {
+            messages.HELLO_CLIENT_DAGS: ("client", "tcp"),
+            messages.HELLO_CLIENT_DATAGRAMS: ("client", "udp"),
+            messages.HELLO_SERVER_DATAGRAMS: ("server", "udp"),
+        }
+        flags = sum(bit for bit, kind in kinds.items() if plans.has_dags(process.policy, *kind))
         return Answer(body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), flags))
 
     def _enter_late(self, connection: Connection, process: Process, loaded: Loaded) -> None:

@@ -1,4 +1,4 @@
-"""Exact look-ups of one TCP socket by its 4-tuple (NETLINK_SOCK_DIAG): what `ss` does, for one socket."""
+"""Exact look-ups of one TCP or UDP socket by its 4-tuple (NETLINK_SOCK_DIAG): what `ss` does, for one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ _ANSWER_SIZE: Final = 4 + 48 + 20
 
 ESTABLISHED: Final = 1
 SYN_RECV: Final = 3
+#: Of a UDP socket: it is there, and not connected.
+BOUND: Final = 7
 LISTEN: Final = 10
 #: States of a connection that is there: established, or one end has begun to close.
 CONNECTED: Final = frozenset({ESTABLISHED, 2, SYN_RECV, 4, 5, 8, 9, 11})
 
 
 class Found(NamedTuple):
-    """A TCP socket as the kernel describes it.  `local`: what it is bound to, in 16-byte form."""
+    """A socket as the kernel describes it.  `local`: what it is bound to, in 16-byte form."""
 
     state: int
     local: bytes
@@ -44,18 +46,24 @@ def _mapped(family: int, raw: bytes) -> bytes:
 
 
 def find(
-    diag: socket.socket, local: bytes, local_port: int, remote: bytes | None = None, remote_port: int = 0
+    diag: socket.socket,
+    local: bytes,
+    local_port: int,
+    remote: bytes | None = None,
+    remote_port: int = 0,
+    protocol: int = socket.IPPROTO_TCP,
 ) -> Found | None:
     """The socket that would take a packet from `remote` to `local`: the connection if there is one, else a
     listener.  None when there is neither.  Raises OSError when the kernel does not tell."""
     family = socket.AF_INET if is_v4(local) else socket.AF_INET6
     if remote is None:
         remote = bytes(16)
+    ends = [_PORTS.pack(local_port, remote_port), _raw(local, family), _raw(remote, family)]
+    if protocol == socket.IPPROTO_UDP:  # whose look-up is made from the packet's side
+        ends = [_PORTS.pack(remote_port, local_port), _raw(remote, family), _raw(local, family)]
     body = (
-        _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
-        + _PORTS.pack(local_port, remote_port)
-        + _raw(local, family)
-        + _raw(remote, family)
+        _REQUEST.pack(family, protocol, 0, 0, 0xFFFFFFFF)
+        + b"".join(ends)
         + bytes(4)  # any interface
         + _NO_COOKIE
     )
@@ -74,11 +82,15 @@ def find(
     return None
 
 
-def is_listening(diag: socket.socket, addr: bytes, port: int) -> Found | None:
-    """The listening socket that would take a connection to `addr`; None when there is none.
+def is_listening(diag: socket.socket, addr: bytes, port: int, proto: str = "tcp") -> Found | None:
+    """The listening socket that would take a connection to `addr`, or with "udp" the one that would take a
+    stranger's datagram; None when there is none.
 
     Raises OSError when the kernel does not tell.
     """
+    if proto == "udp":
+        found = find(diag, addr, port, protocol=socket.IPPROTO_UDP)
+        return found if found is not None and found.state == BOUND and found.local_port == port else None
     found = find(diag, addr, port)
     return found if found is not None and found.state == LISTEN and found.local_port == port else None
 

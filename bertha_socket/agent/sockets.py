@@ -23,13 +23,16 @@ class NotUsable(Exception):
 
 
 class Listening(NamedTuple):
-    """A listening TCP socket: its address in 16-byte form, its namespace's and its own cookie."""
+    """A listening TCP socket, or a bound UDP one: its address in 16-byte form, its namespace's and its own
+    cookie."""
 
     addr: bytes
     port: int
     v6only: bool
     netns: int
     cookie: int
+    #: "tcp" or "udp".
+    proto: str = "tcp"
 
 
 class Peer(NamedTuple):
@@ -45,18 +48,18 @@ def _option(sock: socket.socket, level: int, name: int) -> int:
 
 
 def inspect_listening(fd: int) -> Listening:
-    """Sees that `fd` is a listening TCP socket, and where.  Does not take `fd` over.
+    """Sees that `fd` is a listening TCP socket, or a bound UDP one, and where.  Does not take `fd` over.
 
     Raises NotUsable, also for one bound to a device: its address alone does not say who is reached.
     """
     sock: socket.socket | None = None
     try:
         sock = socket.socket(fileno=fd)
-        if sock.family not in (socket.AF_INET, socket.AF_INET6) or sock.type != socket.SOCK_STREAM:
-            raise NotUsable("not a TCP socket")
-        if _option(sock, socket.SOL_SOCKET, socket.SO_PROTOCOL) != socket.IPPROTO_TCP:
-            raise NotUsable("not a TCP socket")
-        if not _option(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        protos = {socket.IPPROTO_TCP: "tcp", socket.IPPROTO_UDP: "udp"}
+        proto = protos.get(_option(sock, socket.SOL_SOCKET, socket.SO_PROTOCOL))
+        if sock.family not in (socket.AF_INET, socket.AF_INET6) or proto is None:
+            raise NotUsable("neither a TCP nor a UDP socket")
+        if proto == "tcp" and not _option(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise NotUsable("not listening")
         if sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, 16).rstrip(b"\0"):
             raise NotUsable("bound to a device")
@@ -69,7 +72,7 @@ def inspect_listening(fd: int) -> Listening:
         netns = netns_cookie(fd)
         if not netns or not name[1]:
             raise NotUsable("its namespace or port is unknown")
-        return Listening(addr, int(name[1]), v6only, netns, cookie)
+        return Listening(addr, int(name[1]), v6only, netns, cookie, proto)
     except OSError as error:
         raise NotUsable(error.strerror or "not a socket") from error
     finally:
@@ -83,7 +86,7 @@ def listens_for_agents(fd: int, netns: int) -> bool:
         found = inspect_listening(fd)
     except NotUsable:
         return False
-    return found.netns == netns and addresses.is_wildcard(found.addr)
+    return found.proto == "tcp" and found.netns == netns and addresses.is_wildcard(found.addr)
 
 
 def adopt_netlink(fd: int, protocol: int, netns: int) -> socket.socket:

@@ -41,7 +41,8 @@ def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
     reason = _reason_text(conn.kind, conn.reason)
     # As for the mailbox of `unix`, a socketpair has taken the kernel's place.
     swapped = conn.kind == lib.BERTHA_CONN_UNIX and process.carried_fd >= 0
-    told = carried.look(process.carried_fd, index) if swapped else None
+    proto = "udp" if conn.family & lib.BERTHA_FAMILY_DATAGRAMS else "tcp"
+    told = carried.look(process.carried_fd, index, proto) if swapped else None
     if told is not None:
         chunnels, plain, why = told
         reason = why or reason
@@ -50,7 +51,7 @@ def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
         "pid": process.peer.pid if conn.pid == process.hello.pid else conn.pid,
         "program": process.hello.name or process.hello.program,
         "role": "server" if conn.role == lib.BERTHA_SIDE_SERVER else "client",
-        "proto": "tcp",
+        "proto": proto,
         "local": addresses.endpoint(bytes(conn.local_addr), conn.local_port),
         "peer": addresses.endpoint(bytes(conn.peer_addr), conn.peer_port),
         "chunnels": chunnels,
@@ -113,6 +114,7 @@ def _listener(listener: Listener) -> dict[str, object]:
     where = listener.where
     return {
         "id": f"{listener.id:016x}",
+        "proto": where.proto,
         "address": addresses.endpoint(where.addr, where.port),
         "entries": [addresses.endpoint(a, where.port) for a in listener.entries],
         "netns": where.netns,

@@ -11,6 +11,7 @@ from typing import Final
 from bertha_socket.carrier.apart import Apart, log_counts
 from bertha_socket.carrier.connection import Connection
 from bertha_socket.carrier.control import Control
+from bertha_socket.carrier.datagrams import Datagrams
 from bertha_socket.carrier.loop import READ, Loop
 from bertha_socket.carrier.session import Mode, Session, State
 from bertha_socket.carrier.shim import Carry, Shim
@@ -45,6 +46,7 @@ class Carrier:
         self.control = Control(control, self._new_shim)
         self._shims: set[Shim] = set()
         self._connections: set[Connection] = set()
+        self._datagrams: set[Datagrams] = set()
         self._apart = Apart(self.loop, self._settled)
         self._idle_told = True
         self.loop.watch(control.fileno(), READ, self._on_control)
@@ -54,8 +56,12 @@ class Carrier:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft < hard:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        while self.control.alive or self._shims or self._connections or self._apart.busy:
+        while self.control.alive or self._shims or self._connected:
             self.loop.turn()
+
+    @property
+    def _connected(self) -> bool:
+        return bool(self._connections or self._datagrams or self._apart.busy)
 
     def _on_control(self, events: int) -> None:
         self.control.receive()
@@ -76,7 +82,19 @@ class Carrier:
 
         self.loop.watch(sock.fileno(), READ, readable)
 
+    def _carry_datagrams(self, carry: Carry) -> None:
+        datagrams = Datagrams(self.loop, self.control, carry, self._datagrams_ended)
+        self._datagrams.add(datagrams)
+        datagrams.start()
+
+    def _datagrams_ended(self, datagrams: Datagrams) -> None:
+        self._datagrams.discard(datagrams)
+        self._settled()
+
     def _carry(self, carry: Carry) -> None:
+        if carry.datagrams:
+            self._carry_datagrams(carry)
+            return
         secrets = self.control.secrets(carry.listener)
         peer, local = _names(carry.tcp)
         side = "server" if carry.server else "client"
@@ -124,7 +142,7 @@ class Carrier:
         self._settled()
 
     def _settled(self) -> None:
-        if not (self._shims or self._connections or self._apart.busy or self._idle_told):
+        if not (self._shims or self._connected or self._idle_told):
             self._idle_told = True
             self.control.idle()
 

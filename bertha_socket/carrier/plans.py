@@ -30,6 +30,8 @@ class Recipe:
     inner: tuple[PlannedChunnel, ...]
     #: What the program gives and takes: a stream; a door for new programs may do more.
     top: Interface = Interface.STREAM
+    #: What carries all of it.
+    bottom: Interface = Interface.STREAM
 
     @property
     def tls_first(self) -> bool:
@@ -47,7 +49,7 @@ class Recipe:
         Raises OSError: a chunnel that this end cannot run.
         """
         types = [self._type(c) for c in self.plan.chunnels if c.implementation(self.side) is not None]
-        why = misfit(types, top=self.top)
+        why = misfit(types, top=self.top, bottom=self.bottom)
         if why is not None:
             raise ChunnelError(why)
         outer: list[Pipe] = []

@@ -18,6 +18,7 @@ _CARRY: Final = struct.Struct("=IHHIIQII")
 _HEAD: Final = struct.Struct("=IHH")
 _KIND_HELLO: Final = 1
 _KIND_CARRY: Final = 2
+_KIND_DATAGRAMS: Final = 3
 #: u32 state, u32 life, char[616], char[400]
 STATUS_SIZE: Final = 1024
 _CHUNNELS_AT: Final = 8
@@ -87,6 +88,8 @@ class Carry:
     tcp: socket.socket
     pair: socket.socket
     status: Status
+    #: `tcp` is a UDP socket, and `pair` one of datagrams.
+    datagrams: bool = False
 
 
 class Shim:
@@ -136,12 +139,12 @@ class Shim:
                 raise BadMessage
             self._statuses = StatusFile(fds[0], count)
             return fds[:1]
-        if kind == _KIND_CARRY:
-            self._take_carry(data, fds)
+        if kind in (_KIND_CARRY, _KIND_DATAGRAMS):
+            self._take_carry(data, fds, kind == _KIND_DATAGRAMS)
             return fds[:2]
         return []
 
-    def _take_carry(self, data: bytes, fds: list[int]) -> None:
+    def _take_carry(self, data: bytes, fds: list[int], datagrams: bool) -> None:
         statuses = self._statuses
         if len(data) < _CARRY.size or len(fds) < 2 or statuses is None:
             raise BadMessage
@@ -158,11 +161,16 @@ class Shim:
         except OSError:
             tcp.detach()
             raise BadMessage from None
-        if tcp.type != socket.SOCK_STREAM or pair.family != socket.AF_UNIX:
+        kinds = (socket.SOCK_STREAM, socket.SOCK_STREAM)
+        if datagrams:
+            kinds = (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
+        inet = tcp.family in (socket.AF_INET, socket.AF_INET6)
+        if (tcp.type, pair.type) != kinds or pair.family != socket.AF_UNIX or (datagrams and not inet):
             tcp.detach()
             pair.detach()
             raise BadMessage
-        self._carry(Carry(side == 1, mode, listener, plan, tcp, pair, Status(statuses, index)))
+        status = Status(statuses, index)
+        self._carry(Carry(side == 1, mode, listener, plan, tcp, pair, status, datagrams))
 
     def close(self) -> None:
         """The shim is gone; its connections keep what they have of it."""

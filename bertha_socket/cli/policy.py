@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from bertha_socket import policy
-from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, UnknownChunnel, get
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, Interface, UnknownChunnel, get
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.dag import Dag, Need, parse
 
@@ -22,7 +22,22 @@ __all__ = ["main", "problems"]
 _BOTTOM = ("local_or_remote", "tcp", "udp")
 
 
-def _wrong(dag: Dag, sources: frozenset[str]) -> Iterator[str]:
+def _misfits(types: Sequence[ChunnelType], proto: str) -> Iterator[str]:
+    """Why they cannot be between a program and what carries its bytes, for each protocol of the rule."""
+    if proto in ("tcp", "any") and (why := misfit(types)) is not None:
+        yield why
+    datagrams = Interface.DATAGRAMS
+    if proto in ("udp", "any") and types:
+        why = misfit(types, datagrams, datagrams)
+        if why is not None:
+            remedy = "what needs a stream goes between frame() and reliable()"
+            yield f"over UDP: {why.partition(';')[0]}; {remedy}"
+        for kind in types:
+            if not any(i.carrier == "python" and i.builtin for i in kind.implementations):
+                yield f"over UDP: {kind.name} has no implementation for datagrams"
+
+
+def _wrong(dag: Dag, sources: frozenset[str], proto: str) -> Iterator[str]:
     """What is wrong with a DAG here; what a file brings itself is not loaded, for that would run it."""
     types: list[ChunnelType] = []
     complete = True
@@ -41,8 +56,8 @@ def _wrong(dag: Dag, sources: frozenset[str]) -> Iterator[str]:
                 types.append(kind)
         for value in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):
             yield from _within(value, sources)
-    if complete and (why := misfit(types)) is not None:
-        yield why
+    if complete:
+        yield from _misfits(types, proto)
 
 
 def _within(value: object, sources: frozenset[str]) -> Iterator[str]:
@@ -67,7 +82,7 @@ def problems(rules: policy.Policy) -> list[str]:
     return [
         f"{rules.path}: rule {number}, dag: {why}"
         for number, rule in enumerate(rules.rules, 1)
-        for why in _wrong(parse(rule.dag), sources)
+        for why in _wrong(parse(rule.dag), sources, rule.proto)
     ]
 
 

@@ -254,7 +254,13 @@ class Initiator(_Machine):
     _initiates = True
 
     def __init__(
-        self, addr: str, port: int, offer: Offer, key: bytes | None = None, nonce: bytes | None = None
+        self,
+        addr: str,
+        port: int,
+        offer: Offer,
+        key: bytes | None = None,
+        nonce: bytes | None = None,
+        proto: str = "tcp",
     ) -> None:
         """Asks about the listener at `addr` (an IP address) and `port`.  `nonce`: for tests only.
 
@@ -263,7 +269,7 @@ class Initiator(_Machine):
         super().__init__(State.SILENT, key, nonce)
         self._offer = offer
         self._say(self._hello)
-        self._say(Asked(addr, port, offer))
+        self._say(Asked(addr, port, offer, proto))
 
     def _heard(self, message: Message) -> None:
         match message:

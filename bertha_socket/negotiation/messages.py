@@ -42,6 +42,7 @@ class Kind(Enum):
 
 
 _KINDS: Final = {k.value: k for k in Kind}
+_PROTOS: Final = {"tcp": "tcp", "udp": "udp"}
 
 
 class NoListener(Enum):
@@ -72,6 +73,8 @@ class Asked:
     addr: str
     port: int
     offer: Offer
+    #: "tcp" or "udp".
+    proto: str = "tcp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,8 @@ def _fields(message: Message) -> dict[str, object]:
         case Asked():
             message.offer.encode()  # it has the limit
             found |= {"addr": message.addr, "port": message.port, "offer": message.offer.fields()}
+            if message.proto != "tcp":
+                found["proto"] = message.proto
         case Plan():
             found |= {"plan": message.encode()}
         case Refusal():
@@ -139,7 +144,9 @@ def decode(body: bytes, limit: int) -> Message:
         case Kind.HELLO:
             return _hello(f)
         case Kind.OFFER:
-            return Asked(_address(f.text("addr", _ADDRESS_MAX)), f.whole("port", 1, 65535), _offer(f))
+            proto = f.one_of("proto", _PROTOS) if f.has("proto") else "tcp"
+            addr = _address(f.text("addr", _ADDRESS_MAX))
+            return Asked(addr, f.whole("port", 1, 65535), _offer(f), proto)
         case Kind.PLAN:
             return Plan.decode(f.raw("plan", 1, PLAN_MAX))
         case Kind.REFUSAL:

@@ -4,6 +4,7 @@
 
 #include "../core/conn.h"
 #include "../core/connlog.h"
+#include "../core/dgram.h"
 #include "../core/eset.h"
 #include "../core/relay.h"
 #include "../core/shim.h"
@@ -43,6 +44,13 @@ static inline ssize_t errno_result(ssize_t n) {
     return -1;
   }
   return n;
+}
+
+/* On a carried UDP socket, one datagram. */
+static inline ssize_t dgram_one(struct conn *c, int fd, const struct iovec *iov, size_t count, int flags,
+                                bool sends) {
+  struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = count};
+  return errno_result(sends ? dgram_send(c, fd, &msg, flags) : dgram_recv(c, fd, &msg, flags));
 }
 
 /* Counts what the kernel carried for a plain connection. */

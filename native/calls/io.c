@@ -11,6 +11,10 @@
 BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || n == 0) {
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL)) {
+      return dgram_one(d, fd, &(struct iovec){buf, n}, 1, 0, false);
+    }
     ssize_t got = REAL(read)(fd, buf, n);
     plain_count(fd, got, false);
     return got;
@@ -22,6 +26,10 @@ BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
 BERTHA_EXPORT ssize_t write(int fd, const void *buf, size_t n) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL)) {
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL)) {
+      return dgram_one(d, fd, &(struct iovec){(void *)(uintptr_t)buf, n}, 1, 0, true);
+    }
     ssize_t sent = REAL(write)(fd, buf, n);
     plain_count(fd, sent, true);
     return sent;
@@ -47,6 +55,11 @@ static bool bad_vector(const struct iovec *iov, int count) {
 BERTHA_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(iov, count) || iov_bytes(iov, count) == 0) {
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL)) {
+      return bad_vector(iov, count) ? REAL(readv)(fd, iov, -1)
+                                    : dgram_one(d, fd, iov, (size_t)count, 0, false);
+    }
     ssize_t got = REAL(readv)(fd, iov, count);
     plain_count(fd, got, false);
     return got;
@@ -57,6 +70,11 @@ BERTHA_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count) {
 BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(iov, count)) {
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL)) {
+      return bad_vector(iov, count) ? REAL(writev)(fd, iov, -1)
+                                    : dgram_one(d, fd, iov, (size_t)count, 0, true);
+    }
     ssize_t sent = REAL(writev)(fd, iov, count);
     plain_count(fd, sent, true);
     return sent;
@@ -71,6 +89,10 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
   BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
     struct conn *c = stream_of(fd);                                                                          \
     if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count) || iov_bytes(iov, count) == 0) {             \
+      struct conn *d = dgram_of(fd);                                                                         \
+      if (UNLIKELY(d != NULL) && at == -1 && !bad_vector(iov, count)) {                                      \
+        return dgram_one(d, fd, iov, (size_t)count, NOWAIT_FLAG(flags), false);                              \
+      }                                                                                                      \
       ssize_t got = REAL(name)(fd, iov, count, at, flags);                                                   \
       plain_count(fd, got, false);                                                                           \
       return got;                                                                                            \
@@ -81,6 +103,10 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
   BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
     struct conn *c = stream_of(fd);                                                                          \
     if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count)) {                                           \
+      struct conn *d = dgram_of(fd);                                                                         \
+      if (UNLIKELY(d != NULL) && at == -1 && !bad_vector(iov, count)) {                                      \
+        return dgram_one(d, fd, iov, (size_t)count, NOWAIT_FLAG(flags), true);                               \
+      }                                                                                                      \
       ssize_t sent = REAL(name)(fd, iov, count, at, flags);                                                  \
       plain_count(fd, sent, true);                                                                           \
       return sent;                                                                                           \
@@ -108,10 +134,19 @@ static void tx_special(struct conn *c, int fd, int flags) {
   }
 }
 
+/* Where the kernel's own answers are, of a carried UDP socket too. */
+static int dgram_own(const struct conn *d, int fd) {
+  return UNLIKELY(d != NULL) ? unix_tcp_fd(d, fd) : fd;
+}
+
 BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
-    ssize_t got = REAL(recv)(fd, buf, n, flags);
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
+      return dgram_one(d, fd, &(struct iovec){buf, n}, 1, flags, false);
+    }
+    ssize_t got = REAL(recv)(dgram_own(d, fd), buf, n, flags);
     if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
       plain_count(fd, got, false);
     }
@@ -124,6 +159,10 @@ BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
 BERTHA_EXPORT ssize_t send(int fd, const void *buf, size_t n, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL)) {
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL)) {
+      return dgram_one(d, fd, &(struct iovec){(void *)(uintptr_t)buf, n}, 1, flags, true);
+    }
     ssize_t sent = REAL(send)(fd, buf, n, flags);
     plain_count(fd, sent, true);
     return sent;
@@ -133,11 +172,28 @@ BERTHA_EXPORT ssize_t send(int fd, const void *buf, size_t n, int flags) {
   return errno_result(stream_send(c, fd, &iov, 1, flags));
 }
 
+static ssize_t recvfrom_carried(struct conn *d, int fd, struct iovec iov, int flags, struct sockaddr *from,
+                                socklen_t *size) {
+  struct msghdr msg = {.msg_name = size != NULL ? from : NULL,
+                       .msg_namelen = from != NULL && size != NULL ? *size : 0,
+                       .msg_iov = &iov,
+                       .msg_iovlen = 1};
+  ssize_t got = dgram_recv(d, fd, &msg, flags);
+  if (got >= 0 && from != NULL && size != NULL) {
+    *size = msg.msg_namelen;
+  }
+  return errno_result(got);
+}
+
 BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *size) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
-    ssize_t got = REAL(recvfrom)(fd, buf, n, flags, from, size);
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
+      return recvfrom_carried(d, fd, (struct iovec){buf, n}, flags, from, size);
+    }
+    ssize_t got = REAL(recvfrom)(dgram_own(d, fd), buf, n, flags, from, size);
     if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
       plain_count(fd, got, false);
     }
@@ -174,6 +230,17 @@ BERTHA_EXPORT ssize_t sendto(int fd, const void *buf, size_t n, int flags, const
                              socklen_t size) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || (flags & MSG_FASTOPEN)) {
+    int refused = dgram_may_begin(fd, to) ? dgram_first_send(fd, to, size) : 0;
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(refused != 0)) {
+      return errno_result(-refused);
+    }
+    if (UNLIKELY(d != NULL)) {
+      struct iovec iov = {(void *)(uintptr_t)buf, n};
+      struct msghdr msg = {
+          .msg_name = (void *)(uintptr_t)to, .msg_namelen = size, .msg_iov = &iov, .msg_iovlen = 1};
+      return errno_result(dgram_send(d, fd, &msg, flags));
+    }
     if (UNLIKELY(fast_open_barred(fd, flags))) {
       return -1;
     }
@@ -199,7 +266,11 @@ static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int fl
 BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
-    ssize_t got = REAL(recvmsg)(fd, msg, flags);
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
+      return errno_result(dgram_recv(d, fd, msg, flags));
+    }
+    ssize_t got = REAL(recvmsg)(dgram_own(d, fd), msg, flags);
     if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
       plain_count(fd, got, false);
     }
@@ -218,6 +289,16 @@ static __attribute__((noinline)) ssize_t sendmsg_with_control(int fd, const stru
 BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
+    if (msg != NULL && dgram_may_begin(fd, msg->msg_name)) {
+      int refused = dgram_first_send(fd, msg->msg_name, msg->msg_namelen);
+      if (UNLIKELY(refused != 0)) {
+        return errno_result(-refused);
+      }
+    }
+    struct conn *d = dgram_of(fd);
+    if (UNLIKELY(d != NULL)) {
+      return errno_result(dgram_send(d, fd, msg, flags));
+    }
     if (UNLIKELY(fast_open_barred(fd, flags))) {
       return -1;
     }
@@ -233,14 +314,17 @@ BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
 BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags,
                            struct timespec *timeout) {
   struct conn *c = stream_of(fd);
-  if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
-    return REAL(recvmmsg)(fd, messages, count, flags, timeout);
+  struct conn *d = c == NULL && !(flags & KERNELS_OWN) ? dgram_of(fd) : NULL;
+  if (LIKELY(d == NULL) && (LIKELY(c == NULL) || rx_special(c, fd, flags))) {
+    return REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
   }
   int64_t end =
       timeout != NULL ? bertha_now_ns() + (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;
   unsigned int done = 0;
   while (done < count) {
-    ssize_t n = recvmsg_stream(c, fd, &messages[done].msg_hdr, flags & ~MSG_WAITFORONE);
+    struct msghdr *m = &messages[done].msg_hdr;
+    ssize_t n = d != NULL ? dgram_recv(d, fd, m, flags & ~MSG_WAITFORONE)
+                          : recvmsg_stream(c, fd, m, flags & ~MSG_WAITFORONE);
     if (n < 0) {
       return done > 0 ? (int)done : (int)errno_result(n);
     }
@@ -262,7 +346,8 @@ BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count,
     for (unsigned int i = 0; messages != NULL && i < count; i++) {
       control |= messages[i].msg_hdr.msg_controllen > 0;
     }
-    if (LIKELY(!control)) {
+    bool begins = count > 0 && messages != NULL && dgram_may_begin(fd, messages[0].msg_hdr.msg_name);
+    if (LIKELY(!control && !begins && dgram_of(fd) == NULL)) {
       return REAL(sendmmsg)(fd, messages, count, flags);
     }
     unsigned int sent = 0;

@@ -153,6 +153,10 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
   struct conn *c = conn_of(fd);
   if (UNLIKELY(c != NULL) && request == FIONREAD) {
     conn_ripe(c, fd);
+    if (conn_flags(c) & CONN_DGRAM) {
+      *(int *)argument = dgram_unread(c, fd);
+      return 0;
+    }
     if (conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_CARRIED) && !unix_swapped(c)) {
       *(int *)argument = unix_unread(c, fd);
       return 0;

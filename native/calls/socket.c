@@ -13,6 +13,11 @@ static bool is_tcp(int family, int type, int protocol) {
          (protocol == 0 || protocol == IPPROTO_TCP);
 }
 
+static bool is_udp(int family, int type, int protocol) {
+  return (family == AF_INET || family == AF_INET6) && (type & 0xf) == SOCK_DGRAM &&
+         (protocol == 0 || protocol == IPPROTO_UDP);
+}
+
 static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
   struct conn *c = conn_new(fd, kind);
   if (c != NULL) {
@@ -29,6 +34,9 @@ static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
 
 BERTHA_EXPORT int socket(int family, int type, int protocol) {
   int fd = REAL(socket)(family, type, protocol);
+  if (fd >= 0) {
+    dgram_made(fd, is_udp(family, type, protocol));
+  }
   if (fd >= 0 && is_tcp(family, type, protocol) && bertha.enabled && !bertha_in_forked_stranger()) {
     int saved = errno;
     track(fd, type, BERTHA_CONN_SOCKET);
@@ -52,10 +60,20 @@ static struct conn *adopt_unknown(int fd) {
 }
 
 BERTHA_EXPORT int bind(int fd, const struct sockaddr *address, socklen_t size) {
-  int result = REAL(bind)(fd, address, size);
-  struct conn *c = result == 0 ? conn_of(fd) : NULL;
-  if (c != NULL) {
+  int refused = dgram_binding(fd, address, size);
+  if (UNLIKELY(refused != 0)) {
+    return (int)errno_result(-refused);
+  }
+  struct conn *c = conn_of(fd);
+  int result = REAL(bind)(UNLIKELY(c != NULL && (conn_flags(c) & CONN_DGRAM)) ? unix_tcp_fd(c, fd) : fd,
+                          address, size);
+  if (result == 0 && c != NULL) {
     conn_set_flag(c, CONN_BOUND);
+  } else if (result == 0) {
+    int saved = errno;
+    refused = dgram_bound(fd, address, size);
+    errno = saved;
+    return (int)errno_result(-refused);
   }
   return result;
 }
@@ -221,6 +239,15 @@ static struct conn *to_connect(int fd, const struct sockaddr *address, socklen_t
 }
 
 BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size) {
+  if (UNLIKELY(dgram_of(fd) != NULL || dgram_may_begin(fd, address))) {
+    int refused = dgram_connecting(fd, address, size);
+    if (refused != 0) {
+      return (int)errno_result(-refused);
+    }
+    if (dgram_of(fd) != NULL) {
+      return dgram_connected(fd, address, size);
+    }
+  }
   struct conn *c = to_connect(fd, address, size);
   enum carried_verdict verdict = CARRIED_NOT;
   if (c != NULL) {
@@ -258,8 +285,25 @@ BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size
   return result;
 }
 
+static int shutdown_datagrams(struct conn *c, int fd, int how) {
+  int result = REAL(shutdown)(unix_tcp_fd(c, fd), how);
+  if (result == 0) {
+    conn_set_flag(c, how == SHUT_RD   ? CONN_RD_SHUT
+                     : how == SHUT_WR ? CONN_WR_SHUT
+                                      : CONN_RD_SHUT | CONN_WR_SHUT);
+    if (how != SHUT_WR) {
+      REAL(shutdown)(fd, SHUT_RD); /* wakes up who waits */
+    }
+  }
+  return result;
+}
+
 BERTHA_EXPORT int shutdown(int fd, int how) {
   struct conn *c = stream_of(fd);
+  struct conn *d = c == NULL ? dgram_of(fd) : NULL;
+  if (UNLIKELY(d != NULL)) {
+    return shutdown_datagrams(d, fd, how);
+  }
   bool ring = c != NULL && conn_ripe(c, fd);
   if (ring && (how == SHUT_WR || how == SHUT_RDWR)) {
     bertha_lock(&c->tx_lock); /* what other threads are putting in comes before the end */

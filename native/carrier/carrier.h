@@ -19,6 +19,7 @@
 enum bertha_carrier_kind {
   BERTHA_CARRIER_HELLO = 1,
   BERTHA_CARRIER_CARRY = 2,
+  BERTHA_CARRIER_DATAGRAMS = 3, /* a CARRY whose sockets are a UDP one and a SOCK_SEQPACKET pair's end */
 };
 
 /* First message; + descriptor: the status memfd, an array of bertha_carrier_status. */
@@ -63,5 +64,27 @@ struct bertha_carrier_status {
   char chunnels[616]; /* JSON array of {type, implementation, where}, from the application downwards */
   char detail[400];   /* one line */
 };
+
+/* What goes through a pair whose other end stands in the place of a UDP socket: one of these and then a datagram's
+ * bytes, or a plan's.  Native byte order; an IPv4 address is written v4-mapped. */
+#define BERTHA_DGRAM_MAGIC 0xbd47u
+enum bertha_dgram_kind {
+  BERTHA_DGRAM_DATA = 1, /* both ways: to, or from, that address */
+  BERTHA_DGRAM_PLAN =
+      2, /* to the carrier: what is sent to that address goes by this plan; `value`: the context */
+  BERTHA_DGRAM_ERROR = 3,  /* to the program: `value` is an errno, which its next call returns */
+  BERTHA_DGRAM_REFUSED = 4 /* to the program: the plan for that address was refused there: ask for another */
+};
+struct bertha_dgram {
+  uint16_t magic;
+  uint16_t kind;
+  uint16_t port;
+  uint16_t reserved;
+  uint32_t scope; /* sin6_scope_id */
+  uint32_t reserved2;
+  uint64_t value;
+  uint8_t addr[16];
+};
+#define BERTHA_DGRAM_MAX 65507u /* bytes of one datagram */
 
 #endif

@@ -18,9 +18,9 @@ static struct {
   int pid; /* whose connection it is: a forked child makes its own */
   uint32_t seq;
   int64_t not_before;
-  int64_t silence; /* how long it is left alone after its next failure to answer */
-  int patience_ms; /* as set on the socket */
-  _Atomic bool client_dags;
+  int64_t silence;      /* how long it is left alone after its next failure to answer */
+  int patience_ms;      /* as set on the socket */
+  _Atomic uint32_t dag; /* BERTHA_HELLO_* */
 } agent = {.fd = -1};
 
 void bertha_close_hidden(int fd);
@@ -234,7 +234,7 @@ static uint32_t dial(int patience_ms) {
     return BERTHA_WHY_NO_AGENT;
   }
   if (status == 0) {
-    atomic_store(&agent.client_dags, (answer.dag & BERTHA_HELLO_CLIENT_DAGS) != 0);
+    atomic_store(&agent.dag, answer.dag);
   }
   if (status != 0) {
     hang_up(false);
@@ -256,7 +256,11 @@ void agent_greet(void) {
 }
 
 bool agent_client_dags(void) {
-  return atomic_load_explicit(&agent.client_dags, memory_order_relaxed);
+  return agent_dags(BERTHA_HELLO_CLIENT_DAGS);
+}
+
+bool agent_dags(uint32_t which) {
+  return (atomic_load_explicit(&agent.dag, memory_order_relaxed) & which) != 0;
 }
 
 uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,

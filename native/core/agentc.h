@@ -7,8 +7,9 @@
 /* 0, or an enum bertha_reason.  `fds` receives up to `max_fds` descriptors, the rest -1. */
 uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const int *send_fds,
                     int send_count, void *reply, size_t reply_size, int *fds, int max_fds);
-void agent_greet(void);       /* so that agent_client_dags() knows */
-bool agent_client_dags(void); /* this process's policy has chunnels for its connections as a client */
+void agent_greet(void);          /* so that agent_client_dags() knows */
+bool agent_client_dags(void);    /* this process's policy has chunnels for its connections as a client */
+bool agent_dags(uint32_t which); /* BERTHA_HELLO_*: its policy has such rules */
 void agent_after_fork(void);
 void agent_fd_moved(int from, int to);
 
@@ -21,7 +22,8 @@ struct dir_hit {
 };
 /* Listeners that a connect() to this address may reach; those of the caller's own namespace first. */
 int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max);
-uint64_t directory_generation(void); /* 0: no agent is serving */
+bool directory_datagrams(const uint8_t addr[16], uint16_t port); /* a UDP socket there has chunnels */
+uint64_t directory_generation(void);                             /* 0: no agent is serving */
 void directory_after_fork(void);
 uint64_t bertha_netns(int any_socket);
 

@@ -14,6 +14,7 @@
 #include "carried.h"
 #include "conn.h"
 #include "connlog.h"
+#include "dgram.h"
 #include "eset.h"
 #include "unixpair.h"
 #include "wait.h"
@@ -576,6 +577,8 @@ void conn_after_close(struct conn *c) {
     } else {
       atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
     }
+  } else if (kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_DGRAM)) {
+    dgram_closed(c);
   } else if (kind == BERTHA_CONN_UNIX) {
     carried_ended(c);
   }

@@ -27,6 +27,7 @@ extern void bertha_close_hidden(int fd);
 struct plan {
   uint8_t addr[16];
   uint16_t port;
+  bool datagrams;
   uint32_t verdict;
   uint32_t carrier;
   uint32_t size;
@@ -213,19 +214,25 @@ bool carried_name(struct conn *c, const char *chunnels) {
 static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carrier_carry *head,
                       const void *plan) {
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+  int type = conn_flags(c) & CONN_DGRAM ? SOCK_SEQPACKET : SOCK_STREAM;
+  bool again = unix_swapped(c);
+  if (socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) != 0) {
     return false;
   }
   new_status(c);
   head->magic = BERTHA_CARRIER_MAGIC;
   head->version = BERTHA_CARRIER_VERSION;
-  head->kind = BERTHA_CARRIER_CARRY;
+  head->kind = conn_flags(c) & CONN_DGRAM ? BERTHA_CARRIER_DATAGRAMS : BERTHA_CARRIER_CARRY;
   head->status_index = conn_index(c);
-  bool sent = carry(which, head, plan, fd, pair[1]);
+  bool sent = carry(which, head, plan, unix_tcp_fd(c, fd), pair[1]);
   REAL(close)(pair[1]);
   if (!sent) {
     REAL(close)(pair[0]);
     return false;
+  }
+  if (again) {
+    unix_replace(c, pair[0]);
+    return true;
   }
   return unix_put(c, fd, pair[0]);
 }
@@ -238,7 +245,7 @@ static struct {
   struct plan *plans[PLANS];
 } known;
 
-static bool is_private(const uint8_t a[16]) {
+bool carried_is_private(const uint8_t a[16]) {
   static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
   if (memcmp(a, v4, 12) != 0) { /* unique local (RFC 4193) and link-local addresses */
     return (a[0] & 0xfe) == 0xfc || (a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
@@ -247,19 +254,22 @@ static bool is_private(const uint8_t a[16]) {
          (a[12] == 169 && a[13] == 254) || (a[12] == 100 && (a[13] & 0xc0) == 64);
 }
 
-static struct plan *find(const uint8_t addr[16], uint16_t port, uint64_t generation) {
+/* The plan of before, if there is one: good or not. */
+static struct plan *last(const uint8_t addr[16], uint16_t port, bool datagrams) {
   for (unsigned i = 0; i < PLANS; i++) {
     struct plan *p = known.plans[i];
-    if (p != NULL && p->port == port && memcmp(p->addr, addr, 16) == 0) {
-      return p->generation == generation && bertha_now_ns() < p->until ? p : NULL;
+    if (p != NULL && p->port == port && p->datagrams == datagrams && memcmp(p->addr, addr, 16) == 0) {
+      return p;
     }
   }
   return NULL;
 }
 
-static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd, bool fresh) {
+static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd, bool datagrams,
+                        bool fresh) {
   struct bertha_negotiate body = {.server_port = port,
-                                  .reserved = fresh ? BERTHA_NEGOTIATE_FRESH : 0,
+                                  .reserved = (fresh ? BERTHA_NEGOTIATE_FRESH : 0) |
+                                              (datagrams ? BERTHA_NEGOTIATE_DATAGRAMS : 0),
                                   .patience_ms = PATIENCE_MS,
                                   .netns = bertha_netns(fd)};
   memcpy(body.server_addr, addr, 16);
@@ -280,6 +290,7 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
   if (good) {
     memcpy(p->addr, addr, 16);
     p->port = port;
+    p->datagrams = datagrams;
     p->verdict = reply->head.verdict;
     p->carrier = reply->head.carrier;
     p->size = reply->head.plan_size;
@@ -316,7 +327,8 @@ static struct plan *remember(struct plan *p) {
   unsigned at = PLANS;
   for (unsigned i = 0; i < PLANS && at == PLANS; i++) {
     struct plan *old = known.plans[i];
-    if (old != NULL && (old->port != p->port || memcmp(old->addr, p->addr, 16) != 0)) {
+    if (old != NULL &&
+        (old->port != p->port || old->datagrams != p->datagrams || memcmp(old->addr, p->addr, 16) != 0)) {
       continue;
     }
     at = i;
@@ -340,14 +352,44 @@ static struct plan *remember(struct plan *p) {
   return p;
 }
 
-static bool was_refused(const uint8_t addr[16], uint16_t port) {
-  for (unsigned i = 0; i < PLANS; i++) {
-    struct plan *p = known.plans[i];
-    if (p != NULL && p->port == port && memcmp(p->addr, addr, 16) == 0) {
-      return p->refused;
-    }
+/* With the lock held: what is known and good, or the agent's answer; NULL: it has none. */
+static struct plan *get_plan(const uint8_t addr[16], uint16_t port, int family, int fd, bool datagrams) {
+  uint64_t generation = directory_generation();
+  struct plan *p = last(addr, port, datagrams);
+  if (p != NULL && p->generation == generation && bertha_now_ns() < p->until) {
+    return p;
   }
-  return false;
+  p = ask(addr, port, family, fd, datagrams, p != NULL && p->refused);
+  return p != NULL ? remember(p) : NULL;
+}
+
+bool carried_ask_datagrams(const uint8_t addr[16], uint16_t port, int family, int fd,
+                           struct carried_answer *answer) {
+  if (directory_generation() == 0 || !bertha_lock(&known.lock)) {
+    return false;
+  }
+  const struct plan *p = get_plan(addr, port, family, fd, true);
+  if (p != NULL) {
+    answer->verdict = p->verdict;
+    answer->size = p->size;
+    answer->context = p->context;
+    answer->until = p->until;
+    memcpy(answer->plan, p->bytes, p->size);
+    memcpy(answer->detail, p->detail, sizeof answer->detail);
+  }
+  bertha_unlock(&known.lock);
+  return p != NULL;
+}
+
+void carried_refused_datagrams(const uint8_t addr[16], uint16_t port) {
+  if (bertha_lock(&known.lock)) {
+    struct plan *p = last(addr, port, true);
+    if (p != NULL) {
+      p->until = 0;
+      p->refused = true;
+    }
+    bertha_unlock(&known.lock);
+  }
 }
 
 void carried_ended(struct conn *c) {
@@ -376,7 +418,7 @@ static bool worth_asking(const uint8_t addr[16], uint16_t port) {
   if (n > 0 || bertha.policy[0] != '\0') { /* the first would greet it in any case */
     agent_greet();
   }
-  return agent_client_dags() || (n == 0 && is_private(addr));
+  return agent_client_dags() || (n == 0 && carried_is_private(addr));
 }
 
 static enum carried_verdict refused(struct conn *c, int fd, const char *detail) {
@@ -403,11 +445,7 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
   }
   struct plan *p = NULL;
   if (generation != 0 && bertha_lock(&known.lock)) {
-    p = find(addr, port, generation);
-    if (p == NULL) {
-      p = ask(addr, port, to->sa_family, fd, was_refused(addr, port));
-      p = p != NULL ? remember(p) : NULL;
-    }
+    p = get_plan(addr, port, to->sa_family, fd, false);
     bertha_unlock(&known.lock);
   }
   if (p == NULL && bertha.must_connect) {
@@ -493,6 +531,17 @@ bool carried_settle(struct conn *c, int fd) {
   bertha_unlock(&c->rx_lock);
   errno = saved;
   return unix_swapped(c);
+}
+
+/* ---- datagrams ---------------------------------------------------------------------------------- */
+
+bool carried_datagrams(struct conn *c, int fd, uint64_t listener, bool required, bool again) {
+  struct bertha_carrier_carry head = {.side = listener != 0 ? BERTHA_SIDE_SERVER : BERTHA_SIDE_CLIENT,
+                                      .mode = listener == 0 ? BERTHA_CARRY_PLAN
+                                              : required    ? BERTHA_CARRY_REQUIRED
+                                                            : BERTHA_CARRY_MAYBE,
+                                      .listener = listener};
+  return again == unix_swapped(c) && hand_over(c, fd, BERTHA_CARRIER_PYTHON, &head, "");
 }
 
 /* ---- server ------------------------------------------------------------------------------------- */

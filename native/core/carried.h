@@ -34,6 +34,22 @@ struct bertha_carrier_status;
 /* What the agent said of a client's destination that has no chunnels; empty: nothing. */
 const char *carried_why_not(const struct conn *c);
 const struct bertha_carrier_status *carried_status(const struct conn *c);
+/* For core/dgram.c.  False: nobody answers.  `plan` is a copy. */
+struct carried_answer {
+  uint32_t verdict; /* enum bertha_verdict */
+  uint32_t size;
+  uint64_t context;
+  int64_t until;
+  uint8_t plan[8192];
+  char detail[400];
+};
+bool carried_ask_datagrams(const uint8_t addr[16], uint16_t port, int family, int fd,
+                           struct carried_answer *answer);
+void carried_refused_datagrams(const uint8_t addr[16], uint16_t port);
+/* Gives a UDP socket to a carrier; `listener`: 0 for a client's.  With the rx lock held, unless `again`: the carrier of
+ * before is gone. */
+bool carried_datagrams(struct conn *c, int fd, uint64_t listener, bool required, bool again);
+bool carried_is_private(const uint8_t addr[16]);
 void carried_fd_moved(int from, int to);
 void carried_after_fork(void);
 

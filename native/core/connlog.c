@@ -79,19 +79,23 @@ static void write_line(const struct line *l) {
   uint64_t now = connlog_clock();
   char line[3200];
   int n = snprintf(line, sizeof line,
-                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"tcp\","
+                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
                    "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
                    "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
                    (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
-                   program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server", local, peer,
-                   l->chunnels, l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
+                   program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
+                   c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
+                   l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
                    (unsigned long long)c->info.rx_bytes, c->info.setup_us);
   if (n > 0 && (size_t)n < sizeof line) {
     connlog_put(line, (size_t)n);
   }
 }
 
-static const char bottom[] = "{\"type\":\"local_or_remote\",\"implementation\":\"tcp\",\"where\":\"global\"}";
+static const char bottom_of_streams[] =
+    "{\"type\":\"local_or_remote\",\"implementation\":\"tcp\",\"where\":\"global\"}";
+static const char bottom_of_datagrams[] =
+    "{\"type\":\"local_or_remote\",\"implementation\":\"udp\",\"where\":\"global\"}";
 
 /* A carrier has told what runs, or why nothing does; its texts are checked, for it shares its memory with us. */
 static void carried_line(struct line *l, const struct bertha_carrier_status *s) {
@@ -102,6 +106,7 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
   memcpy(detail, s != NULL ? s->detail : "", s != NULL ? sizeof detail : 1);
   upper[sizeof upper - 1] = detail[sizeof detail - 1] = '\0';
   size_t n = strlen(upper);
+  const char *bottom = l->c->info.family & BERTHA_FAMILY_DATAGRAMS ? bottom_of_datagrams : bottom_of_streams;
   bool running = state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_RESET;
   if (running && n > 2 && upper[0] == '[' && upper[n - 1] == ']') {
     upper[n - 1] = '\0';

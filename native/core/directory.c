@@ -117,7 +117,7 @@ static bool read_entry(struct bertha_dir_entry *e, struct bertha_dir_entry *copy
   return false;
 }
 
-int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max) {
+static int look(const uint8_t addr[16], uint16_t port, uint16_t datagrams, struct dir_hit *hits, int max) {
   struct bertha_dir_header *map = current();
   if (map == NULL) {
     return 0;
@@ -131,9 +131,19 @@ int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, 
     if (table[at].port == 0) {
       break;
     }
-    if (read_entry(&table[at], &e) && e.port == port && e.listener != 0 && memcmp(e.addr, addr, 16) == 0) {
+    if (read_entry(&table[at], &e) && e.port == port && e.listener != 0 &&
+        (e.flags & BERTHA_DIR_DATAGRAMS) == datagrams && memcmp(e.addr, addr, 16) == 0) {
       hits[found++] = (struct dir_hit){e.listener, e.netns, e.uid, e.flags};
     }
   }
   return found;
+}
+
+int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max) {
+  return look(addr, port, 0, hits, max);
+}
+
+bool directory_datagrams(const uint8_t addr[16], uint16_t port) {
+  struct dir_hit hit;
+  return look(addr, port, BERTHA_DIR_DATAGRAMS, &hit, 1) > 0;
 }

@@ -62,6 +62,8 @@ struct bertha_dir_entry {
   uint32_t pid;
   uint8_t pad[16];
 };
+#define BERTHA_DIR_DATAGRAMS                                                                                 \
+  4u /* a bound UDP socket whose datagrams may have chunnels; for stream sockets it is not there */
 #define BERTHA_DIR_DAG 2u      /* its connections may have chunnels: to be negotiated */
 #define BERTHA_DIR_LOOPBACK 1u /* a loopback address: only meant for its own namespace */
 
@@ -218,6 +220,8 @@ enum bertha_conn_kind {
   BERTHA_CONN_CARRIED = 8, /* a carrier has the TCP socket, the program one end of a socketpair */
 };
 
+#define BERTHA_FAMILY_DATAGRAMS 0x100u /* a UDP socket */
+
 /* What the agent and `bertha ps` read of a connection; the first member of the shim's own record. */
 struct bertha_conn_info {
   _Atomic uint32_t kind;
@@ -231,7 +235,7 @@ struct bertha_conn_info {
   uint8_t peer_addr[16];
   uint16_t local_port;
   uint16_t peer_port;
-  uint32_t family;
+  uint32_t family; /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
   _Atomic uint64_t tx_bytes;
   _Atomic uint64_t rx_bytes;
 };

@@ -232,6 +232,10 @@ static void read_musts(const char *text) {
     if (fnmatch(glob, bertha.program, 0) == 0 || fnmatch(glob, exe, 0) == 0 || is_interpreter()) {
       bertha.must_serve |= strncmp(text, "server", side) == 0 || strncmp(text, "any", side) == 0;
       bertha.must_connect |= strncmp(text, "client", side) == 0 || strncmp(text, "any", side) == 0;
+      bertha.must_serve_datagrams |=
+          strncmp(text, "udp-server", side) == 0 || strncmp(text, "udp-any", side) == 0;
+      bertha.must_send_datagrams |=
+          strncmp(text, "udp-client", side) == 0 || strncmp(text, "udp-any", side) == 0;
     }
     text += whole + (text[whole] == ';');
   }

@@ -59,14 +59,16 @@ struct bertha_hello_reply {
   uint32_t agent_pid;
   uint32_t dag; /* BERTHA_HELLO_* */
 };
-#define BERTHA_HELLO_CLIENT_DAGS 1u /* a rule of its policy has chunnels for it as a client */
+#define BERTHA_HELLO_CLIENT_DAGS 1u      /* a rule of its policy has chunnels for it as a client */
+#define BERTHA_HELLO_CLIENT_DATAGRAMS 2u /* the same for its datagrams */
+#define BERTHA_HELLO_SERVER_DATAGRAMS 4u /* and for those of a UDP socket that it binds */
 
 /* Implementations of local_or_remote, as bits. */
 #define BERTHA_IMPL_SHM 1u
 #define BERTHA_IMPL_UNIX 2u
 #define BERTHA_IMPL_TCP 4u
 
-/* LISTEN + descriptors: the listening socket; a NETLINK_ROUTE and a NETLINK_SOCK_DIAG socket of the
+/* LISTEN + descriptors: the listening socket, or a bound UDP socket; a NETLINK_ROUTE and a NETLINK_SOCK_DIAG socket of the
  * caller's network namespace (by which the agent sees for itself which addresses that namespace has, and
  * which sockets); perhaps a TCP socket of that namespace that listens on the agents' port.  The agent closes its copy
  * of the listening socket before it answers. */
@@ -148,7 +150,8 @@ struct bertha_negotiate {
   uint32_t patience_ms; /* the caller waits no longer */
   uint64_t netns;
 };
-#define BERTHA_NEGOTIATE_FRESH 1u /* the plan of before was refused: not that one again */
+#define BERTHA_NEGOTIATE_FRESH 1u     /* the plan of before was refused: not that one again */
+#define BERTHA_NEGOTIATE_DATAGRAMS 2u /* it is about a UDP port */
 enum bertha_verdict {
   BERTHA_VERDICT_PLAIN = 0,   /* no chunnels */
   BERTHA_VERDICT_PLAN = 1,    /* by the carrier named, with the plan that follows */

@@ -91,6 +91,7 @@ enum conn_flag {
   CONN_BOUND = 1u << 14,    /* the program chose the local port */
   CONN_TX_SHORT = 1u << 16, /* the kernel did not take all of the last send: its next room is news */
   CONN_CARRIED = 1u << 17,  /* its chunnels run in a carrier (core/carried.h) */
+  CONN_DGRAM = 1u << 19,    /* a UDP socket (core/dgram.h) */
   CONN_NAMED = 1u << 18,    /* its chunnels run in the program, which has named them (core/carried.h) */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
 };
@@ -135,6 +136,7 @@ struct conn {
   _Atomic uint32_t life;   /* another one for each connection that has this record */
   uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
   const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */
+  uint32_t scope;          /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
   struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
@@ -149,8 +151,10 @@ struct bertha_process {
   bool require;
   bool table_ready;
   bool log_open;
-  bool must_serve;   /* its policy requires chunnels as a server: without an agent it serves nobody */
-  bool must_connect; /* and as a client */
+  bool must_serve;           /* its policy requires chunnels as a server: without an agent it serves nobody */
+  bool must_connect;         /* and as a client */
+  bool must_serve_datagrams; /* the same for UDP */
+  bool must_send_datagrams;
   _Atomic bool io_uring;
   uint32_t max_fd; /* highest tracked descriptor + 1 */
   int table_fd;

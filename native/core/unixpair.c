@@ -263,6 +263,21 @@ bool unix_put(struct conn *c, int fd, int end) {
   return e->swapped;
 }
 
+void unix_replace(struct conn *c, int end) {
+  struct ends e = {.unix_fd = end};
+  if (conn_flags(c) & CONN_NONBLOCK) {
+    REAL(fcntl)(end, F_SETFL, REAL(fcntl)(end, F_GETFL) | O_NONBLOCK);
+  }
+  set_timeout(end, SO_RCVTIMEO, c->rcv_timeout_ns);
+  set_timeout(end, SO_SNDTIMEO, c->snd_timeout_ns);
+  for (uint32_t i = 0; i < bertha.max_fd; i++) {
+    if (conn_of((int)i) == c) {
+      exchange_one(c, &e, (int)i);
+    }
+  }
+  REAL(close)(end);
+}
+
 bool unix_settle(struct conn *c, int fd) {
   struct ends *e = ends_of(c);
   if (e->swapped) {

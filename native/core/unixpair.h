@@ -21,7 +21,8 @@ int unix_tx_begin(struct conn *c, int fd, bool *tcp);
 void unix_tx_end(struct conn *c, int fd, int to);
 /* With the rx lock held: `end` (taken over) stands for the connection from now on. */
 bool unix_put(struct conn *c, int fd, int end);
-bool unix_settle(struct conn *c, int fd); /* exchanges the descriptor if it can be: true when it is */
+void unix_replace(struct conn *c, int end); /* another one in its place, once there is one */
+bool unix_settle(struct conn *c, int fd);   /* exchanges the descriptor if it can be: true when it is */
 bool unix_swapped(const struct conn *c);
 int unix_unread(struct conn *c, int fd);       /* before the exchange: what FIONREAD is to say */
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */

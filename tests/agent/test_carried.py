@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertha_socket.agent import carried
-from bertha_socket.agent.carried import BOTTOM, RECORD, State
+from bertha_socket.agent.carried import BOTTOMS, RECORD, State
 
 _GOOD = [{"type": "compress", "implementation": "zstd", "where": "host"}]
 
@@ -27,9 +27,9 @@ def test_size() -> None:
 def test_states() -> None:
     assert carried.parse(record(State.PENDING, _GOOD)) is None
     ready = carried.parse(record(State.READY, _GOOD, "not told"))
-    assert ready == ([*_GOOD, BOTTOM], False, None)
+    assert ready == ([*_GOOD, BOTTOMS["tcp"]], False, None)
     refused = carried.parse(record(State.REFUSED, _GOOD, "no key"))
-    assert refused is not None and refused.chunnels == [BOTTOM]
+    assert refused is not None and refused.chunnels == [BOTTOMS["tcp"]]
     assert refused.reason is not None and refused.reason.endswith(": no key")
     plain = carried.parse(record(State.PLAIN))
     assert plain is not None and plain.plain and plain.reason
@@ -42,7 +42,7 @@ def test_states() -> None:
 )
 def test_what_makes_no_sense_is_left_out(chunnels: object) -> None:
     found = carried.parse(record(State.READY, chunnels))
-    assert found is not None and found.chunnels == [BOTTOM]
+    assert found is not None and found.chunnels == [BOTTOMS["tcp"]]
 
 
 @given(st.binary(min_size=1024, max_size=1024))

@@ -1,0 +1,249 @@
+"""The datagrams between this carrier and another one, without sockets: HELLO, ACCEPT, then the chunnels."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+import traceback
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Final
+
+from bertha_socket.carrier import envelope
+from bertha_socket.carrier.envelope import Envelope, Kind
+from bertha_socket.carrier.plans import Recipe, log_text, recipe_of
+from bertha_socket.chunnels import ChunnelError, Context, Interface
+from bertha_socket.chunnels.pipeline import Moved, Pipeline
+
+#: Seconds after which a HELLO is said again (doubled each time), and after which it is no use.
+_HELLO_AGAIN: Final = 0.25
+_HELLO_AGAIN_MAX: Final = 2.0
+HELLO_SECONDS: Final = 10.0
+#: Seconds without a datagram in either direction.  The client forgets first, so that what it sends then
+#: begins with a HELLO.
+CLIENT_IDLE: Final = 60.0
+SERVER_IDLE: Final = 120.0
+#: Datagrams that are kept until the agent has judged the plan; that wait for the chunnels to take them.
+_EARLY_MAX: Final = 32
+_WAITING_MAX: Final = 1024
+
+
+class Step(Enum):
+    """How far the two carriers have come."""
+
+    PENDING = "pending"
+    READY = "ready"
+    FAILED = "failed"
+
+
+def datagram_recipe(plan: bytes, side: str) -> Recipe:
+    """What is to be made of a plan here.  Raises OSError."""
+    recipe = recipe_of(plan, side)
+    if recipe.foreign:
+        raise ChunnelError("chunnels of other people's do not run on datagrams")
+    return dataclasses.replace(recipe, top=Interface.DATAGRAMS, bottom=Interface.DATAGRAMS)
+
+
+class Exchange:
+    """One end.  After any call: look at `step`, `to_network`, `to_program` and `deadline()`."""
+
+    def __init__(self, context: Context, key: bytes | None, plan: bytes, session: int | None = None) -> None:
+        """`session`: the client's number, at the server."""
+        self.context = context
+        self.side = context.side
+        self.plan = plan
+        self.session = secrets.randbits(64) if session is None else session
+        self.step = Step.PENDING
+        #: Why it has failed, one line; with a traceback if it is some chunnel's fault.
+        self.detail = ""
+        self.traceback = ""
+        #: The server's carrier has refused the plan itself: another one has to be asked for.
+        self.refused = False
+        #: JSON for the log.
+        self.chunnels = ""
+        self.to_network: list[bytes] = []
+        self.to_program: list[bytes] = []
+        self.dropped = 0
+        self._key = key
+        self._pipeline: Pipeline | None = None
+        self._waiting: deque[bytes] = deque()
+        self._early: list[bytes] = []
+        now = context.clock()
+        self._last = now
+        self._born = now
+        self._hello_at: float | None = None
+        self._hello_wait = _HELLO_AGAIN
+
+    # -- what its owner asks --------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether the program's next datagrams had better wait."""
+        return len(self._waiting) >= _WAITING_MAX // 2
+
+    @property
+    def unsaid(self) -> bool:
+        """Whether something is still to be said, or said again."""
+        if self.step is Step.FAILED:
+            return False
+        pipeline = self._pipeline
+        return self._hello_at is not None or (pipeline is not None and pipeline.deadline() is not None)
+
+    def deadline(self) -> float | None:
+        """When `tick` is to be called (the context's clock)."""
+        if self.step is Step.FAILED:
+            return None
+        idle = CLIENT_IDLE if self.side == "client" else SERVER_IDLE
+        times = [self._last + idle, self._hello_at]
+        if self.step is Step.PENDING:
+            times.append(self._born + HELLO_SECONDS)
+        if self._pipeline is not None:
+            times.append(self._pipeline.deadline())
+        return min(t for t in times if t is not None)
+
+    # -- what its owner gives -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """The client's HELLO; the chunnels may speak at once."""
+        self._guard(self._start)
+
+    def judged(self, why: str | None) -> None:
+        """At the server: the agent's answer about the plan; None is yes."""
+        self._guard(self._judged, why)
+
+    def network(self, came: Envelope) -> None:
+        """A datagram of this session from the other carrier."""
+        self._guard(self._network, came)
+
+    def program(self, datagram: bytes) -> None:
+        """A datagram from the program."""
+        self._guard(self._program, datagram)
+
+    def tick(self, now: float) -> None:
+        """A deadline is there."""
+        self._guard(self._tick, now)
+
+    def close(self) -> None:
+        """It has ended."""
+        if self._pipeline is not None:
+            self._pipeline.close()
+
+    # -- inside ---------------------------------------------------------------------------------------
+
+    def fail(self, detail: str) -> None:
+        """It does not go on."""
+        if self.step is not Step.FAILED:
+            self.step = Step.FAILED
+            self.detail = " ".join(detail.split())
+
+    def _guard(self, call: Callable[..., None], *args: Any) -> None:
+        if self.step is Step.FAILED:
+            return
+        try:
+            call(*args)
+        except OSError as error:
+            self.fail(error.strerror or str(error))
+        except Exception as error:  # a chunnel's fault ends its own datagrams, and nobody else's
+            self.traceback = traceback.format_exc(limit=-6)
+            self.fail(f"{type(error).__name__}: {error}")
+
+    def _make(self) -> Pipeline:
+        recipe = datagram_recipe(self.plan, self.side)
+        outer, inner = recipe.pipes(self.context)
+        self._pipeline = Pipeline([*inner, *outer])
+        self.chunnels = log_text(recipe.plan)
+        return self._pipeline
+
+    def _start(self) -> None:
+        pipeline = self._make()
+        said = envelope.hello(self.session, self.plan, self._key)
+        if len(said) > envelope.HELLO_MAX:
+            raise ChunnelError(
+                f"the plan does not fit into a datagram ({len(said)} bytes, more than {envelope.HELLO_MAX});"
+                " use fewer chunnels or shorter arguments"
+            )
+        self._hello(self.context.clock())
+        self._moved(pipeline.start())
+
+    def _hello(self, now: float) -> None:
+        self.to_network.append(envelope.hello(self.session, self.plan, self._key))
+        self._hello_at = now + self._hello_wait
+        self._hello_wait = min(2 * self._hello_wait, _HELLO_AGAIN_MAX)
+
+    def _judged(self, why: str | None) -> None:
+        if why is not None:
+            self.to_network.append(envelope.refuse(self.session, why))
+            self.fail(why)
+            return
+        pipeline = self._make()
+        self._ready()
+        self._accept()
+        self._moved(pipeline.start())
+        early, self._early = self._early, []
+        for data in early:
+            self._moved(pipeline.up(data))
+
+    def _accept(self) -> None:
+        self.to_network.append(envelope.accept(self.session, self.plan, self._key))
+
+    def _ready(self) -> None:
+        self.step = Step.READY
+        self._hello_at = None
+
+    def _network(self, came: Envelope) -> None:
+        self._last = self.context.clock()
+        if came.kind is Kind.DATA:
+            if self._pipeline is not None:
+                self._moved(self._pipeline.up(came.body))
+            elif len(self._early) < _EARLY_MAX:
+                self._early.append(came.body)
+            else:
+                self.dropped += 1
+        elif came.kind is Kind.HELLO and self.side == "server" and self.step is Step.READY:
+            self._accept()  # the first one was lost
+        elif self.side == "client" and self.step is Step.PENDING:
+            if came.kind is Kind.ACCEPT and envelope.is_accepted(came, self.plan, self._key):
+                self._ready()
+            elif came.kind is Kind.REFUSE:
+                self.refused = True
+                self.fail(f"the server refused: {envelope.why_refused(came)}")
+        elif came.kind is Kind.UNKNOWN and self.side == "client":
+            self.fail("the server has forgotten this session")
+
+    def _program(self, datagram: bytes) -> None:
+        self._last = self.context.clock()
+        if len(self._waiting) >= _WAITING_MAX or (self._pipeline is None and self.side == "client"):
+            self.dropped += 1
+            return
+        self._waiting.append(datagram)
+        self._push()
+
+    def _push(self) -> None:
+        pipeline = self._pipeline
+        while pipeline is not None and self._waiting and not pipeline.full_down:
+            self._take(pipeline.down(self._waiting.popleft()))
+
+    def _moved(self, moved: Moved) -> None:
+        self._take(moved)
+        self._push()
+
+    def _take(self, moved: Moved) -> None:
+        self.to_network += [envelope.sealed(Kind.DATA, self.session, bytes(item)) for item in moved.down]
+        self.to_program += [bytes(item) for item in moved.up]
+
+    def _tick(self, now: float) -> None:
+        idle = CLIENT_IDLE if self.side == "client" else SERVER_IDLE
+        if self.step is Step.PENDING and now >= self._born + HELLO_SECONDS:
+            raise ChunnelError(f"the other end has not answered within {HELLO_SECONDS:.0f} s")
+        if self._hello_at is not None and now >= self._hello_at:
+            self._hello(now)
+        pipeline = self._pipeline
+        due = pipeline.deadline() if pipeline is not None else None
+        if pipeline is not None and due is not None and due <= now:
+            self._moved(pipeline.tick(now))
+            due = pipeline.deadline()
+        if now >= self._last + idle and due is None:
+            self.fail("")  # nothing was said for long
+        elif now >= self._last + idle:
+            self._last = now  # it is still saying something again

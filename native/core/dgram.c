@@ -1,0 +1,447 @@
+/* When a UDP socket goes to a carrier, and which plan its datagrams have. */
+#include "dgram.h"
+
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/time.h>
+
+#include "../carrier/carrier.h"
+#include "agentc.h"
+#include "carried.h"
+#include "connlog.h"
+#include "reason.h"
+#include "unixpair.h"
+
+enum { ROUTES = 1024 };
+
+uint8_t dgram_states[BERTHA_FDS];
+
+/* What is known of a destination of a carried socket; a plan has been told to its carrier. */
+struct route {
+  uint32_t conn; /* index + 1 */
+  uint32_t life;
+  uint16_t port;
+  bool refused;
+  uint8_t addr[16];
+  uint32_t scope;
+  uint64_t generation;
+  int64_t until;
+};
+static struct {
+  _Atomic uint32_t lock;
+  struct route *slots; /* made with the first carried client */
+} routes;
+
+static uint32_t scope_of(const struct sockaddr *sa) {
+  return sa->sa_family == AF_INET6 ? ((const struct sockaddr_in6 *)(const void *)sa)->sin6_scope_id : 0;
+}
+
+static bool is_udp(int fd, int *family) {
+  int protocol = 0;
+  socklen_t size = sizeof protocol;
+  if (REAL(getsockopt)(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) != 0 || protocol != IPPROTO_UDP) {
+    return false;
+  }
+  size = sizeof *family;
+  return REAL(getsockopt)(fd, SOL_SOCKET, SO_DOMAIN, family, &size) == 0;
+}
+
+static int64_t timeout_of(int fd, int name) {
+  struct timeval t = {0, 0};
+  socklen_t size = sizeof t;
+  REAL(getsockopt)(fd, SOL_SOCKET, name, &t, &size);
+  return (int64_t)t.tv_sec * 1000000000 + (int64_t)t.tv_usec * 1000;
+}
+
+/* A record for a UDP socket that goes to a carrier now; NULL: no room. */
+static struct conn *track(int fd, int family, uint32_t side) {
+  struct conn *c = conn_new(fd, BERTHA_CONN_UNIX);
+  if (c == NULL) {
+    return NULL;
+  }
+  int flags = REAL(fcntl)(fd, F_GETFL);
+  conn_set_flag(c, CONN_DGRAM | CONN_CARRIED | (flags >= 0 && (flags & O_NONBLOCK) ? CONN_NONBLOCK : 0));
+  c->side = (uint8_t)side;
+  c->info.role = side;
+  c->info.family = (uint32_t)family | BERTHA_FAMILY_DATAGRAMS;
+  c->info.opened_ns = connlog_clock();
+  c->rcv_timeout_ns = timeout_of(fd, SO_RCVTIMEO);
+  c->snd_timeout_ns = timeout_of(fd, SO_SNDTIMEO);
+  conn_books_begin();
+  conn_track(fd, c);
+  conn_books_end();
+  return c;
+}
+
+static void untrack(struct conn *c, int fd) {
+  conn_books_begin();
+  conn_forget(fd);
+  conn_books_end();
+  conn_free(c);
+}
+
+/* To a carrier: NULL when that cannot be. */
+static struct conn *hand_over(int fd, int family, struct listener *l, bool required) {
+  struct conn *c = track(fd, family, l != NULL ? BERTHA_SIDE_SERVER : BERTHA_SIDE_CLIENT);
+  if (c == NULL) {
+    return NULL;
+  }
+  int64_t began = bertha_now_ns();
+  c->listener = l;
+  bool done = false;
+  if (!atomic_load(&bertha.io_uring) && bertha_lock(&c->rx_lock)) {
+    done = carried_datagrams(c, fd, l != NULL ? l->id : 0, required, false);
+    bertha_unlock(&c->rx_lock);
+  }
+  if (!done) {
+    untrack(c, fd);
+    return NULL;
+  }
+  c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
+  return c;
+}
+
+/* What may not be says so in the log, in a line of its own. */
+static void log_refused(int fd, int family, uint32_t side, const uint8_t addr[16], uint16_t port,
+                        const char *detail) {
+  struct conn *c = conn_of(fd) == NULL ? conn_new(fd, BERTHA_CONN_UNIX) : NULL;
+  if (c != NULL) {
+    c->info.role = side;
+    c->info.family = (uint32_t)family | BERTHA_FAMILY_DATAGRAMS;
+    memcpy(side == BERTHA_SIDE_CLIENT ? c->info.peer_addr : c->info.local_addr, addr, 16);
+    *(side == BERTHA_SIDE_CLIENT ? &c->info.peer_port : &c->info.local_port) = port;
+    connlog_refused(c, fd, detail);
+    conn_free(c);
+  }
+}
+
+/* ---- a socket that others send to ---------------------------------------------------------------- */
+
+int dgram_binding(int fd, const struct sockaddr *address, socklen_t size) {
+  uint8_t addr[16];
+  uint16_t port;
+  if (LIKELY(!bertha.must_serve_datagrams) || address == NULL || size < sizeof(struct sockaddr_in) ||
+      (unsigned)fd >= BERTHA_FDS || dgram_states[fd] == DGRAM_NOT || directory_generation() != 0 ||
+      !address_of(address, addr, &port) || port == 0) {
+    return 0;
+  }
+  log_refused(fd, address->sa_family, BERTHA_SIDE_SERVER, addr, port,
+              bertha_reason_text(BERTHA_WHY_NO_AGENT));
+  return EACCES; /* its policy requires chunnels: who cannot have them serves nobody */
+}
+
+int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
+  uint8_t addr[16];
+  uint16_t port;
+  int family;
+  if (LIKELY((unsigned)fd >= BERTHA_FDS || dgram_states[fd] == DGRAM_NOT) || address == NULL ||
+      size < sizeof(struct sockaddr_in) || !address_of(address, addr, &port) || port == 0 ||
+      !bertha.enabled || bertha_in_forked_stranger()) {
+    return 0; /* bound to any port: a client as yet */
+  }
+  dgram_states[fd] = DGRAM_PLAIN;
+  if (directory_generation() == 0 || !is_udp(fd, &family)) {
+    return 0;
+  }
+  agent_greet();
+  if (!agent_dags(BERTHA_HELLO_SERVER_DATAGRAMS)) {
+    return 0;
+  }
+  uint32_t why = 0;
+  struct listener *l = listener_register(fd, &why);
+  uint32_t need = l != NULL ? atomic_load_explicit(&l->claims->dag, memory_order_acquire) : BERTHA_DAG_NONE;
+  bool ours = why != BERTHA_WHY_POLICY && why != BERTHA_WHY_SHM_PROHIBITED;
+  bool required = l != NULL ? need == BERTHA_DAG_REQUIRED : bertha.must_serve_datagrams && ours;
+  if (need != BERTHA_DAG_NONE && hand_over(fd, family, l, required) != NULL) {
+    return 0;
+  }
+  if (!required) {
+    return 0;
+  }
+  log_refused(fd, family, BERTHA_SIDE_SERVER, addr, port,
+              bertha_reason_text(l != NULL ? BERTHA_WHY_NO_CARRIER : why));
+  return EACCES;
+}
+
+/* An agent that has come since, and processes that got the socket by inheritance, have to be told of it. */
+static void register_again(struct conn *c, int fd) {
+  struct listener *l = c->listener;
+  uint64_t generation = directory_generation();
+  static _Atomic int64_t not_before;
+  int64_t now = bertha_now_ns();
+  if (l == NULL || generation == 0 || (l->generation == generation && l->pid == bertha.pid) ||
+      now < atomic_load(&not_before)) {
+    return;
+  }
+  atomic_store(&not_before, now + 200000000);
+  uint32_t why = 0;
+  struct listener *fresh = listener_register(unix_tcp_fd(c, fd), &why);
+  if (fresh != NULL && fresh != l) { /* another agent: its carrier knows the plans that it has made */
+    c->listener = fresh;
+    dgram_revive(c, fd);
+  }
+}
+
+/* ---- a socket that sends first ------------------------------------------------------------------- */
+
+/* What never has chunnels unless a policy says so: what configures networks, and asks for names and the time. */
+static bool is_infrastructure(uint16_t port) {
+  static const uint16_t ports[] = {53, 67, 68, 123, 137, 138, 161, 162, 514, 546, 547, 1900, 5353, 5355};
+  for (size_t i = 0; i < sizeof ports / sizeof *ports; i++) {
+    if (port == ports[i]) {
+      return true;
+    }
+  }
+  return false;
+}
+
+static bool is_one_host(const uint8_t a[16]) {
+  static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+  static const uint8_t any[16];
+  if (memcmp(a, v4, 12) == 0) {
+    return a[12] < 224 && a[12] != 0; /* neither multicast nor broadcast to all */
+  }
+  return a[0] != 0xff && memcmp(a, any, 16) != 0;
+}
+
+static bool worth_asking(const uint8_t addr[16], uint16_t port) {
+  if (!is_one_host(addr) || port == 0) {
+    return false;
+  }
+  if (bertha.policy[0] != '\0' || bertha.must_send_datagrams) {
+    agent_greet();
+  }
+  return agent_dags(BERTHA_HELLO_CLIENT_DATAGRAMS) || directory_datagrams(addr, port) ||
+         (carried_is_private(addr) && !is_infrastructure(port));
+}
+
+/* The verdict about a destination; PLAIN as well where it is not known and nothing is required. */
+static uint32_t decide(int fd, int family, const uint8_t addr[16], uint16_t port, struct carried_answer *a) {
+  a->verdict = BERTHA_VERDICT_PLAIN;
+  a->until = bertha_now_ns() + 1000000000;
+  a->detail[0] = '\0';
+  bool agent = directory_generation() != 0;
+  if (agent ? !worth_asking(addr, port) : !(bertha.must_send_datagrams && is_one_host(addr))) {
+    a->until = bertha_now_ns() + 10000000000;
+    return a->verdict;
+  }
+  if (!agent || !carried_ask_datagrams(addr, port, family, fd, a)) {
+    if (bertha.must_send_datagrams) {
+      a->verdict = BERTHA_VERDICT_REFUSED;
+      strncpy(a->detail, bertha_reason_text(BERTHA_WHY_NO_AGENT), sizeof a->detail - 1);
+    }
+  }
+  return a->verdict;
+}
+
+static struct route *route_of(const struct conn *c, const uint8_t addr[16], uint16_t port) {
+  if (routes.slots == NULL && (routes.slots = calloc(ROUTES, sizeof *routes.slots)) == NULL) {
+    return NULL;
+  }
+  return &routes.slots[(bertha_dir_hash(addr, port) ^ conn_index(c) * 2654435761u) % ROUTES];
+}
+
+/* Tells the carrier the plan, in the pair's own order: before what is sent by it. */
+static int tell_plan(int fd, const uint8_t addr[16], uint16_t port, uint32_t scope,
+                     const struct carried_answer *a) {
+  struct bertha_dgram head = {.magic = BERTHA_DGRAM_MAGIC,
+                              .kind = BERTHA_DGRAM_PLAN,
+                              .port = port,
+                              .scope = scope,
+                              .value = a->context};
+  memcpy(head.addr, addr, 16);
+  struct iovec parts[2] = {{&head, sizeof head}, {(void *)(uintptr_t)a->plan, a->size}};
+  struct msghdr msg = {.msg_iov = parts, .msg_iovlen = 2};
+  return REAL(sendmsg)(fd, &msg, MSG_NOSIGNAL) < 0 ? errno : 0;
+}
+
+int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope) {
+  if (c->side == BERTHA_SIDE_SERVER) { /* answers those who have come, or speaks plainly */
+    register_again(c, fd);
+    return 0;
+  }
+  if (!bertha_lock(&routes.lock)) {
+    return 0;
+  }
+  uint64_t generation = directory_generation();
+  struct route *r = route_of(c, addr, port);
+  int result = r == NULL ? ENOBUFS : 0;
+  bool known = r != NULL && r->conn == conn_index(c) + 1 && r->life == conn_life(c) && r->port == port &&
+               r->scope == scope && r->generation == generation && memcmp(r->addr, addr, 16) == 0 &&
+               bertha_now_ns() < r->until;
+  struct carried_answer *a = result == 0 && !known ? calloc(1, sizeof *a) : NULL;
+  if (known) {
+    result = r->refused ? ECONNREFUSED : 0;
+  } else if (a != NULL) {
+    int family = (int)(c->info.family & ~BERTHA_FAMILY_DATAGRAMS);
+    uint32_t verdict = decide(unix_tcp_fd(c, fd), family, addr, port, a);
+    if (verdict == BERTHA_VERDICT_PLAN) {
+      result = tell_plan(fd, addr, port, scope, a);
+    } else if (verdict == BERTHA_VERDICT_REFUSED) {
+      result = ECONNREFUSED;
+    }
+    if (result == 0 || result == ECONNREFUSED) {
+      *r = (struct route){.conn = conn_index(c) + 1,
+                          .life = conn_life(c),
+                          .port = port,
+                          .refused = result != 0,
+                          .scope = scope,
+                          .generation = generation,
+                          .until = a->until};
+      memcpy(r->addr, addr, 16);
+    }
+  } else if (result == 0) {
+    result = ENOBUFS;
+  }
+  free(a);
+  bertha_unlock(&routes.lock);
+  return result;
+}
+
+void dgram_reroute(const uint8_t addr[16], uint16_t port) {
+  carried_refused_datagrams(addr, port);
+  if (bertha_lock(&routes.lock)) {
+    for (int i = 0; routes.slots != NULL && i < ROUTES; i++) {
+      if (routes.slots[i].port == port && memcmp(routes.slots[i].addr, addr, 16) == 0) {
+        routes.slots[i].until = 0;
+      }
+    }
+    bertha_unlock(&routes.lock);
+  }
+}
+
+/* A carrier binds to no address: the program may ask for its port as soon as it has sent (udp(7)). */
+static void bind_to_any(int fd, int family) {
+  struct sockaddr_in6 any = {.sin6_family = (sa_family_t)family};
+  REAL(bind)
+  (fd, (struct sockaddr *)&any, family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
+}
+
+static bool deserves_a_look(int fd, const struct sockaddr *to, socklen_t size) {
+  if ((unsigned)fd >= BERTHA_FDS || dgram_states[fd] == DGRAM_NOT || to == NULL ||
+      size < sizeof(struct sockaddr_in) || (to->sa_family != AF_INET && to->sa_family != AF_INET6) ||
+      (to->sa_family == AF_INET6 && size < sizeof(struct sockaddr_in6)) || conn_of(fd) != NULL ||
+      !bertha.enabled || bertha_in_forked_stranger()) {
+    return false;
+  }
+  bool fresh = dgram_states[fd] == DGRAM_FRESH;
+  dgram_states[fd] = DGRAM_PLAIN;
+  return fresh || bertha.must_send_datagrams || agent_dags(BERTHA_HELLO_CLIENT_DATAGRAMS);
+}
+
+/* Whether a socket that nobody carries yet is to be carried: for what is to be sent to that address. */
+static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *family) {
+  uint8_t addr[16];
+  uint16_t port;
+  if (!deserves_a_look(fd, to, size) || !address_of(to, addr, &port)) {
+    return BERTHA_VERDICT_PLAIN;
+  }
+  int saved = errno;
+  struct carried_answer *a = calloc(1, sizeof *a);
+  uint32_t verdict = BERTHA_VERDICT_PLAIN;
+  if (a != NULL && is_udp(fd, family)) {
+    verdict = decide(fd, *family, addr, port, a);
+    if (verdict == BERTHA_VERDICT_REFUSED) {
+      log_refused(fd, *family, BERTHA_SIDE_CLIENT, addr, port, a->detail);
+      dgram_states[fd] = DGRAM_FRESH; /* the next one is asked about again */
+    }
+  }
+  free(a);
+  errno = saved;
+  return verdict;
+}
+
+int dgram_connecting(int fd, const struct sockaddr *address, socklen_t size) {
+  struct conn *c = dgram_of(fd);
+  uint8_t addr[16];
+  uint16_t port;
+  if (c != NULL && address != NULL && size >= sizeof(struct sockaddr_in) &&
+      address_of(address, addr, &port)) {
+    return dgram_route(c, fd, addr, port, scope_of(address));
+  }
+  int family;
+  uint32_t verdict = c == NULL ? look(fd, address, size, &family) : BERTHA_VERDICT_PLAIN;
+  if (verdict == BERTHA_VERDICT_PLAN) {
+    struct conn *made = hand_over(fd, family, NULL, true);
+    return made == NULL ? ECONNREFUSED : dgram_connecting(fd, address, size);
+  }
+  return verdict == BERTHA_VERDICT_REFUSED ? ECONNREFUSED : 0;
+}
+
+int dgram_connected(int fd, const struct sockaddr *address, socklen_t size) {
+  struct conn *c = dgram_of(fd);
+  int result = REAL(connect)(unix_tcp_fd(c, fd), address, size);
+  if (result == 0 && address != NULL && address->sa_family == AF_UNSPEC) {
+    c->info.peer_port = 0;
+  } else if (result == 0) {
+    address_of(address, c->info.peer_addr, &c->info.peer_port);
+    c->scope = scope_of(address);
+  }
+  return result;
+}
+
+int dgram_first_send(int fd, const struct sockaddr *to, socklen_t size) {
+  int family;
+  uint32_t verdict = look(fd, to, size, &family);
+  if (verdict == BERTHA_VERDICT_PLAN) {
+    bind_to_any(fd, family); /* fails where it has a port */
+    if (hand_over(fd, family, NULL, true) == NULL) {
+      return ECONNREFUSED;
+    }
+  }
+  return verdict == BERTHA_VERDICT_REFUSED ? ECONNREFUSED : 0;
+}
+
+/* ---- later --------------------------------------------------------------------------------------- */
+
+/* Nobody carries it: it takes nothing and brings nothing, and wakes nobody up, until somebody sends again. */
+static void put_to_rest(struct conn *c) {
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0) {
+    REAL(close)(pair[1]);
+    unix_replace(c, pair[0]);
+  }
+}
+
+bool dgram_revive(struct conn *c, int fd) {
+  static _Atomic uint32_t one;
+  static struct {
+    uint32_t conn;
+    int64_t at;
+  } last;
+  if (!bertha_lock(&one)) {
+    return false;
+  }
+  bool done =
+      last.conn == conn_index(c) && bertha_now_ns() - last.at < 50000000; /* another thread was quicker */
+  if (!done) {
+    uint64_t listener = c->listener != NULL ? c->listener->id : 0;
+    uint32_t need = c->listener != NULL ? atomic_load(&c->listener->claims->dag) : BERTHA_DAG_REQUIRED;
+    done = carried_datagrams(c, fd, listener, need != BERTHA_DAG_MAYBE, true);
+    if (!done) {
+      put_to_rest(c);
+    }
+    last.conn = done ? conn_index(c) : UINT32_MAX;
+    last.at = bertha_now_ns();
+    if (done && bertha_lock(&routes.lock)) { /* the new one has to be told all plans */
+      for (int i = 0; routes.slots != NULL && i < ROUTES; i++) {
+        if (routes.slots[i].conn == conn_index(c) + 1) {
+          routes.slots[i].until = 0;
+        }
+      }
+      bertha_unlock(&routes.lock);
+    }
+  }
+  bertha_unlock(&one);
+  return done;
+}
+
+void dgram_closed(struct conn *c) {
+  struct listener *l = c->listener;
+  if (l != NULL && l->generation == directory_generation()) {
+    struct bertha_unlisten body = {.listener = l->id};
+    agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+  }
+}

@@ -1,0 +1,1 @@
+"""Programs that send datagrams, with chunnels beneath them."""

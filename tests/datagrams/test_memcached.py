@@ -1,0 +1,121 @@
+"""memcached over UDP between two hosts, through chunnels that the server's policy alone dictates."""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.datagrams.conftest import Pair
+from tests.harness import Connection, Host, Program, connections, eventually, free_port, require_program
+
+pytestmark = [pytest.mark.program, pytest.mark.net]
+
+_CLIENT = Path(__file__).parent / "memcached_udp.py"
+_PYTHON = Path(sys.executable).name
+
+
+def _types(connection: Connection) -> list[str]:
+    return [c["type"] for c in connection.raw["chunnels"]]
+
+
+def _has_udp(program: Program, port: int) -> bool:
+    tables = "".join(Path(f"/proc/{program.pid}/net/{name}").read_text() for name in ("udp", "udp6"))
+    return f":{port:04X} " in tables
+
+
+def _start(host: Host, address: str) -> tuple[Program, int]:
+    port = free_port()
+    command = [require_program("memcached"), "-l", address, "-p", "0", "-U", str(port), "-t", "4"]
+    program = host.spawn([*command, "-u", getpass.getuser()])
+
+    def bound() -> bool:
+        assert program.running, program.text()
+        return _has_udp(program, port)
+
+    eventually(bound, f"memcached on UDP port {port}")
+    return program, port
+
+
+def _ask(
+    host: Host,
+    address: str,
+    port: int,
+    mode: str,
+    count: int,
+    *,
+    patience: float = 20.0,
+    loss: float = 0.0,
+    shim: bool = True,
+) -> str:
+    command = [sys.executable, _CLIENT, address, port, mode, count, patience, loss]
+    return host.run(command, shim=shim, timeout=60.0).strip()
+
+
+def _through(log: list[Connection], program: str, types: list[str]) -> list[Connection]:
+    found = [c for c in connections(log, program=program) if c.raw["proto"] == "udp"]
+    assert found, log
+    for connection in found:
+        assert _types(connection) == types, connection
+        assert not connection.plain, connection
+        assert connection.tx_bytes > 0, connection
+        assert connection.rx_bytes > 0, connection
+    return found
+
+
+@pytest.mark.parametrize("mode", ["connected", "unconnected"])
+def test_whole_on_a_lossy_network(pair: Pair, mode: str) -> None:
+    """A fifth of what comes to the client is lost; each request is sent once, and answered once."""
+    pair.dictate("reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    assert _ask(pair.client, pair.address, port, mode, 12, loss=0.2) == "ok"
+    found = _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
+    assert [c.peer for c in found] == [f"{pair.address}:{port}" if mode == "connected" else found[0].peer]
+    _through(pair.server.finish(), "memcached", ["reliable", "local_or_remote"])
+
+
+def test_plain_clients_of_a_preferred_chunnel_are_served(pair: Pair) -> None:
+    pair.dictate("prefer reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    assert _ask(pair.client, pair.address, port, "unconnected", 5, shim=False) == "ok"
+    assert _ask(pair.client, pair.address, port, "unconnected", 5) == "ok"
+    assert _ask(pair.client, pair.address, port, "connected", 5, shim=False) == "ok"
+    _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
+    _through(pair.server.finish(), "memcached", ["reliable", "local_or_remote"])
+
+
+def test_plain_clients_of_a_required_chunnel_get_nothing(pair: Pair) -> None:
+    """Neither an answer nor a datagram that they could take for one; and they are counted."""
+    pair.dictate("reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    found = _ask(pair.client, pair.address, port, "unconnected", 1, shim=False, patience=1.0)
+    assert found.startswith("TimeoutError"), found
+    log = connections(pair.server.finish(), program="memcached")
+    dropped = [c for c in log if "1 datagrams dropped" in (c.reason or "")]
+    assert dropped, log
+    assert all(c.rx_bytes == 0 and not c.plain for c in log), log
+
+
+def test_other_ports_stay_the_kernels(pair: Pair) -> None:
+    """A rule is about its own port: neither the server's other sockets nor who sends there is touched."""
+    pair.dictate("reliable()", proto="udp", port=9)
+    _, port = _start(pair.server, pair.address)
+    assert _ask(pair.client, pair.address, port, "unconnected", 3) == "ok"
+    assert _ask(pair.client, pair.address, port, "connected", 3, shim=False) == "ok"
+    assert not connections(pair.client.finish(), program=_PYTHON)
+    assert not connections(pair.server.finish(), program="memcached")
+
+
+def test_another_cluster_key(pair: Pair) -> None:
+    """The two agents do not believe each other: the client is as plain as any, and gets nothing."""
+    pair.dictate("reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    assert pair.client.agent is not None
+    pair.client.cluster_key = None
+    pair.client.stop(pair.client.agent)
+    pair.client.start_agent()
+    found = _ask(pair.client, pair.address, port, "connected", 1, patience=1.0)
+    assert found.startswith("TimeoutError"), found
+    assert all(c.rx_bytes == 0 for c in connections(pair.server.finish(), program="memcached"))
