@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.control import Control
 from bertha_socket.carrier.envelope import Envelope, Kind
-from bertha_socket.carrier.exchange import Exchange, Step, datagram_recipe
+from bertha_socket.carrier.exchange import CLIENT_IDLE, Exchange, Step, datagram_recipe
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
 from bertha_socket.carrier.session import Mode, State
 from bertha_socket.carrier.shim import Carry
@@ -49,6 +49,8 @@ _UNKNOWN_RATE: Final = 100
 #: Seconds for which what is still unsaid is said after the program has closed.
 _LINGER: Final = {"client": 10.0, "server": 1.0}
 _STATUS_SECONDS: Final = 0.1
+#: What has been silent for so long makes room for newcomers.
+_SILENT_SECONDS: Final = 30.0
 
 
 class Place(NamedTuple):
@@ -180,6 +182,10 @@ class Datagrams:
 
     def _program_sent(self, place: Place, body: bytes) -> None:
         exchange = self._current.get(place)
+        if exchange is not None and exchange.side == "client":
+            if exchange.silent(time.monotonic()) > CLIENT_IDLE:  # the server may have forgotten it
+                self._drop(place, exchange)
+                exchange = None
         if exchange is None and place in self._plans:
             exchange = self._open_exchange(place)
         if exchange is not None:
@@ -327,6 +333,11 @@ class Datagrams:
             for key in own[: len(own) - _EACH_MAX + 1]:
                 if self._exchanges[key] is not self._current.get(place):
                     self._drop(place, self._exchanges[key])
+        if len(self._exchanges) >= EXCHANGES_MAX:
+            now = time.monotonic()
+            silent = max(self._exchanges, key=lambda k: self._exchanges[k].silent(now))
+            if self._exchanges[silent].silent(now) > _SILENT_SECONDS:
+                self._drop(silent[0], self._exchanges[silent])
         return len(self._exchanges) < EXCHANGES_MAX
 
     def _answer_unknown(self, came: Envelope, place: Place) -> None:

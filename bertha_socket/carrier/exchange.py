@@ -20,10 +20,10 @@ from bertha_socket.chunnels.pipeline import Moved, Pipeline
 _HELLO_AGAIN: Final = 0.25
 _HELLO_AGAIN_MAX: Final = 2.0
 HELLO_SECONDS: Final = 10.0
-#: Seconds without a datagram in either direction.  The client forgets first, so that what it sends then
-#: begins with a HELLO.
-CLIENT_IDLE: Final = 60.0
-SERVER_IDLE: Final = 120.0
+#: Seconds without a datagram in either direction after which what a client sends begins with a new HELLO, and
+#: after which (later, so that nothing is sent in vain) the server forgets it.
+CLIENT_IDLE: Final = 240.0
+SERVER_IDLE: Final = 600.0
 #: Datagrams that are kept until the agent has judged the plan; that wait for the chunnels to take them.
 _EARLY_MAX: Final = 32
 _WAITING_MAX: Final = 1024
@@ -94,13 +94,18 @@ class Exchange:
         """When `tick` is to be called (the context's clock)."""
         if self.step is Step.FAILED:
             return None
-        idle = CLIENT_IDLE if self.side == "client" else SERVER_IDLE
-        times = [self._last + idle, self._hello_at]
+        times = [self._hello_at]
+        if self.side == "server":
+            times.append(self._last + SERVER_IDLE)
         if self.step is Step.PENDING:
             times.append(self._born + HELLO_SECONDS)
         if self._pipeline is not None:
             times.append(self._pipeline.deadline())
-        return min(t for t in times if t is not None)
+        return min((t for t in times if t is not None), default=None)
+
+    def silent(self, now: float) -> float:
+        """Seconds without a datagram; 0 while something is still to be said."""
+        return 0.0 if self.unsaid or self.step is Step.PENDING else now - self._last
 
     # -- what its owner gives -------------------------------------------------------------------------
 
@@ -233,7 +238,6 @@ class Exchange:
         self.to_program += [bytes(item) for item in moved.up]
 
     def _tick(self, now: float) -> None:
-        idle = CLIENT_IDLE if self.side == "client" else SERVER_IDLE
         if self.step is Step.PENDING and now >= self._born + HELLO_SECONDS:
             raise ChunnelError(f"the other end has not answered within {HELLO_SECONDS:.0f} s")
         if self._hello_at is not None and now >= self._hello_at:
@@ -242,8 +246,7 @@ class Exchange:
         due = pipeline.deadline() if pipeline is not None else None
         if pipeline is not None and due is not None and due <= now:
             self._moved(pipeline.tick(now))
-            due = pipeline.deadline()
-        if now >= self._last + idle and due is None:
-            self.fail("")  # nothing was said for long
-        elif now >= self._last + idle:
-            self._last = now  # it is still saying something again
+        if self.side == "server" and now >= self._last + SERVER_IDLE:
+            if self.silent(now) > 0:
+                self.fail("")  # nothing was said for long
+            self._last = now

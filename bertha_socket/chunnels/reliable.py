@@ -12,7 +12,7 @@ datagrams, b the next number that is wanted, flags the number (at most 8) of ran
 u32 past the last, of what has come beyond it.  Hello: what a client sends first and until it is answered; it
 chooses the connection's number, at random.  What makes no sense, or is another connection's, is ignored.
 
-Retransmission timer: RFC 6298 (at least 0.2 s).  Congestion: slow start, congestion avoidance, and recovery
+Retransmission timer: RFC 6298 (0.2 to 8 s).  Congestion: slow start, congestion avoidance, and recovery
 after three later acknowledgements, as NewReno (RFC 6582), by selective acknowledgements; one datagram after a
 time-out.
 """
@@ -44,13 +44,16 @@ _RANGE: Final = struct.Struct(">II")
 DATA, ACK, HELLO = 1, 2, 3
 MORE, END = 1, 2
 RANGES_MAX: Final = 8
+#: So many that were sent later must have arrived before something counts as lost.
+LATER: Final = 3
 MESSAGE_MAX: Final = 16 * 1024 * 1024
 #: Datagrams that are kept, out of order, at the receiver; not yet sent, at the sender.
 WINDOW: Final = 1024
 _QUEUE_MAX: Final = 512
 _RTO_FIRST: Final = 1.0
 _RTO_MIN: Final = 0.2
-_RTO_MAX: Final = 60.0
+#: Less than the minute of RFC 6298, which bulk transfer can wait; programs that use datagrams cannot.
+_RTO_MAX: Final = 8.0
 _ACK_DELAY: Final = 0.02
 _MASK: Final = 0xFFFFFFFF
 
@@ -68,6 +71,7 @@ class _Packet:
     payload: bytes
     sent_at: float = 0.0
     times: int = 0  # how often it was sent
+    order: int = 0  # of its last sending, among all sendings
     arrived: bool = False  # selectively acknowledged
     lost: bool = False  # to be sent again
 
@@ -113,6 +117,9 @@ class Sender:
         self.timing = Timing()
         self.timer: float | None = None
         self._recover = 0  # in recovery until this number is acknowledged
+        self._sendings = 0
+        self._latest = [0] * LATER  # the last sendings that have arrived, as far as is known, in order
+        self._expired_at = 0.0
 
     @property
     def done(self) -> bool:
@@ -140,6 +147,8 @@ class Sender:
         for packet in out:
             packet.sent_at = now
             packet.times += 1
+            self._sendings += 1
+            packet.order = self._sendings
         if out and self.timer is None:
             self.timer = now + self.timing.rto
         return out
@@ -156,6 +165,7 @@ class Sender:
             if not packet.arrived:
                 count += 1
                 newest = packet
+                self._has_arrived(packet)
         self.acknowledged = upto
         for first, past in ranges:
             for packet in self.flight:
@@ -163,9 +173,12 @@ class Sender:
                     packet.arrived, packet.lost = True, False
                     count += 1
                     newest = packet
+                    self._has_arrived(packet)
         if newest is not None:
             self.timing.progress()
-        if newest is not None and newest.times == 1:  # Karn: others' answers are ambiguous
+        # Karn: answers to what was sent twice are ambiguous.  So are those after a time-out: it may be that only
+        # an acknowledgement was lost.
+        if newest is not None and newest.times == 1 and newest.sent_at > self._expired_at:
             self.timing.sample(max(0.0, now - newest.sent_at))
         self._find_lost()
         self._grow(count, upto)
@@ -175,14 +188,14 @@ class Sender:
             self.timer = now + self.timing.rto
         return True
 
+    def _has_arrived(self, packet: _Packet) -> None:
+        self._latest = sorted([*self._latest, packet.order])[1:]
+
     def _find_lost(self) -> None:
-        """Lost is what three that were sent later have overtaken."""
-        later = 0
+        """Lost is what three that were sent later (also again) have overtaken."""
         lost = False
-        for packet in reversed(self.flight):
-            if packet.arrived:
-                later += 1
-            elif later >= 3 and not packet.lost and packet.times == 1:
+        for packet in self.flight:
+            if not packet.arrived and not packet.lost and packet.order < self._latest[0]:
                 packet.lost = lost = True
         if lost and self.acknowledged > self._recover:
             self._recover = self.next
@@ -200,6 +213,7 @@ class Sender:
     def expired(self, now: float) -> None:
         """The timer has run out: everything that has not arrived is sent again, slowly at first."""
         self.timing.backoff()
+        self._expired_at = now
         self.threshold = max(self.window / 2, 2.0)
         self.window = 1.0
         self._recover = self.acknowledged  # slow start goes on from here

@@ -538,6 +538,9 @@ static void silence(struct conn *c, int fd) {
 }
 
 void conn_last_close(struct conn *c, int fd) {
+  if (conn_flags(c) & CONN_DGRAM) {
+    dgram_closing(c, fd);
+  }
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return;
   }

@@ -14,7 +14,7 @@
 #include "reason.h"
 #include "unixpair.h"
 
-enum { ROUTES = 1024 };
+enum { ROUTES = 1024, CLOSE_MS = 300 };
 
 uint8_t dgram_states[BERTHA_FDS];
 
@@ -75,9 +75,13 @@ static struct conn *track(int fd, int family, uint32_t side) {
   return c;
 }
 
-static void untrack(struct conn *c, int fd) {
+static void untrack(struct conn *c) {
   conn_books_begin();
-  conn_forget(fd);
+  for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
+    if (conn_of((int)fd) == c) {
+      conn_forget((int)fd);
+    }
+  }
   conn_books_end();
   conn_free(c);
 }
@@ -92,11 +96,16 @@ static struct conn *hand_over(int fd, int family, struct listener *l, bool requi
   c->listener = l;
   bool done = false;
   if (!atomic_load(&bertha.io_uring) && bertha_lock(&c->rx_lock)) {
+    struct dgram_late late;
+    conn_books_begin();
+    dgram_late_begin(&late, c, fd);
     done = carried_datagrams(c, fd, l != NULL ? l->id : 0, required, false);
+    dgram_late_end(&late);
+    conn_books_end();
     bertha_unlock(&c->rx_lock);
   }
   if (!done) {
-    untrack(c, fd);
+    untrack(c);
     return NULL;
   }
   c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
@@ -436,6 +445,16 @@ bool dgram_revive(struct conn *c, int fd) {
   }
   bertha_unlock(&one);
   return done;
+}
+
+void dgram_closing(struct conn *c, int fd) {
+  if (c->side == BERTHA_SIDE_SERVER) {
+    int saved = errno;
+    struct pollfd p = {.fd = fd};
+    REAL(shutdown)(fd, SHUT_WR);
+    REAL(poll)(&p, 1, CLOSE_MS);
+    errno = saved;
+  }
 }
 
 void dgram_closed(struct conn *c) {

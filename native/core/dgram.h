@@ -40,6 +40,24 @@ ssize_t dgram_send(struct conn *c, int fd, const struct msghdr *msg, int flags);
 int dgram_unread(struct conn *c, int fd); /* FIONREAD: the next one's bytes */
 void dgram_closed(struct conn *c);
 
+/* Before the last descriptor of one that was bound is closed: until the carrier has closed it too, so that its port is
+ * free. */
+void dgram_closing(struct conn *c, int fd);
+
+/* Around the exchange of a socket that may have been used: its duplicates are tracked, and its epoll registrations moved
+ * to what takes its place. */
+struct dgram_member {
+  int epfd;
+  int fd;
+  struct epoll_event event;
+};
+struct dgram_late {
+  struct dgram_member *members;
+  size_t count;
+};
+void dgram_late_begin(struct dgram_late *late, struct conn *c, int fd);
+void dgram_late_end(struct dgram_late *late);
+
 /* Between dgram.c and dgram_io.c. */
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope);
 void dgram_reroute(const uint8_t addr[16], uint16_t port); /* the plan was refused: asked for anew */

@@ -62,10 +62,9 @@ struct bertha_dir_entry {
   uint32_t pid;
   uint8_t pad[16];
 };
-#define BERTHA_DIR_DATAGRAMS                                                                                 \
-  4u /* a bound UDP socket whose datagrams may have chunnels; for stream sockets it is not there */
-#define BERTHA_DIR_DAG 2u      /* its connections may have chunnels: to be negotiated */
-#define BERTHA_DIR_LOOPBACK 1u /* a loopback address: only meant for its own namespace */
+#define BERTHA_DIR_DATAGRAMS 4u /* a bound UDP socket; who looks for TCP does not see it */
+#define BERTHA_DIR_DAG 2u       /* its connections may have chunnels: to be negotiated */
+#define BERTHA_DIR_LOOPBACK 1u  /* a loopback address: only meant for its own namespace */
 
 #define BERTHA_DIR_ENTRIES 8192u
 

@@ -58,8 +58,10 @@ def test_what_is_no_listening_tcp_socket_is_refused(agent: Agent) -> None:
         with pytest.raises(RefusedError, match="REFUSED_BY_AGENT"):
             shim.listen(bound)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.bind(("127.0.0.1", 0))
             with pytest.raises(RefusedError, match="REFUSED_BY_AGENT"):
+                shim.listen(udp)
+            udp.bind(("127.0.0.1", 0))
+            with pytest.raises(RefusedError, match="POLICY"):  # no rule gives its datagrams chunnels
                 shim.listen(udp)
         with socket.socket(socket.AF_UNIX) as unix:
             unix.bind("")

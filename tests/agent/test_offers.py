@@ -156,7 +156,7 @@ def client_offer(made: Offers, dag: str) -> Offer:
     rules = policy.parse(f"[[rule]]\ndag = '{dag}'") if dag else policy.EMPTY
     subject = plans.make_subject("client", "/bin/client", ("client",), os.geteuid(), "")
     who = offers._Who(rules, subject, os.geteuid(), NOTHING)
-    return made._offer(who, "client", HERE, 80)
+    return made._offer(who, "client", HERE, 80, "tcp")
 
 
 def test_settled_by_the_strictest_address(listener: Listener) -> None:

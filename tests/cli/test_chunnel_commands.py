@@ -36,7 +36,10 @@ def test_the_types_and_their_implementations(launcher: Launcher) -> None:
         ('prohibit = ["xdp"]', 2, "rule 1, prohibit: there is no implementation 'xdp'"),
         ('prohibit = ["encrypt/nosuch"]', 2, "rule 1, prohibit: there is no implementation"),
         ('prohibit = ["encrypt/native", "*/python", "native", "elsewhere/tofino"]', 0, "nothing wrong"),
-        ('proto = "udp"', 2, "rule 1, proto: "),
+        ('proto = "sctp"', 2, "rule 1, proto: "),
+        ('proto = "udp"\ndag = "frame() |> encrypt() |> reliable()"', 0, "nothing wrong"),
+        ('proto = "udp"\ndag = "encrypt()"', 1, "rule 1, dag: over UDP: the program gives datagrams and encrypt"),
+        ('proto = "any"\ndag = "reliable()"', 1, "rule 1, dag: "),
     ],
 )
 def test_a_policy_file_is_checked(

@@ -103,7 +103,7 @@ def test_the_timer_of_rfc_6298() -> None:
     assert timing.rto == 0.2
     for _ in range(50):
         timing.backoff()
-    assert timing.rto == 60.0
+    assert timing.rto == 8.0
 
 
 class _End:
