@@ -176,8 +176,8 @@ class Sender:
                     self._has_arrived(packet)
         if newest is not None:
             self.timing.progress()
-        # Karn: answers to what was sent twice are ambiguous.  So are those after a time-out: it may be that only
-        # an acknowledgement was lost.
+        # Karn: answers to what was sent twice are ambiguous.  So are those after a time-out: it may be that
+        # only an acknowledgement was lost.
         if newest is not None and newest.times == 1 and newest.sent_at > self._expired_at:
             self.timing.sample(max(0.0, now - newest.sent_at))
         self._find_lost()

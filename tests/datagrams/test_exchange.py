@@ -1,4 +1,4 @@
-"""Two carriers and one pair of addresses, without sockets: on a network that loses, doubles, reorders and lies."""
+"""Two carriers and one pair of addresses, without sockets: on a network that loses, doubles and reorders."""
 
 from __future__ import annotations
 
@@ -97,7 +97,8 @@ class Wire:
         while True:
             self._collect()
             times = [at for at, _, _ in self.flying]
-            times += [d for x in (self.client, self.server) if x is not None and (d := x.deadline()) is not None]
+            ends = [x for x in (self.client, self.server) if x is not None]
+            times += [d for x in ends if (d := x.deadline()) is not None]
             due = min(times, default=end)
             if due >= end:
                 self.now = end
@@ -110,7 +111,6 @@ class Wire:
             for x in (self.client, self.server):
                 if x is not None and (d := x.deadline()) is not None and d <= self.now:
                     x.tick(self.now)
-
 
     def until(self, side: str, count: int) -> None:
         """Lets time pass until so many have come there."""
@@ -147,9 +147,7 @@ def test_once_and_in_order(loss: float, seed: int) -> None:
 @pytest.mark.parametrize("loss", [0.0, 0.2])
 def test_encrypted(loss: float) -> None:
     """TLS over a stream of datagrams: boundaries stay, and nothing can be read on the way."""
-    plan = plan_of(
-        chunnel("frame", "u32be/1"), chunnel("encrypt", "tls1.3"), chunnel("reliable", "brel/1")
-    )
+    plan = plan_of(chunnel("frame", "u32be/1"), chunnel("encrypt", "tls1.3"), chunnel("reliable", "brel/1"))
     wire = Wire(plan, loss=loss, seed=3)
     sent = [b"the secret number %d" % i for i in range(30)]
     for message in sent:
