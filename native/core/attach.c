@@ -218,6 +218,9 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   c->slot_index = (uint32_t)s;
   c->slot = &l->slots[s];
   slot_prepare(c->slot, &tuple, netns);
+  if (l->plan.implementation == BERTHA_IMPL_UNIX) {
+    unix_prepare(c);
+  }
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_CLAIMED, memory_order_release);
   uint32_t use = BERTHA_SLOT_USE(atomic_load_explicit(&c->slot->state, memory_order_relaxed));
   atomic_store_explicit(&c->slot->state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED), memory_order_release);
@@ -225,6 +228,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   uint32_t claimed = BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED);
   if (!claim_publish(l->claims, tag, bertha_claim_word(tag, l->index, (uint32_t)s)) &&
       atomic_compare_exchange_strong(&c->slot->state, &claimed, BERTHA_SLOT_WORD(use, BERTHA_SLOT_REFUSED))) {
+    unix_drop(c);
     slot_give_back(l, (uint32_t)s);
     return BERTHA_WHY_CLAIMS_FULL;
   }
@@ -240,6 +244,7 @@ static void withdraw(struct conn *c) {
     uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
     claim_withdraw(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index));
   } /* else the server was quicker; it learns of our end by the kernel */
+  unix_drop(c);
   slot_give_back(c->link, c->slot_index);
   c->slot = NULL;
 }
@@ -453,16 +458,20 @@ bool conn_ripe(struct conn *c, int fd) {
     if (!bertha_lock(&c->rx_lock)) {
       return false;
     }
-    bool there = c->link->plan.implementation == BERTHA_IMPL_SHM || unix_collect(c);
-    if (conn_kind(c) == BERTHA_CONN_CLAIMED && there) {
+    if (conn_kind(c) == BERTHA_CONN_CLAIMED && /* no other thread was quicker */
+        (c->link->plan.implementation == BERTHA_IMPL_SHM || unix_collect(c))) {
       tied(c, BERTHA_CONN_CLAIMED);
     }
     bertha_unlock(&c->rx_lock);
     after_tied(c, fd);
     return conn_kind(c) == BERTHA_CONN_SHM;
   }
-  if (state == BERTHA_SLOT_REFUSED) {
-    conn_make_plain(c, BERTHA_WHY_NOT_ATTACHED);
+  if (state == BERTHA_SLOT_REFUSED && bertha_lock(&c->rx_lock)) {
+    if (conn_kind(c) == BERTHA_CONN_CLAIMED) {
+      conn_make_plain(c, BERTHA_WHY_NOT_ATTACHED);
+      unix_drop(c);
+    }
+    bertha_unlock(&c->rx_lock);
   }
   return false;
 }
@@ -506,6 +515,7 @@ uint32_t conn_decide(struct conn *c, int fd, uint32_t why) {
       conn_make_plain(c, why);
     } else if (kind == BERTHA_CONN_CLAIMED && give_up_claim(c)) {
       conn_make_plain(c, why);
+      unix_drop(c);
       slot_give_back(c->link, c->slot_index);
     }
     bertha_unlock(&c->rx_lock);

@@ -32,6 +32,10 @@ static inline bool conn_closed(const struct conn *c, int fd, uint32_t life) {
 /* Around a wait in the kernel on the descriptor itself. */
 static inline uint32_t conn_kernel_sleep(struct conn *c) {
   atomic_fetch_add(&c->kernel_waiters, 1);
+  if (UNLIKELY(conn_kind(c) == BERTHA_CONN_UNIX && c->slot != NULL &&
+               !atomic_load_explicit(&c->slot->watch[c->side].kernel, memory_order_relaxed))) {
+    atomic_store(&c->slot->watch[c->side].kernel, 1); /* in a signal handler, within unix_wait() */
+  }
   return conn_life(c);
 }
 static inline void conn_kernel_awake(struct conn *c, uint32_t life) {

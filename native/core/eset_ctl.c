@@ -147,6 +147,9 @@ static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *e
 int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   struct conn *c = conn_of(fd);
   uint32_t kind = c != NULL ? conn_kind(c) : BERTHA_CONN_FREE;
+  if (kind == BERTHA_CONN_UNIX && op == EPOLL_CTL_ADD && !unix_swapped(c)) {
+    unix_settle(c, fd);
+  }
   struct eset *s = eset_of(epfd);
   bool known = s != NULL && (unsigned)fd < ESET_FDS && s->regs[fd].state != REG_NONE;
   if (c == NULL && op == EPOLL_CTL_ADD) {

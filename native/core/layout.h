@@ -183,7 +183,12 @@ struct bertha_slot {
   uint32_t nonce; /* what the client put into its SYN (cross-namespace), 0: nothing */
   uint32_t client_pid;
   uint32_t server_pid;
-  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 12];
+  uint32_t reserved2;
+  /* `unix`: the number of a socketpair that the server had made ahead, whose other end the client has fetched; and
+   * which one the server has taken for this connection.  0: none. */
+  _Atomic uint64_t end_held;
+  _Atomic uint64_t end_taken;
+  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 16];
   struct bertha_watch watch[2];
   struct bertha_direction dir[2]; /* [side that produces] */
 };

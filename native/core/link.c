@@ -9,6 +9,7 @@
 #include <netinet/in.h>
 
 #include "agentc.h"
+#include "unixmail.h"
 
 #define AGENTS_PORT 7277
 
@@ -68,6 +69,10 @@ bool link_held(const struct link *l) {
 
 void link_after_fork(void) {
   atomic_store(&here.lock, 0); /* the lists are whole at any moment */
+  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+    atomic_store(&l->lock, 0);
+    mail_forget(l); /* the parent's: an end that we had as well would never be seen to close */
+  }
 }
 
 void link_fd_moved(int from, int to) {
@@ -81,6 +86,7 @@ void link_fd_moved(int from, int to) {
     if (l->mailbox == from) {
       l->mailbox = to;
     }
+    mail_fd_moved(l, from, to);
   }
 }
 
@@ -254,6 +260,7 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
   l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
   l->left = -1;
   l->mailbox = -1;
+  l->spares.target = 1;
   return l;
 }
 
@@ -432,6 +439,7 @@ static void retire_links(void) {
     int fd = l->fd;
     int mailbox = l->mailbox;
     l->fd = l->mailbox = -1;
+    mail_forget(l);
     bertha_close_hidden(fd);
     bertha_close_hidden(mailbox);
     mmap(l->base, l->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,

@@ -105,24 +105,41 @@ bool bertha_is_hidden(int fd) {
 
 /* High numbers, so that the program gets the low ones it would have got; not at the very top, because
  * the kernel's table of a process grows with its highest descriptor and fork copies it. */
-int bertha_hide_fd(int fd) {
-  struct rlimit limit;
-  int start = 960;
-  if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 1024) {
-    start = (int)limit.rlim_cur - 64;
+static void mark_hidden(int fd) {
+  if ((unsigned)fd < BERTHA_FDS && bertha.fds != NULL) {
+    atomic_store(&bertha.fds[fd].set, FD_HIDDEN);
+    if ((uint32_t)fd >= bertha.max_fd) {
+      bertha.max_fd = (uint32_t)fd + 1;
+    }
   }
-  int moved = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, start > 3 ? start : 3);
+}
+
+static int high_copy(int fd) {
+  int copy = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, 960);
+  struct rlimit limit;
+  if (copy < 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 1024) {
+    int start = (int)limit.rlim_cur - 64;
+    copy = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, start > 3 ? start : 3);
+  }
+  return copy;
+}
+
+int bertha_hidden_copy(int fd) {
+  int copy = high_copy(fd);
+  if (copy >= 0) {
+    mark_hidden(copy);
+  }
+  return copy;
+}
+
+int bertha_hide_fd(int fd) {
+  int moved = high_copy(fd);
   if (moved < 0) {
     moved = fd; /* better visible than not at all */
   } else {
     REAL(close)(fd);
   }
-  if ((unsigned)moved < BERTHA_FDS && bertha.fds != NULL) {
-    atomic_store(&bertha.fds[moved].set, FD_HIDDEN);
-    if ((uint32_t)moved >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)moved + 1;
-    }
-  }
+  mark_hidden(moved);
   return moved;
 }
 

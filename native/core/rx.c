@@ -347,6 +347,7 @@ static bool switched_untied(struct conn *c, int fd) {
 }
 
 static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  int64_t deadline = -1;
   for (;;) {
     if (conn_ripe(c, fd)) {
       return conn_recv(c, fd, iov, count, flags);
@@ -361,7 +362,20 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
           continue;
         }
       }
-      n = recv_kernel_part(c, fd, iov, count, flags);
+      int waited = 1;
+      if (patient && c->link->plan.implementation == BERTHA_IMPL_UNIX) {
+        deadline = deadline < 0 && c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : deadline;
+        waited = unix_wait(c, fd, deadline);
+        conn_ripe(c, fd);
+        if (waited < 0) {
+          return waited;
+        }
+        if (conn_kind(c) != BERTHA_CONN_CLAIMED) {
+          continue;
+        }
+      }
+      n = recv_kernel_part(c, fd, iov, count, waited == 0 ? flags | MSG_DONTWAIT : flags);
+      n = n == -EAGAIN && waited == 0 ? -EINPROGRESS : n;
       if (n == -EINPROGRESS && switched_untied(c, fd)) {
         conn_set_flag(c, CONN_BROKEN);
         return -ECONNRESET;

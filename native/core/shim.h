@@ -46,6 +46,16 @@ struct listener { /* of this process: one it listens on, or one it has connected
   struct listener *next;
 };
 
+enum { UNIX_SPARES = 8 };
+struct unix_spares { /* one end each of socketpairs that are made ahead (core/unixspare.c) */
+  uint32_t count;
+  uint32_t target; /* server: how many to have */
+  struct {
+    uint64_t number;
+    int fd; /* hidden */
+  } end[UNIX_SPARES];
+};
+
 struct link { /* this process's mapping of a link */
   struct bertha_link_header *header;
   uint8_t *base;
@@ -70,6 +80,7 @@ struct link { /* this process's mapping of a link */
   uint16_t *free_slots;
   int mailbox; /* hidden; `unix`: where the server posts the client's ends; -1: none */
   int *mail;   /* client: descriptor + 1 that has come for a slot */
+  struct unix_spares spares;
   struct link *_Atomic next;
 };
 
@@ -176,6 +187,7 @@ void bertha_init(void);
 bool bertha_table_open(void);
 bool bertha_in_forked_stranger(void); /* in a vfork child, or one that a raw clone made */
 int bertha_hide_fd(int fd);           /* moves it out of the program's sight; -1 when it cannot */
+int bertha_hidden_copy(int fd);       /* a duplicate there; -1: no descriptor left */
 bool bertha_is_hidden(int fd);
 int bertha_unhide(int fd); /* the program wants this very number: moves ours elsewhere */
 uint32_t bertha_tid(void);

@@ -9,19 +9,20 @@
 #include "carried.h"
 #include "conn.h"
 #include "eset.h"
+#include "unixmail.h"
+#include "wait.h"
 
 /* Descriptors are a process's own, the connection's record is its family's: so they are kept apart. */
 struct ends {
-  int unix_fd; /* before the exchange */
+  int unix_fd; /* before the exchange; a client has one that was made ahead from its claim on */
   int tcp_fd;  /* after it */
   _Atomic bool swapped;
+  uint8_t requests; /* received without the exchange */
+  bool deaf;        /* the other end of unix_fd is closed: there is nothing to wait for */
+  uint64_t number;  /* of an end that was made ahead (unixmail.h), else 0 */
 };
 static struct ends *_Atomic ends;
-
-struct letter {
-  uint32_t slot;
-  uint32_t use;
-};
+enum { STAYS = 32 };
 
 extern void bertha_close_hidden(int fd);
 
@@ -40,103 +41,65 @@ static struct ends *ends_of(const struct conn *c) {
   return &ends[conn_index(c)];
 }
 
-static bool keep(struct conn *c, int fd) {
-  struct ends *e = ends_of(c);
-  if (e == NULL) {
-    REAL(close)(fd);
-    return false;
-  }
-  e->unix_fd = bertha_hide_fd(fd);
-  e->tcp_fd = -1;
-  e->swapped = false;
-  unix_nonblock(c, conn_flags(c) & CONN_NONBLOCK);
-  return true;
-}
-
-uint32_t unix_offer(struct conn *c) {
-  int pair[2];
-  struct letter letter = {c->slot_index, BERTHA_SLOT_USE(atomic_load(&c->slot->state))};
-  if (c->link->mailbox < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
-    return BERTHA_WHY_NO_DESCRIPTOR;
-  }
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int))];
-  } control = {.space = {0}};
-  struct iovec part = {&letter, sizeof letter};
-  struct msghdr msg = {.msg_iov = &part,
-                       .msg_iovlen = 1,
-                       .msg_control = control.space,
-                       .msg_controllen = sizeof control.space};
-  struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
-  head->cmsg_level = SOL_SOCKET;
-  head->cmsg_type = SCM_RIGHTS;
-  head->cmsg_len = CMSG_LEN(sizeof(int));
-  memcpy(CMSG_DATA(head), &pair[1], sizeof(int));
-  ssize_t n = REAL(sendmsg)(c->link->mailbox, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-  bool full = n < 0 && errno == EAGAIN;
-  REAL(close)(pair[1]);
-  if (n != sizeof letter) {
-    REAL(close)(pair[0]);
-    return full ? UNIX_LATER : BERTHA_WHY_NO_DESCRIPTOR;
-  }
-  return keep(c, pair[0]) ? 0 : BERTHA_WHY_NO_MEMORY;
-}
-
-/* Reads the mailbox; ends for other connections of this link are kept for them. */
-bool unix_collect(struct conn *c) {
-  struct link *l = c->link;
-  if (!bertha_lock(&l->lock)) {
-    return false;
-  }
-  while (l->mail != NULL && l->mail[c->slot_index] == 0) {
-    struct letter letter;
-    union {
-      struct cmsghdr align;
-      char space[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec part = {&letter, sizeof letter};
-    struct msghdr msg = {.msg_iov = &part,
-                         .msg_iovlen = 1,
-                         .msg_control = control.space,
-                         .msg_controllen = sizeof control.space};
-    ssize_t n = REAL(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n < 0) {
-      break;
-    }
-    struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
-    int fd = -1;
-    if (head != NULL && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof fd)) {
-      memcpy(&fd, CMSG_DATA(head), sizeof fd);
-    }
-    if (fd < 0) {
-      break;
-    }
-    bool good = n == sizeof letter && letter.slot < l->slot_count &&
-                letter.use == BERTHA_SLOT_USE(atomic_load(&l->slots[letter.slot].state)) &&
-                l->mail[letter.slot] == 0;
-    if (good) {
-      l->mail[letter.slot] = bertha_hide_fd(fd) + 1;
-    } else {
-      REAL(close)(fd); /* for a connection that is over */
-    }
-  }
-  int fd = l->mail != NULL ? l->mail[c->slot_index] - 1 : -1;
-  if (fd >= 0) {
-    l->mail[c->slot_index] = 0;
-  }
-  bertha_unlock(&l->lock);
-  if (fd < 0) {
-    return false;
-  }
+/* Takes over an end, which is hidden and blocks, as a new one does. */
+static bool keep(struct conn *c, int fd, uint64_t number) {
   struct ends *e = ends_of(c);
   if (e == NULL) {
     bertha_close_hidden(fd);
     return false;
   }
-  *e = (struct ends){.unix_fd = fd, .tcp_fd = -1};
-  unix_nonblock(c, conn_flags(c) & CONN_NONBLOCK);
+  *e = (struct ends){.unix_fd = fd, .tcp_fd = -1, .number = number};
+  if (conn_flags(c) & CONN_NONBLOCK) {
+    unix_nonblock(c, true);
+  }
   return true;
+}
+
+uint32_t unix_offer(struct conn *c) {
+  uint64_t number = atomic_load(&c->slot->end_held);
+  int spare = spare_find(c->link, number);
+  atomic_store(&c->slot->end_taken, spare >= 0 ? number : 0);
+  if (spare >= 0) {
+    return keep(c, spare, number) ? 0 : BERTHA_WHY_NO_MEMORY;
+  }
+  int pair[2];
+  spare_missed(c->link);
+  if (c->link->mailbox < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+    return BERTHA_WHY_NO_DESCRIPTOR;
+  }
+  int error = mail_post(c->link, c->slot_index, BERTHA_SLOT_USE(atomic_load(&c->slot->state)), pair[1]);
+  REAL(close)(pair[1]);
+  if (error != 0) {
+    REAL(close)(pair[0]);
+    return error == EAGAIN ? UNIX_LATER : BERTHA_WHY_NO_DESCRIPTOR;
+  }
+  return keep(c, bertha_hide_fd(pair[0]), 0) ? 0 : BERTHA_WHY_NO_MEMORY;
+}
+
+void unix_prepare(struct conn *c) {
+  uint64_t number = 0;
+  int fd = spare_fetch(c->link, &number);
+  struct ends *e = fd >= 0 ? ends_of(c) : NULL;
+  if (e != NULL) {
+    *e = (struct ends){.unix_fd = fd, .tcp_fd = -1, .number = number};
+  } else if (fd >= 0) {
+    bertha_close_hidden(fd);
+    number = 0;
+  }
+  atomic_store_explicit(&c->slot->end_held, number, memory_order_relaxed);
+}
+
+bool unix_collect(struct conn *c) {
+  struct ends *e = ends_of(c);
+  if (e != NULL && e->number != 0 && e->number == atomic_load(&c->slot->end_taken)) {
+    if (conn_flags(c) & CONN_NONBLOCK) {
+      unix_nonblock(c, true);
+    }
+    return true;
+  }
+  unix_drop(c); /* one that the server has not taken */
+  int fd = mail_take(c->link, c->slot_index);
+  return fd >= 0 && keep(c, fd, 0);
 }
 
 bool unix_swapped(const struct conn *c) {
@@ -195,6 +158,13 @@ static bool switch_tx(struct conn *c) {
   return false;
 }
 
+/* Who waits for both sockets (unix_wait) needs no byte on the one. */
+static bool must_be_rung(const struct conn *c, const struct ends *e) {
+  atomic_thread_fence(memory_order_seq_cst); /* the switch has been published */
+  bool same_end = c->side == BERTHA_SIDE_CLIENT || e->number != 0;
+  return !same_end || atomic_load(&c->slot->watch[1 - c->side].kernel);
+}
+
 static int unix_tx_fd(struct conn *c, int fd) {
   struct ends *e = ends_of(c);
   if (conn_flags(c) & CONN_CARRIED) {
@@ -209,7 +179,9 @@ static int unix_tx_fd(struct conn *c, int fd) {
   bertha_unlock(&c->tx_lock);
   if (switched) {
     shut_as_told(c, e->unix_fd);
-    bell_on_connection(c, fd); /* the other end may be reading TCP */
+    if (must_be_rung(c, e)) {
+      bell_on_connection(c, fd); /* the other end may be reading TCP */
+    }
   }
   return on_tcp ? fd : e->unix_fd;
 }
@@ -224,9 +196,9 @@ static void exchange_one(struct conn *c, struct ends *e, int fd) {
 
 /* With the rx lock held: the unix socket takes the TCP socket's place. */
 static void exchange(struct conn *c, struct ends *e, int fd) {
-  int hidden = e->swapped ? -1 : REAL(fcntl)(fd, F_DUPFD_CLOEXEC, 3);
+  int hidden = e->swapped ? -1 : bertha_hidden_copy(fd);
   if (hidden >= 0) {
-    e->tcp_fd = bertha_hide_fd(hidden);
+    e->tcp_fd = hidden;
     set_timeout(e->unix_fd, SO_RCVTIMEO, c->rcv_timeout_ns);
     set_timeout(e->unix_fd, SO_SNDTIMEO, c->snd_timeout_ns);
     shut_as_told(c, e->unix_fd);
@@ -307,6 +279,9 @@ static ssize_t message(ssize_t n) {
 }
 
 int unix_tx_begin(struct conn *c, int fd, bool *tcp) {
+  if (c->snd_timeout_ns > 0) { /* the exchange brings it to the other socket */
+    unix_settle(c, fd);
+  }
   int to = unix_tx_fd(c, fd);
   *tcp = c->tx_phase == PHASE_BEFORE && !(conn_flags(c) & CONN_CARRIED);
   if (to != fd) { /* counted in, so that an exchange does not close it under us */
@@ -340,7 +315,57 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
   return n;
 }
 
+/* Several threads, processes or descriptors may each wait in their own way: then the byte on the connection wakes all. */
+static bool alone_with_it(const struct conn *c) {
+  extern char __libc_single_threaded __attribute__((weak)); /* glibc 2.32 */
+  return &__libc_single_threaded != NULL && __libc_single_threaded && atomic_load(&c->info.refs) == 1 &&
+         atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_regs) == 0;
+}
+
+/* Many connections are over after a request or two: one that is only sent to and received from, by calls that block, does
+ * without the exchange until it has shown that it stays. */
+static bool may_wait_there(const struct conn *c) {
+  struct ends *e = ends_of(c);
+  return e != NULL && !e->swapped && c->rcv_timeout_ns == 0 && c->snd_timeout_ns == 0 && alone_with_it(c) &&
+         ++e->requests < STAYS;
+}
+
+int unix_wait(struct conn *c, int fd, int64_t deadline) {
+  struct ends *e = ends_of(c);
+  if (e == NULL || e->unix_fd <= 0 || e->swapped || e->deaf || (conn_flags(c) & CONN_CARRIED) ||
+      !alone_with_it(c)) {
+    return 1;
+  }
+  _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
+  _Atomic uint64_t *switch_at = &conn_rx(c)->switch_at;
+  int n = 1;
+  atomic_store(kernel, 0);
+  atomic_thread_fence(
+      memory_order_seq_cst); /* the other end publishes its switch, and then looks whether to ring */
+  if (atomic_load(switch_at) == UINT64_MAX) {
+    struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = e->unix_fd, .events = POLLIN}};
+    n = wait_two(p, deadline);
+    e->deaf = n > 0 && (p[1].revents & (POLLHUP | POLLERR)) != 0;
+  }
+  atomic_store(kernel, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+  return n > 0 || atomic_load(switch_at) != UINT64_MAX ? 0 : n;
+}
+
+/* What there is in the unix socket before it has taken the descriptor's place. */
+static ssize_t take_there(struct conn *c, int fd, struct msghdr *msg, int flags) {
+  uint32_t life = conn_kernel_sleep(c);
+  ssize_t n = message(REAL(recvmsg)(unix_swapped(c) ? fd : ends_of(c)->unix_fd, msg, flags));
+  conn_kernel_awake(c, life);
+  if (n > 0 && !(flags & MSG_PEEK)) {
+    count_bytes(&c->info.rx_bytes, (uint64_t)n);
+  }
+  return n;
+}
+
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  int64_t deadline = patient && c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
   for (;;) {
     struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
     if (conn_flags(c) & CONN_CARRIED) {
@@ -353,17 +378,20 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     }
     uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
     if (atomic_load(&c->krx) == switch_at) {
-      unix_settle(c, fd);
-      uint32_t life = conn_kernel_sleep(c);
-      ssize_t n = message(REAL(recvmsg)(unix_swapped(c) ? fd : ends_of(c)->unix_fd, &msg, flags));
-      conn_kernel_awake(c, life);
-      if (n > 0 && !(flags & MSG_PEEK)) {
-        count_bytes(&c->info.rx_bytes, (uint64_t)n);
+      if (!(patient && may_wait_there(c))) {
+        unix_settle(c, fd);
       }
-      return n;
+      return take_there(c, fd, &msg, flags);
     }
-    ssize_t n = recv_kernel_part(c, fd, iov, count, flags);
-    if (n != -EINPROGRESS) {
+    int waited = patient ? unix_wait(c, fd, deadline) : 1;
+    if (waited < 0) {
+      return waited;
+    }
+    ssize_t n = recv_kernel_part(c, fd, iov, count, waited == 0 ? flags | MSG_DONTWAIT : flags);
+    if (n > 0 && atomic_load(&c->krx) == atomic_load(&conn_rx(c)->switch_at)) {
+      unix_settle(c, fd); /* nothing comes on TCP any more to tell of it */
+    }
+    if (n != -EINPROGRESS && (n != -EAGAIN || waited != 0)) {
       return n;
     }
   }
@@ -406,6 +434,11 @@ void unix_forget(struct conn *c) {
     bertha_close_hidden(e->tcp_fd);
   }
   *e = (struct ends){0};
+  bool accepted_here = c->side == BERTHA_SIDE_SERVER && c->info.pid == (uint32_t)bertha.pid;
+  if (accepted_here && !(conn_flags(c) & CONN_CARRIED) && c->link != NULL &&
+      !atomic_load_explicit(&c->link->header->dead, memory_order_relaxed)) {
+    spares_fill(c->link);
+  }
 }
 
 void unix_fd_moved(int from, int to) {

@@ -12,7 +12,11 @@
 
 #define UNIX_LATER UINT32_MAX        /* the mailbox is full: at the next call on the connection */
 uint32_t unix_offer(struct conn *c); /* server: 0, or why not */
-bool unix_collect(struct conn *c);   /* client: the posted end; false: not there (yet) */
+void unix_prepare(struct conn *c); /* client, before its claim: an end that was made ahead, if there is one */
+bool unix_collect(struct conn *c); /* client: its end of the connection; false: not there (yet) */
+/* While the other end's bytes may come by TCP or by the unix socket: sleeps until there are some.  0: look again,
+ * 1: wait in the kernel's call itself; -EAGAIN at the deadline (bertha_now_ns() terms, -1: none), -EINTR. */
+int unix_wait(struct conn *c, int fd, int64_t deadline);
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 /* The descriptor to send on, after switching if that can be done now; it stays open until the end.  `tcp`: what goes

@@ -50,6 +50,20 @@ void wait_note_signal(int number, const struct sigaction *action) {
   }
 }
 
+int wait_two(struct pollfd fds[2], int64_t deadline) {
+  for (;;) {
+    int64_t left = deadline >= 0 ? deadline - bertha_now_ns() : 0;
+    if (left < 0) {
+      return -EAGAIN;
+    }
+    struct timespec timeout = {left / 1000000000, left % 1000000000};
+    int n = REAL(ppoll)(fds, 2, deadline >= 0 ? &timeout : NULL, NULL);
+    if (n != 0 && (n > 0 || errno != EINTR || deadline >= 0 || atomic_load(&interrupting) != 0)) {
+      return n > 0 ? n : -errno;
+    }
+  }
+}
+
 static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline, uint32_t life) {
   struct link *l = c->link;
   struct bertha_watch *watch = &c->slot->watch[c->side];

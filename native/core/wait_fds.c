@@ -46,6 +46,12 @@ static void classify(struct poll_call *p) {
     if (c != NULL && UNLIKELY(conn_flags(c) & CONN_CARRIED)) {
       carried_settle(c, fd); /* its carrier has to have it, or the other end waits for ever */
     }
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_CLAIMED) {
+      conn_ripe(c, fd);
+    }
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c)) {
+      unix_settle(c, fd); /* its TCP socket may have nothing more to say */
+    }
     p->class[i] = KERNEL;
     if (c == NULL || !is_stream(c)) {
       if (fd >= 0) {

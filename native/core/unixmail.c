@@ -1,0 +1,216 @@
+#include "unixmail.h"
+
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+struct letter {
+  uint32_t slot; /* ANY: made ahead */
+  uint32_t use;
+  uint64_t number;
+};
+#define ANY UINT32_MAX
+
+extern void bertha_close_hidden(int fd);
+
+static int post(struct link *l, const struct letter *letter, int fd) {
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control = {.space = {0}};
+  struct iovec part = {(void *)(uintptr_t)letter, sizeof *letter};
+  struct msghdr msg = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.space,
+                       .msg_controllen = sizeof control.space};
+  struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
+  head->cmsg_level = SOL_SOCKET;
+  head->cmsg_type = SCM_RIGHTS;
+  head->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(head), &fd, sizeof(int));
+  ssize_t n = REAL(sendmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  return n == (ssize_t)sizeof *letter ? 0 : n < 0 ? errno : EPROTO;
+}
+
+int mail_post(struct link *l, uint32_t slot, uint32_t use, int fd) {
+  struct letter letter = {slot, use, 0};
+  return post(l, &letter, fd);
+}
+
+/* With the lock held: one letter out of the mailbox, to where it belongs.  False: there is none. */
+static bool read_letter(struct link *l) {
+  struct letter letter;
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int))];
+  } control;
+  struct iovec part = {&letter, sizeof letter};
+  struct msghdr msg = {.msg_iov = &part,
+                       .msg_iovlen = 1,
+                       .msg_control = control.space,
+                       .msg_controllen = sizeof control.space};
+  ssize_t n = REAL(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0) {
+    return false;
+  }
+  struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
+  int fd = -1;
+  if (head != NULL && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof fd)) {
+    memcpy(&fd, CMSG_DATA(head), sizeof fd);
+  }
+  if (fd < 0) {
+    return false;
+  }
+  bool whole = n == sizeof letter;
+  if (whole && letter.slot == ANY && letter.number != 0 && l->spares.count < UNIX_SPARES) {
+    l->spares.end[l->spares.count].number = letter.number;
+    l->spares.end[l->spares.count++].fd = bertha_hide_fd(fd);
+  } else if (whole && letter.slot < l->slot_count && l->mail[letter.slot] == 0 &&
+             letter.use == BERTHA_SLOT_USE(atomic_load(&l->slots[letter.slot].state))) {
+    l->mail[letter.slot] = bertha_hide_fd(fd) + 1;
+  } else {
+    REAL(close)(fd); /* for a connection that is over */
+  }
+  return true;
+}
+
+int mail_take(struct link *l, uint32_t slot) {
+  if (l->mail == NULL || !bertha_lock(&l->lock)) {
+    return -1;
+  }
+  while (l->mail[slot] == 0 && read_letter(l)) {
+  }
+  int fd = l->mail[slot] - 1;
+  l->mail[slot] = 0;
+  bertha_unlock(&l->lock);
+  return fd;
+}
+
+/* ---- made ahead ---------------------------------------------------------------------------------- */
+
+static int take_out(struct unix_spares *s, uint32_t i, uint64_t *number) {
+  int fd = s->end[i].fd;
+  *number = s->end[i].number;
+  s->count--;
+  memmove(&s->end[i], &s->end[i + 1], (s->count - i) * sizeof s->end[0]);
+  return fd;
+}
+
+int spare_fetch(struct link *l, uint64_t *number) {
+  int fd = -1;
+  if (l->mail == NULL) {
+    return -1;
+  }
+  conn_books_begin(); /* a child that is just being made must find whole books to close what is its parent's */
+  if (bertha_lock(&l->lock)) {
+    while (l->spares.count == 0 && read_letter(l)) {
+    }
+    if (l->spares.count > 0) {
+      fd = take_out(&l->spares, 0, number);
+    }
+    bertha_unlock(&l->lock);
+  }
+  conn_books_end();
+  return fd;
+}
+
+int spare_find(struct link *l, uint64_t number) {
+  int fd = -1;
+  if (number == 0) {
+    return -1;
+  }
+  conn_books_begin();
+  if (bertha_lock(&l->lock)) {
+    for (uint32_t i = 0; i < l->spares.count && fd < 0; i++) {
+      if (l->spares.end[i].number == number) {
+        uint64_t same;
+        fd = take_out(&l->spares, i, &same);
+      }
+    }
+    bertha_unlock(&l->lock);
+  }
+  conn_books_end();
+  return fd;
+}
+
+void spare_missed(struct link *l) {
+  conn_books_begin();
+  if (bertha_lock(&l->lock)) {
+    l->spares.target += l->spares.target < UNIX_SPARES;
+    if (l->spares.count ==
+        UNIX_SPARES) { /* the other end of some may be lost with a claim that was given up */
+      uint64_t number;
+      bertha_close_hidden(take_out(&l->spares, 0, &number));
+    }
+    bertha_unlock(&l->lock);
+  }
+  conn_books_end();
+}
+
+/* Processes that share a listener post into one mailbox: their numbers must differ. */
+static uint64_t new_number(void) {
+  static _Atomic uint64_t base;
+  static _Atomic int base_pid;
+  static _Atomic uint64_t count;
+  if (atomic_load(&base_pid) != bertha.pid) {
+    uint64_t random = 0;
+    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random) {
+      random = (uint64_t)bertha_now_ns() * 0x9e3779b97f4a7c15u ^ (uint64_t)bertha.pid << 40;
+    }
+    atomic_store(&base, random);
+    atomic_store(&base_pid, bertha.pid);
+  }
+  uint64_t number = atomic_load(&base) + atomic_fetch_add(&count, 1);
+  return number != 0 ? number : atomic_load(&base) + atomic_fetch_add(&count, 1);
+}
+
+void spares_fill(struct link *l) {
+  int saved = errno;
+  int pair[2];
+  if (l->mailbox < 0 || l->spares.count >= l->spares.target) {
+    return;
+  }
+  conn_books_begin();
+  bool locked = bertha_lock(&l->lock);
+  while (locked && l->spares.count < l->spares.target &&
+         socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
+    struct letter letter = {ANY, 0, new_number()};
+    bool posted = post(l, &letter, pair[1]) == 0;
+    REAL(close)(pair[1]);
+    if (!posted) {
+      REAL(close)(pair[0]);
+      break;
+    }
+    l->spares.end[l->spares.count].number = letter.number;
+    l->spares.end[l->spares.count++].fd = bertha_hide_fd(pair[0]);
+  }
+  if (locked) {
+    bertha_unlock(&l->lock);
+  }
+  conn_books_end();
+  errno = saved;
+}
+
+/* ---- the process as a whole ----------------------------------------------------------------------- */
+
+void mail_forget(struct link *l) {
+  for (uint32_t i = 0; i < l->spares.count; i++) {
+    bertha_close_hidden(l->spares.end[i].fd);
+  }
+  l->spares.count = 0;
+  for (uint32_t i = 0; l->mail != NULL && i < l->slot_count; i++) {
+    if (l->mail[i] > 0) {
+      bertha_close_hidden(l->mail[i] - 1);
+      l->mail[i] = 0;
+    }
+  }
+}
+
+void mail_fd_moved(struct link *l, int from, int to) {
+  for (uint32_t i = 0; i < l->spares.count; i++) {
+    l->spares.end[i].fd = l->spares.end[i].fd == from ? to : l->spares.end[i].fd;
+  }
+  for (uint32_t i = 0; l->mail != NULL && i < l->slot_count; i++) {
+    l->mail[i] = l->mail[i] == from + 1 ? to + 1 : l->mail[i];
+  }
+}
