@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeHost
 from tests.harness import Host, assert_carried, eventually, free_port, require_program
+from tests.programs.postgresql import DIRECTORIES, new_cluster, other_user
 
 _LATE = [sys.executable, "-m", "bertha_socket.monkey"]
 _PYTHON = Path(sys.executable).name
@@ -75,6 +78,32 @@ for i in range(100):
     assert client.get(f"k{i}") == b"v" * i
 assert len(client.keys()) == 100
 client.close()
+"""
+
+_PSYCOPG = """
+import asyncio, sys
+import psycopg
+where = f"host=127.0.0.1 port={sys.argv[1]} user=tester dbname=postgres"
+with psycopg.connect(where, autocommit=True) as connection, psycopg.connect(where, autocommit=True) as other:
+    connection.execute("CREATE TABLE t (n int, text text)")
+    with connection.cursor().copy("COPY t FROM STDIN") as copy:
+        for n in range(20000):
+            copy.write_row((n, str(n) * 10))
+    rows = connection.execute("SELECT n, text FROM t ORDER BY n", binary=True).fetchall()
+    assert rows == [(n, str(n) * 10) for n in range(20000)]
+    assert connection.execute("SELECT repeat('7', 5000000)").fetchone() == ("7" * 5000000,)
+    with connection.pipeline():
+        answers = [connection.execute("SELECT %s::int", (n,)) for n in range(200)]
+    assert [a.fetchone()[0] for a in answers] == list(range(200))
+    connection.execute("LISTEN news")
+    other.execute("NOTIFY news, 'item'")
+    assert next(connection.notifies(timeout=30)).payload == "item"
+async def query(n):
+    async with await psycopg.AsyncConnection.connect(where) as connection:
+        return (await (await connection.execute("SELECT %s::int", (n,))).fetchone())[0]
+async def main():
+    assert await asyncio.gather(*(query(n) for n in range(8))) == list(range(8))
+asyncio.run(main())
 """
 
 _REQUESTS = """
@@ -147,3 +176,20 @@ def test_requests(host: Host) -> None:
     host.run([*_LATE, "-c", _REQUESTS, port], shim=False)
     eventually(lambda: len(host.connlog()) >= 2, "both ends in the connection log")
     assert_carried(host.finish(), _PYTHON, min_connections=1, role="client", port=port)
+
+
+def test_psycopg(make_host: MakeHost) -> None:
+    """The binary wheel brings a libpq of its own, which reads, writes and waits by its own calls."""
+    _need("psycopg")
+    host = make_host(user=other_user())
+    port = free_port()
+    with new_cluster() as data:
+        host.run(["cp", "-a", data, host.dir / "data"], shim=False)
+    postgres = require_program("postgres", *DIRECTORIES)
+    server = host.server([postgres, "-D", host.dir / "data", "-p", port], port)
+    eventually(lambda: "ready to accept" in server.text(), "PostgreSQL", 30)
+    host.run([*_LATE, "-c", _PSYCOPG, port], shim=False, timeout=60)
+    host.stop(server, number=signal.SIGINT)
+    log = host.finish()
+    assert_carried(log, _PYTHON, min_connections=10, role="client", port=port)
+    assert_carried(log, "postgres", min_connections=10, role="server", port=port)

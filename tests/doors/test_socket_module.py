@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -67,6 +69,33 @@ def test_functions_and_classes_of_each_version(version: str) -> None:
 @pytest.mark.skipif(_VERSION not in _NAMES, reason="no list of this Python's names yet")
 def test_this_version_is_listed() -> None:
     assert {n for n in socket.__all__ if not n.isupper()} == {n for n in _NAMES[_VERSION] if not n.isupper()}
+
+
+@pytest.mark.parametrize("version", sorted(_NAMES))
+def test_list_in_other_pythons(version: str) -> None:
+    """Asked of an interpreter of that version, where one is installed; the import needs no other package."""
+    code = "import json, socket, sys, bertha_socket\n"
+    code += "assert list(bertha_socket.__all__) == list(socket.__all__)\n"
+    code += "assert all(hasattr(bertha_socket, name) for name in socket.__all__)\n"
+    code += "print(json.dumps([list(sys.version_info[:2]), list(socket.__all__)]))\n"
+    package = Path(bertha_socket.__file__).parents[1]
+    environ = {**os.environ, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
+    for python in _pythons(version):
+        done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=False, env=environ)
+        if done.returncode == 0 or "Traceback" in done.stderr:  # a launcher may know of no such version
+            assert done.stderr == ""
+            found, names = json.loads(done.stdout)
+            assert "{}.{}".format(*found) == version
+            assert {n for n in names if not n.isupper()} == {n for n in _NAMES[version] if not n.isupper()}
+            return
+    pytest.skip(f"no Python {version} is installed")
+
+
+def _pythons(version: str) -> list[str]:
+    root = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    found = sorted(str(p) for p in (root / "versions").glob(f"{version}.*/bin/python3"))
+    on_path = shutil.which(f"python{version}")
+    return [*([on_path] if on_path else []), *found]
 
 
 def test_constants_errors_and_unlisted_names() -> None:
