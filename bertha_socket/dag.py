@@ -110,8 +110,11 @@ class Dag:
 Value = None | bool | int | float | str | list[Any] | tuple[Any, ...] | Dag | Expression
 
 
-def wrap(what: Chunnel | Dag | str) -> Dag:
-    """The paper's ``wrap!``: a DAG of a chunnel, a DAG or a text.  Raises DagError."""
+def wrap(what: Chunnel | Dag | str = "") -> Dag:
+    """The paper's ``wrap!``: a DAG of a chunnel, a DAG or a text; of nothing, one without chunnels.
+    Raises DagError."""
+    if what == "":
+        return Dag(())
     if isinstance(what, Dag):
         return what
     if isinstance(what, Chunnel):

@@ -6,6 +6,7 @@ python local_or_remote.py ask 127.0.0.1 7000 hello
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import bertha_socket as bertha
@@ -17,7 +18,10 @@ local_or_remote = chunnel("local_or_remote")
 def serve(address: tuple[str, int]) -> None:
     srv = bertha.new("container-app", bertha.wrap(local_or_remote())).listen(address)
     for connection in srv:
-        with connection:
+        with (
+            connection,
+            contextlib.suppress(OSError),
+        ):  # a client that goes without a word is no reason to end
             for data in connection:
                 connection.send(data)
 

@@ -11,6 +11,7 @@ used.  Which group a request goes to is decided in the service, by the applicati
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import zlib
 
@@ -23,7 +24,7 @@ frame = chunnel("frame")
 
 def member(address: Address, name: str) -> None:
     for connection in bertha.new(name, bertha.wrap(frame())).listen(address):
-        with connection:
+        with connection, contextlib.suppress(OSError):  # a client that goes without a word
             for message in connection:
                 connection.send(name.encode() + b": " + message)
 
@@ -36,7 +37,7 @@ def route(address: Address, groups: list[list[Address]]) -> None:
     rsms = [bertha.new(f"rsm{i + 1}").connect(nodes) for i, nodes in enumerate(groups)]
     srv = bertha.new("service", bertha.wrap(frame())).listen(address)
     for connection in srv:
-        with connection:
+        with connection, contextlib.suppress(OSError):
             for message in connection:
                 chosen = rsms[shard_fn(message, len(rsms))]
                 chosen.send(message)

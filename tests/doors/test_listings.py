@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.harness import Host, assert_carried, eventually, free_port
+from tests.harness import Host, assert_carried, connections, eventually, free_port
 
 _LISTINGS = Path(__file__).parents[2] / "examples" / "listings"
 _PYTHON = Path(sys.executable).name
@@ -44,10 +44,19 @@ def test_listing_3(host: Host) -> None:
 
 
 def test_listings_4_and_5(host: Host) -> None:
+    """`shard` is the application's own chunnel, and runs at the server only."""
     port = free_port()
     host.server(_program("sharded_kv.py", "serve", "127.0.0.1", port), port, shim=False)
-    key = "a-key-that-is-long-enough"
-    assert _ask(host, "sharded_kv.py", "get", "127.0.0.1", port, key) == "None"
-    _ask(host, "sharded_kv.py", "put", "127.0.0.1", port, key, "value")
-    assert _ask(host, "sharded_kv.py", "get", "127.0.0.1", port, key) == "value"
-    _check(host, port, 3)
+    keys = [f"key-{n}" if n % 2 else f"another-{n}" for n in range(6)]
+    for key in keys:
+        _ask(host, "sharded_kv.py", "put", "127.0.0.1", port, key, f"value of {key}")
+    answers = [_ask(host, "sharded_kv.py", "get", "127.0.0.1", port, key).split(": ") for key in keys]
+    assert [value for _, value in answers] == [f"value of {key}" for key in keys]
+    shards = [shard for shard, _ in answers]
+    assert len(set(shards[::2])) == len(set(shards[1::2])) == 1, "by four bytes of the key"
+    eventually(lambda: len(connections(host.connlog(), role="server")) == 12, "the server's lines")
+    log = host.finish()
+    assert_carried(log, _PYTHON, min_connections=12, role="client", port=port)
+    for connection in connections(log, port=port):
+        types = [c["type"] for c in connection.raw["chunnels"]]
+        assert types == ["shard", "frame", "local_or_remote"], connection
