@@ -105,12 +105,9 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
 static ssize_t sendfile_unix(struct conn *c, int out, int in, off64_t *offset, size_t count) {
   bool tcp;
   int to = unix_tx_begin(c, out, &tcp);
-  ssize_t n = REAL(sendfile64)(to, in, offset, count);
-  int saved = errno;
-  unix_tx_end(c, out, to);
-  if (n > 0 && tcp) {
-    atomic_fetch_add(&c->ktx, (uint64_t)n);
-  }
+  ssize_t n = to >= 0 ? REAL(sendfile64)(to, in, offset, count) : -1;
+  int saved = to >= 0 ? errno : EAGAIN;
+  unix_tx_end(c, out, to, tcp, n);
   errno = saved;
   return n;
 }

@@ -137,11 +137,10 @@ static ssize_t kernel_splice(struct conn *to, int in, int out, size_t size, unsi
   } else {
     bool tcp;
     int end = unix_tx_begin(to, out, &tcp);
-    n = REAL(splice)(in, NULL, end, NULL, size, flags);
-    unix_tx_end(to, out, end);
-    if (n > 0 && tcp) {
-      atomic_fetch_add(&to->ktx, (uint64_t)n);
-    }
+    n = end >= 0 ? REAL(splice)(in, NULL, end, NULL, size, flags) : -1;
+    int saved = end >= 0 ? errno : EAGAIN;
+    unix_tx_end(to, out, end, tcp, n);
+    errno = saved;
   }
   plain_count(out, n, true);
   return n;

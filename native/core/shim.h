@@ -46,6 +46,10 @@ struct listener { /* of this process: one it listens on, or one it has connected
   struct listener *next;
 };
 
+struct unix_mail { /* an end that has come for a slot, and for which of its claims */
+  int fd;          /* hidden; 0: none */
+  uint32_t use;
+};
 enum { UNIX_SPARES = 8 };
 struct unix_spares { /* one end each of socketpairs that are made ahead (core/unixspare.c) */
   uint32_t count;
@@ -78,8 +82,8 @@ struct link { /* this process's mapping of a link */
   uint32_t next_fresh;
   int left; /* the slot last left by us and perhaps not yet by the server; -1 */
   uint16_t *free_slots;
-  int mailbox; /* hidden; `unix`: where the server posts the client's ends; -1: none */
-  int *mail;   /* client: descriptor + 1 that has come for a slot */
+  int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
+  struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
   struct link *_Atomic next;
 };

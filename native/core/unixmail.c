@@ -37,6 +37,22 @@ int mail_post(struct link *l, uint32_t slot, uint32_t use, int fd) {
   return post(l, &letter, fd);
 }
 
+static uint32_t present_use(const struct link *l, uint32_t slot) {
+  return BERTHA_SLOT_USE(atomic_load(&l->slots[slot].state));
+}
+
+/* With the lock held: what came for the slot's present claim; what came for an earlier one goes. */
+static int take_from(struct link *l, uint32_t slot) {
+  struct unix_mail *m = &l->mail[slot];
+  int fd = m->fd > 0 ? m->fd : -1;
+  m->fd = 0;
+  if (fd >= 0 && m->use != present_use(l, slot)) {
+    bertha_close_hidden(fd);
+    fd = -1;
+  }
+  return fd;
+}
+
 /* With the lock held: one letter out of the mailbox, to where it belongs.  False: there is none. */
 static bool read_letter(struct link *l) {
   struct letter letter;
@@ -65,9 +81,9 @@ static bool read_letter(struct link *l) {
   if (whole && letter.slot == ANY && letter.number != 0 && l->spares.count < UNIX_SPARES) {
     l->spares.end[l->spares.count].number = letter.number;
     l->spares.end[l->spares.count++].fd = bertha_hide_fd(fd);
-  } else if (whole && letter.slot < l->slot_count && l->mail[letter.slot] == 0 &&
-             letter.use == BERTHA_SLOT_USE(atomic_load(&l->slots[letter.slot].state))) {
-    l->mail[letter.slot] = bertha_hide_fd(fd) + 1;
+  } else if (whole && letter.slot < l->slot_count && letter.use == present_use(l, letter.slot)) {
+    bertha_close_hidden(take_from(l, letter.slot)); /* of an earlier claim, which nobody has fetched */
+    l->mail[letter.slot] = (struct unix_mail){bertha_hide_fd(fd), letter.use};
   } else {
     REAL(close)(fd); /* for a connection that is over */
   }
@@ -78,10 +94,10 @@ int mail_take(struct link *l, uint32_t slot) {
   if (l->mail == NULL || !bertha_lock(&l->lock)) {
     return -1;
   }
-  while (l->mail[slot] == 0 && read_letter(l)) {
+  int fd = take_from(l, slot);
+  while (fd < 0 && read_letter(l)) {
+    fd = take_from(l, slot);
   }
-  int fd = l->mail[slot] - 1;
-  l->mail[slot] = 0;
   bertha_unlock(&l->lock);
   return fd;
 }
@@ -199,9 +215,9 @@ void mail_forget(struct link *l) {
   }
   l->spares.count = 0;
   for (uint32_t i = 0; l->mail != NULL && i < l->slot_count; i++) {
-    if (l->mail[i] > 0) {
-      bertha_close_hidden(l->mail[i] - 1);
-      l->mail[i] = 0;
+    if (l->mail[i].fd > 0) {
+      bertha_close_hidden(l->mail[i].fd);
+      l->mail[i].fd = 0;
     }
   }
 }
@@ -211,6 +227,6 @@ void mail_fd_moved(struct link *l, int from, int to) {
     l->spares.end[i].fd = l->spares.end[i].fd == from ? to : l->spares.end[i].fd;
   }
   for (uint32_t i = 0; l->mail != NULL && i < l->slot_count; i++) {
-    l->mail[i] = l->mail[i] == from + 1 ? to + 1 : l->mail[i];
+    l->mail[i].fd = l->mail[i].fd == from ? to : l->mail[i].fd;
   }
 }

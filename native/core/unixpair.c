@@ -165,25 +165,15 @@ static bool must_be_rung(const struct conn *c, const struct ends *e) {
   return !same_end || atomic_load(&c->slot->watch[1 - c->side].kernel);
 }
 
-static int unix_tx_fd(struct conn *c, int fd) {
-  struct ends *e = ends_of(c);
-  if (conn_flags(c) & CONN_CARRIED) {
-    carried_settle(c, fd);
-    return fd;
-  }
-  if (e->swapped || !bertha_lock(&c->tx_lock)) {
-    return fd;
-  }
-  bool switched = switch_tx(c);
-  bool on_tcp = c->tx_phase == PHASE_BEFORE;
-  bertha_unlock(&c->tx_lock);
-  if (switched) {
+/* With the tx lock held: true when this direction has left TCP, and nobody is about to use TCP for it any more. */
+static bool tx_gone(struct conn *c, struct ends *e, int fd) {
+  if (switch_tx(c)) {
     shut_as_told(c, e->unix_fd);
     if (must_be_rung(c, e)) {
       bell_on_connection(c, fd); /* the other end may be reading TCP */
     }
   }
-  return on_tcp ? fd : e->unix_fd;
+  return c->tx_phase != PHASE_BEFORE;
 }
 
 static void exchange_one(struct conn *c, struct ends *e, int fd) {
@@ -262,10 +252,14 @@ bool unix_settle(struct conn *c, int fd) {
   if (atomic_load(&c->krx) != switch_at) {
     return false;
   }
-  unix_tx_fd(c, fd);
+  if (!bertha_lock(&c->tx_lock)) {
+    return false;
+  }
+  bool gone = tx_gone(c, e, fd);
+  bertha_unlock(&c->tx_lock);
   /* Not waited for: who holds it may be exchanging, and so be waiting for the epoll set that we hold. */
   uint32_t nobody = 0;
-  if (c->tx_phase == PHASE_BEFORE || atomic_load(&c->kernel_waiters) != 0 ||
+  if (!gone || atomic_load(&c->kernel_waiters) != 0 ||
       !atomic_compare_exchange_strong(&c->rx_lock, &nobody, bertha_tid())) {
     return false;
   }
@@ -279,23 +273,39 @@ static ssize_t message(ssize_t n) {
 }
 
 int unix_tx_begin(struct conn *c, int fd, bool *tcp) {
+  struct ends *e = ends_of(c);
+  *tcp = false;
+  if (conn_flags(c) & CONN_CARRIED) {
+    carried_settle(c, fd);
+    return fd;
+  }
   if (c->snd_timeout_ns > 0) { /* the exchange brings it to the other socket */
     unix_settle(c, fd);
   }
-  int to = unix_tx_fd(c, fd);
-  *tcp = c->tx_phase == PHASE_BEFORE && !(conn_flags(c) & CONN_CARRIED);
-  if (to != fd) { /* counted in, so that an exchange does not close it under us */
-    atomic_fetch_add(&c->kernel_sends, 1);
-    if (unix_swapped(c)) {
-      atomic_fetch_sub(&c->kernel_sends, 1);
-      to = fd;
-    }
+  if (e->swapped) {
+    return fd;
   }
+  if (!bertha_lock(&c->tx_lock)) {
+    return -1;
+  }
+  *tcp = !tx_gone(c, e, fd);
+  /* Counted in, so that no other thread switches while these bytes are on their way to TCP, and an exchange does not
+   * close the other socket under us. */
+  atomic_fetch_add(&c->kernel_sends, 1);
+  int to = *tcp ? fd : e->unix_fd;
+  if (!*tcp && e->swapped) {
+    atomic_fetch_sub(&c->kernel_sends, 1);
+    to = fd;
+  }
+  bertha_unlock(&c->tx_lock);
   return to;
 }
 
-void unix_tx_end(struct conn *c, int fd, int to) {
-  if (to != fd) {
+void unix_tx_end(struct conn *c, int fd, int to, bool tcp, ssize_t sent) {
+  if (tcp && sent > 0) {
+    atomic_fetch_add(&c->ktx, (uint64_t)sent);
+  }
+  if (tcp || (to != fd && to >= 0)) {
     atomic_fetch_sub(&c->kernel_sends, 1);
   }
 }
@@ -304,13 +314,10 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
   bool tcp;
   int to = unix_tx_begin(c, fd, &tcp);
-  ssize_t n = message(REAL(sendmsg)(to, &msg, flags));
-  unix_tx_end(c, fd, to);
+  ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN;
+  unix_tx_end(c, fd, to, tcp, n);
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
-    if (tcp) {
-      atomic_fetch_add(&c->ktx, (uint64_t)n);
-    }
   }
   return n;
 }

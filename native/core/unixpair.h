@@ -20,9 +20,9 @@ int unix_wait(struct conn *c, int fd, int64_t deadline);
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 /* The descriptor to send on, after switching if that can be done now; it stays open until the end.  `tcp`: what goes
- * there counts as sent before the switch. */
+ * there counts as sent before the switch.  -1: EAGAIN, this very thread is in the middle of it (a signal handler). */
 int unix_tx_begin(struct conn *c, int fd, bool *tcp);
-void unix_tx_end(struct conn *c, int fd, int to);
+void unix_tx_end(struct conn *c, int fd, int to, bool tcp, ssize_t sent);
 /* With the rx lock held: `end` (taken over) stands for the connection from now on. */
 bool unix_put(struct conn *c, int fd, int end);
 void unix_replace(struct conn *c, int end); /* another one in its place, once there is one */
