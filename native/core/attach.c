@@ -81,6 +81,8 @@ static void tied(struct conn *c, uint32_t from) {
   c->rx_head = 0;
   c->tx_tail = 0;
   c->tx_base = 0;
+  c->tx_head = 0;
+  c->tx_look_at = 0;
   c->info.reason = l->plan.reason;
   bool by_unix = l->plan.implementation == BERTHA_IMPL_UNIX;
   atomic_compare_exchange_strong(&c->info.kind, &from, by_unix ? BERTHA_CONN_UNIX : BERTHA_CONN_SHM);

@@ -65,6 +65,11 @@ void tx_kernel_end(struct conn *c, ssize_t sent);
 void tx_to_kernel(struct conn *c);                  /* with the tx lock held: from here on, for good */
 void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
 
+/* How much the producer lets lie in its ring. */
+static inline uint32_t ring_bound(const struct conn *c) {
+  return c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
+}
+
 /* takeback.c */
 /* Leaves the ring with nothing left in it, if the other end answers: true: the kernel's connection is all there is. */
 bool conn_take_back(struct conn *c, int fd, uint32_t why);

@@ -63,7 +63,8 @@ struct eset {
   uint32_t sleeps;
   _Atomic uint32_t asleep; /* threads in the kernel's wait just now */
   struct spinner spin;
-  int64_t kernel_seen; /* when the kernel was last asked */
+  int64_t kernel_seen;  /* when the kernel was last asked */
+  int64_t kernel_every; /* and when it is to be asked again */
   unsigned cursor;
   struct slink *slinks;
   struct reg *regs;

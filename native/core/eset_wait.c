@@ -6,7 +6,9 @@
 #include <string.h>
 
 enum { BELL_AFTER = 16, KERNEL_EVENTS = 512, LOOKS_PER_CLOCK = 16, NO_BELL_MS = 1, STARVED_MS = 20 };
+/* How often a set that is kept busy by its rings asks the kernel: seldomer while that has nothing to say. */
 #define KERNEL_EVERY_NS 50000
+#define KERNEL_SELDOM_NS 400000
 
 #define POLL_BITS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM)
 
@@ -202,6 +204,8 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
   if (kernel && n < max) {
     struct epoll_event seen[64];
     int got = kernel_wait(s, seen, max - n < 64 ? max - n : 64, 0, NULL);
+    int64_t twice = s->kernel_every < KERNEL_SELDOM_NS ? 2 * s->kernel_every : KERNEL_SELDOM_NS;
+    s->kernel_every = got == 0 && s->kernel_every >= KERNEL_EVERY_NS ? twice : KERNEL_EVERY_NS;
     if (got > 0) {
       int added = sort_out(s, seen, got, events + n);
       n += added;
@@ -361,7 +365,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
   int n;
   rotate(s);
   for (;;) {
-    bool ask_kernel = now - s->kernel_seen >= KERNEL_EVERY_NS;
+    bool ask_kernel = now - s->kernel_seen >= s->kernel_every;
     n = look(s, events, max, ask_kernel);
     if (ask_kernel) {
       s->kernel_seen = now;
@@ -383,9 +387,13 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
         bertha_pause();
       }
+      int64_t last = now;
       now = bertha_now_ns();
       if (!bertha_lock(&s->lock)) {
         return -EINTR;
+      }
+      if (now - last > SPIN_GAP_NS) {
+        spin_lost_processor(&s->spin);
       }
       if (deadline >= 0 && now >= deadline) {
         n = look(s, events, max, true);
@@ -427,6 +435,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     }
     now = bertha_now_ns();
     s->kernel_seen = now;
+    s->kernel_every = KERNEL_EVERY_NS;
     n = sort_out(s, seen, got, events);
     if (n == 0) { /* otherwise a member that has just come to the rings would be reported twice */
       eset_upgrade_queued(s);

@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 1u
+#define BERTHA_LAYOUT_VERSION 2u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -136,13 +136,14 @@ struct bertha_direction {
   uint8_t pad0[BERTHA_CACHELINE - 44];
   /* written by the consumer */
   _Atomic uint64_t head;
+  uint8_t pad1[BERTHA_CACHELINE - 8];
+  /* Apart from `head`, which changes with each message: the producer looks here with each. */
   _Atomic uint32_t want_kernel; /* BERTHA_WANT_*: the consumer asks the producer to go back to the kernel */
-  uint8_t pad1[BERTHA_CACHELINE - 12];
   /* The bell of last resort: bytes on the kernel's connection, which make the consumer's descriptor
    * readable for everybody (poll, any epoll, io_uring, a process without a shim). */
   _Atomic uint32_t bell_out; /* 1: a bell byte lies in the kernel's queue */
   _Atomic uint32_t bells;    /* how many were ever sent; the consumer skips them after ring_end */
-  uint8_t pad2[BERTHA_CACHELINE - 8];
+  uint8_t pad2[BERTHA_CACHELINE - 12];
 };
 
 enum bertha_want {

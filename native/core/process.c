@@ -303,7 +303,7 @@ void bertha_init(void) {
   copy_text(bertha.connlog, sizeof bertha.connlog, getenv("BERTHA_CONNLOG"));
   read_musts(getenv("BERTHA_MUST"));
   find_agent_path();
-  bertha.spin_ns = 20000; /* beyond the time a peer needs for a batch of 50 small requests */
+  bertha.spin_ns = 50000; /* beyond the time a peer needs for a batch of 50 small requests */
   text = getenv("BERTHA_SPIN_US");
   if (text != NULL && *text != '\0') {
     char *end;

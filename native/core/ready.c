@@ -57,8 +57,11 @@ static short tx_events(struct conn *c, int fd) {
     return POLLOUT;
   }
   struct bertha_direction *d = conn_tx(c);
-  uint64_t size = c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
+  uint64_t size = ring_bound(c);
   uint64_t enough = size / 8; /* worth waking up for */
+  if (c->tx_tail - c->tx_head < size / 2) {
+    return POLLOUT; /* as of the last look at the consumer's end, which can only have gone on */
+  }
   for (int looks = 0; looks < 2; looks++) {
     uint64_t used = c->tx_tail - atomic_load_explicit(&d->head, memory_order_acquire);
     if (used > c->tx_size || (used < size && size - used >= enough)) {

@@ -133,6 +133,8 @@ struct conn {
   uint64_t rx_head; /* private truth of what the slot's `head` and `tail` say */
   uint64_t tx_tail;
   uint64_t tx_base;
+  uint64_t tx_head;    /* the slot's `head` as last looked at: it may be ahead of that */
+  uint64_t tx_look_at; /* up to which position a small message need not look at it */
   uint32_t tx_size;
   uint32_t tx_limit;    /* size may grow to this */
   uint32_t tx_bound;    /* the program's own SO_SNDBUF, which bounds what is on its way; 0: none */
@@ -147,7 +149,7 @@ struct conn {
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
-  uint32_t sends_behind;   /* while the other end had not read everything */
+  uint32_t sends;          /* every eighth looks whether the other end is alive */
   _Atomic uint32_t life;   /* another one for each connection that has this record */
   uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
   const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */

@@ -2,25 +2,50 @@
  *
  * A wait shorter than the bound is a gain (a wake-up costs far more), a wait of some bounds is a loss (the
  * spin was for nothing and shows in the CPU time), a wait of very many bounds is neither (idle: the spin is
- * lost in it).  A thread that has lost often stops; since both ends have to spin for either to gain, those
- * that have stopped try again at the same moments, which the common clock gives them. */
+ * lost in it), unless there is nothing but those.  To lose the processor while spinning means that another
+ * task wants it: that counts for some losses.  A thread that has lost often stops; since both ends have to
+ * spin for either to gain, those that have stopped try again at the same moments, which the common clock
+ * gives them, a few times each. */
 #include <sched.h>
 
 #include "wait.h"
 
-enum { SCORE_MAX = 16, LONG_WAIT = 50 };
+enum { SCORE_MAX = 16, LONG_WAIT = 50, LONG_WAITS = 8, TRIALS = 8, LOST_PROCESSOR = 4 };
 
-int64_t spin_budget(const struct spinner *s, int64_t now, int64_t bound_ns) {
-  bool trial = ((uint64_t)now >> 22 & 15) == 0; /* 4 ms in every 67 */
-  return s->score >= 0 || trial ? bound_ns : 0;
+int64_t spin_budget(struct spinner *s, int64_t now, int64_t bound_ns) {
+  if (s->score >= 0) {
+    return bound_ns;
+  }
+  uint64_t moment = (uint64_t)now >> 22;
+  if ((moment & 15) != 0) { /* 4 ms in every 67 */
+    return 0;
+  }
+  if (s->moment != (uint32_t)moment) {
+    s->moment = (uint32_t)moment;
+    s->trials = 0;
+  }
+  return s->trials++ < TRIALS ? bound_ns : 0;
+}
+
+static void lose(struct spinner *s, int32_t by) {
+  s->score = s->score - by > -SCORE_MAX ? s->score - by : -SCORE_MAX;
 }
 
 void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns) {
   if (waited_ns < bound_ns) {
     s->score = s->score < 0 ? 0 : s->score < SCORE_MAX ? s->score + 1 : s->score;
+    s->idle = 0;
   } else if (waited_ns < LONG_WAIT * bound_ns) {
-    s->score = s->score > -SCORE_MAX ? s->score - 1 : s->score;
+    lose(s, 1);
+    s->idle = 0;
+  } else if (++s->idle >= LONG_WAITS) {
+    s->idle = 0;
+    s->score = s->score < 0 ? s->score : -1;
   }
+}
+
+void spin_lost_processor(struct spinner *s) {
+  lose(s, LOST_PROCESSOR);
 }
 
 int64_t link_spin_bound(const struct link *l) {

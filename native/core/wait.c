@@ -19,18 +19,27 @@ static inline bool quick_look(struct conn *c, short want) {
   return false;
 }
 
-static bool spin_on(struct conn *c, short want, int64_t begin, int64_t budget) {
-  int64_t now = begin;
-  while (now - begin < budget) {
-    for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
-      if (quick_look(c, want)) {
-        return true;
-      }
-      bertha_pause();
+static bool look_often(struct conn *c, short want) {
+  for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
+    if (quick_look(c, want)) {
+      return true;
     }
-    now = bertha_now_ns();
+    bertha_pause();
   }
   return false;
+}
+
+/* How long it took, as of the last look at the clock; -1: not within the budget. */
+static int64_t spin_on(struct spinner *s, struct conn *c, short want, int64_t begin, int64_t budget) {
+  for (int64_t now = begin, last = begin; now - begin < budget; last = now, now = bertha_now_ns()) {
+    if (now - last > SPIN_GAP_NS) {
+      spin_lost_processor(s);
+    }
+    if (look_often(c, want)) {
+      return now - begin;
+    }
+  }
+  return -1;
 }
 
 /* Which handlers were installed without SA_RESTART: a recv() interrupted by one of those returns EINTR, by
@@ -136,13 +145,22 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
     return -ENOMEM;
   }
   uint32_t life = conn_life(c);
-  int64_t begin = bertha_now_ns();
   int64_t bound = same_processor(c->link) ? 0 : link_spin_bound(c->link);
-  int64_t budget = spin_budget(&w->spin, begin, bound);
-  bool found = false;
-  if (budget > 0) {
-    found = spin_on(c, want, begin, deadline >= 0 && deadline - begin < budget ? deadline - begin : budget);
+  if (bound > 0 && w->spin.score >= 0 && look_often(c, want)) { /* sooner than the clock can be asked twice */
+    spin_learn(&w->spin, 0, bound);
+    return 0;
   }
+  int64_t begin = bertha_now_ns();
+  int64_t budget = spin_budget(&w->spin, begin, bound);
+  if (budget > 0) {
+    int64_t most = deadline >= 0 && deadline - begin < budget ? deadline - begin : budget;
+    int64_t took = spin_on(&w->spin, c, want, begin, most);
+    if (took >= 0) {
+      spin_learn(&w->spin, took, bound);
+      return 0;
+    }
+  }
+  bool found = false;
   int result = 0;
   while (!found) {
     if (deadline >= 0 && bertha_now_ns() >= deadline) {

@@ -33,8 +33,13 @@ static inline int64_t time_ns(const struct timespec *t) {
 /* How long to look before sleeping. */
 struct spinner {
   int32_t score;
+  uint32_t idle;   /* long waits since the last short one */
+  uint32_t moment; /* of the last trials of one that has stopped */
+  uint32_t trials;
 };
-int64_t spin_budget(const struct spinner *s, int64_t now, int64_t bound_ns);
+#define SPIN_GAP_NS 100000 /* between two looks at the clock: somebody else had the processor */
+int64_t spin_budget(struct spinner *s, int64_t now, int64_t bound_ns);
+void spin_lost_processor(struct spinner *s);
 void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns);
 int64_t link_spin_bound(const struct link *l);
 /* Publishes which processor this side runs on; true when the other side last ran on the same one. */

@@ -258,10 +258,12 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
   int64_t bound = p->same_cpu ? 0 : p->bound;
   int64_t spin_end = begin + (w != NULL ? spin_budget(&w->spin, begin, bound) : 0);
-  int64_t kernel_next = begin;
   bool only_rings = p->rings == p->count;
+  /* A sleep asks it too; who may not sleep has to know now. */
+  int64_t kernel_next = only_rings && timeout_ns != 0 && w != NULL ? w->kernel_seen + KERNEL_EVERY_NS : begin;
   int ready;
   bool first = true;
+  int64_t last = begin;
   for (;;) {
     ready = look_at_rings(p);
     int64_t now = first ? begin : bertha_now_ns();
@@ -284,6 +286,10 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
     if (ready > 0 || (deadline >= 0 && now >= deadline)) {
       break;
     }
+    if (now - last > SPIN_GAP_NS && w != NULL) {
+      spin_lost_processor(&w->spin);
+    }
+    last = now;
     if (now < spin_end) {
       for (int i = 0; i < LOOKS_PER_CLOCK / 4; i++) {
         bertha_pause();

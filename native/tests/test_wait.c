@@ -26,6 +26,37 @@ static void waits_of_the_idle_teach_nothing(void **state) {
   assert_int_equal(spin_budget(&s, no_trial, BOUND), BOUND);
 }
 
+static void nothing_but_long_waits_stops_too(void **state) {
+  (void)state;
+  struct spinner s = {0};
+  for (int i = 0; i < 8; i++) {
+    assert_int_equal(spin_budget(&s, no_trial, BOUND), BOUND);
+    spin_learn(&s, 1000 * (int64_t)BOUND, BOUND);
+  }
+  assert_int_equal(spin_budget(&s, no_trial, BOUND), 0);
+}
+
+static void a_moment_has_few_trials(void **state) {
+  (void)state;
+  struct spinner s = {.score = -1};
+  for (int i = 0; i < 8; i++) {
+    assert_int_equal(spin_budget(&s, 0, BOUND), BOUND);
+    spin_learn(&s, 2 * BOUND, BOUND);
+  }
+  assert_int_equal(spin_budget(&s, 0, BOUND), 0);
+  assert_int_equal(spin_budget(&s, (int64_t)16 << 22, BOUND), BOUND); /* the next one */
+}
+
+static void who_loses_the_processor_stops_soon(void **state) {
+  (void)state;
+  struct spinner s = {.score = 16};
+  for (int i = 0; i < 5; i++) {
+    assert_int_equal(spin_budget(&s, no_trial, BOUND), BOUND);
+    spin_lost_processor(&s);
+  }
+  assert_int_equal(spin_budget(&s, no_trial, BOUND), 0);
+}
+
 static void many_gains_bear_some_losses(void **state) {
   (void)state;
   struct spinner s = {0};
@@ -140,6 +171,9 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(a_gain_goes_on_a_loss_stops),
       cmocka_unit_test(waits_of_the_idle_teach_nothing),
+      cmocka_unit_test(nothing_but_long_waits_stops_too),
+      cmocka_unit_test(a_moment_has_few_trials),
+      cmocka_unit_test(who_loses_the_processor_stops_soon),
       cmocka_unit_test(many_gains_bear_some_losses),
       cmocka_unit_test(forbidden_is_forbidden),
       cmocka_unit_test(the_bound),
