@@ -7,6 +7,7 @@ needs no certificate of its own: both ends derive the same Ed25519 key and the s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -17,6 +18,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Final
+
+from bertha_socket import _settings
 
 __all__ = ["KEY_SIZE", "NO_KEY", "KeyFileError", "default_path", "find", "key_id", "load", "make", "material"]
 
@@ -33,11 +36,21 @@ class KeyFileError(OSError):
 
 
 def default_path(environ: Mapping[str, str] | None = None) -> str:
-    """The key's file: $BERTHA_CLUSTER_KEY, else root's /etc/bertha/cluster.key, else the user's own."""
+    """The key's file: $BERTHA_CLUSTER_KEY, else what [cluster] of the policy file in force names, else root's
+    /etc/bertha/cluster.key, else the user's own.
+
+    Raises KeyFileError: the policy file cannot be used, so nobody knows.
+    """
     env = os.environ if environ is None else environ
     given = env.get("BERTHA_CLUSTER_KEY")
     if given:
         return os.path.abspath(given)
+    try:
+        named = _settings.key_path(env)
+    except OSError as error:
+        raise KeyFileError(errno.EINVAL, f"the cluster key: {error}") from None
+    if named is not None:
+        return named
     if os.geteuid() == 0:
         return SYSTEM_PATH
     config = env.get("XDG_CONFIG_HOME", "")
@@ -81,7 +94,8 @@ def load(path: str) -> bytes:
 def find(environ: Mapping[str, str] | None = None) -> bytes | None:
     """The cluster key of this user; None when there is none.
 
-    Raises KeyFileError: there is a file that cannot be used, or $BERTHA_CLUSTER_KEY names none.
+    Raises KeyFileError: there is a file that cannot be used, or $BERTHA_CLUSTER_KEY or the policy file's
+    [cluster] names one that is not there.
     """
     env = os.environ if environ is None else environ
     path = default_path(env)
@@ -89,7 +103,9 @@ def find(environ: Mapping[str, str] | None = None) -> bytes | None:
         return load(path)
     except KeyFileError as error:
         if error.errno == errno.ENOENT and not env.get("BERTHA_CLUSTER_KEY"):
-            return None
+            with contextlib.suppress(OSError):
+                if _settings.key_path(env) is None:
+                    return None
         raise
 
 

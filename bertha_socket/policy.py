@@ -26,8 +26,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from bertha_socket._policy_file import find_file as find_file
+from bertha_socket._policy_reader import Network
+from bertha_socket._policy_reader import PolicyError as PolicyError
+from bertha_socket._policy_reader import Reader as _Reader
+from bertha_socket._settings import NO_SETTINGS, Settings, settings_of
 from bertha_socket.dag import DagError, Need
 from bertha_socket.dag import parse as parse_dag
+from bertha_socket.negotiation.offer import PRIORITY_MAX
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
 from bertha_socket.negotiation.rules import RULES_MAX, check_pattern, glob
 
@@ -47,11 +52,6 @@ _CHUNNEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class PolicyError(OSError):
-    """The policy file cannot be read or does not make sense; one line with place and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,8 @@ class Policy:
     path: str = ""
     #: Chunnels that it brings itself, by name: "module:Class" or "/path/to/file.py:Class".
     sources: Mapping[str, str] = field(default_factory=dict)
+    #: What it says about the agent; only an agent whose user owns the file listens to it.
+    settings: Settings = NO_SETTINGS
 
     def find(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> Rule | None:
         """The first rule that matches, None when none does."""
@@ -169,92 +171,9 @@ def musts(policy: Policy) -> str:
 EMPTY: Final = Policy()
 
 
-class _Reader:
-    """Takes the keys of one rule out of its table, with errors that say where."""
-
-    def __init__(self, path: str, number: int, table: Mapping[str, object], kind: str = "rule") -> None:
-        self._where = f"{path}: {kind} {number}"
-        self._kind = kind
-        self._table = dict(table)
-
-    def fail(self, key: str, problem: str) -> PolicyError:
-        return PolicyError(f"{self._where}, {key}: {problem}")
-
-    def text(self, key: str, choices: tuple[str, ...] = ()) -> str | None:
-        value = self._table.pop(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, str) or not value:
-            raise self.fail(key, f'must be a text, not {value!r}; write {key} = "..."')
-        if choices and value not in choices:
-            raise self.fail(key, f"{value!r} is none of {', '.join(choices)}")
-        return value
-
-    def user(self, key: str) -> str | None:
-        value = self._table.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-            self._table.pop(key)
-            return str(value)
-        return self.text(key)
-
-    def number(self, key: str, low: int, high: int, unit: str) -> int | None:
-        value = self._table.pop(key, None)
-        if value is None:
-            return None
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.fail(key, f"must be a whole number of {unit} from {low} to {high}, not {value!r}")
-        return value
-
-    def names(self, key: str, numbers: bool = False) -> tuple[str, ...]:
-        value = self._table.pop(key, None)
-        if value is None:
-            return ()
-        if not isinstance(value, list):
-            raise self.fail(key, f'must be a list, not {value!r}; write {key} = ["..."]')
-        found: list[str] = []
-        for item in value:
-            if numbers and isinstance(item, int) and not isinstance(item, bool) and item >= 0:
-                item = str(item)
-            if not isinstance(item, str) or not item:
-                raise self.fail(key, f"must be a list of texts; {item!r} is none")
-            if item in found:
-                raise self.fail(key, f"{item!r} is given twice; remove one")
-            found.append(item)
-        return tuple(found)
-
-    def address(self, key: str) -> Network | None:
-        value = self.text(key)
-        if value is None:
-            return None
-        try:
-            return ipaddress.ip_network(value, strict=False)
-        except ValueError:
-            raise self.fail(key, f'{value!r} is no address; write "10.0.0.0/8" or "::1"') from None
-
-    def ports(self, key: str) -> tuple[int, int] | None:
-        value = self._table.pop(key, None)
-        if value is None:
-            return None
-        low: object = value
-        high: object = value
-        if isinstance(value, str):
-            match = re.fullmatch(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", value)
-            if match:
-                low, high = int(match[1]), int(match[2] or match[1])
-        if not isinstance(low, int) or not isinstance(high, int) or isinstance(value, bool):
-            raise self.fail(key, f'must be a port or a range, not {value!r}; write 6379 or "6379-6400"')
-        if not 1 <= low <= high <= 65535:
-            raise self.fail(key, f"{value!r} is not within 1 to 65535 in rising order")
-        return low, high
-
-    def done(self, known: tuple[str, ...]) -> None:
-        for key in self._table:
-            raise self.fail(key, f"unknown key; a {self._kind} has {', '.join(known)}")
-
-
 _KEYS: Final = (
     "program", "argv", "user", "name", "side", "proto", "address", "port", "dag",
-    "require", "prefer", "avoid", "prohibit", "spin_us", "ring_size", "allow_users",
+    "require", "prefer", "avoid", "prohibit", "priority", "spin_us", "ring_size", "allow_users",
 )  # fmt: skip
 
 
@@ -264,18 +183,19 @@ def _patterns(reader: _Reader, key: str) -> tuple[str, ...]:
     if len(found) > RULES_MAX:
         raise reader.fail(key, f"more than {RULES_MAX} implementations")
     for pattern in found:
-        if pattern in IMPLEMENTATIONS:
-            continue
-        try:
-            check_pattern(pattern, key)
-        except OSError:
-            raise reader.fail(key, f"{pattern!r} names no implementation; write NAME or TYPE/NAME") from None
-        if not _is_known(pattern):
-            remedy = (
-                "shm, unix, tcp, or one that `bertha chunnels` lists (TYPE/NAME for what is not installed)"
-            )
-            raise reader.fail(key, f"there is no implementation {pattern!r}; write {remedy}")
+        if pattern not in IMPLEMENTATIONS:
+            _check_pattern(reader, key, pattern)
     return found
+
+
+def _check_pattern(reader: _Reader, key: str, pattern: str) -> None:
+    try:
+        check_pattern(pattern, key)
+    except OSError:
+        raise reader.fail(key, f"{pattern!r} names no implementation; write NAME or TYPE/NAME") from None
+    if not _is_known(pattern):
+        remedy = "shm, unix, tcp, or one that `bertha chunnels` lists (TYPE/NAME for what is not installed)"
+        raise reader.fail(key, f"there is no implementation {pattern!r}; write {remedy}")
 
 
 def _is_known(pattern: str) -> bool:
@@ -313,7 +233,27 @@ def _wishes(reader: _Reader) -> Wishes:
         spin_us=reader.number("spin_us", 0, SPIN_MAX_US, "microseconds"),
         ring_size=ring,
         allow_users=reader.names("allow_users", numbers=True),
+        priority=_priorities(reader),
     )
+
+
+def _priorities(reader: _Reader) -> tuple[tuple[str, int], ...]:
+    """Implementations of chunnels and the priority to offer them with; the first that fits counts."""
+    inner = reader.table("priority")
+    if inner is None:
+        return ()
+    names = inner.keys()
+    if len(names) > RULES_MAX:
+        raise reader.fail("priority", f"more than {RULES_MAX} implementations")
+    found = []
+    for pattern in names:
+        if pattern in IMPLEMENTATIONS:
+            raise reader.fail("priority", f"{pattern} has none; order shm, unix and tcp by prefer and avoid")
+        _check_pattern(reader, "priority", pattern)
+        value = inner.number(pattern, -PRIORITY_MAX, PRIORITY_MAX, "priority")
+        assert value is not None
+        found.append((pattern, value))
+    return tuple(found)
 
 
 def _rule(reader: _Reader) -> Rule:
@@ -370,13 +310,14 @@ def parse(text: str, path: str = "policy") -> Policy:
         raise PolicyError(f"{path}: not TOML: {error}") from None
     rules = document.pop("rule", [])
     sources = _sources(document.pop("chunnel", []), path)
+    settings = settings_of(document.pop("agent", None), document.pop("cluster", None), path)
     for key in document:
-        problem = f"unknown key {key!r}; a policy consists of [[rule]] and [[chunnel]] tables"
+        problem = f"unknown key {key!r}; a policy has [[rule]] and [[chunnel]], [agent] and [cluster] tables"
         raise PolicyError(f"{path}: {problem}")
     if not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
         raise PolicyError(f"{path}: 'rule' must be a list of tables; write [[rule]] with two brackets")
     made = tuple(_rule(_Reader(path, i, table)) for i, table in enumerate(rules, 1))
-    return Policy(made, path, sources)
+    return Policy(made, path, sources, settings)
 
 
 def load(path: str) -> Policy:

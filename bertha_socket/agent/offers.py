@@ -338,4 +338,4 @@ def chunnel_rules(rule: Rule | None) -> Rules:
         kind: tuple(p for p in getattr(rule.wishes, kind) if p not in IMPLEMENTATIONS)
         for kind in ("require", "prefer", "avoid", "prohibit")
     }
-    return Rules(**kept)
+    return Rules(**kept, priorities=rule.wishes.priority)

@@ -11,7 +11,8 @@ import socket
 import stat
 import time
 
-from bertha_socket.agent import memory, operator, paths, reach
+from bertha_socket import _settings
+from bertha_socket.agent import limits, memory, operator, paths, reach
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.server import BACKLOG, Server
 
@@ -29,9 +30,10 @@ _WANTED = {
 }
 
 
-def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
+def serve(path: str, idle_seconds: float | None = None, *, detached: bool) -> bool:
     """Serves at `path` until told to end or idle; False when another agent is serving there already.
 
+    `idle_seconds`: 0: for ever; None: as the policy file's [agent] says, else limits.IDLE_SECONDS.
     Raises OSError when it cannot.
     """
     os.umask(0o022)
@@ -40,6 +42,12 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
     if not take_lock(lock):
         os.close(lock)
         return False
+    settings = _settings.in_force()
+    # What both say is the environment's.
+    os.environ.update({k: v for k, v in settings.environment().items() if not os.environ.get(k)})
+    limits.apply(settings.limits)
+    if idle_seconds is None:
+        idle_seconds = limits.IDLE_SECONDS if settings.idle is None else settings.idle
     _limits()
     try:
         reach_of_us, port = reach.from_environment(), reach.port()
@@ -59,7 +67,7 @@ def serve(path: str, idle_seconds: float, *, detached: bool) -> bool:
     if detached:
         _let_go()
     try:
-        server = Server(listening, Registry(directory), idle_seconds, others)
+        server = Server(listening, Registry(directory), idle_seconds or 1e9, others)
         server.run()
     finally:
         # In this order, all under the lock: nobody comes any more, nobody asks any more, the next may start.

@@ -23,7 +23,7 @@ _SECONDS: Final = 3.0
 #: What an agent that is started on demand takes from the environment of whoever needs it first.
 _KEPT: Final = (
     *("PATH", "HOME", "USER", "LANG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"),
-    *("BERTHA_AGENT_PORT", "BERTHA_AGENT_PEERS", "BERTHA_CLUSTER_KEY", "BERTHA_CHOICE"),
+    *("BERTHA_AGENT_PORT", "BERTHA_AGENT_PEERS", "BERTHA_CLUSTER_KEY", "BERTHA_CHOICE", "BERTHA_POLICY"),
 )
 _PROGRAM: Final = (
     "import os, sys\n"
@@ -54,8 +54,12 @@ def _command(path: str, idle_seconds: float | None) -> list[str]:
     return command if idle_seconds is None else [*command, "--idle", f"{idle_seconds:g}"]
 
 
-def _environment() -> dict[str, str]:
-    return {k: os.environ[k] for k in _KEPT if k in os.environ}
+def _environment(policy: str | None) -> dict[str, str]:
+    kept = {k: os.environ[k] for k in _KEPT if k in os.environ}
+    if policy is None:
+        policy = kept.get("BERTHA_POLICY")
+    # It runs in another folder.
+    return kept | {"BERTHA_POLICY": os.path.abspath(policy)} if policy else kept
 
 
 def _read_all(pipe: int, deadline: float) -> tuple[bytes, bool]:
@@ -74,11 +78,15 @@ def _read_all(pipe: int, deadline: float) -> tuple[bytes, bool]:
                 text += data
 
 
-def ensure_agent(path: str | None = None, *, idle_seconds: float | None = None) -> Status:
+def ensure_agent(
+    path: str | None = None, *, idle_seconds: float | None = None, policy: str | None = None
+) -> Status:
     """Sees to it that an agent serves at `path` (default: this user's place).
 
     Takes up to about three seconds when it must start one.  Safe for any number of callers at once: one
-    agent comes out of it.  Never raises OSError: a program can do without an agent.
+    agent comes out of it.
+    `policy`: the file whose [agent] it goes by, if not the one in force.
+    Never raises OSError: a program can do without an agent.
     """
     where = path or paths.default_path()
     if is_serving(where):
@@ -94,7 +102,7 @@ def ensure_agent(path: str | None = None, *, idle_seconds: float | None = None) 
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             cwd="/",
-            env=_environment(),
+            env=_environment(policy),
             start_new_session=True,
         ) as first:
             assert first.stderr is not None

@@ -5,25 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from bertha_socket import policy
+from bertha_socket.agent.offers import chunnel_rules
 from bertha_socket.chunnels import ChunnelArgumentError, UnknownChunnel, get
 from bertha_socket.cli.chunnels import why_not
 from bertha_socket.dag import Chunnel, parse
-from bertha_socket.negotiation.pick import IMPLEMENTATIONS
 from bertha_socket.negotiation.plan import near_enough
 from bertha_socket.negotiation.rules import Rules
 
 __all__ = ["chunnels_of"]
 
 
-def _rules(rule: policy.Rule) -> Rules:
-    kinds = ("require", "prefer", "avoid", "prohibit")
-    kept = {k: tuple(p for p in getattr(rule.wishes, k) if p not in IMPLEMENTATIONS) for k in kinds}
-    return Rules(**kept)
-
-
 def chunnels_of(rule: policy.Rule, sources: frozenset[str]) -> list[dict[str, Any]]:
     """Each chunnel of the rule's DAG: the implementation that would be offered first, and why no other."""
-    return [_chunnel(chunnel, _rules(rule), sources) for chunnel in parse(rule.dag).chunnels]
+    return [_chunnel(chunnel, chunnel_rules(rule), sources) for chunnel in parse(rule.dag).chunnels]
 
 
 def _chunnel(chunnel: Chunnel, rules: Rules, sources: frozenset[str]) -> dict[str, Any]:

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 
 from bertha_socket.agent import client, paths
+from bertha_socket.agent.limits import IDLE_SECONDS
 
 __all__ = ["main"]
-
-IDLE_SECONDS = 60.0
 
 
 def _seconds(text: str) -> float:
@@ -36,8 +35,8 @@ def _parser() -> argparse.ArgumentParser:
         "--idle",
         metavar="SECONDS",
         type=_seconds,
-        default=IDLE_SECONDS,
-        help="leave when no program has been there for so long (default: %(default)g; 0: never)",
+        help="leave when no program has been there for so long (default: the policy file's [agent] idle, "
+        f"else {IDLE_SECONDS:g}; 0: never)",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--foreground", action="store_true", help="serve in the foreground (the default)")
@@ -58,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _detach(path, options.idle)
         from bertha_socket.agent import serve
 
-        if not serve.serve(path, options.idle or 1e9, detached=options.detached) and not options.detached:
+        if not serve.serve(path, options.idle, detached=options.detached) and not options.detached:
             print(f"bertha agent: an agent serves at {path} already", file=sys.stderr)
         return 0
     except ImportError as error:
@@ -68,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _detach(path: str, idle: float) -> int:
+def _detach(path: str, idle: float | None) -> int:
     from bertha_socket.agent.start import ensure_agent
 
     status = ensure_agent(path, idle_seconds=idle)

@@ -16,7 +16,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="bertha key",
         description="The cluster key: one secret file, the same on every host, by which agents know one "
         "another and from which 'encrypt' makes its certificate.",
-        epilog="Default file: $BERTHA_CLUSTER_KEY, else /etc/bertha/cluster.key (root), else "
+        epilog="Default file: $BERTHA_CLUSTER_KEY, else the policy file's [cluster] key, "
+        "else /etc/bertha/cluster.key (root), else "
         "~/.config/bertha/cluster.key.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -30,8 +31,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Returns 0, 1 when the key's file cannot be used, 2: usage."""
     options = _parser().parse_args(argv)
-    path = options.file or keys.default_path()
     try:
+        path = options.file or keys.default_path()
         if options.command == "new":
             key = keys.make(path)
             print(f"new cluster key {keys.key_id(key)} in {path}")

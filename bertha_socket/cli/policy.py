@@ -7,12 +7,14 @@ themselves: whether their types exist here, take those arguments, and fit one an
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from bertha_socket import policy
+from bertha_socket import keys, policy
+from bertha_socket._settings import NO_SETTINGS, why_not_ours
 from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, Interface, UnknownChunnel, get
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.dag import Dag, Need, parse
@@ -79,11 +81,44 @@ def _within(value: object, sources: frozenset[str]) -> Iterator[str]:
 def problems(rules: policy.Policy) -> list[str]:
     """One line for each thing that cannot work, with file and rule."""
     sources = frozenset(rules.sources)
-    return [
+    found = [
         f"{rules.path}: rule {number}, dag: {why}"
         for number, rule in enumerate(rules.rules, 1)
         for why in _wrong(parse(rule.dag), sources, rule.proto)
     ]
+    return found + [f"{rules.path}: {why}" for why in _settings_problems(rules)]
+
+
+def _settings_problems(rules: policy.Policy) -> Iterator[str]:
+    """What an agent that goes by this file would refuse; no code of the operator's is run for it."""
+    settings = rules.settings
+    if settings != NO_SETTINGS and os.path.isfile(rules.path):
+        if (why := why_not_ours(rules.path)) is not None:
+            yield f"[agent] and [cluster] are not believed: {why}"
+    if settings.key is not None:
+        try:
+            keys.load(settings.key)
+        except keys.KeyFileError as error:
+            yield f"[cluster], key: {error.strerror}"
+    place, _, name = (settings.choose or "").rpartition(":")
+    if place.endswith(".py"):
+        try:
+            why = why_not_ours(place)
+            with open(place, "rb") as file:
+                tree = ast.parse(file.read(), place)
+            if why is None and not any(_binds(node, name) for node in tree.body):
+                why = f"it has no function {name!r}"
+        except (OSError, SyntaxError, ValueError) as error:
+            why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if why is not None:
+            yield f"[agent], choose: {place}: {why}"
+
+
+def _binds(node: ast.stmt, name: str) -> bool:
+    """Whether a statement may give that name a function; one that is hard to tell may."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return node.name == name
+    return not isinstance(node, (ast.AsyncFunctionDef, ast.Expr))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -146,7 +146,7 @@ def _agent(options: _Options, env: dict[str, str]) -> str | None:
         return f"no agent answers at {path}, and --no-agent forbids to start one"
     from bertha_socket.agent.start import ensure_agent
 
-    return ensure_agent(path).error
+    return ensure_agent(path, policy=env.get("BERTHA_POLICY")).error
 
 
 def _demand(library: Library, target: Target, preload: str, env: dict[str, str]) -> None:

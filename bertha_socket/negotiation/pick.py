@@ -41,6 +41,8 @@ class Wishes(NamedTuple):
     ring_size: int | None = None
     #: Users (names or numbers) with whom memory may be shared, besides the end's own.
     allow_users: tuple[str, ...] = ()
+    #: Patterns of chunnels' implementations and the priority to offer them with (negotiation.rules).
+    priority: tuple[tuple[str, int], ...] = ()
 
 
 class Plan(NamedTuple):
