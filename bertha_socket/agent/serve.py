@@ -19,7 +19,7 @@ from bertha_socket.agent.server import BACKLOG, Server
 #: How long a new agent waits for one that is just leaving.
 LOCK_SECONDS = 2.0
 #: Below this an agent could not even keep its own files and a few programs.
-DESCRIPTORS_LEAST = 64
+DESCRIPTORS_LEAST = 32
 #: A link is sparse and larger than a cautious limit on files; only what is written costs memory.
 _WANTED = {
     resource.RLIMIT_NOFILE: 65536,

@@ -45,9 +45,9 @@ def test_too_few_descriptors_are_said(make_host: MakeHost) -> None:
     user = "nobody" if os.geteuid() == 0 else None  # root may raise every limit
     host = make_host(user=user, agent=False)
     words = as_user(user) if user else []
-    command = [*words, "sh", "-c", f"ulimit -n 40; exec {_BIN / 'bertha'} agent --foreground"]
+    command = [*words, "sh", "-c", f"ulimit -n 24; exec {_BIN / 'bertha'} agent --foreground"]
     done = subprocess.run(
         command, env=host.environment(), capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode != 0
-    assert "an agent needs 64 descriptors and may have 40; raise `ulimit -n`" in done.stderr
+    assert "an agent needs 32 descriptors and may have 24; raise `ulimit -n`" in done.stderr
