@@ -587,6 +587,9 @@ void conn_after_close(struct conn *c) {
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM || (kind == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_CARRIED))) {
+    if (kind == BERTHA_CONN_UNIX) {
+      unix_closed(c);
+    }
     if (c->side == BERTHA_SIDE_CLIENT) {
       slot_give_back(c->link, c->slot_index);
     } else {

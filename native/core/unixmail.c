@@ -119,7 +119,9 @@ int spare_fetch(struct link *l, uint64_t *number) {
   }
   conn_books_begin(); /* a child that is just being made must find whole books to close what is its parent's */
   if (bertha_lock(&l->lock)) {
-    while (l->spares.count == 0 && read_letter(l)) {
+    /* All that there is: while a descriptor is on its way, every close of a unix socket has the kernel look for cycles
+     * of them. */
+    while (l->spares.count < UNIX_SPARES && read_letter(l)) {
     }
     if (l->spares.count > 0) {
       fd = take_out(&l->spares, 0, number);

@@ -440,7 +440,14 @@ void unix_forget(struct conn *c) {
   if (e->tcp_fd > 0) {
     bertha_close_hidden(e->tcp_fd);
   }
+  bool swapped = e->swapped;
   *e = (struct ends){0};
+  if (!swapped) {
+    unix_closed(c);
+  }
+}
+
+void unix_closed(struct conn *c) {
   bool accepted_here = c->side == BERTHA_SIDE_SERVER && c->info.pid == (uint32_t)bertha.pid;
   if (accepted_here && !(conn_flags(c) & CONN_CARRIED) && c->link != NULL &&
       !atomic_load_explicit(&c->link->header->dead, memory_order_relaxed)) {

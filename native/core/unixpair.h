@@ -34,6 +34,7 @@ void unix_shutdown(struct conn *c, int fd, int how);
 void unix_nonblock(struct conn *c, bool on);
 void unix_drop(struct conn *c);   /* an offer that came to nothing */
 void unix_forget(struct conn *c); /* this process has closed its last descriptor of it */
+void unix_closed(struct conn *c); /* after the last one has been closed */
 void unix_fd_moved(int from, int to);
 
 #endif
