@@ -25,8 +25,7 @@ MODULES: Final = (
     *("test__socket", "test__socketpair", "test__socket_close", "test__socket_errors", "test__socket_ex"),
     *("test__socket_send_memoryview", "test__socket_ssl", "test__socket_timeout", "test__server"),
     *("test__server_pywsgi", "test__pywsgi", "test__ssl", "test__select", "test__selectors"),
-    *("test__subprocess", "test__monkey", "test__monkey_select", "test__example_echoserver"),
-    *("test__example_wsgiserver", "test__example_wsgiserver_ssl"),
+    *("test__subprocess", "test__monkey", "test__monkey_select"),
 )
 _FIRST: Final = [sys.executable, "-m", "bertha_socket.monkey"]
 #: gevent has patched by then, but does it again when a test asks: that does nothing.
