@@ -4,6 +4,7 @@ between two hosts, which the server's policy alone dictates."""
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import signal
 import sys
 from collections.abc import Iterator
@@ -35,6 +36,39 @@ def cluster() -> Iterator[Path]:
         with (data / "pg_hba.conf").open("a") as file:
             file.write("host all all all trust\n")
         yield data
+
+
+# A client by monkey: ADDRESS PORT.
+_PSYCOPG = """
+import sys
+from bertha_socket import monkey
+monkey.patch_all()
+import psycopg
+with psycopg.connect(f"host={sys.argv[1]} port={sys.argv[2]} user=tester dbname=postgres") as connection:
+    with connection.cursor().copy("COPY c TO STDOUT") as copy:
+        assert sum(1 for _ in copy.rows()) == 20000
+    big = "y" * 3000000
+    assert connection.execute("SELECT %s", (big,)).fetchone() == (big,)
+print("ok")
+"""
+
+# ... and one by new(): ADDRESS PORT.
+_MEMCACHED = """
+import sys
+import bertha_socket
+with bertha_socket.new("client").connect((sys.argv[1], int(sys.argv[2]))) as connection:
+    def say(words, end):
+        connection.send(words)
+        got = b""
+        while not got.endswith(end):
+            got += connection.recv(30)
+        return got
+    for i in range(20):
+        value = b"%d" % i * 1000
+        assert say(b"set k 0 0 %d\\r\\n%s\\r\\n" % (len(value), value), b"\\r\\n") == b"STORED\\r\\n"
+        assert value in say(b"get k\\r\\n", b"END\\r\\n")
+print("ok")
+"""
 
 
 class Database:
@@ -113,7 +147,12 @@ def test_postgresql(pair: Pair, cluster: Path, capture: Capture, dag: str, types
     database.bench(3, "-C")
     database.bench(50, "-M", "prepared", "-S")
     assert database.query("SELECT count(*) FROM pgbench_history") == str(8 * (50 + 3))
-    database.finish(types, {"pgbench": 1 + 8 + 24 + 8, "psql": 10})
+    least = {"pgbench": 1 + 8 + 24 + 8, "psql": 10}
+    if importlib.util.find_spec("psycopg") is not None:
+        command = [sys.executable, "-c", _PSYCOPG, pair.address, database.port]
+        assert pair.client.run(command, shim=False, timeout=60).strip() == "ok"
+        least[_PYTHON] = 1
+    database.finish(types, least)
 
 
 @dictated
@@ -127,9 +166,11 @@ def test_memcached(pair: Pair, capture: Capture, dag: str, types: list[str]) -> 
     for connections, rounds, size in (50, 5, 2000), (3, 3, 900_000):
         done = pair.client.run([*command, connections, rounds, size, pair.address], timeout=60)
         assert done.split()[-1] == "ok"
+    by_new = [sys.executable, "-c", _MEMCACHED, pair.address, port]
+    assert pair.client.run(by_new, shim=False, timeout=60).strip() == "ok"
     packets = capture.stop()
     assert len(packets) > 2000, "the capture has nothing of it"
     for part in (b"STORED", b"VALUE k", b"set k", b"get k"):
         assert part not in packets
-    assert_through(pair.client.finish(), _PYTHON, types, 53)
-    assert_through(pair.server.finish(), "memcached", types, 53)
+    assert_through(pair.client.finish(), _PYTHON, types, 54)
+    assert_through(pair.server.finish(), "memcached", types, 54)

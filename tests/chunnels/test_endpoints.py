@@ -200,3 +200,19 @@ def test_agent_restarted(pair: Pair) -> None:
     pair.server.start_agent()
     _cli(pair, port, "ping", shim=False)
     eventually(lambda: _cli(pair, port, "set", "key", "value") == "OK", "an encrypted connection", 30)
+
+
+@pytest.mark.parametrize("under", ["server", "client", "both"])
+def test_under_bertha_run(pair: Pair, under: str) -> None:
+    """The shim was there first, with a policy that requires chunnels: nothing runs twice."""
+    rule = '[[rule]]\nprogram = "{}"\nside = "{}"\ndag = "encrypt()"\n'
+    for side, host in (("server", pair.server), ("client", pair.client)):
+        if under in (side, "both"):
+            host.set_policy(rule.format(_PYTHON, side))
+    port = free_port()
+    server = [sys.executable, "-c", _SERVER, "my-redis", pair.address, str(port), "compress()"]
+    pair.server.server(server, port, shim=under != "client")
+    client = [sys.executable, "-c", _CLIENT, "asker", pair.address, str(port), "", "2", _SECRET]
+    assert pair.client.run(client, shim=under != "server").strip() == "ok"
+    assert_through(pair.client.finish(), _PYTHON, _WHOLE, 2)
+    _named(pair.server, _PYTHON, _WHOLE, 2)

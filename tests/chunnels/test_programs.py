@@ -44,6 +44,22 @@ http {{
 """
 
 
+# A client by bertha_socket.new: ADDRESS PORT.
+_BY_NEW = """
+import hashlib, sys
+import bertha_socket
+with bertha_socket.new("client").connect((sys.argv[1], int(sys.argv[2]))) as connection:
+    connection.send(b"GET /twenty HTTP/1.0\\r\\n\\r\\n")
+    head, body = b"", hashlib.sha256()
+    for data in connection:
+        if not head.endswith(b"\\r\\n\\r\\n"):
+            first, end, data = (head + data).partition(b"\\r\\n\\r\\n")
+            head = first + end
+        body.update(data)
+print(body.hexdigest())
+"""
+
+
 def _content(size: int) -> bytes:
     seed = hashlib.sha512(b"chunnels").digest()
     return (seed * (size // len(seed) + 1))[:size]
@@ -76,13 +92,15 @@ def start_nginx(host: Host, address: str) -> tuple[Program, int, str]:
 def test_nginx(pair: Pair) -> None:
     """sendfile, workers of another user that share the listener, curl and wrk."""
     pair.dictate(_BOTH)
-    nginx, port, _ = start_nginx(pair.server, pair.address)
+    nginx, port, content = start_nginx(pair.server, pair.address)
     url = f"http://{pair.address}:{port}"
     curl = [require_program("curl"), "-sS", "--fail", "--max-time", "15"]
     assert pair.client.run([*curl, f"{url}/answer"]) == "answer\n"
     got = pair.client.dir / "got"
     pair.client.run([*curl, "-o", got, f"{url}/twenty"], timeout=30)
     assert got.read_bytes() == _content(20_000_000)
+    by_new = [sys.executable, "-c", _BY_NEW, pair.address, port]
+    assert pair.client.run(by_new, shim=False, timeout=60).strip() == content
     report = pair.client.run([require_program("wrk"), "-t", "2", "-c", "16", "-d", "2s", f"{url}/kilo"])
     total = re.search(r"(\d+) requests in", report)
     assert total, report
@@ -90,9 +108,10 @@ def test_nginx(pair: Pair) -> None:
     assert "Socket errors" not in report, report
     log = pair.client.finish()
     assert_through(log, "curl", _WHOLE, 2)
+    assert_through(log, _PYTHON, _WHOLE, 1)
     assert_through(log, "wrk", _WHOLE, 16)
     pair.server.stop(nginx)
-    assert_through(pair.server.finish(), "nginx", _WHOLE, 18)
+    assert_through(pair.server.finish(), "nginx", _WHOLE, 19)
 
 
 def test_bulk_in_both_directions(pair: Pair) -> None:
