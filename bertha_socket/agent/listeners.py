@@ -209,8 +209,7 @@ class Listeners:
             [
                 a
                 for a in reach
-                if listener.offer is not None
-                or plans.listed(listener.policy, listener.subject, a, where)
+                if listener.offer is not None or plans.listed(listener.policy, listener.subject, a, where)
             ],
         )
 
