@@ -57,8 +57,10 @@ class Memcached:
         port, socket = stage.port(host), stage.path(".sock")
         self.target = variant.target(host.address, port, socket)
         where = ["-s", str(socket)] if variant.unix else ["-l", host.address, "-p", str(port)]
-        argv = [tools.find("memcached"), "-t", "1", "-u", "root", "-U", "0", "-v", "-v", *where]
-        self.running = stage.start(argv, host, ready="server listening", shim=variant.shim)
+        argv = [tools.find("memcached"), "-t", "1", "-u", "root", "-U", "0", *where]
+        # It says that it listens only with -vv, with which it writes a line for each request, too.
+        self.running = stage.start(argv, host, ready="", shim=variant.shim)
+        stage.until(lambda: socket.exists() if variant.unix else _listens(self.running.pid, port))
 
     def argv(self, seconds: float) -> list[str]:
         answer = f"VALUE k 0 {len(_VALUE)}\r\n{_VALUE}\r\nEND\r\n"
@@ -82,6 +84,12 @@ class Memcached:
                 "spurious": said["spurious"],
             }
         )
+
+
+def _listens(pid: int, port: int) -> bool:
+    """Whether something listens on a TCP port in the namespace of a process (proc_net_tcp(5))."""
+    lines = Path(f"/proc/{pid}/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    return any(line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in lines)
 
 
 class Nginx:

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -214,6 +214,14 @@ class Stage:
                 )
             time.sleep(0.01)
         return running
+
+    def until(self, holds: Callable[[], bool], timeout_s: float = 20.0) -> None:
+        """Wait for something that no program says; raises Failed after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise Failed(f"a server was not ready within {timeout_s:g} s")
+            time.sleep(0.01)
 
     def run(
         self,
