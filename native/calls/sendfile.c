@@ -18,7 +18,7 @@ static ssize_t read_now(int in, void *to, size_t size, const off64_t *offset, bo
   if (n < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL)) { /* a file system without it */
     n = offset != NULL ? pread64(in, to, size, *offset) : REAL(read)(in, to, size);
   }
-  return n >= 0 ? n : -errno;
+  return n >= 0 ? n : errno == EISDIR ? -EINVAL : -errno; /* what sendfile says of a directory */
 }
 
 static bool is_file(int in) {
@@ -53,7 +53,8 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
   size_t sent = 0;
   int waits = 0;
   count = count < SSIZE_MAX / 2 ? count : SSIZE_MAX / 2;
-  if (has_no_pages(in)) {
+  if (offset == NULL &&
+      has_no_pages(in)) { /* with an offset, reading there says ESPIPE as the kernel would */
     return -EINVAL;
   }
   if (conn_flags(c) & (CONN_FIN | CONN_WR_SHUT | CONN_RST)) { /* the kernel knows what to answer */
