@@ -74,6 +74,8 @@ def parse(data: bytes, proto: str = "tcp") -> Carried | None:
         reason = text_of(why)
         if _text(detail):
             reason += f": {_text(detail)}"
+    elif proto == "udp":
+        reason = _text(detail) or None  # what was dropped, and why
     return Carried([*upper, BOTTOMS[proto]], state == State.PLAIN, reason)
 
 

@@ -67,6 +67,8 @@ class Carrier:
         self.control.receive()
         if not self.control.alive:
             self.loop.watch(self.control.sock.fileno(), None, self._on_control)
+            for datagrams in list(self._datagrams):
+                datagrams.agent_gone()
 
     def _new_shim(self, sock: socket.socket) -> None:
         shim = Shim(sock, self._carry)

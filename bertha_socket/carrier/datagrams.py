@@ -32,7 +32,7 @@ log: Final = logging.getLogger(__name__)
 
 _HEAD: Final = struct.Struct("=HHHHIIQ16s")
 _MAGIC: Final = 0xBD47
-_DATA, _PLAN, _ERROR, _REFUSED = 1, 2, 3, 4
+_DATA, _PLAN, _ERROR, _REFUSED, _NO_AGENT = 1, 2, 3, 4, 5
 _V4: Final = bytes(10) + b"\xff\xff"
 _BIGGEST: Final = 65536
 #: Exchanges of one socket; of them those whose plan is not judged yet; of one other address.
@@ -49,6 +49,7 @@ _UNKNOWN_RATE: Final = 100
 #: Seconds for which what is still unsaid is said after the program has closed.
 _LINGER: Final = {"client": 10.0, "server": 1.0}
 _STATUS_SECONDS: Final = 0.1
+_AGENT_SECONDS: Final = 1.0
 #: What has been silent for so long makes room for newcomers.
 _SILENT_SECONDS: Final = 30.0
 
@@ -100,12 +101,21 @@ class Datagrams:
         self._told = (-1, "", "")
         self._tell_timer = Timer(lambda now: self._tell())
         self._linger_timer = Timer(lambda now: self._close())
+        self._agent_timer = Timer(lambda now: self.agent_gone())
         self.udp.setblocking(False)
         self.pair.setblocking(False)
 
     def start(self) -> None:
         """Begins."""
         self._watch()
+
+    def agent_gone(self) -> None:
+        """Whoever is bound here must tell the next agent: nobody else wakes up a program that only answers."""
+        if self._open and self._side == "server":
+            if not self._to_program:
+                self._give(_head(_NO_AGENT, Place(bytes(16), 0, 0)))
+            self._loop.set(self._agent_timer, time.monotonic() + _AGENT_SECONDS)
+            self._watch()
 
     # -- addresses ------------------------------------------------------------------------------------
 
@@ -500,7 +510,7 @@ class Datagrams:
             return
         self._tell()
         self._open = False
-        for timer in (self._tell_timer, self._linger_timer, *self._timers.values()):
+        for timer in (self._tell_timer, self._linger_timer, self._agent_timer, *self._timers.values()):
             self._loop.set(timer, None)
         for exchange in self._exchanges.values():
             exchange.close()

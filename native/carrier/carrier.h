@@ -72,8 +72,10 @@ enum bertha_dgram_kind {
   BERTHA_DGRAM_DATA = 1, /* both ways: to, or from, that address */
   BERTHA_DGRAM_PLAN =
       2, /* to the carrier: what is sent to that address goes by this plan; `value`: the context */
-  BERTHA_DGRAM_ERROR = 3,  /* to the program: `value` is an errno, which its next call returns */
-  BERTHA_DGRAM_REFUSED = 4 /* to the program: the plan for that address was refused there: ask for another */
+  BERTHA_DGRAM_ERROR = 3,   /* to the program: `value` is an errno, which its next call returns */
+  BERTHA_DGRAM_REFUSED = 4, /* to the program: the plan for that address was refused there: ask for another */
+  BERTHA_DGRAM_NO_AGENT =
+      5 /* to the program, again and again: tell the next agent of this socket, if there is one */
 };
 struct bertha_dgram {
   uint16_t magic;

@@ -133,6 +133,8 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
     snprintf(l->reason, sizeof l->reason, "%s: %s", why, detail);
   } else if (why != NULL) {
     snprintf(l->reason, sizeof l->reason, "%s", why);
+  } else if (l->c->info.family & BERTHA_FAMILY_DATAGRAMS) { /* what was dropped, and why */
+    snprintf(l->reason, sizeof l->reason, "%s", detail);
   }
 }
 

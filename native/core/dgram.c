@@ -175,7 +175,7 @@ int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
 }
 
 /* An agent that has come since, and processes that got the socket by inheritance, have to be told of it. */
-static void register_again(struct conn *c, int fd) {
+void dgram_register_again(struct conn *c, int fd) {
   struct listener *l = c->listener;
   uint64_t generation = directory_generation();
   static _Atomic int64_t not_before;
@@ -268,7 +268,7 @@ static int tell_plan(int fd, const uint8_t addr[16], uint16_t port, uint32_t sco
 
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope) {
   if (c->side == BERTHA_SIDE_SERVER) { /* answers those who have come, or speaks plainly */
-    register_again(c, fd);
+    dgram_register_again(c, fd);
     return 0;
   }
   if (!bertha_lock(&routes.lock)) {

@@ -60,6 +60,7 @@ void dgram_late_end(struct dgram_late *late);
 
 /* Between dgram.c and dgram_io.c. */
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope);
+void dgram_register_again(struct conn *c, int fd);         /* with an agent that has come since */
 void dgram_reroute(const uint8_t addr[16], uint16_t port); /* the plan was refused: asked for anew */
 bool dgram_revive(struct conn *c, int fd);                 /* the carrier is gone: another one */
 

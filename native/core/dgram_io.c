@@ -64,7 +64,7 @@ ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
     }
     if (n <= 0) {
       if (conn_flags(c) & CONN_RD_SHUT) {
-        return 0;
+        return (flags & MSG_DONTWAIT) || (conn_flags(c) & CONN_NONBLOCK) ? -EAGAIN : 0;
       }
       dgram_revive(c, fd); /* in vain: it waits, as a socket does to which nobody sends */
       continue;
@@ -88,6 +88,8 @@ ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
     }
     if (whole && head.kind == BERTHA_DGRAM_REFUSED) {
       dgram_reroute(head.addr, head.port);
+    } else if (whole && head.kind == BERTHA_DGRAM_NO_AGENT) {
+      dgram_register_again(c, fd);
     }
   }
 }
@@ -176,7 +178,7 @@ int dgram_unread(struct conn *c, int fd) {
     }
     if (head.kind == BERTHA_DGRAM_REFUSED) {
       dgram_reroute(head.addr, head.port);
-    } else if (head.kind == BERTHA_DGRAM_ERROR) {
+    } else if (head.kind == BERTHA_DGRAM_ERROR || head.kind == BERTHA_DGRAM_NO_AGENT) {
       return 0; /* a call that receives is to see it */
     }
     take(fd);
