@@ -110,7 +110,7 @@ class Datagrams:
         self._watch()
 
     def agent_gone(self) -> None:
-        """Whoever is bound here must tell the next agent: nobody else wakes up a program that only answers."""
+        """Who is bound here must tell the next agent: nobody else wakes up a program that only answers."""
         if self._open and self._side == "server":
             if not self._to_program:
                 self._give(_head(_NO_AGENT, Place(bytes(16), 0, 0)))

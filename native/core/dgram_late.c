@@ -49,10 +49,13 @@ static char *text_of(int fd) {
 
 static void add(struct dgram_late *late, int epfd, int fd, struct epoll_event event) {
   struct dgram_member *more = realloc(late->members, (late->count + 1) * sizeof *more);
-  if (more != NULL && REAL(epoll_ctl)(epfd, EPOLL_CTL_DEL, fd, &event) == 0) {
-    more[late->count++] = (struct dgram_member){epfd, fd, event};
+  if (more == NULL) {
+    return;
   }
-  late->members = more != NULL ? more : late->members;
+  late->members = more;
+  if (REAL(epoll_ctl)(epfd, EPOLL_CTL_DEL, fd, &event) == 0) {
+    late->members[late->count++] = (struct dgram_member){epfd, fd, event};
+  }
 }
 
 static void leave_set(struct dgram_late *late, const struct conn *c, int epfd) {

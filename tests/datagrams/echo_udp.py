@@ -1,4 +1,4 @@
-"""python echo_udp.py ADDRESS PORT: echoes datagrams, each with the sender's address before it; ends at "quit"."""
+"""python echo_udp.py ADDRESS PORT: echoes datagrams behind their sender's address; ends at "quit"."""
 
 from __future__ import annotations
 
