@@ -7,6 +7,7 @@ that nobody has anything to say about is plain, and costs nothing from then on.
 from __future__ import annotations
 
 import socket
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -226,12 +227,13 @@ class Remote:
         connecting = min(_CONNECT_SECONDS, max(0.05, wish.patience_ms / 1000))
         if required_of(key.offer):
             connecting = _CONNECT_SECONDS_REQUIRED
-        question.until = self._loop.now + _TALK_SECONDS
+        now = time.monotonic()  # the first offer takes a while to make, which is not the other host's fault
+        question.until = now + _TALK_SECONDS
         question.talk = talk = Talk(
             self._loop,
             sock,
             question.machine,
-            self._loop.now + connecting,
+            now + connecting,
             lambda: None,
             lambda error: self._told(question, error),
         )
@@ -287,6 +289,9 @@ class Remote:
         for question in list(self._asked.values()):
             talk = question.talk
             if talk is not None and talk.until <= now:
+                talk.look()  # it is we who may have been slow
+                if talk.closed:
+                    continue
                 if talk.connected and question.until > now:
                     talk.until = question.until  # it has accepted in time: it has the rest of its time
                 else:

@@ -123,7 +123,9 @@ def _listener(listener: Listener) -> dict[str, object]:
         "pids": sorted(p.peer.pid for p in listener.members),
         "program": listener.subject.program,
         "listed": listener.listed,
-        "chunnels": listener.need.name.lower(),
+        "chunnels": (
+            listener.need if listener.offer is None else plans.need_of_offer(listener.offer)
+        ).name.lower(),
         "links": len(listener.links),
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -99,6 +100,14 @@ class Talk:
             self._finish(None)
             return
         self._watch(READ | WRITE if self._out else READ)
+
+    def look(self) -> None:
+        """Whether the other host has accepted by now."""
+        if self._connecting and not self.closed and self._failure is None:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
+            if poll.poll(0):
+                self._ready()
 
     def expire(self) -> None:
         """Its time is up."""

@@ -167,3 +167,18 @@ def test_a_policy_is_in_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     policy.write_text("[[rule]]\nnonsense = 1\n")
     with pytest.raises(OSError, match="nonsense"):
         bertha_socket.new("mine").listen(("127.0.0.1", 0))
+
+
+def test_a_client_that_waits_for_the_servers_first_word() -> None:
+    """It may be one that knows of no chunnels: after a while it is served, where none is required."""
+    with bertha_socket.new("greeter", "prefer compress()").listen(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.address, timeout=30) as client:
+            with listener.accept() as connection:
+                assert connection.plan is None
+                connection.send(b"hello")
+                assert client.recv(100) == b"hello"
+                client.sendall(b"thanks")
+                assert connection.recv(30) == b"thanks"
+                client.shutdown(socket.SHUT_WR)
+                with pytest.raises(EOFError):
+                    connection.recv(30)
