@@ -237,6 +237,39 @@ class Memcache:
         )
 
 
+@dataclass
+class Crowded:
+    """An epoll echo server: 10 connections that talk, beside ``idle`` that do not, in the same set."""
+
+    ground: Ground
+    variant: Variant
+    client_counts: ClassVar[bool] = True
+    idle: int = 10000
+
+    def __post_init__(self) -> None:
+        stage, place, shim = self.ground.stage, self.ground.host, self.variant.shim
+        stage.raise_descriptor_limit()
+        self.target = f"{place.address}:{stage.port(place)}"
+        serve = [str(self.ground.programs["server"]), "hold", self.target]
+        self.running = self.ground.begin(stage.start(serve, place, ready="ready", shim=shim))
+        idle = max(10, int(self.idle * min(1.0, self.ground.seconds)))
+        hold = [str(self.ground.programs["hold"]), self.target, "--count", str(idle), "--touch", "64"]
+        argv = [*hold, "--chunk", "64"]
+        self.ground.begin(stage.start(argv, place, ready="holding", shim=shim, stdin=True, timeout_s=120))
+
+    @property
+    def pids(self) -> list[int]:
+        return [self.running.pid]
+
+    def run(self, shim: Shim | None = None) -> Sample:
+        argv = [str(self.ground.programs["load"]), self.target, "--clients", "10", "--request", "x" * 64]
+        argv += ["--reply", "64", "--milliseconds", str(int(self.ground.seconds * 1000))]
+        before = spent_ns(self.pids)
+        said = json.loads(self.ground.stage.run(argv, self.ground.host, shim=shim or self.variant.shim))
+        rate = said["requests"] / said["wall_ns"] * 1e9
+        return _sample(self, said["requests"], said["cpu_ns"] / 1000, before, rate=rate)
+
+
 _WRK_UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6}
 
 

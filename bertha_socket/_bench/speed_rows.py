@@ -13,6 +13,7 @@ from bertha_socket._bench.speed_load import (
     Asyncio,
     Beside,
     Connect,
+    Crowded,
     Ground,
     Iperf,
     Load,
@@ -206,6 +207,18 @@ ROWS: tuple[Row, ...] = (
         (Want("rate", 1.0), Want("cpu")),
         logged=False,
         two_processors=True,
+    ),
+    Row(
+        "crowd/0",
+        "epoll echo 64 B, 10 connections",
+        partial(Crowded, idle=0),
+        (Want("rate"), Want("cpu")),
+    ),
+    Row(
+        "crowd/10000",
+        "the same beside 10,000 idle ones in the set",
+        Crowded,
+        (Want("rate"), Want("cpu")),
     ),
     Row("asyncio/c1", "asyncio echo 64 B, 1 connection", Asyncio, (Want("rate", 1.5), Want("cpu"))),
     Row(

@@ -5,7 +5,14 @@
 
 #include <string.h>
 
-enum { BELL_AFTER = 16, KERNEL_EVENTS = 512, LOOKS_PER_CLOCK = 16, NO_BELL_MS = 1, STARVED_MS = 20 };
+enum {
+  BELL_AFTER = 16,
+  KERNEL_EVENTS = 512,
+  LOOKS_PER_CLOCK = 16,
+  NO_BELL_MS = 1,
+  STARVED_MS = 20,
+  LATELY = 64
+};
 /* How often a set that is kept busy by its rings asks the kernel: seldomer while that has nothing to say. */
 #define KERNEL_EVERY_NS 50000
 #define KERNEL_SELDOM_NS 400000
@@ -25,6 +32,7 @@ static int collect(struct eset *s, struct epoll_event *events, int max) {
     for (unsigned i = 0; i < words && n < max; i++) {
       uint64_t changed = atomic_load_explicit(&dirty[i], memory_order_relaxed) & k->mask[i];
       if (changed != 0) {
+        k->busy = s->turns;
         atomic_fetch_and(&dirty[i], ~changed); /* before the look: a later change sets it again */
         atomic_thread_fence(memory_order_seq_cst);
       }
@@ -288,10 +296,15 @@ void eset_pass_on(struct eset *s) {
   errno = saved;
 }
 
+/* It is those that have talked lately that we wait for: that an idle one was last on another processor says nothing. */
 static int64_t spin_bound(struct eset *s) {
   int64_t bound = 0;
+  bool lately = false;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    if (k->count > 0 && !same_processor(k->link)) {
+    lately |= k->count > 0 && s->turns - k->busy < LATELY;
+  }
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->count > 0 && (!lately || s->turns - k->busy < LATELY) && !same_processor(k->link)) {
       int64_t b = link_spin_bound(k->link);
       bound = b > bound ? b : bound;
     }
@@ -364,6 +377,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
   bool waited = false;
   int n;
   rotate(s);
+  s->turns++;
   for (;;) {
     bool ask_kernel = now - s->kernel_seen >= s->kernel_every;
     n = look(s, events, max, ask_kernel);
