@@ -130,9 +130,14 @@ class Connection:
         until = None if timeout is None else time.monotonic() + timeout
         session = self._session
         if session is None:
-            self._sock.settimeout(timeout)
-            data, self._early = self._early or self._sock.recv(_CHUNK), b""
-            self._sock.settimeout(None)
+            if timeout is None:  # setting one is a system call
+                data, self._early = self._early or self._sock.recv(_CHUNK), b""
+            else:
+                self._sock.settimeout(timeout)
+                try:
+                    data, self._early = self._early or self._sock.recv(_CHUNK), b""
+                finally:
+                    self._sock.settimeout(None)
             if not data:
                 raise EOFError(f"{self._name}: the other end sends no more")
             return data
