@@ -21,7 +21,7 @@ C_FILES = $(shell find native bertha_socket/_bench examples -name build -prune -
 EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/core/layout.h native/core/protocol.h)
 
 .PHONY: help demo test test-native test-python lint lint-python lint-native format bench venv _venv native \
-        deps deps-build deps-demo deps-test deps-lint deps-bench wheel asan tsan fuzz clean distclean
+        deps deps-build deps-demo deps-test deps-lint deps-bench wheel asan tsan aarch64 fuzz clean distclean
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 
@@ -134,7 +134,7 @@ wheel: venv
 	@rm -rf dist
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
-asan tsan fuzz: deps-test
+asan tsan aarch64 fuzz: deps-test
 	@$(NATIVE) $@
 
 clean:

@@ -148,7 +148,9 @@ void conn_forget(int fd) {
 /* Threads that are just closing or duplicating a descriptor, in the books and in the kernel; forks under way. */
 static _Atomic uint32_t changing;
 static _Atomic uint32_t forking;
-#define FORK_PATIENCE_NS 1000000000 /* on a busy machine, a thread may be off its processor for long */
+static BERTHA_TLS uint32_t my_changes;
+/* On a busy machine a thread may be off its processor for long, or wait for the connection log's disk. */
+#define FORK_PATIENCE_NS 3000000000
 
 static void a_moment(void) {
   struct timespec moment = {0, 20000};
@@ -157,6 +159,7 @@ static void a_moment(void) {
 
 void conn_books_begin(void) {
   int64_t until = 0;
+  my_changes++;
   for (;;) {
     atomic_fetch_add(&changing, 1);
     if (LIKELY(atomic_load(&forking) == 0)) {
@@ -172,6 +175,7 @@ void conn_books_begin(void) {
 }
 
 void conn_books_end(void) {
+  my_changes--;
   atomic_fetch_sub(&changing, 1);
 }
 
@@ -200,13 +204,13 @@ static void decide_unix(void) {
   }
 }
 
-/* What is counted is what the child gets: no descriptor comes or goes meanwhile.  Waited for with a bound: a close may
- * linger, or this fork be a signal handler's, within one. */
+/* What is counted is what the child gets: no descriptor comes or goes meanwhile, but for what this very thread is in the
+ * middle of, if the fork is a signal handler's.  Waited for with a bound: a close may linger. */
 void conn_fork_prepare(void) {
   decide_unix();
   atomic_fetch_add(&forking, 1);
   int64_t until = bertha_now_ns() + FORK_PATIENCE_NS;
-  while (atomic_load(&changing) != 0 && bertha_now_ns() < until) {
+  while (atomic_load(&changing) != my_changes && bertha_now_ns() < until) {
     a_moment();
   }
   all_refs(1);
@@ -214,7 +218,7 @@ void conn_fork_prepare(void) {
 
 void conn_fork_done(bool child) {
   if (child) {
-    atomic_store(&changing, 0);
+    atomic_store(&changing, my_changes); /* the other threads are not there to end theirs */
     atomic_store(&forking, 0);
   } else {
     atomic_fetch_sub(&forking, 1);
