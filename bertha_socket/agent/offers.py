@@ -11,7 +11,7 @@ import dataclasses
 import errno
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from bertha_socket import keys
@@ -28,7 +28,7 @@ from bertha_socket.negotiation.choose import Policy as ChoicePolicy
 from bertha_socket.negotiation.choose import choose
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS
-from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable
+from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable, walk
 from bertha_socket.negotiation.rules import Rules
 from bertha_socket.policy import Policy, Rule, Subject
 
@@ -263,15 +263,23 @@ def _chosen(plan: Plan, client: CarrierKind, server: CarrierKind) -> Choice:
 
 def _only_carrier(plan: Plan, offer: Offer, side: str) -> CarrierKind | None:
     """The carrier that has all of that end's implementations; None: they are in several."""
-    names = {(c.type, c.implementation(side)) for c in plan.chunnels if c.implementation(side) is not None}
+    every = walk(plan.chunnels)
+    names = {(c.type, c.implementation(side)) for c in every if c.implementation(side) is not None}
     for kind in (CarrierKind.NATIVE, CarrierKind.PYTHON):
         if names <= _names_in(offer, kind.name.lower()):
             return kind
     return None
 
 
+def _all_of(chunnels: Iterable[OfferedChunnel]) -> Iterator[OfferedChunnel]:
+    """They, and those of their sub-DAGs."""
+    for chunnel in chunnels:
+        yield chunnel
+        yield from _all_of(chunnel.inner)
+
+
 def _names_in(offer: Offer, carrier: str) -> set[tuple[str, str | None]]:
-    entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *offer.chunnels)
+    entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *_all_of(offer.chunnels))
     return {(e.type, i.name) for e in entries for i in e.implementations if i.carrier == carrier}
 
 
@@ -286,7 +294,7 @@ def _runs(plan: Plan, side: str, kind: CarrierKind) -> CarrierKind:
     """The same kind, or AUTHORS when not all of it is our own code."""
     if kind == CarrierKind.NATIVE:
         return kind
-    names = [(c.type, c.implementation(side)) for c in plan.chunnels]
+    names = [(c.type, c.implementation(side)) for c in walk(plan.chunnels)]
     ours = all(n is None or _is_builtin(t, n) for t, n in names)
     return CarrierKind.PYTHON if ours else CarrierKind.AUTHORS
 
@@ -300,7 +308,7 @@ def _is_builtin(kind: str, name: str) -> bool:
 
 def _least_carrier(offer: Offer) -> CarrierKind:
     """The first carrier that can run all that the offer asks for."""
-    wanted = tuple(offer.wanted())
+    wanted = tuple(c for c in _all_of(offer.wanted()) if c.wanted)
     if all(any(i.carrier == "native" for i in c.implementations) for c in wanted):
         return CarrierKind.NATIVE
     if all(any(_is_builtin(c.type, i.name) for i in c.implementations) for c in wanted):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Interface, Pipe, get, load_chunnel
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.chunnels._registry import BUILTIN
-from bertha_socket.chunnels._types import ChunnelType, Implementation
+from bertha_socket.chunnels._types import ChunnelType
 from bertha_socket.dag import Chunnel, Dag
 from bertha_socket.negotiation.plan import Plan, PlannedChunnel
 
@@ -77,7 +77,11 @@ class Recipe:
             raise ChunnelError(
                 f"{chunnel.type}: there is no implementation in Python for {chunnel.wire} here"
             )
-        return [_make(kind, found, chunnel.kwargs, chunnel.wire, context)]
+        args = dict(kind.bound(chunnel.kwargs))
+        if kind.sub_dags:
+            args["inner"] = chunnel.inner
+        assert found.make is not None
+        return [found.make(args, chunnel.wire, context.side, context)]
 
 
 def _foreign(chunnel: PlannedChunnel) -> bool:
@@ -86,6 +90,8 @@ def _foreign(chunnel: PlannedChunnel) -> bool:
         return True
     found = get(chunnel.type).implementation(None, chunnel.wire, chunnel.kwargs)
     if found is not None and not found.builtin:
+        return True
+    if any(_foreign(c) for c in chunnel.inner if c is not None):
         return True
     return any(_foreign_value(value) for value in chunnel.kwargs.values())
 
@@ -105,11 +111,6 @@ def _foreign_value(value: Any) -> bool:
     if isinstance(value, Dag):
         return any(_foreign_sub(c) for c in value.chunnels)
     return False
-
-
-def _make(kind: ChunnelType, found: Implementation, args: Any, wire: str, context: Context) -> Pipe:
-    assert found.make is not None
-    return found.make(kind.bound(args), wire, context.side, context)
 
 
 def recipe_of(data: bytes, side: str) -> Recipe:

@@ -287,6 +287,9 @@ class ChunnelType:
     layer: int = DEFAULT_LAYER
     #: It takes whatever is below it, and gives the same above.
     transparent: bool = False
+    #: It runs the DAGs among its arguments: their chunnels are negotiated with it, and `make` gets what is
+    #: planned for them as the argument "inner" (PlannedChunnel or None, in their order).
+    sub_dags: bool = False
     #: False: only where this end's own DAG names it; the other end cannot ask for it.
     dictated: bool = True
     #: What goes over the wire, for the documentation.

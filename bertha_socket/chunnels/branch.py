@@ -1,8 +1,8 @@
 """`branch(by, choices)`: each message takes one of several sub-DAGs, as an expression on it says.
 
 Arguments: `by`, an expression whose value is the number of the choice (true is 1; beyond the last: the last);
-`choices`, a list of at most 16 DAGs.  Their chunnels run at the same ends as `branch`, in Python, over the
-first wire of each.
+`choices`, a list of at most 16 DAGs.  Their chunnels are negotiated each like any other, among the
+implementations in Python; where nothing was negotiated, the first wire of each is taken.
 Endpoints: both.  Wire: where no chunnel of a choice puts anything on the wire (`count`, `limit`, `mirror`)
 "none": the receiver computes the choice from what it got.  Otherwise "branch/1": records of u8 choice, u32
 big-endian length, and so many bytes of what comes out at the bottom of that choice.
@@ -83,13 +83,43 @@ def _together(args: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _pipe(chunnel: Any, side: str, context: Context) -> Pipe:
+def _pipes(args: Mapping[str, Any], wire: str, side: str, context: Context) -> list[list[Pipe]]:
+    """The pipes of each choice, as planned ("inner", by position) or, without a plan, as they come."""
+    from bertha_socket.negotiation._inner import wanted
+
+    inner = args.get("inner")
+    dags = _sub_dags(args)
+    if inner is not None and len(inner) != sum(len(d.chunnels) for d in dags):
+        raise ChunnelArgumentError("branch: its choices are not what is planned for them; negotiate again")
+    planned = iter(inner or ())
+    found: list[list[Pipe]] = []
+    for dag in dags:
+        pipes = []
+        for chunnel in dag.chunnels:
+            one = next(planned, None)
+            if (inner is not None and one is None) or not wanted(chunnel):
+                continue
+            if one is None or one.implementation(side) is not None:
+                pipes.append(_pipe(chunnel, one, side, context))
+            if one is not None and wire == NO_WIRE != one.wire:
+                raise ChunnelArgumentError(f"branch: {chunnel.type} has wire {one.wire}, and branch has none")
+        found.append(pipes)
+    return found
+
+
+def _pipe(chunnel: Any, planned: Any, side: str, context: Context) -> Pipe:
     from bertha_socket.chunnels._registry import get
 
     kind = get(chunnel.type)
-    bound = kind.bind(chunnel)
-    wire = _best_wire(chunnel)
-    found = kind.implementation(None, wire, bound)
+    wire = _best_wire(chunnel) if planned is None else planned.wire
+    if planned is None:
+        bound = dict(kind.bind(chunnel))
+    else:
+        bound = dict(kind.bound(planned.kwargs))
+        if kind.sub_dags:
+            bound["inner"] = planned.inner
+    name = None if planned is None else planned.implementation(side)
+    found = kind.implementation(name, wire, bound)
     if found is None or found.make is None:
         raise ChunnelArgumentError(f"branch: {chunnel.type} has no implementation in Python here")
     return found.make(bound, wire, side, context)
@@ -101,7 +131,7 @@ class BranchPipe(Pipe):
     def __init__(self, args: Mapping[str, Any], wire: str, side: str, context: Context) -> None:
         super().__init__(args, wire, side, context)
         self._by = _evaluator(args["by"])
-        self._choices = [Pipeline([_pipe(c, side, context) for c in dag.chunnels]) for dag in _sub_dags(args)]
+        self._choices = [Pipeline(pipes) for pipes in _pipes(args, wire, side, context)]
         self._tagged = wire != NO_WIRE
         self._got = bytearray()
         self._over_down = self._over_up = False
@@ -208,6 +238,7 @@ TYPE = ChunnelType(
     ),
     layer=20,
     transparent=True,
+    sub_dags=True,
     wire="none, or branch/1: u8 choice, u32be length and what the choice sends",
     check=_together,
     implementations=(Implementation("python", "branch", _wires, make=BranchPipe, builtin=True),),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from bertha_socket.dag import Need, Scope
 from bertha_socket.negotiation._codec import Args, NegotiationError, printable, same
+from bertha_socket.negotiation._inner import sub_chunnels, wanted
 from bertha_socket.negotiation.offer import WHERES, Offer, OfferedChunnel, OfferedImplementation
 from bertha_socket.negotiation.order import Pair, union
 from bertha_socket.negotiation.plan import (
@@ -73,7 +74,9 @@ def choose(client: Offer, server: Offer, policy: Policy | None = None) -> Plan |
     for pair in union(tuple(client.wanted()), tuple(server.wanted())):
         required = any(c is not None and c.need is Need.REQUIRE for c in pair)
         try:
-            planned.append(_plan(pair, required, client, server, policy or first))
+            found, lost = _plan(pair, required, client, server, policy or first)
+            planned.append(found)
+            omitted += lost
         except _Left as why:
             if required:
                 return _refusal(pair, str(why), client, server)
@@ -86,7 +89,10 @@ def choose(client: Offer, server: Offer, policy: Policy | None = None) -> Plan |
     return plan
 
 
-def _plan(pair: Pair, required: bool, client: Offer, server: Offer, policy: Policy) -> PlannedChunnel:
+_Planned = tuple[PlannedChunnel, list[Omitted]]
+
+
+def _plan(pair: Pair, required: bool, client: Offer, server: Offer, policy: Policy) -> _Planned:
     kind = pair.type
     for side, offer in (("client", client), ("server", server)):
         if offer.speaks(kind, Need.PROHIBIT):
@@ -106,7 +112,9 @@ def _plan(pair: Pair, required: bool, client: Offer, server: Offer, policy: Poli
         raise _Left("the policy function wants none of the alternatives")
     if chosen not in alternatives:
         raise _Left("the policy function returned something that is none of the alternatives")
-    return PlannedChunnel(
+    inner, lost = _within(pair, wish, client, server, policy)
+    planned = PlannedChunnel(
+        inner=inner,
         type=kind,
         args=wish.args,
         wire=chosen.wire,
@@ -115,6 +123,47 @@ def _plan(pair: Pair, required: bool, client: Offer, server: Offer, policy: Poli
         client_where=chosen.client.where if chosen.client else None,
         server_where=chosen.server.where if chosen.server else None,
     )
+    return planned, lost
+
+
+def _within(
+    pair: Pair, wish: Wish, client: Offer, server: Offer, policy: Policy
+) -> tuple[tuple[PlannedChunnel | None, ...], list[Omitted]]:
+    """What runs of the sub-DAGs among the arguments, each chunnel decided on its own like any other."""
+    subs = sub_chunnels(wish.args)
+    # An end whose sub-DAGs are not the ones in force has nothing to say about them.
+    ours, theirs = (
+        c.inner if c is not None and [i.type for i in c.inner] == [s.type for _place, s in subs] else ()
+        for c in pair
+    )
+    if not ours and not theirs:
+        return (), []
+    found: list[PlannedChunnel | None] = []
+    omitted: list[Omitted] = []
+    for at, (place, sub) in enumerate(subs):
+        if not wanted(sub):
+            found.append(None)
+            continue
+        one = Pair(ours[at] if ours else None, theirs[at] if theirs else None)
+        required = sub.need is Need.REQUIRE
+        try:
+            planned, lost = _plan(one, required, client, server, policy)
+            found.append(planned)
+            omitted += lost
+        except _Left as why:
+            if required:
+                raise _Left(_lost_within(one, place, str(why), client, server)) from None
+            found.append(None)
+            omitted.append(Omitted(sub.type, printable(f"in {place} of {pair.type}: {why}", WHY_MAX)))
+    return tuple(found), omitted
+
+
+def _lost_within(pair: Pair, place: str, why: str, client: Offer, server: Offer) -> str:
+    ours, theirs = (
+        ",".join(i.name for i in _runnable(c, pair.type, o)) or "none"
+        for c, o in ((pair.client, client), (pair.server, server))
+    )
+    return f"{pair.type} in {place}: {why} (client: {ours}; server: {theirs})"
 
 
 def _merged(pair: Pair) -> Args:
@@ -232,11 +281,11 @@ def _why_none(pair: Pair, wish: Wish, client: Offer, server: Offer) -> str:
         return f"no implementation at the {'server' if ours else 'client'}"
     if not any(near_enough(wish.scope, i.where) for i in (*ours, *theirs)):
         return f"nothing runs it within scope {wish.scope.value if wish.scope else ''}"
+    if next(_possible(pair, wish, client, server), None) is not None:
+        return "rules leave no implementation"
     wires = {w for i in ours for w in i.wires} & {w for i in theirs for w in i.wires}
     if ours and theirs and not wires:
         return "no wire in common"
-    if next(_possible(pair, wish, client, server), None) is not None:
-        return "rules leave no implementation"
     return "no implementations that fit each other"
 
 

@@ -25,6 +25,7 @@ from bertha_socket.negotiation._codec import (
     printable,
     unpack,
 )
+from bertha_socket.negotiation._inner import DEPTH_MAX, INNER_MAX, sub_chunnels
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS as LOCAL_OR_REMOTE
 from bertha_socket.negotiation.rules import NO_RULES, Rules, check_pattern, matches, rules_from
 
@@ -105,6 +106,8 @@ class OfferedChunnel:
     layer: int = LAYER_DEFAULT
     #: Arguments whose value this end insists on.
     firm: tuple[str, ...] = ()
+    #: How it would run each chunnel of the sub-DAGs among the arguments (negotiation._inner).
+    inner: tuple[OfferedChunnel, ...] = ()
 
     @property
     def wanted(self) -> bool:
@@ -149,8 +152,12 @@ class Offer:
         def thin(entry: OfferedChunnel | OfferedType) -> tuple[OfferedImplementation, ...]:
             return tuple(i for i in entry.implementations if keep(entry.type, i))
 
+        def thinned(c: OfferedChunnel) -> OfferedChunnel:
+            inner = tuple(map(thinned, c.inner))
+            return dataclasses.replace(c, implementations=thin(c), inner=inner)
+
         return Offer(
-            tuple(dataclasses.replace(c, implementations=thin(c)) for c in self.chunnels),
+            tuple(map(thinned, self.chunnels)),
             tuple(dataclasses.replace(t, implementations=thin(t)) for t in self.able),
             self.rules,
         )
@@ -200,8 +207,10 @@ def _type_fields(t: OfferedType | OfferedChunnel) -> dict[str, object]:
 
 
 def _chunnel_fields(c: OfferedChunnel) -> dict[str, object]:
+    inner = {"inner": [_chunnel_fields(i) for i in c.inner]} if c.inner else {}
     return {
         **_type_fields(c),
+        **inner,
         "args": dict(c.args),
         "firm": list(c.firm),
         "need": c.need.value,
@@ -245,8 +254,11 @@ def _type(value: object, what: str) -> OfferedType:
     return OfferedType(f.name("type"), _implementations(f), _endpoints(f), f.whole("layer", 0, LAYER_MAX))
 
 
-def _chunnel(value: object, what: str) -> OfferedChunnel:
+def _chunnel(value: object, what: str, deep: int = 0) -> OfferedChunnel:
+    if deep > DEPTH_MAX:
+        fail(f"more than {DEPTH_MAX} sub-DAGs within each other")
     f = as_fields(value, what)
+    inner = f.list("inner", INNER_MAX, lambda v, w: _chunnel(v, w, deep + 1)) if f.has("inner") else ()
     scope: Mapping[str, Scope] = _SCOPES
     args = f.args("args")
     return OfferedChunnel(
@@ -258,6 +270,7 @@ def _chunnel(value: object, what: str) -> OfferedChunnel:
         endpoints=_endpoints(f),
         layer=f.whole("layer", 0, LAYER_MAX),
         firm=_unique(f.list("firm", len(args), check_name), str, what),
+        inner=inner,
     )
 
 
@@ -321,7 +334,7 @@ def offer_of(
     wanted = dag.chunnels
     if len(wanted) > CHUNNELS_MAX:
         fail(f"a DAG of {len(wanted)} chunnels, more than {CHUNNELS_MAX}")
-    chunnels = tuple(_offered(c, types.get(c.type), own, usable) for c in wanted)
+    chunnels = tuple(_offered(c, types, own, usable) for c in wanted)
     # A type may say that it runs at an end only if that end asks for it: it does more than carry bytes.
     free = [t for t in types.values() if getattr(t, "dictated", True)]
     able = tuple(_able(t, own, usable) for t in sorted(free, key=lambda t: t.name))
@@ -353,7 +366,8 @@ def layer_of(name: str, chunnel_type: object = None) -> int:
     return max(0, min(layer, LAYER_MAX))
 
 
-def _offered(c: Chunnel, known: TypeLike | None, rules: Rules, usable: Usable) -> OfferedChunnel:
+def _offered(c: Chunnel, types: Mapping[str, TypeLike], rules: Rules, usable: Usable) -> OfferedChunnel:
+    known = types.get(c.type)
     what = f"chunnel {printable(c.type, NAME_MAX)}"
     check_name(c.type, what)
     if c.need is Need.PROHIBIT:  # it is about the type; arguments would say nothing
@@ -364,9 +378,12 @@ def _offered(c: Chunnel, known: TypeLike | None, rules: Rules, usable: Usable) -
         return OfferedChunnel(c.type, args, c.need, c.scope, layer=layer_of(c.type))
     bound = known.bind(c)
     sent = {n: v for n, v in given.items() if agreement(known, n) != "own"}
+    args = freeze_args(sent, what)
+    subs = sub_chunnels(args) if getattr(known, "sub_dags", False) else ()
     return OfferedChunnel(
         type=c.type,
-        args=freeze_args(sent, what),
+        args=args,
+        inner=tuple(_offered(sub, types, rules, usable) for _place, sub in subs),
         need=c.need,
         scope=c.scope,
         implementations=_list(known, bound, rules, usable),

@@ -7,12 +7,13 @@ on its way, or has gone stale, is refused instead of half-applied.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from bertha_socket.dag import Need, Scope, Value
-from bertha_socket.negotiation._codec import Args, as_fields, fail, pack, printable, same, unpack
+from bertha_socket.negotiation._codec import Args, Fields, as_fields, fail, pack, printable, same, unpack
+from bertha_socket.negotiation._inner import DEPTH_MAX, INNER_MAX, sub_chunnels
 from bertha_socket.negotiation.offer import (
     CHUNNELS_MAX,
     WHERES,
@@ -55,6 +56,8 @@ class PlannedChunnel:
     server: str | None = None
     client_where: str | None = None
     server_where: str | None = None
+    #: What runs of the sub-DAGs among the arguments, by position (negotiation._inner); None: it does not.
+    inner: tuple[PlannedChunnel | None, ...] = ()
 
     @property
     def kwargs(self) -> dict[str, Value]:
@@ -140,8 +143,18 @@ class Plan:
         return cls(f.list("chunnels", CHUNNELS_MAX, _chunnel), f.list("omitted", 2 * CHUNNELS_MAX, _omitted))
 
 
+def walk(chunnels: Iterable[PlannedChunnel | None]) -> Iterator[PlannedChunnel]:
+    """All of them, and those within."""
+    for chunnel in chunnels:
+        if chunnel is not None:
+            yield chunnel
+            yield from walk(chunnel.inner)
+
+
 def _chunnel_fields(c: PlannedChunnel) -> dict[str, object]:
+    inner = [_chunnel_fields(i) if i is not None else None for i in c.inner]
     return {
+        **({"inner": inner} if inner else {}),
         "type": c.type,
         "args": dict(c.args),
         "wire": c.wire,
@@ -152,7 +165,15 @@ def _chunnel_fields(c: PlannedChunnel) -> dict[str, object]:
     }
 
 
-def _chunnel(value: object, what: str) -> PlannedChunnel:
+def _inner_of(f: Fields, deep: int) -> tuple[PlannedChunnel | None, ...]:
+    if not f.has("inner"):
+        return ()
+    if deep >= DEPTH_MAX:
+        fail(f"{f.what}: more than {DEPTH_MAX} sub-DAGs within each other")
+    return f.list("inner", INNER_MAX, lambda v, w: _chunnel(v, w, deep + 1) if v is not None else None)
+
+
+def _chunnel(value: object, what: str, deep: int = 0) -> PlannedChunnel:
     f = as_fields(value, what)
     wheres = {w: w for w in WHERES}
     found = PlannedChunnel(
@@ -163,6 +184,7 @@ def _chunnel(value: object, what: str) -> PlannedChunnel:
         server=f.name_or_none("server"),
         client_where=None if f.none("client_where") else f.one_of("client_where", wheres),
         server_where=None if f.none("server_where") else f.one_of("server_where", wheres),
+        inner=_inner_of(f, deep),
     )
     if (found.client is None) != (found.client_where is None):
         fail(f"{what}: 'client' without 'client_where', or the other way round")
@@ -187,7 +209,8 @@ def acceptable(plan: Plan, own: Offer, side: str, check: Check | None = None) ->
     what is wrong with arguments, some of which may be the other end's.
     """
     for chunnel in plan.chunnels:
-        why = _wrong(chunnel, own, side)
+        entries = list(own.entries(chunnel.type))
+        why = _wrong(chunnel, own, side, entries) or _wrong_within(chunnel, own, side, entries, check)
         if why is None and check is not None:
             why = check(chunnel.type, chunnel.kwargs)
         if why is not None:
@@ -198,14 +221,43 @@ def acceptable(plan: Plan, own: Offer, side: str, check: Check | None = None) ->
     return None
 
 
-def _wrong(chunnel: PlannedChunnel, own: Offer, side: str) -> str | None:
+_Entries = Sequence[OfferedType | OfferedChunnel]
+
+
+def _wrong_within(
+    chunnel: PlannedChunnel, own: Offer, side: str, entries: _Entries, check: Check | None
+) -> str | None:
+    """What is wrong with what runs of a chunnel's sub-DAGs."""
+    if not chunnel.inner:
+        return None
+    subs = sub_chunnels(chunnel.args)
+    if len(subs) != len(chunnel.inner):
+        return "its sub-DAGs are not what is planned for them"
+    for at, ((place, sub), planned) in enumerate(zip(subs, chunnel.inner, strict=True)):
+        if planned is None:
+            continue
+        if planned.type != sub.type:
+            return f"{planned.type} is planned for the {sub.type} in {place}"
+        # What this end asks for there itself, and what it can run for anybody.
+        here: list[OfferedType | OfferedChunnel] = [t for t in own.able if t.type == sub.type]
+        for entry in entries:
+            if isinstance(entry, OfferedChunnel) and at < len(entry.inner):
+                here += [entry.inner[at]] if entry.inner[at].type == sub.type else []
+        why = _wrong(planned, own, side, here) or _wrong_within(planned, own, side, here, check)
+        if why is None and check is not None:
+            why = check(planned.type, planned.kwargs)
+        if why is not None:
+            return f"{planned.type} in {place}: {why}"
+    return None
+
+
+def _wrong(chunnel: PlannedChunnel, own: Offer, side: str, entries: _Entries) -> str | None:
     kind = chunnel.type
     if own.speaks(kind, Need.PROHIBIT):
         return "the type is prohibited"
     for name in (chunnel.client, chunnel.server):
         if name is not None and own.rules.prohibits(kind, name):
             return f"implementation {name} is prohibited"
-    entries = list(own.entries(kind))
     two_ended = any(e.endpoints == "both" for e in entries)
     mine, other = chunnel.implementation(side), chunnel.implementation(_other(side))
     if two_ended and (mine is None or other is None):
@@ -268,7 +320,16 @@ def _missing(plan: Plan, own: Offer, side: str) -> OfferedChunnel | None:
 
 
 def _meets(chunnel: PlannedChunnel, wish: OfferedChunnel, side: str) -> bool:
-    return chunnel.type == wish.type and within(wish.scope, chunnel) and _given(chunnel, wish, side)
+    if chunnel.type != wish.type or not within(wish.scope, chunnel) or not _given(chunnel, wish, side):
+        return False
+    if side == "client" and any(chunnel.kwargs.get(n) != v for n, v in wish.args):
+        return True  # the server's sub-DAGs are in force
+    for at, sub in enumerate(wish.inner):
+        if sub.need is Need.REQUIRE:
+            planned = chunnel.inner[at] if at < len(chunnel.inner) else None
+            if planned is None or not _meets(planned, sub, side):
+                return False
+    return True
 
 
 def _given(chunnel: PlannedChunnel, wish: OfferedChunnel, side: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import socket
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bertha_socket.dag import Value
+from bertha_socket.dag import Value, parse
+from bertha_socket.expressions import parse_expression
 from bertha_socket.negotiation.plan import PlannedChunnel
 from tests.carrier.conftest import MakeCarrier
 from tests.carrier.host import READY, REFUSED, Carried, CarrierHost, chunnel, exchange, plan_of
@@ -141,4 +143,38 @@ def test_the_rate_is_kept(python_hosts: tuple[CarrierHost, CarrierHost]) -> None
     assert at_server == data
     # One read of 64 KiB may overdraw the bucket.
     assert time.monotonic() - start > (300_000 - 10_000 - 65_536) / 1_000_000
+    carried.close()
+
+
+def _branch(*inner: PlannedChunnel | None) -> bytes:
+    args: tuple[tuple[str, Value], ...] = (
+        ("by", parse_expression("payload[0] % 2")),
+        (
+            "choices",
+            tuple(parse(t) for t in ("compress(level=1) |> frame()", "prefer compress() |> frame()")),
+        ),
+    )
+    return plan_of(
+        chunnel("frame", "u32be/1"),
+        dataclasses.replace(chunnel("branch", "branch/1"), args=args, inner=inner),
+    )
+
+
+def test_branches_run_as_planned(python_hosts: tuple[CarrierHost, CarrierHost]) -> None:
+    """One choice with a wire that is not its type's first, the other without what could not be had."""
+    frame = chunnel("frame", "u32be/1")
+    plan = _branch(chunnel("compress", "lz4/1", algorithm="lz4"), frame, None, frame)
+    carried = Carried(*python_hosts, plan)
+    up, down = some_bytes(300_000, 1), some_bytes(300_000, 2)
+    at_client, at_server = exchange(carried, up, down, chunks(7))
+    assert at_server == up and at_client == down
+    carried.close()
+
+
+def test_a_branch_whose_choices_are_not_planned_is_refused(
+    python_hosts: tuple[CarrierHost, CarrierHost],
+) -> None:
+    carried = Carried(*python_hosts, _branch())
+    carried.client_status.wait(REFUSED)
+    assert "not what is planned" in carried.client_status.detail
     carried.close()
