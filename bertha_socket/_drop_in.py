@@ -64,6 +64,13 @@ def own_chunnels() -> Iterator[None]:
         _own.reset(token)
 
 
+@contextlib.contextmanager
+def own_listening() -> Iterator[None]:
+    """Within this block the library in this process tells the agent of no sockets that begin to listen."""
+    with own_chunnels(), _opted():
+        yield
+
+
 def _opted() -> _door.connecting:
     try:
         _door.open_door(_door.Origin.NONE)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import select
 import socket as _stdlib
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
@@ -21,11 +22,11 @@ from typing import Final, NamedTuple
 from bertha_socket import _drop_in, keys
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import SECONDS, Connection, EndpointError
-from bertha_socket._endpoint_offer import judge, offer_for
+from bertha_socket._endpoint_offer import Terms, offer_for
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import preamble
 from bertha_socket.carrier.session import SILENCE_SECONDS, Mode
-from bertha_socket.dag import Chunnel, Dag, Need, wrap
+from bertha_socket.dag import Chunnel, Dag, wrap
 from bertha_socket.negotiation.choose import choose
 from bertha_socket.negotiation.machine import Failed, Initiator, Responder
 from bertha_socket.negotiation.messages import Asked
@@ -56,7 +57,7 @@ class Endpoint(NamedTuple):
 
     def listen(self, address: Address, backlog: int = 128) -> Listener:
         """Listens at (host, port); port 0: any, see `Listener.address`.  Raises OSError."""
-        return Listener(self.name, self._offer("server", address), address, backlog)
+        return Listener(self.name, self.dag, address, backlog)
 
     def connect(self, address: Address | Sequence[Address], timeout: float = SECONDS) -> Connection:
         """Connects to (host, port), or to the first of several that answers, within `timeout` seconds each.
@@ -84,7 +85,7 @@ class Endpoint(NamedTuple):
         raise problem
 
     def _connect(self, family: int, address: Address, timeout: float) -> Connection:
-        offer = self._offer("client", address)
+        offer = offer_for(self.name, self.dag, "client", address)
         agent = Agent.find(self.name, offer)
         if agent is None:
             return self._negotiate(offer, address, timeout)
@@ -128,9 +129,6 @@ class Endpoint(NamedTuple):
             sock.close()
             raise
 
-    def _offer(self, side: str, address: Address) -> Offer:
-        return offer_for(self.name, self.dag, side, address)
-
 
 def _addresses(given: Address | Sequence[Address]) -> list[Address]:
     if isinstance(given, tuple) and len(given) > 1 and isinstance(given[0], str):
@@ -158,15 +156,14 @@ def _exactly(sock: _stdlib.socket) -> bytes:
 class Listener:
     """A listening endpoint; iterating over it gives its connections."""
 
-    def __init__(self, name: str, offer: Offer, address: Address, backlog: int) -> None:
+    def __init__(self, name: str, dag: Dag, address: Address, backlog: int) -> None:
         """Raises OSError."""
         self._name = name
-        self._offer = offer
-        self._judge = judge(offer)
-        self._required = [c.type for c in offer.chunnels if c.need is Need.REQUIRE]
         self._agent: Agent | None = None
-        plain = _stdlib.create_server(address, backlog=backlog)
+        with _drop_in.own_listening():
+            plain = _stdlib.create_server(address, backlog=backlog)
         try:
+            self._terms = Terms(name, dag, (address[0], plain.getsockname()[1]))
             # First as one whose chunnels run here; then the library in this process may tell of it as well,
             # so that connections from this host are shared memory.
             self._tell(plain)
@@ -177,7 +174,7 @@ class Listener:
         self._sock.listen(backlog)
 
     def _tell(self, sock: _stdlib.socket) -> None:
-        agent = Agent.find(self._name, self._offer)
+        agent = Agent.find(self._name, self._terms.offer)
         try:
             if agent is not None and agent.register(sock):
                 agent, self._agent = None, agent
@@ -202,10 +199,7 @@ class Listener:
 
         Raises EndpointError when they do not; the listener goes on.
         """
-        if self._agent is not None and self._agent.gone():
-            self._agent.close()
-            self._agent = None
-            self._tell(self._sock)
+        self._wait()
         sock, _ = self._sock.accept()
         try:
             sock.settimeout(SECONDS)
@@ -221,20 +215,39 @@ class Listener:
             sock.close()
             raise
 
+    def _wait(self) -> None:
+        """Until there is somebody.  An agent that came anew is told of us before he is taken, or the library
+        in this process would tell it of a listener without chunnels."""
+        agent = self._agent
+        if agent is not None:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLIN)
+            poll.register(agent, select.POLLIN)
+            poll.poll()
+            if agent.gone():
+                agent.close()
+                self._agent = agent = None
+        if agent is None:
+            select.select([self._sock], [], [])
+            self._tell(self._sock)
+
     def _accepted(self, sock: _stdlib.socket) -> Connection:
-        first = self._opening(sock)
+        here = sock.getsockname()[:2]
+        required = self._terms.required(*here)
+        first = self._opening(sock, quiet=not required)
         if first.startswith(MAGIC):
             return self._negotiated(sock, first[len(MAGIC) :])
-        if self._required and first and first[0] not in (preamble.MAGIC[0], preamble.TLS_FIRST):
+        if required and first and first[0] not in (preamble.MAGIC[0], preamble.TLS_FIRST):
             raise EndpointError(
-                f"{self._name}: the client knows of no chunnels, and {self._required[0]} is required"
+                f"{self._name}: the client knows of no chunnels, and {required[0]} is required"
             )
-        mode = Mode.REQUIRED if self._required else Mode.MAYBE
-        return Connection(self._name, sock, "server", mode=mode, judge=self._judge, early=first)
+        mode = Mode.REQUIRED if required else Mode.MAYBE
+        judge = self._terms.judge(*here)
+        return Connection(self._name, sock, "server", mode=mode, judge=judge, early=first)
 
-    def _opening(self, sock: _stdlib.socket) -> bytes:
-        """What the client says first; who waits for our first word says nothing."""
-        if not self._required:
+    def _opening(self, sock: _stdlib.socket, *, quiet: bool) -> bytes:
+        """What the client says first; who waits for our first word says nothing, where he may (`quiet`)."""
+        if quiet:
             sock.settimeout(SILENCE_SECONDS)
         first = b""
         with contextlib.suppress(TimeoutError):
@@ -255,7 +268,7 @@ class Listener:
             data = b""
             event = machine.event()
             if isinstance(event, Asked):
-                answer = choose(event.offer, self._offer)
+                answer = choose(event.offer, self._terms.at(*sock.getsockname()[:2]))
                 machine.answer(answer)
                 plan = answer.encode() if isinstance(answer, Plan) else None
                 event = None if plan is not None else answer

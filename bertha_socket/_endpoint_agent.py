@@ -97,6 +97,10 @@ class Agent:
         text = detail.partition(b"\0")[0].decode("utf-8", "replace")
         return Advice(Verdict(verdict), answer[head : head + size], text)
 
+    def fileno(self) -> int:
+        """Readable when the agent has ended."""
+        return self._sock.fileno()
+
     def gone(self) -> bool:
         """Whether the agent has ended: what was registered with it is listed no more."""
         poll = select.poll()  # it says nothing unasked, so anything to read is its end

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import cache
 
 from bertha_socket import keys, policy
+from bertha_socket.agent import addresses, netlink
 from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.offers import checker, chunnel_rules
 from bertha_socket.agent.plans import BOTTOM, make_subject
@@ -19,7 +20,9 @@ from bertha_socket.dag import Chunnel, Dag, Need, Scope, parse
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.plan import Plan, acceptable
 
-__all__ = ["judge", "offer_for"]
+__all__ = ["Terms", "offer_for", "required_of"]
+
+_WILDCARDS = ("", "0.0.0.0", "::")
 
 
 def offer_for(name: str, dag: Dag, side: str, address: tuple[str, int]) -> Offer:
@@ -100,15 +103,59 @@ def _here(offer: Offer) -> Offer:
     return dataclasses.replace(offer, chunnels=chunnels, able=able)
 
 
-def judge(offer: Offer) -> Callable[[bytes], str | None]:
-    """Whether a plan that a client shows may run at a listener with that offer: None, or one line why not."""
-    check = checker(NOTHING)
+def required_of(offer: Offer) -> list[str]:
+    """The types of the chunnels without which there is no connection."""
+    return [c.type for c in offer.chunnels if c.need is Need.REQUIRE]
 
-    def why_not(data: bytes) -> str | None:
-        try:
-            problem = acceptable(Plan.decode(data), offer, "server", check)
-        except OSError as error:
-            return error.strerror or str(error)
-        return None if problem is None else str(problem)
 
-    return why_not
+class Terms:
+    """What a listener insists on.  Under a wildcard address rules may differ by the address that is reached:
+    everybody is offered what the strictest says, and nobody gets less than his address's own."""
+
+    def __init__(self, name: str, dag: Dag, address: tuple[str, int]) -> None:
+        """Raises OSError: a DAG or policy without sense."""
+        self._name, self._dag = name, dag
+        self._wildcard = address[0] in _WILDCARDS
+        offers = [offer_for(name, dag, "server", address)]
+        if self._wildcard:
+            offers += [offer_for(name, dag, "server", (host, address[1])) for host in _own_addresses()]
+        #: For the agent.
+        self.offer = max(offers, key=lambda offer: (len(required_of(offer)), len(offer.chunnels)))
+        self._at: dict[str, Offer] = {}
+
+    def at(self, host: str, port: int) -> Offer:
+        """The offer to those who have reached this address.  Raises OSError."""
+        if not self._wildcard:
+            return self.offer
+        host = host.removeprefix("::ffff:")
+        if host not in self._at:
+            self._at[host] = offer_for(self._name, self._dag, "server", (host, port))
+        return self._at[host]
+
+    def required(self, host: str, port: int) -> list[str]:
+        """The types of the chunnels without which nobody is served there."""
+        return [*dict.fromkeys([*required_of(self.offer), *required_of(self.at(host, port))])]
+
+    def judge(self, host: str, port: int) -> Callable[[bytes], str | None]:
+        """Whether a plan that a client shows may run there: None, or one line why not."""
+        check = checker(NOTHING)
+        offers = dict.fromkeys((self.offer, self.at(host, port)))
+
+        def why_not(data: bytes) -> str | None:
+            try:
+                plan = Plan.decode(data)
+                problems = (acceptable(plan, offer, "server", check) for offer in offers)
+                problem = next((p for p in problems if p is not None), None)
+            except OSError as error:
+                return error.strerror or str(error)
+            return None if problem is None else str(problem)
+
+        return why_not
+
+
+def _own_addresses() -> list[str]:
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink.NETLINK_ROUTE) as route:
+            return [addresses.to_text(addr) for addr in addresses.local_addresses(route)]
+    except OSError:
+        return []  # then each connection's own address alone decides

@@ -96,7 +96,8 @@ BERTHA_EXPORT int listen(int fd, int backlog) {
     if (c == NULL) {
       c = adopt_unknown(fd);
     }
-    if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET &&
+        !carried_owns()) { /* else it tells the agent itself first */
       start_listening(c, fd);
     }
     errno = saved;

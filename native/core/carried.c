@@ -199,6 +199,10 @@ bool carried_own(bool own) {
   return before;
 }
 
+bool carried_owns(void) {
+  return own_chunnels;
+}
+
 bool carried_name(struct conn *c, const char *chunnels) {
   struct bertha_carrier_status *s = conn_flags(c) & CONN_CARRIED ? NULL : new_status(c);
   if (s == NULL || strlen(chunnels) >= sizeof s->chunnels) {

@@ -25,6 +25,7 @@ void carried_refuse(struct conn *c, int fd, uint32_t why);
 /* In this thread, from now on: connections that it makes get no chunnels here, for whoever makes them runs their chunnels
  * himself.  Returns what was before. */
 bool carried_own(bool own);
+bool carried_owns(void);
 /* For the log: the chunnels that the program itself runs on its connection, a JSON array. */
 bool carried_name(struct conn *c, const char *chunnels);
 /* The last descriptor is closed: a plan that the server has refused is not tried again. */

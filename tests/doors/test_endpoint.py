@@ -14,7 +14,7 @@ import pytest
 import bertha_socket
 from bertha_socket import keys
 from bertha_socket._endpoint import EndpointError, Listener
-from bertha_socket._endpoint_offer import offer_for
+from bertha_socket._endpoint_offer import Terms, offer_for, required_of
 from bertha_socket.dag import parse
 
 
@@ -26,7 +26,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def _echo(dag: str | None, refusal: str | None = None) -> Iterator[Listener]:
+def _echo(dag: str | None, refusal: str | None = None, host: str = "127.0.0.1") -> Iterator[Listener]:
     """A server that sends back what it gets, to one client, or refuses it, saying so."""
     wrong: list[BaseException] = []
 
@@ -38,7 +38,7 @@ def _echo(dag: str | None, refusal: str | None = None) -> Iterator[Listener]:
         except EndpointError as error:
             wrong.append(error)
 
-    with bertha_socket.new("server", dag).listen(("127.0.0.1", 0)) as listener:
+    with bertha_socket.new("server", dag).listen((host, 0)) as listener:
         thread = threading.Thread(target=serve, args=(listener,))
         thread.start()
         try:
@@ -182,3 +182,24 @@ def test_a_client_that_waits_for_the_servers_first_word() -> None:
                 client.shutdown(socket.SHUT_WR)
                 with pytest.raises(EOFError):
                     connection.recv(30)
+
+
+def test_a_wildcard_listener_under_rules_by_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule about one of this host's addresses is in force there, and nowhere is less required."""
+    policy = tmp_path / "bertha.toml"
+    policy.write_text('[[rule]]\nside = "server"\naddress = "127.0.0.0/8"\ndag = "compress()"\n')
+    monkeypatch.setenv("BERTHA_POLICY", str(policy))
+    terms = Terms("mine", parse("prefer frame()"), ("0.0.0.0", 7000))
+    assert required_of(terms.offer) == ["compress"]
+    assert terms.required("10.1.2.3", 7000) == ["compress"]
+    assert required_of(terms.at("10.1.2.3", 7000)) == []
+    with _echo("prefer frame()", "compress is required", host="0.0.0.0") as listener:
+        with socket.create_connection(("127.0.0.1", listener.address[1])) as client:
+            client.sendall(b"GET")
+            assert _rest(client) == b""
+    with _echo("prefer frame()", host="0.0.0.0") as listener:
+        with bertha_socket.new("client").connect(("127.0.0.1", listener.address[1])) as connection:
+            connection.send(b"hello")
+            assert connection.recv(10) == b"hello"
+            assert connection.plan is not None
+            assert [c.type for c in connection.plan.chunnels] == ["frame", "compress"]
