@@ -78,6 +78,8 @@ def _given(rule: policy.Rule) -> dict[str, Any]:
         if key == "wishes":
             unset = Wishes()._asdict()
             wishes = rule.wishes._asdict()
+            wishes["priority"] = dict(rule.wishes.priority)
+            unset["priority"] = {}
             found |= {k: list(v) if isinstance(v, tuple) else v for k, v in wishes.items() if v != unset[k]}
         elif value != getattr(plain, key):
             low, high = rule.ports or (0, 0)
@@ -201,9 +203,13 @@ def _chunnel_lines(chunnels: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = []
     for chunnel in chunnels:
         lines.append(f"{chunnel['type']} ({chunnel['need']}): {chunnel['implementation'] or 'none here'}")
+        lines += [f"    then {name}: {why}" for name, why in chunnel["after"].items()]
         lines += [f"    not {name}: {why}" for name, why in chunnel["not"].items()]
         if chunnel["problem"]:
             lines.append(f"    {chunnel['problem']}")
+        for inner in chunnel["inner"]:
+            first, *more = _chunnel_lines([inner])
+            lines += [f"    {inner['in']}: {first}", *(f"    {line}" for line in more)]
     return lines
 
 

@@ -73,6 +73,29 @@ def test_explain_says_what_would_run_each_chunnel(launcher: Launcher, tmp_path: 
     assert "+- prefer compress()" in lines and "not native: the rule prohibits it" in lines
 
 
+def test_explain_says_what_would_run_within_a_branch(launcher: Launcher, tmp_path: Path) -> None:
+    path = tmp_path / "bertha.toml"
+    path.write_text(
+        "[[rule]]\n"
+        "dag = 'branch(by=payload[0], choices=[count(), compress() |> limit(rate=9)]) |> compress()'\n"
+        'prohibit = ["limit/*"]\npriority = { "compress/python" = 500 }\n'
+    )
+    done = launcher.bertha("explain", "--policy", str(path), "--json", "nginx", ":80")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    branch, compress = found["ends"][0]["chunnels"]
+    inner = [(c["in"], c["type"], c["implementation"]) for c in branch["inner"]]
+    assert inner == [
+        *[("choices[0]", "count", "python"), ("choices[1]", "compress", "python")],
+        ("choices[1]", "limit", None),
+    ]
+    assert branch["inner"][2]["not"] == {"python": "the rule prohibits it"}
+    assert compress["implementation"] == "python"
+    assert found["ends"][0]["says"]["priority"] == {"compress/python": 500}
+    text = launcher.bertha("explain", "--policy", str(path), "nginx", ":80").stdout
+    assert "choices[1]: limit (require): none here" in text
+
+
 def test_a_branch_is_drawn() -> None:
     dag = parse('a(x="<&>") |> branch(by=payload[0] % 2, choices=[b() |> c(), d()]) |> e()')
     assert as_text(dag) == [
