@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.datagrams.conftest import Pair
+from tests.datagrams.conftest import Capture, Pair
 from tests.harness import Connection, Host, Program, connections, eventually, free_port, require_program
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
@@ -119,3 +119,27 @@ def test_another_cluster_key(pair: Pair) -> None:
     found = _ask(pair.client, pair.address, port, "connected", 1, patience=1.0)
     assert found.startswith("TimeoutError"), found
     assert all(c.rx_bytes == 0 for c in connections(pair.server.finish(), program="memcached"))
+
+
+def test_nothing_readable_crosses_the_wire(pair: Pair, capture: Capture) -> None:
+    """TLS over a stream of datagrams, and each datagram comes out as it went in."""
+    pair.dictate("frame() |> compress() |> encrypt() |> reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    assert _ask(pair.client, pair.address, port, "unconnected", 20) == "ok"
+    packets = capture.stop()
+    assert len(packets) > 5000, "the capture has nothing of it"
+    for part in (b"STORED\r\n", b"VALUE key", b"get key", b"CCCCCCCCCCCC"):
+        assert part not in packets
+    types = ["frame", "compress", "encrypt", "reliable", "local_or_remote"]
+    _through(pair.client.finish(), _PYTHON, types)
+    _through(pair.server.finish(), "memcached", types)
+
+
+def test_many_clients(pair: Pair) -> None:
+    """One socket of the server's, and a session for each client: each gets its own answers."""
+    pair.dictate("reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    command = [sys.executable, _CLIENT, pair.address, port, "unconnected", 10, 60.0, 0.0]
+    clients = [pair.client.spawn(command) for _ in range(8)]
+    assert [c.wait(60).strip() for c in clients] == ["ok"] * 8
+    assert len(_through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])) == 8
