@@ -228,6 +228,9 @@ class Datagrams:
         self._loop.watch(self.pair.fileno(), None, self._on_program)
         if not self._busy():
             self._close()
+        elif len({place for place, _ in self._exchanges}) == 1:
+            with contextlib.suppress(OSError):  # so that the kernel says when nobody is there any more
+                self.udp.connect(self._name(next(iter(self._exchanges))[0]))
 
     def _busy(self) -> bool:
         return bool(self._to_network) or any(x.unsaid for x in self._exchanges.values())
@@ -254,6 +257,9 @@ class Datagrams:
 
     def _give_error(self, error: OSError) -> None:
         """An ICMP message: a connected socket's program hears of it."""
+        if self._until is not None and error.errno == errno.ECONNREFUSED:
+            self._close()
+            return
         with contextlib.suppress(OSError):
             self.udp.getpeername()
             place = Place(bytes(16), 0, 0)

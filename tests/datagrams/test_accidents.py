@@ -21,16 +21,20 @@ pytestmark = [pytest.mark.program, pytest.mark.net]
 _PYTHON = Path(sys.executable).name
 _ASKER = """
 import socket, sys
-with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-    sock.settimeout(1.0)
-    sock.connect((sys.argv[1], int(sys.argv[2])))
-    for line in sys.stdin:
-        try:
-            sock.send(line.strip().encode())
-            said = sock.recv(100).rpartition(b"|")[2].decode()
-        except OSError as error:
-            said = f"{type(error).__name__}"
-        print(said, flush=True)
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for line in sys.stdin:
+    if line.startswith("new"):
+        sock.close()
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.settimeout(1.0)
+        sock.connect((sys.argv[1], int(sys.argv[2])))
+    try:
+        sock.send(line.strip().encode())
+        said = sock.recv(100).rpartition(b"|")[2].decode()
+    except OSError as error:
+        said = f"{type(error).__name__}"
+    print(said, flush=True)
+sock.close()
 """
 
 
@@ -43,6 +47,8 @@ class Asker:
         with open(reader, "rb") as source:
             self.program = host.spawn([sys.executable, "-u", "-c", _ASKER, address, port], stdin=source)
         self._count = 0
+        # An agent that has no time to answer makes a socket plain, and this server answers none of those.
+        eventually(lambda: self.ask("new") == "new", "an answer to the first datagram", 90)
 
     def ask(self, text: str) -> str:
         os.write(self._feed, text.encode() + b"\n")
@@ -86,18 +92,18 @@ def _carriers(host: Host) -> list[psutil.Process]:
     return [p for p in found if "bertha_socket.carrier" in " ".join(p.cmdline())]
 
 
-@pytest.mark.parametrize("side", ["server", "client"])
-def test_a_carrier_is_killed(pair: Pair, make_asker: MakeAsker, side: str) -> None:
+def test_carriers_are_killed(pair: Pair, make_asker: MakeAsker) -> None:
     """The shim notices, and gives the socket to another one: the server's too, which only ever answers."""
     pair.dictate("reliable()", proto="udp")
     port = free_port()
     start_echo(pair.server, pair.address, port)
     asker = make_asker(port)
     assert asker.ask("one") == "one"
-    (carrier,) = _carriers(pair.server if side == "server" else pair.client)
-    carrier.send_signal(signal.SIGKILL)
-    asker.asks_until_answered("two")
-    assert asker.ask("three") == "three"
+    for host in (pair.server, pair.client):
+        (carrier,) = _carriers(host)
+        carrier.send_signal(signal.SIGKILL)
+        asker.asks_until_answered("two")
+        assert asker.ask("three") == "three"
     asker.end()
     assert all(not c.plain for c in connections(pair.client.finish(), program=_PYTHON))
 
@@ -120,7 +126,7 @@ def test_agents_are_killed(pair: Pair, make_asker: MakeAsker) -> None:
     eventually(lambda: port in listed_ports(directory), "the echo in the directory", 30)
     asker.asks_until_answered("three")
     late = make_asker(port)
-    late.asks_until_answered("four")
+    assert late.ask("four") == "four"
     for each in (asker, late):
         each.end()
 
@@ -162,4 +168,4 @@ def test_what_strangers_send_into_a_session(pair: Pair, make_asker: MakeAsker) -
     echo.wait(20)
     (found,) = connections(pair.server.finish(), program=_PYTHON)
     assert "datagrams dropped" in (found.reason or ""), found
-    assert found.rx_bytes == len("onetwoquit"), found
+    assert found.rx_bytes % len("new") == len("onetwoquit") % len("new"), found
