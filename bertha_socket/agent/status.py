@@ -40,7 +40,7 @@ def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
     chunnels = [{"type": "local_or_remote", "implementation": implementation, "where": where}]
     reason = _reason_text(conn.kind, conn.reason)
     # As for the mailbox of `unix`, a socketpair has taken the kernel's place.
-    swapped = conn.kind == lib.BERTHA_CONN_UNIX and process.carried_fd >= 0
+    swapped = conn.kind in (lib.BERTHA_CONN_UNIX, lib.BERTHA_CONN_CARRIED) and process.carried_fd >= 0
     proto = "udp" if conn.family & lib.BERTHA_FAMILY_DATAGRAMS else "tcp"
     told = carried.look(process.carried_fd, index, proto) if swapped else None
     if told is not None:

@@ -28,7 +28,7 @@ static struct conn *forget(int fd) {
   }
   conn_forget(fd);
   stdfile_follow(fd);
-  if (conn_kind(c) == BERTHA_CONN_UNIX) {
+  if (unix_stands(c)) {
     unix_forget(c);
   }
   if (atomic_fetch_sub(&c->info.refs, 1) != 1) {

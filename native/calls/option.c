@@ -85,26 +85,26 @@ static void note_option(struct conn *c, int fd, int level, int name, const void 
 }
 
 /* Behind the descriptor there may be a unix socket by now: what it has of its own it is asked, all else is
- * the TCP socket's. */
+ * the TCP socket's.  That one a carrier may be waiting for, so its low-water mark is none of the program's. */
 static int option_fd(struct conn *c, int fd, int level, int name) {
-  if (LIKELY(c == NULL) || conn_kind(c) != BERTHA_CONN_UNIX || !unix_swapped(c)) {
+  if (LIKELY(c == NULL) || !unix_stands(c) || !unix_swapped(c)) {
     return fd;
   }
   bool own = level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO || name == SO_ERROR ||
-                                     name == SO_RCVBUF || name == SO_SNDBUF);
+                                     name == SO_RCVBUF || name == SO_SNDBUF || name == SO_RCVLOWAT);
   return own ? fd : unix_tcp_fd(c, fd);
 }
 
 /* Addresses are the TCP connection's (only a descriptor that has been exchanged needs to be told). */
 BERTHA_EXPORT int getpeername(int fd, struct sockaddr *address, socklen_t *size) {
   struct conn *c = conn_of(fd);
-  bool other = c != NULL && conn_kind(c) == BERTHA_CONN_UNIX;
+  bool other = c != NULL && unix_stands(c);
   return REAL(getpeername)(other ? unix_tcp_fd(c, fd) : fd, address, size);
 }
 
 BERTHA_EXPORT int getsockname(int fd, struct sockaddr *address, socklen_t *size) {
   struct conn *c = conn_of(fd);
-  bool other = c != NULL && conn_kind(c) == BERTHA_CONN_UNIX;
+  bool other = c != NULL && unix_stands(c);
   return REAL(getsockname)(other ? unix_tcp_fd(c, fd) : fd, address, size);
 }
 

@@ -116,6 +116,9 @@ static ssize_t sendfile_unix(struct conn *c, int out, int in, off64_t *offset, s
 static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
   struct conn *c = stream_of(out);
   bool counted = false;
+  if (c != NULL) {
+    conn_ripe(c, out); /* what goes to a carrier may go by a ring */
+  }
   while (c != NULL && !counted && conn_kind(c) != BERTHA_CONN_UNIX) {
     if (conn_ripe(c, out)) {
       ssize_t n = sendfile_ring(c, out, in, offset, count);

@@ -158,6 +158,7 @@ BERTHA_EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, s
   size = size < SSIZE_MAX / 2 ? size : SSIZE_MAX / 2;
   if (to != NULL && is_pipe(in)) {
     bool counted = false;
+    conn_ripe(to, out); /* what goes to a carrier may go by a ring */
     while (!counted && conn_kind(to) != BERTHA_CONN_UNIX) {
       if (conn_ripe(to, out)) {
         ssize_t n = from_pipe(to, in, out, size, flags);

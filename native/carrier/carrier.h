@@ -20,6 +20,9 @@ enum bertha_carrier_kind {
   BERTHA_CARRIER_HELLO = 1,
   BERTHA_CARRIER_CARRY = 2,
   BERTHA_CARRIER_DATAGRAMS = 3, /* a CARRY whose sockets are a UDP one and a SOCK_SEQPACKET pair's end */
+  /* Only to the native carrier, which is reached over rings (core/hop.h). */
+  BERTHA_CARRIER_LINK = 4,
+  BERTHA_CARRIER_CARRY_RING = 5,
 };
 
 /* First message; + descriptor: the status memfd, an array of bertha_carrier_status. */
@@ -47,6 +50,25 @@ struct bertha_carrier_carry {
   uint64_t listener;     /* server: which; client: bertha_negotiate_reply's context */
   uint32_t status_index; /* where the outcome is to be written */
   uint32_t plan_size;    /* client: bytes that follow */
+};
+
+/* + descriptors: a link's sealed memfd, of which the program is the client's side, and the carrier the server's; an
+ * eventfd that wakes the carrier. */
+struct bertha_carrier_link {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t kind;
+  uint32_t number; /* of this program's links here, from 0, without a gap */
+  uint32_t index;  /* as it stands in the link's header */
+};
+#define BERTHA_CARRIER_LINKS 8u
+
+/* As bertha_carrier_carry, with the same descriptors; both directions are on the slot's rings from their first byte,
+ * and the socketpair is the kernel's connection beneath.  The plan follows. */
+struct bertha_carrier_carry_ring {
+  struct bertha_carrier_carry carry;
+  uint32_t link;
+  uint32_t slot;
 };
 
 enum bertha_carrier_state {

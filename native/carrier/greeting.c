@@ -174,7 +174,7 @@ static bool server_reads(struct session *s, const struct pack_value *map, const 
   if (plan_tls_first(s->plan, s->plan_size) != (s->base > 0)) {
     return refuse(s, "the plan and the connection differ about whether TLS comes first");
   }
-  if (carrier_known(s)) {
+  if (trust_knows(s, carrier_has_agent())) {
     return greeting_verdict(s, true, "", why);
   }
   if (!carrier_ask(s)) {

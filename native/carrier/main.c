@@ -22,19 +22,15 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <openssl/crypto.h>
-#include <openssl/evp.h>
-
 #include "session.h"
 
-enum { EVENTS = 128, MESSAGE_MAX = 65536, KNOWN_MAX = 1024, DIGEST_SIZE = 32 };
+enum { EVENTS = 128, MESSAGE_MAX = 65536 };
 #define SECOND 1000000000ll
 #define HANDSHAKE_NS (10 * SECOND)
 #define SILENCE_NS (1 * SECOND) /* MAYBE: who says nothing for so long waits for the server's first word */
-#define BELIEVED_NS (30 * SECOND)
 
 /* What epoll tells us of: the lowest bits of the pointer say which. */
-enum what { SESSION_TCP = 0, SESSION_PROGRAM = 1, SHIM = 2, CONTROL = 3 };
+enum what { SESSION_TCP = 0, SESSION_PROGRAM = 1, SHIM = 2, CONTROL = 3, BELL = 4, WHAT = 7 };
 
 static int poller;
 static int control = -1;
@@ -42,17 +38,9 @@ static struct session *sessions;
 static unsigned session_count;
 static struct session *ready_first, *ready_last;
 static struct shim *shims;
-static struct secrets *all_secrets;
 static uint64_t last_question;
 static unsigned pending; /* sessions with a deadline */
 static bool told_idle;
-
-static struct known_plan { /* what the agent has said may run */
-  uint64_t listener;
-  uint8_t digest[DIGEST_SIZE];
-  int64_t since;
-} known[KNOWN_MAX];
-static unsigned known_next;
 
 int64_t carrier_now(void) {
   struct timespec t;
@@ -63,6 +51,14 @@ int64_t carrier_now(void) {
 static bool watch(int fd, void *who, enum what what, uint32_t events) {
   struct epoll_event e = {.events = events, .data.u64 = (uint64_t)(uintptr_t)who | (uint64_t)what};
   return epoll_ctl(poller, EPOLL_CTL_ADD, fd, &e) == 0;
+}
+
+bool carrier_watch_bell(int fd, struct rings *who) {
+  return watch(fd, who, BELL, EPOLLIN | EPOLLET);
+}
+
+void carrier_unwatch(int fd) {
+  epoll_ctl(poller, EPOLL_CTL_DEL, fd, NULL);
 }
 
 void carrier_queue(struct session *s) {
@@ -78,120 +74,10 @@ void carrier_queue(struct session *s) {
   }
 }
 
-/* ---- secrets, verdicts -------------------------------------------------------------------------- */
+/* ---- the agent ---------------------------------------------------------------------------------- */
 
-struct secrets *carrier_secrets(uint64_t listener) {
-  struct secrets *everybody = NULL;
-  for (struct secrets *k = all_secrets; k != NULL; k = k->next) {
-    if (k->listener == listener) {
-      return k;
-    }
-    if (k->listener == 0) {
-      everybody = k;
-    }
-  }
-  return everybody;
-}
-
-static void wipe(char *text) {
-  if (text != NULL) {
-    OPENSSL_cleanse(text, strlen(text));
-    free(text);
-  }
-}
-
-static void free_secrets(struct secrets *k) {
-  if (k != NULL && k->replaced && k->users == 0) {
-    wipe(k->key);
-    free(k->certificate);
-    free(k->ca);
-    OPENSSL_cleanse(k, sizeof *k);
-    free(k);
-  }
-}
-
-/* Sessions that began with them keep them. */
-static void replace_secrets(uint64_t listener) {
-  for (struct secrets **at = &all_secrets; *at != NULL; at = &(*at)->next) {
-    struct secrets *k = *at;
-    if (k->listener == listener) {
-      *at = k->next;
-      k->replaced = true;
-      free_secrets(k);
-      return;
-    }
-  }
-}
-
-static char *text_of(const struct pack_value *map, const char *name) {
-  struct pack_value value;
-  return pack_get(map, name, &value) && value.kind == PACK_TEXT && value.size > 0
-             ? strndup((const char *)value.data, value.size)
-             : NULL;
-}
-
-static void learn_secrets(const struct pack_value *message) {
-  struct pack_value listener, material, key;
-  struct secrets *k = calloc(1, sizeof *k);
-  if (k == NULL) {
-    return;
-  }
-  k->listener = pack_get(message, "listener", &listener) && listener.kind == PACK_INT ? listener.number : 0;
-  if (pack_get(message, "material", &material) && material.kind == PACK_MAP) {
-    k->certificate = text_of(&material, "certificate");
-    k->key = text_of(&material, "key");
-    k->ca = text_of(&material, "ca");
-  }
-  if (pack_get(message, "key", &key) && key.kind == PACK_BYTES && key.size <= sizeof k->cluster_key) {
-    k->has_cluster_key = true;
-    k->cluster_key_size = key.size;
-    memcpy(k->cluster_key, key.data, key.size);
-  }
-  replace_secrets(k->listener);
-  k->next = all_secrets;
-  all_secrets = k;
-}
-
-static void digest_of(const struct session *s, uint8_t digest[DIGEST_SIZE]) {
-  unsigned size;
-  if (EVP_Digest(s->plan, s->plan_size, digest, &size, EVP_sha256(), NULL) != 1) {
-    memset(digest, 0, DIGEST_SIZE);
-  }
-}
-
-static struct known_plan *find_known(const struct session *s, const uint8_t digest[DIGEST_SIZE]) {
-  for (unsigned i = 0; i < KNOWN_MAX; i++) {
-    if (known[i].since != 0 && known[i].listener == s->listener &&
-        memcmp(known[i].digest, digest, DIGEST_SIZE) == 0) {
-      return &known[i];
-    }
-  }
-  return NULL;
-}
-
-bool carrier_known(struct session *s) {
-  uint8_t digest[DIGEST_SIZE];
-  digest_of(s, digest);
-  struct known_plan *k = find_known(s, digest);
-  return k != NULL && (control < 0 || carrier_now() - k->since < BELIEVED_NS);
-}
-
-static void remember(const struct session *s, bool good) {
-  uint8_t digest[DIGEST_SIZE];
-  digest_of(s, digest);
-  struct known_plan *k = find_known(s, digest);
-  if (!good) {
-    if (k != NULL) {
-      k->since = 0;
-    }
-    return;
-  }
-  if (k == NULL) {
-    k = &known[known_next++ % KNOWN_MAX];
-    k->listener = s->listener;
-    memcpy(k->digest, digest, DIGEST_SIZE);
-  }
-  k->since = carrier_now();
+bool carrier_has_agent(void) {
+  return control >= 0;
 }
 
 static void agent_gone(void) {
@@ -251,7 +137,7 @@ static void verdict(const struct pack_value *message) {
   for (struct session *s = sessions; s != NULL; s = s->next) {
     if (s->asked == id.number) {
       const char *why = "";
-      remember(s, good);
+      trust_remember(s, good);
       if (greeting_verdict(s, good, text, &why)) {
         carrier_queue(s);
       } else {
@@ -332,6 +218,7 @@ static void drop_shim(struct shim *shim) {
       break;
     }
   }
+  rings_drop(shim);
   if (shim->statuses != NULL) {
     munmap(shim->statuses, shim->status_count * sizeof *shim->statuses);
   }
@@ -391,17 +278,16 @@ void carrier_forget(struct session *s) {
   /* Closing is not enough: the program has a duplicate of the TCP socket, which keeps it in the set. */
   epoll_ctl(poller, EPOLL_CTL_DEL, s->tcp, NULL);
   epoll_ctl(poller, EPOLL_CTL_DEL, s->program, NULL);
-  if (s->secrets != NULL) {
-    s->secrets->users--;
-    free_secrets(s->secrets);
-  }
+  trust_give_back(s->secrets);
+  rings_close(s);
   s->shim->sessions--;
   session_count--;
   drop_shim(s->shim);
 }
 
-static void carry(struct shim *shim, const struct bertha_carrier_carry *head, const uint8_t *plan, int tcp,
-                  int program) {
+/* `ring`: NULL: by the socketpair alone. */
+static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
+                  const struct bertha_carrier_carry_ring *ring, const uint8_t *plan, int tcp, int program) {
   struct session *s = calloc(1, sizeof *s);
   if (s == NULL) {
     close(tcp);
@@ -421,10 +307,7 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head, co
   s->server = head->side != 0;
   s->mode = head->mode;
   s->listener = head->listener;
-  s->secrets = carrier_secrets(head->listener);
-  if (s->secrets != NULL) {
-    s->secrets->users++;
-  }
+  s->secrets = trust_secrets(head->listener);
   s->status_index = head->status_index;
   if (s->status_index < shim->status_count) {
     s->life = __atomic_load_n(&shim->statuses[s->status_index].life, __ATOMIC_ACQUIRE);
@@ -444,7 +327,8 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head, co
   }
   uint32_t edges = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, edges) ||
-      !watch(program, s, SESSION_PROGRAM, edges) || !greeting_begin(s, &why)) {
+      !watch(program, s, SESSION_PROGRAM, edges) ||
+      (ring != NULL && !rings_open(s, shim, ring->link, ring->slot)) || !greeting_begin(s, &why)) {
     session_fail(s, why);
     return;
   }
@@ -452,14 +336,15 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head, co
 }
 
 static void shim_speaks(struct shim *shim) {
-  static uint8_t message[sizeof(struct bertha_carrier_carry) + BERTHA_CARRIER_PLAN_MAX + 1];
+  static uint8_t message[sizeof(struct bertha_carrier_carry_ring) + BERTHA_CARRIER_PLAN_MAX + 1];
   for (;;) {
     int fds[FDS_MAX], count;
     ssize_t n = receive(shim->fd, message, sizeof message, fds, &count);
     if (n < 0) {
       return;
     }
-    struct bertha_carrier_carry head;
+    struct bertha_carrier_carry_ring ring = {.slot = 0};
+    struct bertha_carrier_link link;
     uint32_t magic = 0;
     uint16_t kind = 0, version = 0;
     if ((size_t)n >= 8) {
@@ -467,18 +352,27 @@ static void shim_speaks(struct shim *shim) {
       memcpy(&version, message + 4, 2);
       memcpy(&kind, message + 6, 2);
     }
-    bool known_head = magic == BERTHA_CARRIER_MAGIC && version == BERTHA_CARRIER_VERSION;
-    if (known_head && kind == BERTHA_CARRIER_HELLO && count == 1 &&
-        shim_hello(shim, message, (size_t)n, fds[0])) {
+    kind = magic == BERTHA_CARRIER_MAGIC && version == BERTHA_CARRIER_VERSION ? kind : 0;
+    if (kind == BERTHA_CARRIER_HELLO && count == 1 && shim_hello(shim, message, (size_t)n, fds[0])) {
       close_all(fds, count);
       continue;
     }
-    if (known_head && kind == BERTHA_CARRIER_CARRY && count == 2 && (size_t)n >= sizeof head &&
+    if (kind == BERTHA_CARRIER_LINK && count == 2 && (size_t)n == sizeof link) {
+      memcpy(&link, message, sizeof link);
+      count = 0;
+      if (rings_add(shim, link.number, link.index, fds[0], fds[1])) {
+        continue;
+      }
+    }
+    bool by_ring = kind == BERTHA_CARRIER_CARRY_RING;
+    size_t size = by_ring ? sizeof ring : sizeof ring.carry;
+    if ((by_ring || kind == BERTHA_CARRIER_CARRY) && count == 2 && (size_t)n >= size &&
         shim->statuses != NULL) {
-      memcpy(&head, message, sizeof head);
-      if (head.plan_size == (size_t)n - sizeof head && head.mode <= BERTHA_CARRY_MAYBE &&
-          (head.mode == BERTHA_CARRY_PLAN) == (head.side == 0)) {
-        carry(shim, &head, message + sizeof head, fds[0], fds[1]);
+      memcpy(&ring, message, size);
+      const struct bertha_carrier_carry *head = &ring.carry;
+      if (head->plan_size == (size_t)n - size && head->mode <= BERTHA_CARRY_MAYBE &&
+          (head->mode == BERTHA_CARRY_PLAN) == (head->side == 0)) {
+        carry(shim, head, by_ring ? &ring : NULL, message + size, fds[0], fds[1]);
         continue;
       }
     }
@@ -508,7 +402,7 @@ static void control_speaks(void) {
       if (pack_is(&op, "shim") && count > 0) {
         new_shim(fds[--count]);
       } else if (pack_is(&op, "context")) {
-        learn_secrets(&message);
+        trust_learn(&message);
       } else if (pack_is(&op, "verdict")) {
         verdict(&message);
       }
@@ -532,6 +426,7 @@ static void session_event(struct session *s, enum what what, uint32_t events) {
     s->program_in |= in;
     s->program_out |= out;
     s->program_gone |= (events & EPOLLHUP) != 0;
+    rings_event(s, events);
   }
   carrier_queue(s);
 }
@@ -590,6 +485,7 @@ static void run_ready(void) {
       break;
     }
   }
+  rings_ring();
 }
 
 /* It needs nothing but the descriptors that it is given, has keys in its memory, and reads what strangers send: it is
@@ -626,31 +522,38 @@ int main(int argc, char **argv) {
   mallopt(M_MMAP_THRESHOLD, 16 << 20); /* buffers come and go with each burst */
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
   signal(SIGPIPE, SIG_IGN);
-  static char control_mark[8];
+  static _Alignas(16) char control_mark[16];
   poller = epoll_create1(EPOLL_CLOEXEC);
-  if (poller < 0 || !watch(control, control_mark, CONTROL, EPOLLIN)) {
+  if (!rings_init() || poller < 0 || !watch(control, control_mark, CONTROL, EPOLLIN)) {
     fprintf(stderr, "bertha-carrier: descriptor %s: %s\n", argv[2], strerror(errno));
     return 1;
   }
   while (control >= 0 || session_count > 0 || shims != NULL) {
     struct epoll_event events[EVENTS];
     int wait = tick();
-    int n = epoll_wait(poller, events, EVENTS, ready_first != NULL ? 0 : wait);
+    rings_collect();
+    bool sleeps = ready_first == NULL && rings_may_sleep();
+    int n = epoll_wait(poller, events, EVENTS, sleeps ? wait : 0);
+    if (sleeps) {
+      rings_awake();
+    }
     for (int i = 0; i < n; i++) {
-      enum what what = (enum what)(events[i].data.u64 & 3);
+      enum what what = (enum what)(events[i].data.u64 & WHAT);
       if (what == SESSION_TCP || what == SESSION_PROGRAM) {
-        session_event((struct session *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)3), what,
+        session_event((struct session *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT), what,
                       events[i].events);
+      } else if (what == BELL) {
+        rings_rung((struct rings *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT));
       }
     }
     run_ready();
     for (int i = 0; i < n;
          i++) { /* they may end sessions and shims, which the others of this turn may mean */
-      enum what what = (enum what)(events[i].data.u64 & 3);
+      enum what what = (enum what)(events[i].data.u64 & WHAT);
       if (what == CONTROL) {
         control_speaks();
       } else if (what == SHIM) {
-        shim_speaks((struct shim *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)3));
+        shim_speaks((struct shim *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT));
       }
     }
     say_idle();

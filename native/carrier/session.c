@@ -148,14 +148,16 @@ static bool may_read_tcp(const struct session *s) {
          buffer_size(&s->up[s->stages]) < CHUNNEL_ENOUGH;
 }
 
-/* One read; false: nothing came, and the kernel will say when something does.  `*error`: the connection is dead. */
-static bool take(int fd, struct buffer *to, bool *in, bool more, bool *end, int *error) {
+/* One read; false: nothing came, and we shall be told when something does.  `*error`: the connection is dead. */
+static bool take(struct session *s, bool program, struct buffer *to, bool *end, int *error) {
+  bool *in = program ? &s->program_in : &s->tcp_in;
+  bool more = program ? s->program_more : s->tcp_more;
   uint8_t *at = buffer_reserve(to, PIECE);
   if (at == NULL) {
     *error = ENOMEM;
     return false;
   }
-  ssize_t n = recv(fd, at, PIECE, MSG_DONTWAIT);
+  ssize_t n = program ? program_recv(s, at, PIECE) : recv(s->tcp, at, PIECE, MSG_DONTWAIT);
   if (n > 0) {
     buffer_added(to, (size_t)n);
     *in = more || n == PIECE; /* less: there is no more, and an edge tells when there is (epoll(7)) */
@@ -174,10 +176,12 @@ static bool take(int fd, struct buffer *to, bool *in, bool more, bool *end, int 
   return false;
 }
 
-static bool give(int fd, struct buffer *from, bool *out, int *error) {
+static bool give(struct session *s, bool program, struct buffer *from, int *error) {
+  bool *out = program ? &s->program_out : &s->tcp_out;
   bool moved = false;
   while (buffer_size(from) > 0 && *out) {
-    ssize_t n = send(fd, buffer_data(from), buffer_size(from), MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t n = program ? program_send(s, buffer_data(from), buffer_size(from))
+                        : send(s->tcp, buffer_data(from), buffer_size(from), MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n > 0) {
       buffer_take(from, (size_t)n);
       moved = true;
@@ -209,8 +213,7 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
   bool busy = false;
   int program_error = 0;
   if (may_read_program(s)) {
-    busy |= take(s->program, &s->down[s->stages], &s->program_in, s->program_more, &s->down_end[s->stages],
-                 &program_error);
+    busy |= take(s, true, &s->down[s->stages], &s->down_end[s->stages], &program_error);
     if (program_error !=
         0) {             /* ECONNRESET: closed with bytes unread, at which TCP resets (RFC 1122, 4.2.2.13) */
       s->aborted = true; /* without an end: that would be an orderly one */
@@ -219,16 +222,16 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
     }
   }
   if (may_read_tcp(s)) {
-    busy |= take(s->tcp, &s->up[0], &s->tcp_in, s->tcp_more, &s->up_end[0], tcp_error);
+    busy |= take(s, false, &s->up[0], &s->up_end[0], tcp_error);
   }
   if (!move(s, why)) {
     *failed = true;
     return false;
   }
-  busy |= give(s->tcp, &s->down[0], &s->tcp_out, tcp_error);
+  busy |= give(s, false, &s->down[0], tcp_error);
   if (s->up_open && !s->program_gone) {
     program_error = 0;
-    busy |= give(s->program, &s->up[s->stages], &s->program_out, &program_error);
+    busy |= give(s, true, &s->up[s->stages], &program_error);
     busy |= program_left(s, program_error);
   }
   if (s->down_end[0] && buffer_size(&s->down[0]) == 0 && !s->tcp_shut) {
@@ -237,7 +240,7 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
   }
   if (s->up_open && s->up_end[s->stages] && buffer_size(&s->up[s->stages]) == 0 && !s->program_shut &&
       !s->program_gone) {
-    shutdown(s->program, SHUT_WR);
+    program_end(s);
     s->program_shut = busy = true;
   }
   return busy;

@@ -5,6 +5,8 @@
 #include "../chunnels/chunnel.h"
 #include "carrier.h"
 
+struct conn;
+
 enum { STAGES_MAX = 34, NONCE_SIZE = 16, PREAMBLE_MAX = 16384 };
 
 struct shim { /* a program that gives us connections */
@@ -13,6 +15,8 @@ struct shim { /* a program that gives us connections */
   unsigned sessions;
   struct bertha_carrier_status *statuses;
   size_t status_count;
+  struct rings *rings[BERTHA_CARRIER_LINKS];
+  unsigned ring_count;
 };
 
 struct secrets { /* of one listener, of a client's rule, or (0) of everybody */
@@ -37,8 +41,14 @@ struct session {
   uint32_t mode;  /* enum bertha_carrier_mode */
   uint32_t state; /* enum bertha_carrier_state */
   uint64_t listener;
-  struct secrets *secrets;
+  struct secrets *secrets; /* NULL: none */
   int tcp, program;
+  struct conn
+      *ring; /* the program's end is reached by it, and `program` is beneath it; NULL: by that alone */
+  struct rings *rings;
+  uint32_t slot;
+  bool due; /* the program is to be woken */
+  struct session *next_due;
   bool tcp_in, tcp_out, program_in, program_out; /* the kernel said so, and has not said otherwise since */
   /* An end is there, or an urgent mark, at which reads stop: a short read does not mean that nothing is left. */
   bool tcp_more, program_more;
@@ -81,12 +91,37 @@ bool plan_stages(struct session *s, bool outer, const char **why); /* pushes wha
 bool plan_tls_first(const uint8_t *plan, size_t size);
 void plan_text(const uint8_t *plan, size_t size, char *to, size_t room); /* JSON, for the log */
 
+/* rings.c: the programs' links (core/hop.h) */
+bool rings_init(void);
+/* Takes both descriptors over. */
+bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int bell);
+void rings_drop(struct shim *shim); /* its sessions have ended */
+bool rings_open(struct session *s, struct shim *shim, uint32_t number, uint32_t slot);
+void rings_close(struct session *s);
+void rings_event(struct session *s, uint32_t events);
+void rings_rung(struct rings *r);
+void rings_collect(void);   /* queues the sessions whose programs have done something */
+bool rings_may_sleep(void); /* arms; false: there is something to do */
+void rings_awake(void);
+void rings_ring(void); /* wakes the programs for which something was done */
+ssize_t program_recv(struct session *s, void *to, size_t room);
+ssize_t program_send(struct session *s, const void *from, size_t size);
+void program_end(struct session *s); /* no more will be sent to it */
+
+/* trust.c: secrets, and plans that the agent has found good */
+struct secrets *trust_secrets(uint64_t listener); /* to be given back */
+void trust_give_back(struct secrets *k);
+void trust_learn(const struct pack_value *message);
+bool trust_knows(const struct session *s, bool agent);
+void trust_remember(const struct session *s, bool good);
+
 /* main.c */
 int64_t carrier_now(void); /* ns */
 void carrier_queue(struct session *s);
 bool carrier_ask(struct session *s); /* the agent: may this plan run?  False: there is no agent */
-bool carrier_known(struct session *s);
-struct secrets *carrier_secrets(uint64_t listener);
+bool carrier_has_agent(void);
+bool carrier_watch_bell(int fd, struct rings *who);
+void carrier_unwatch(int fd);
 void carrier_forget(struct session *s);
 
 #endif

@@ -228,7 +228,7 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
     }
     struct agent_conn *o = &out[found++];
     o->index = i;
-    o->kind = kind;
+    o->kind = kind == BERTHA_CONN_SHM && c.carried ? BERTHA_CONN_CARRIED : kind;
     o->pid = c.pid;
     o->role = c.role;
     o->reason = c.reason;

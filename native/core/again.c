@@ -16,7 +16,8 @@ void conn_dissolved(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
   uint32_t own = own_descriptors(c);
   if (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_SOCKET || kind == BERTHA_CONN_LISTENER ||
-      kind == BERTHA_CONN_UNIX || c->home != NULL || atomic_load(&c->info.refs) != own) {
+      kind == BERTHA_CONN_UNIX || (conn_flags(c) & CONN_CARRIED) || c->home != NULL ||
+      atomic_load(&c->info.refs) != own) {
     return; /* other processes have it, too: theirs are the books */
   }
   struct conn *fresh = conn_new(fd, BERTHA_CONN_SOCKET);

@@ -268,7 +268,7 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
   for (int i = 0; i < max_fds; i++) {
     fds[i] = -1;
   }
-  if (bertha_in_forked_stranger() || !bertha_lock(&agent.lock)) {
+  if (bertha.is_carrier || bertha_in_forked_stranger() || !bertha_lock(&agent.lock)) {
     return BERTHA_WHY_NO_AGENT;
   }
   int saved = errno;

@@ -35,6 +35,9 @@ struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, u
 struct link *link_fetch(struct listener *listener, uint32_t index);
 /* One that an earlier image had: no new connection is made on it.  Takes the descriptor over. */
 struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply);
+/* A link that no agent has made (hop.h).  Takes the descriptor over. */
+struct link *link_adopt(int fd, int side, const struct bertha_link_reply *reply);
+void link_drop(struct link *link); /* when nobody else can be looking at it */
 void link_fd_moved(int from, int to);
 void link_after_fork(void);
 bool link_held(const struct link *link); /* its client process lives */

@@ -72,7 +72,7 @@ void conn_refresh_watch(struct conn *c) {
 }
 
 /* Both ends know of each other. */
-static void tied(struct conn *c, uint32_t from) {
+void conn_tied(struct conn *c, uint32_t from) {
   struct link *l = c->link;
   c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
   c->tx_mem = link_ring(l, c->slot_index, c->side);
@@ -89,7 +89,7 @@ static void tied(struct conn *c, uint32_t from) {
 }
 
 /* Without the connection's lock: an epoll set has a lock of its own, and takes ours while it holds that. */
-static void after_tied(struct conn *c, int fd) {
+void conn_after_tied(struct conn *c, int fd) {
   if (conn_kind(c) == BERTHA_CONN_SHM && !eset_wants_upgrade(c, fd)) {
     conn_refresh_watch(c);
   }
@@ -142,7 +142,7 @@ static uint64_t choose_listener(const uint8_t addr[16], uint16_t port, uint64_t 
   return *why == 0 ? reply.listener : 0;
 }
 
-static void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint64_t netns) {
+void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint64_t netns) {
   s->netns = netns;
   s->tuple = *tuple;
   s->nonce = 0;
@@ -368,7 +368,7 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   c->info.local_port = port;
   s->server_pid = (uint32_t)bertha.pid;
   same_processor(l); /* says where we run, before the client thinks of spinning */
-  tied(c, BERTHA_CONN_MAYBE);
+  conn_tied(c, BERTHA_CONN_MAYBE);
   return true;
 }
 
@@ -436,7 +436,7 @@ static bool find_claim(struct conn *c, int fd) {
   c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
   bertha_unlock(&c->rx_lock);
   if (found) {
-    after_tied(c, fd);
+    conn_after_tied(c, fd);
   }
   return conn_kind(c) == BERTHA_CONN_SHM;
 }
@@ -452,6 +452,9 @@ bool conn_ripe(struct conn *c, int fd) {
   if (kind == BERTHA_CONN_MAYBE) {
     return find_claim(c, fd);
   }
+  if (kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_CARRIED) && carried_settle(c, fd)) {
+    return conn_kind(c) == BERTHA_CONN_SHM;
+  }
   if (kind != BERTHA_CONN_CLAIMED) {
     return false;
   }
@@ -462,10 +465,10 @@ bool conn_ripe(struct conn *c, int fd) {
     }
     if (conn_kind(c) == BERTHA_CONN_CLAIMED && /* no other thread was quicker */
         (c->link->plan.implementation == BERTHA_IMPL_SHM || unix_collect(c))) {
-      tied(c, BERTHA_CONN_CLAIMED);
+      conn_tied(c, BERTHA_CONN_CLAIMED);
     }
     bertha_unlock(&c->rx_lock);
-    after_tied(c, fd);
+    conn_after_tied(c, fd);
     return conn_kind(c) == BERTHA_CONN_SHM;
   }
   if (state == BERTHA_SLOT_REFUSED && bertha_lock(&c->rx_lock)) {
@@ -586,8 +589,9 @@ void conn_after_close(struct conn *c) {
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
-  } else if (kind == BERTHA_CONN_SHM || (kind == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_CARRIED))) {
-    if (kind == BERTHA_CONN_UNIX) {
+  } else if (kind == BERTHA_CONN_SHM ||
+             (kind == BERTHA_CONN_UNIX && s != NULL && !(conn_flags(c) & CONN_HOP_LEFT))) {
+    if (kind == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_CARRIED)) {
       unix_closed(c);
     }
     if (c->side == BERTHA_SIDE_CLIENT) {
@@ -597,7 +601,8 @@ void conn_after_close(struct conn *c) {
     }
   } else if (kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_DGRAM)) {
     dgram_closed(c);
-  } else if (kind == BERTHA_CONN_UNIX) {
+  }
+  if ((conn_flags(c) & (CONN_CARRIED | CONN_DGRAM)) == CONN_CARRIED) {
     carried_ended(c);
   }
   conn_free(c);

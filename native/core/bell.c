@@ -157,7 +157,8 @@ void bell_on_connection(struct conn *c, int fd) {
   /* Counted like any other send: no bell comes behind the bytes of a ring that is given back (takeback.c). */
   atomic_fetch_add(&c->kernel_sends, 1);
   abroad_kernel_send(c, 1, 0);
-  while (atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING) {
+  /* A carrier has one thread, which is not giving just now; what a program's memory says does not hold it up. */
+  while (atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING && !bertha.is_carrier) {
     bertha_pause();
   }
   if (atomic_load(&d->ring_end) == UINT64_MAX) {
@@ -172,12 +173,16 @@ void bell_on_connection(struct conn *c, int fd) {
 }
 
 static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
-  uint32_t id = atomic_load_explicit(&s->bell, memory_order_relaxed);
+  /* A carrier has no bells of programs: the byte wakes them as well, and wait.c sees to those that wait for space. */
+  uint64_t one = 1;
+  if (UNLIKELY(c->link->bell_fd >= 0) && REAL(write)(c->link->bell_fd, &one, sizeof one) == sizeof one) {
+    return;
+  }
+  uint32_t id = bertha.is_carrier ? 0 : atomic_load_explicit(&s->bell, memory_order_relaxed);
   int bell = id != 0 ? known_bell(id) : -1;
   if (bell < 0 && id != 0) {
     bell = fetch_bell(id);
   }
-  uint64_t one = 1;
   if (bell < 0 || REAL(write)(bell, &one, sizeof one) != sizeof one || known_bell(id) != bell) {
     bell_on_connection(c, fd); /* also when it has gone meanwhile, and another one was rung for it */
   }
@@ -203,11 +208,27 @@ static void mark_dirty(struct conn *c) {
   }
 }
 
+/* A carrier does what it has to do for all its connections first: a program that it wakes finds many done. */
+void bell_ring_all(struct conn *c, int fd) {
+  int saved = errno;
+  struct bertha_watch *w = &c->slot->watch[1 - c->side];
+  wake(c, fd, atomic_load(&w->epoll));
+  wake(c, fd, atomic_load(&w->rx));
+  wake(c, fd, atomic_load(&w->tx));
+  if (atomic_load(&w->kernel)) {
+    bell_on_connection(c, fd);
+  }
+  errno = saved;
+}
+
 /* The tail has been published. */
 void signal_data(struct conn *c, int fd) {
   int saved = errno;
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
   mark_dirty(c);
+  if (UNLIKELY(bertha.is_carrier)) {
+    return;
+  }
   wake(c, fd, atomic_load(&w->epoll));
   wake(c, fd, atomic_load(&w->rx));
   if (atomic_load(&w->kernel)) {
@@ -221,6 +242,9 @@ void signal_space(struct conn *c, int fd) {
   int saved = errno;
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
   mark_dirty(c);
+  if (UNLIKELY(bertha.is_carrier)) {
+    return;
+  }
   wake(c, fd, atomic_load(&w->epoll));
   wake(c, fd, atomic_load(&w->tx));
   errno = saved;

@@ -5,11 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 
 #include "../carrier/carrier.h"
 #include "agentc.h"
 #include "conn.h"
 #include "connlog.h"
+#include "hop.h"
 #include "fsize.h"
 #include "reason.h"
 #include "unixpair.h"
@@ -19,6 +22,7 @@ enum {
   CARRIER_PATIENCE_MS = 200, /* for room in a carrier's queue */
   PLANS = 128,
   CARRIERS = 3,
+  BUSY_LOOKS = 20000,
 };
 
 extern void bertha_close_hidden(int fd);
@@ -47,6 +51,8 @@ static struct {
     int fd;  /* hidden; 0: none */
     int pid; /* the process that got it: a forked child gets its own, so that its end is seen */
     uint64_t generation;
+    struct link *links[BERTHA_CARRIER_LINKS];
+    uint32_t link_count;
   } carriers[CARRIERS];
   int status_fd;
   struct bertha_carrier_status *_Atomic statuses;
@@ -143,17 +149,88 @@ static bool open_carrier(uint32_t which) {
     return false;
   }
   k->fd = bertha_hide_fd(fd);
+  k->link_count = 0; /* those before serve the connections that they have */
   k->pid = bertha.pid;
   k->generation = directory_generation();
   return true;
 }
 
-/* Sends a connection to a carrier; one that is gone, or knows an agent that is gone, is replaced. */
-static bool carry(uint32_t which, struct bertha_carrier_carry *head, const void *plan, int tcp, int end) {
-  uint8_t message[sizeof *head + BERTHA_CARRIER_PLAN_MAX];
-  size_t size = sizeof *head + head->plan_size;
-  memcpy(message, head, sizeof *head);
-  memcpy(message + sizeof *head, plan, head->plan_size);
+static bool send_link(const struct carrier *k, const struct link *l, uint32_t index) {
+  struct bertha_carrier_link message = {.magic = BERTHA_CARRIER_MAGIC,
+                                        .version = BERTHA_CARRIER_VERSION,
+                                        .kind = BERTHA_CARRIER_LINK,
+                                        .number = k->link_count,
+                                        .index = index};
+  int fds[2] = {l->fd, l->bell_fd};
+  return send_message(k->fd, &message, sizeof message, fds, 2);
+}
+
+/* Where a connection's rings are to be. */
+struct place {
+  struct link *link; /* NULL: it does without */
+  uint32_t number;
+  int slot;
+  uint32_t why; /* enum bertha_reason */
+};
+
+/* With the lock held. */
+static struct place take_place(struct carrier *k) {
+  for (uint32_t i = k->link_count; i > 0; i--) {
+    int slot = slot_take(k->links[i - 1]);
+    if (slot >= 0) {
+      return (struct place){k->links[i - 1], i - 1, slot, 0};
+    }
+  }
+  if (k->link_count == BERTHA_CARRIER_LINKS) {
+    return (struct place){.why = BERTHA_WHY_LINK_FULL};
+  }
+  uint32_t index;
+  struct link *l = hop_make(&index);
+  if (l == NULL) {
+    return (struct place){.why = BERTHA_WHY_NO_MEMORY};
+  }
+  if (!send_link(k, l, index)) {
+    link_drop(l);
+    return (struct place){.why = BERTHA_WHY_NO_CARRIER};
+  }
+  k->links[k->link_count] = l;
+  return (struct place){l, k->link_count++, slot_take(l), 0};
+}
+
+/* One message.  With the lock held. */
+static bool send_carry(struct carrier *k, const struct bertha_carrier_carry *head, const void *plan,
+                       const int fds[2], struct place *place) {
+  struct bertha_carrier_carry_ring ring = {.carry = *head};
+  uint8_t message[sizeof ring + BERTHA_CARRIER_PLAN_MAX];
+  size_t size = sizeof *head;
+  if (place->link != NULL) {
+    *place = take_place(k);
+  }
+  if (place->link != NULL && place->slot < 0) {
+    *place = (struct place){.why = BERTHA_WHY_LINK_FULL};
+  }
+  if (place->link != NULL) {
+    hop_prepare(place->link, (uint32_t)place->slot);
+    ring.carry.kind = BERTHA_CARRIER_CARRY_RING;
+    ring.link = place->number;
+    ring.slot = (uint32_t)place->slot;
+    size = sizeof ring;
+  }
+  memcpy(message, &ring, size);
+  memcpy(message + size, plan, head->plan_size);
+  if (send_message(k->fd, message, size + head->plan_size, fds, 2)) {
+    return true;
+  }
+  if (place->link != NULL) {
+    slot_give_back(place->link, (uint32_t)place->slot);
+  }
+  return false;
+}
+
+/* Sends a connection to a carrier; one that is gone, or knows an agent that is gone, is replaced.  `place->link` says
+ * whether a ring is wanted, and then whether there is one. */
+static bool carry(uint32_t which, const struct bertha_carrier_carry *head, const void *plan, int tcp, int end,
+                  struct place *place) {
   int fds[2] = {tcp, end};
   if (which >= CARRIERS || !bertha_lock(&here.lock)) {
     return false;
@@ -161,9 +238,11 @@ static bool carry(uint32_t which, struct bertha_carrier_carry *head, const void 
   struct carrier *k = &here.carriers[which];
   uint64_t generation = directory_generation();
   bool current = k->fd > 0 && k->pid == bertha.pid && (k->generation == generation || generation == 0);
-  bool sent = current && send_message(k->fd, message, size, fds, 2);
+  struct place wanted = *place;
+  bool sent = current && send_carry(k, head, plan, fds, place);
   if (!sent && open_carrier(which)) {
-    sent = send_message(k->fd, message, size, fds, 2);
+    *place = wanted;
+    sent = send_carry(k, head, plan, fds, place);
   }
   bertha_unlock(&here.lock);
   return sent;
@@ -217,10 +296,19 @@ bool carried_name(struct conn *c, const char *chunnels) {
 /* With the rx lock held: the TCP socket to the carrier, the other end of a pair into its place. */
 static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carrier_carry *head,
                       const void *plan) {
+  static struct link any;
   int pair[2];
   int type = conn_flags(c) & CONN_DGRAM ? SOCK_SEQPACKET : SOCK_STREAM;
   bool again = unix_swapped(c);
+  bool ring = which == BERTHA_CARRIER_NATIVE && type == SOCK_STREAM && !again && !bertha.io_uring &&
+              !(conn_flags(c) & CONN_NO_ATTACH);
+  if (ring && !bertha_lock(&c->tx_lock)) {
+    return false;
+  }
   if (socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) != 0) {
+    if (ring) {
+      bertha_unlock(&c->tx_lock);
+    }
     return false;
   }
   new_status(c);
@@ -228,17 +316,34 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   head->version = BERTHA_CARRIER_VERSION;
   head->kind = conn_flags(c) & CONN_DGRAM ? BERTHA_CARRIER_DATAGRAMS : BERTHA_CARRIER_CARRY;
   head->status_index = conn_index(c);
-  bool sent = carry(which, head, plan, unix_tcp_fd(c, fd), pair[1]);
+  struct place place = {.link = ring ? &any : NULL};
+  bool good = carry(which, head, plan, unix_tcp_fd(c, fd), pair[1], &place);
   REAL(close)(pair[1]);
-  if (!sent) {
+  if (!good) {
     REAL(close)(pair[0]);
-    return false;
+  } else {
+    c->info.carried = 1;
+    c->slot = NULL;           /* of a claim that came to nothing */
+    if (place.link != NULL) { /* before the unix socket stands there: who comes now finds the locks taken */
+      hop_tie(c, place.link, (uint32_t)place.slot);
+      c->cookie = bertha_cookie(pair[0]); /* by which a descriptor is known for this connection's */
+    }
+    if (again) {
+      unix_replace(c, pair[0]);
+    } else {
+      good = unix_put(c, fd, pair[0]);
+    }
+    if (!good && place.link != NULL) {
+      atomic_store_explicit(&c->info.kind, BERTHA_CONN_UNIX, memory_order_release);
+      c->slot = NULL;
+      slot_give_back(place.link, (uint32_t)place.slot);
+    }
+    c->info.reason = place.why != 0 ? place.why : c->info.reason;
   }
-  if (again) {
-    unix_replace(c, pair[0]);
-    return true;
+  if (ring) {
+    bertha_unlock(&c->tx_lock);
   }
-  return unix_put(c, fd, pair[0]);
+  return good;
 }
 
 /* ---- client ------------------------------------------------------------------------------------- */
@@ -398,7 +503,7 @@ void carried_refused_datagrams(const uint8_t addr[16], uint16_t port) {
 
 void carried_ended(struct conn *c) {
   const struct bertha_carrier_status *s = carried_status(c);
-  if (s == NULL || c->side != BERTHA_SIDE_CLIENT || c->plan == NULL ||
+  if (s == NULL || c->info.role != BERTHA_SIDE_CLIENT || c->plan == NULL ||
       __atomic_load_n(&s->state, __ATOMIC_ACQUIRE) != BERTHA_CARRIED_REFUSED || !bertha_lock(&known.lock)) {
     return;
   }
@@ -533,8 +638,33 @@ bool carried_settle(struct conn *c, int fd) {
     c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
   }
   bertha_unlock(&c->rx_lock);
+  conn_after_tied(c, fd);
   errno = saved;
   return unix_swapped(c);
+}
+
+int carried_await(struct conn *c, int fd, int flags, int64_t timeout_ns) {
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  for (int busy = 0; !carried_settle(c, fd); busy++) {
+    struct pollfd p = {.fd = fd, .events = POLLOUT};
+    int ms = !patient ? 0 : timeout_ns > 0 ? (int)(timeout_ns / 1000000) + 1 : -1;
+    int n = REAL(poll)(&p, 1, ms);
+    if (n <= 0) {
+      return n < 0 ? -errno : -EAGAIN;
+    }
+    if (p.revents & (POLLERR | POLLHUP | POLLNVAL)) {
+      return 0;
+    }
+    if (!patient) {
+      return -EAGAIN;
+    }
+    if (busy > BUSY_LOOKS) { /* no descriptor is left, not even for a refusal */
+      return -ECONNRESET;
+    }
+    struct timespec moment = {0, 50000}; /* another thread is handing it over */
+    REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
+  }
+  return 1;
 }
 
 /* ---- datagrams ---------------------------------------------------------------------------------- */
@@ -579,5 +709,6 @@ bool carried_accepted(struct conn *c, int fd, struct listener *l) {
   }
   c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
   bertha_unlock(&c->rx_lock);
+  conn_after_tied(c, fd);
   return carried;
 }

@@ -18,6 +18,9 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
 void carried_connecting(struct conn *c, int fd);
 /* Gives the connection to its carrier once it is established: true when the descriptor is a unix socket now. */
 bool carried_settle(struct conn *c, int fd);
+/* The same for a call that needs it: waits as the call would.  1: it is; 0: the TCP socket has an error to tell; or
+ * -errno. */
+int carried_await(struct conn *c, int fd, int flags, int64_t timeout_ns);
 /* A connection that was just accepted: true when a carrier has it, or nobody will. */
 bool carried_accepted(struct conn *c, int fd, struct listener *l);
 /* Nobody can carry it, and its chunnels are required: the program sees a connection that was reset. */

@@ -9,6 +9,10 @@ void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_
 void conn_accepted(struct conn *c, int fd, struct listener *listener, const struct sockaddr *from);
 /* Looks whether the other end has come: true when the connection is (now) on shared memory. */
 bool conn_ripe(struct conn *c, int fd);
+void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint64_t netns);
+void conn_tied(struct conn *c,
+               uint32_t from); /* `from`, if it is still its kind, becomes what the link's plan says */
+void conn_after_tied(struct conn *c, int fd); /* without the connection's locks */
 void conn_make_plain(struct conn *c, uint32_t why);
 /* What is not on shared memory yet shall not come there any more: its kind from now on. */
 bool conn_stays_plain(struct conn *c, uint32_t why); /* the server, if it has not seen a claim */
@@ -89,7 +93,8 @@ bool conn_look_at_kernel(struct conn *c, int fd);               /* true: somethi
 /* bell.c */
 void signal_data(struct conn *c, int fd);
 void signal_space(struct conn *c, int fd);
-void bell_settle(struct conn *c, int fd); /* with the rx lock held, the ring drained */
+void bell_ring_all(struct conn *c, int fd); /* a carrier, for both of the above */
+void bell_settle(struct conn *c, int fd);   /* with the rx lock held, the ring drained */
 bool bell_clear(struct conn *c,
                 int fd); /* an edge of our own set has told of the byte: false: it has to stay */
 void bell_on_connection(struct conn *c, int fd);

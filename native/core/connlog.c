@@ -76,17 +76,20 @@ static void write_line(const struct line *l) {
     escape(reason + 1, sizeof reason - 2, l->reason);
     strcat(reason, "\"");
   }
+  const char *hop = !c->info.carried                  ? ""
+                    : conn_kind(c) == BERTHA_CONN_SHM ? ",\"carrier\":\"ring\""
+                                                      : ",\"carrier\":\"socketpair\"";
   uint64_t now = connlog_clock();
   char line[3200];
   int n = snprintf(line, sizeof line,
                    "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
                    "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
-                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u}\n",
+                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s}\n",
                    (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
                    program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
                    c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
                    l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
-                   (unsigned long long)c->info.rx_bytes, c->info.setup_us);
+                   (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop);
   if (n > 0 && (size_t)n < sizeof line) {
     connlog_put(line, (size_t)n);
   }

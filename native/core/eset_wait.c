@@ -97,7 +97,8 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   if (conn_kind(c) == BERTHA_CONN_CLAIMED) {
     conn_ripe(c, fd);
   }
-  if (conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c) && unix_settle(c, fd)) {
+  if (conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c) && unix_settle(c, fd) &&
+      conn_kind(c) == BERTHA_CONN_UNIX) {
     struct pollfd p = {.fd = fd, .events = (short)(r->events & POLL_BITS)};
     return REAL(poll)(&p, 1, 0) > 0 ? (uint16_t)p.revents : 0;
   }

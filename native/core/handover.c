@@ -13,6 +13,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "connlog.h"
+#include "hop.h"
 #include "fsize.h"
 #include "parcel.h"
 #include "relay.h"
@@ -174,6 +175,7 @@ static void leave_bare(struct packing *p, struct conn *c, int fd, bool passed_on
 /* A server that accepts and executes at once is quicker than its client, which claims after its connect().  An exec
  * takes long enough that a short wait does not matter. */
 static uint32_t decide(struct packing *p, struct conn *c, int fd) {
+  hop_leave(c, fd);
   uint64_t age = connlog_clock() - c->info.opened_ns;
   while (conn_kind(c) == BERTHA_CONN_MAYBE && age < YOUNG_NS && p->looks > 0 && !conn_ripe(c, fd)) {
     struct timespec moment = {0, LOOK_NS};

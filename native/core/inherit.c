@@ -131,6 +131,10 @@ static struct conn *take_up(const struct unpacking *u, const struct parcel_conn 
     c->tx_limit = home->tx_limit <= l->ring_max ? home->tx_limit : l->ring_max;
     abroad_leave(c, abroad_enter(c));
     atomic_store_explicit(&c->info.kind, BERTHA_CONN_SHM, memory_order_release);
+    if (conn_flags(c) &
+        CONN_CARRIED) { /* its carrier did not answer (hop_leave), and we have no bell for it */
+      conn_leave_ring(c, c->info.reason);
+    }
   }
   return c;
 }

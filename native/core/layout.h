@@ -222,7 +222,7 @@ enum bertha_conn_kind {
   BERTHA_CONN_MAYBE = 5,   /* server: plain until the client's claim is seen */
   BERTHA_CONN_SHM = 6,
   BERTHA_CONN_UNIX = 7,
-  BERTHA_CONN_CARRIED = 8, /* a carrier has the TCP socket, the program one end of a socketpair */
+  BERTHA_CONN_CARRIED = 8, /* for the agent's eyes: SHM, and its other end is a carrier */
 };
 
 #define BERTHA_FAMILY_DATAGRAMS 0x100u /* a UDP socket */
@@ -241,6 +241,8 @@ struct bertha_conn_info {
   uint16_t local_port;
   uint16_t peer_port;
   uint32_t family; /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
+  uint32_t carried; /* 1: a carrier has it; on SHM, that is reached over a ring */
+  uint32_t reserved;
   _Atomic uint64_t tx_bytes;
   _Atomic uint64_t rx_bytes;
 };

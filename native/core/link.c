@@ -87,6 +87,9 @@ void link_fd_moved(int from, int to) {
       l->mailbox = to;
     }
     mail_fd_moved(l, from, to);
+    if (l->bell_fd == from) {
+      l->bell_fd = to;
+    }
   }
 }
 
@@ -259,6 +262,7 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
   }
   l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
   l->left = -1;
+  l->bell_fd = -1;
   l->mailbox = -1;
   l->spares.target = 1;
   return l;
@@ -326,6 +330,28 @@ static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply
     return NULL;
   }
   return enlist(l);
+}
+
+struct link *link_adopt(int fd, int side, const struct bertha_link_reply *reply) {
+  return map_link(fd, -1, reply, side);
+}
+
+void link_drop(struct link *link) {
+  if (bertha_lock(&here.lock)) {
+    struct link *_Atomic *place = &here.links;
+    for (struct link *l = atomic_load(place); l != NULL; place = &l->next, l = atomic_load(place)) {
+      if (l == link) {
+        atomic_store(place, atomic_load(&l->next));
+        break;
+      }
+    }
+    bertha_unlock(&here.lock);
+  }
+  munmap(link->base, link->size);
+  bertha_close_hidden(link->fd);
+  bertha_close_hidden(link->bell_fd);
+  free(link->free_slots);
+  free(link);
 }
 
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side) {

@@ -151,6 +151,12 @@ static bool look_at_kernel(struct conn *c, int fd) {
     ssize_t n = REAL(recv)(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (n == 0) {
       conn_set_flag(c, CONN_FIN);
+      /* A carrier says in the ring that the stream has ended; one that has not is dead, or reset the connection. */
+      if (UNLIKELY((conn_flags(c) & (CONN_CARRIED | CONN_CUT)) == CONN_CARRIED) &&
+          c->side == BERTHA_SIDE_CLIENT && c->rx_phase == PHASE_RING && atomic_load(&d->closed) != 1) {
+        conn_set_flag(c, CONN_CUT);
+        c->error = ECONNRESET;
+      }
       learnt = true;
       break;
     }

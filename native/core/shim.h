@@ -82,6 +82,7 @@ struct link { /* this process's mapping of a link */
   uint32_t next_fresh;
   int left; /* the slot last left by us and perhaps not yet by the server; -1 */
   uint16_t *free_slots;
+  int bell_fd;            /* hidden; to a carrier (hop.h): the eventfd by which it is woken; else -1 */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
@@ -109,6 +110,8 @@ enum conn_flag {
   CONN_DGRAM = 1u << 19,    /* a UDP socket (core/dgram.h) */
   CONN_NAMED = 1u << 18,    /* its chunnels run in the program, which has named them (core/carried.h) */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
+  CONN_HOP_LEFT = 1u << 21, /* its ring to the carrier was given back */
+  CONN_CUT = 1u << 20,      /* its carrier was seen to have ended without an end of the stream */
 };
 
 /* A connection (or a socket that may become one).  Lives in the table, which forked children share: the
@@ -172,6 +175,7 @@ struct bertha_process {
   bool must_connect;         /* and as a client */
   bool must_serve_datagrams; /* the same for UDP */
   bool must_send_datagrams;
+  bool is_carrier; /* not a program's: no agent to ask, and the other ends of its links are strangers */
   _Atomic bool io_uring;
   uint32_t max_fd; /* highest tracked descriptor + 1 */
   int table_fd;

@@ -313,6 +313,20 @@ void unix_tx_end(struct conn *c, int fd, int to, bool tcp, ssize_t sent) {
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
   bool tcp;
+  if ((conn_flags(c) & CONN_CARRIED) && !unix_swapped(c)) { /* not a byte goes by TCP itself */
+    ssize_t n = carried_await(c, fd, flags, c->snd_timeout_ns);
+    if (n < 0) {
+      return n;
+    }
+    if (n == 0) {
+      struct msghdr nothing = {.msg_iovlen = 0};
+      n = message(REAL(sendmsg)(fd, &nothing, flags));
+      return n < 0 ? n : -EAGAIN;
+    }
+    if (conn_kind(c) == BERTHA_CONN_SHM) {
+      return conn_send(c, fd, iov, count, flags);
+    }
+  }
   int to = unix_tx_begin(c, fd, &tcp);
   ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN;
   unix_tx_end(c, fd, to, tcp, n);
@@ -376,8 +390,15 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
   for (;;) {
     struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
     if (conn_flags(c) & CONN_CARRIED) {
-      carried_settle(c, fd);
-      ssize_t n = message(REAL(recvmsg)(fd, &msg, flags));
+      ssize_t n = unix_swapped(c) ? 1 : carried_await(c, fd, flags, c->rcv_timeout_ns);
+      if (n < 0) {
+        return n;
+      }
+      flags |= n == 0 ? MSG_DONTWAIT : 0; /* its error, or its end */
+      if (conn_kind(c) == BERTHA_CONN_SHM) {
+        return -EINPROGRESS;
+      }
+      n = message(REAL(recvmsg)(fd, &msg, flags));
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }

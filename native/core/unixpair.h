@@ -28,6 +28,10 @@ bool unix_put(struct conn *c, int fd, int end);
 void unix_replace(struct conn *c, int end); /* another one in its place, once there is one */
 bool unix_settle(struct conn *c, int fd);   /* exchanges the descriptor if it can be: true when it is */
 bool unix_swapped(const struct conn *c);
+/* A unix socket stands, or is to stand, in the TCP socket's place; with a carrier there may be a ring besides (hop.h). */
+static inline bool unix_stands(const struct conn *c) {
+  return conn_kind(c) == BERTHA_CONN_UNIX || (conn_flags(c) & CONN_CARRIED);
+}
 int unix_unread(struct conn *c, int fd);       /* before the exchange: what FIONREAD is to say */
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */
 void unix_shutdown(struct conn *c, int fd, int how);

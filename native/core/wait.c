@@ -94,8 +94,9 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   if (!conn_events_any(c, fd, want)) {
     uint32_t flags = conn_flags(c);
     struct pollfd p[2] = {{.fd = fd}, {.fd = w->bell_fd, .events = POLLIN}};
+    bool byte = (want & POLLIN) || (flags & CONN_CARRIED); /* a carrier has no other bell */
     if (!(flags & CONN_FIN)) {
-      p[0].events = want & POLLIN ? POLLIN | POLLRDHUP : POLLRDHUP;
+      p[0].events = byte ? POLLIN | POLLRDHUP : POLLRDHUP;
     }
     bool bell = index != 0 && (w->bell != 0 || (want & POLLIN));
     int64_t now = deadline >= 0 || !bell ? bertha_now_ns() : 0;
@@ -127,6 +128,9 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
         conn_set_flag(c, CONN_RST);
       }
       if (p[0].revents != 0 && c->rx_phase == PHASE_RING) {
+        if (UNLIKELY(flags & CONN_CARRIED)) {
+          bell_clear(c, fd);
+        }
         conn_look_at_kernel(c, fd);
       }
     }

@@ -99,7 +99,9 @@ static void fill_kernel(struct poll_call *p) {
       struct conn *c = conn_of(p->user[i].fd);
       short want = p->user[i].events & POLLPRI;
       if (c != NULL && !(conn_flags(c) & CONN_FIN)) {
-        want |= p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP) ? POLLIN | POLLRDHUP : POLLRDHUP;
+        bool byte = (p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP)) ||
+                    (conn_flags(c) & CONN_CARRIED); /* a carrier has no other bell */
+        want |= byte ? POLLIN | POLLRDHUP : POLLRDHUP;
       }
       if (c != NULL && c->tx_phase != PHASE_RING) {
         want |= p->user[i].events & POLLOUT;
@@ -120,7 +122,9 @@ static int take_kernel(struct poll_call *p) {
     struct conn *u = p->class[i] == BECOMING && (r & (POLLIN | POLLOUT)) ? conn_of(p->user[i].fd) : NULL;
     if (u != NULL && conn_kind(u) == BERTHA_CONN_UNIX && unix_settle(u, p->user[i].fd)) {
       struct pollfd now = {.fd = p->user[i].fd, .events = p->user[i].events};
-      r = REAL(poll)(&now, 1, 0) > 0 ? now.revents : 0; /* of the socket that has just come there */
+      r = conn_kind(u) == BERTHA_CONN_SHM ? conn_events(u, now.fd, now.events)
+          : REAL(poll)(&now, 1, 0) > 0    ? now.revents
+                                          : 0; /* of the socket that has just come there */
     }
     if (p->class[i] != RING) {
       p->user[i].revents = r;
@@ -136,6 +140,9 @@ static int take_kernel(struct poll_call *p) {
       if (r & POLLRDHUP) {
         conn_set_flag(c, CONN_FIN);
       } else if ((r & POLLIN) && c->rx_phase == PHASE_RING) {
+        if (UNLIKELY(conn_flags(c) & CONN_CARRIED)) {
+          bell_clear(c, p->user[i].fd);
+        }
         conn_look_at_kernel(c, p->user[i].fd);
         if (UNLIKELY(c->rcv_lowat > 1)) { /* too little is in the ring: the byte would wake us all the time */
           bell_clear(c, p->user[i].fd);

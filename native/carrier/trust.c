@@ -1,0 +1,146 @@
+/* Whom and what the carrier believes: the secrets that its agent gave it, and the plans that it has found good. */
+#include <openssl/crypto.h>
+#include <openssl/evp.h>
+
+#include "session.h"
+
+enum { KNOWN_MAX = 1024, DIGEST_SIZE = 32 };
+#define BELIEVED_NS 30000000000ll
+
+static struct secrets *all_secrets;
+
+static struct known_plan { /* what the agent has said may run */
+  uint64_t listener;
+  uint8_t digest[DIGEST_SIZE];
+  int64_t since;
+} known[KNOWN_MAX];
+static unsigned known_next;
+
+static struct secrets *find_secrets(uint64_t listener) {
+  struct secrets *everybody = NULL;
+  for (struct secrets *k = all_secrets; k != NULL; k = k->next) {
+    if (k->listener == listener) {
+      return k;
+    }
+    if (k->listener == 0) {
+      everybody = k;
+    }
+  }
+  return everybody;
+}
+
+static void wipe(char *text) {
+  if (text != NULL) {
+    OPENSSL_cleanse(text, strlen(text));
+    free(text);
+  }
+}
+
+static void free_secrets(struct secrets *k) {
+  if (k->replaced && k->users == 0) {
+    wipe(k->key);
+    free(k->certificate);
+    free(k->ca);
+    OPENSSL_cleanse(k, sizeof *k);
+    free(k);
+  }
+}
+
+/* Sessions that began with them keep them. */
+static void replace_secrets(uint64_t listener) {
+  for (struct secrets **at = &all_secrets; *at != NULL; at = &(*at)->next) {
+    struct secrets *k = *at;
+    if (k->listener == listener) {
+      *at = k->next;
+      k->replaced = true;
+      free_secrets(k);
+      return;
+    }
+  }
+}
+
+struct secrets *trust_secrets(uint64_t listener) {
+  struct secrets *k = find_secrets(listener);
+  if (k != NULL) {
+    k->users++;
+  }
+  return k;
+}
+
+void trust_give_back(struct secrets *k) {
+  if (k != NULL) {
+    k->users--;
+    free_secrets(k);
+  }
+}
+
+static char *text_of(const struct pack_value *map, const char *name) {
+  struct pack_value value;
+  return pack_get(map, name, &value) && value.kind == PACK_TEXT && value.size > 0
+             ? strndup((const char *)value.data, value.size)
+             : NULL;
+}
+
+void trust_learn(const struct pack_value *message) {
+  struct pack_value listener, material, key;
+  struct secrets *k = calloc(1, sizeof *k);
+  if (k == NULL) {
+    return;
+  }
+  k->listener = pack_get(message, "listener", &listener) && listener.kind == PACK_INT ? listener.number : 0;
+  if (pack_get(message, "material", &material) && material.kind == PACK_MAP) {
+    k->certificate = text_of(&material, "certificate");
+    k->key = text_of(&material, "key");
+    k->ca = text_of(&material, "ca");
+  }
+  if (pack_get(message, "key", &key) && key.kind == PACK_BYTES && key.size <= sizeof k->cluster_key) {
+    k->has_cluster_key = true;
+    k->cluster_key_size = key.size;
+    memcpy(k->cluster_key, key.data, key.size);
+  }
+  replace_secrets(k->listener);
+  k->next = all_secrets;
+  all_secrets = k;
+}
+
+static void digest_of(const struct session *s, uint8_t digest[DIGEST_SIZE]) {
+  unsigned size;
+  if (EVP_Digest(s->plan, s->plan_size, digest, &size, EVP_sha256(), NULL) != 1) {
+    memset(digest, 0, DIGEST_SIZE);
+  }
+}
+
+static struct known_plan *find_known(const struct session *s, const uint8_t digest[DIGEST_SIZE]) {
+  for (unsigned i = 0; i < KNOWN_MAX; i++) {
+    if (known[i].since != 0 && known[i].listener == s->listener &&
+        memcmp(known[i].digest, digest, DIGEST_SIZE) == 0) {
+      return &known[i];
+    }
+  }
+  return NULL;
+}
+
+bool trust_knows(const struct session *s, bool agent) {
+  uint8_t digest[DIGEST_SIZE];
+  digest_of(s, digest);
+  const struct known_plan *k = find_known(s, digest);
+  return k != NULL && (!agent || carrier_now() - k->since < BELIEVED_NS);
+}
+
+void trust_remember(const struct session *s, bool good) {
+  uint8_t digest[DIGEST_SIZE];
+  digest_of(s, digest);
+  struct known_plan *k = find_known(s, digest);
+  if (!good) {
+    if (k != NULL) {
+      k->since = 0;
+    }
+    return;
+  }
+  if (k == NULL) {
+    k = &known[known_next++ % KNOWN_MAX];
+    k->listener = s->listener;
+    memcpy(k->digest, digest, DIGEST_SIZE);
+  }
+  k->since = carrier_now();
+}
