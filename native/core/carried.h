@@ -1,5 +1,6 @@
 /* Connections with chunnels: the TCP socket goes to a carrier (carrier/carrier.h), and a unix socket whose other end
- * the carrier has takes its place behind the descriptor.  From then on every call is the kernel's own.
+ * the carrier has takes its place behind the descriptor.  From then on every call is the kernel's own, or, with the
+ * native carrier, a ring's that has the unix socket beneath (hop.h).
  *
  * A client asks the agent for a plan before it connects, once for each destination; a server gives what it accepts to
  * the carrier if its listener's chunnels say so. */

@@ -240,7 +240,7 @@ struct bertha_conn_info {
   uint8_t peer_addr[16];
   uint16_t local_port;
   uint16_t peer_port;
-  uint32_t family; /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
+  uint32_t family;  /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
   uint32_t carried; /* 1: a carrier has it; on SHM, that is reached over a ring */
   uint32_t reserved;
   _Atomic uint64_t tx_bytes;

@@ -94,11 +94,12 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   if (!conn_events_any(c, fd, want)) {
     uint32_t flags = conn_flags(c);
     struct pollfd p[2] = {{.fd = fd}, {.fd = w->bell_fd, .events = POLLIN}};
-    bool byte = (want & POLLIN) || (flags & CONN_CARRIED); /* a carrier has no other bell */
     if (!(flags & CONN_FIN)) {
-      p[0].events = byte ? POLLIN | POLLRDHUP : POLLRDHUP;
+      p[0].events = want & POLLIN ? POLLIN | POLLRDHUP : POLLRDHUP;
     }
-    bool bell = index != 0 && (w->bell != 0 || (want & POLLIN));
+    /* A carrier has no bell but the byte, which one that waits for space must leave to one that waits for data. */
+    bool carried = (want & POLLOUT) && (flags & CONN_CARRIED);
+    bool bell = index != 0 && (w->bell != 0 || (want & POLLIN)) && !carried;
     int64_t now = deadline >= 0 || !bell ? bertha_now_ns() : 0;
     int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
     if (want & POLLOUT) { /* whatever becomes of the bell or of the other end: look again */
@@ -128,9 +129,6 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
         conn_set_flag(c, CONN_RST);
       }
       if (p[0].revents != 0 && c->rx_phase == PHASE_RING) {
-        if (UNLIKELY(flags & CONN_CARRIED)) {
-          bell_clear(c, fd);
-        }
         conn_look_at_kernel(c, fd);
       }
     }

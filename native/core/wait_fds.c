@@ -99,9 +99,7 @@ static void fill_kernel(struct poll_call *p) {
       struct conn *c = conn_of(p->user[i].fd);
       short want = p->user[i].events & POLLPRI;
       if (c != NULL && !(conn_flags(c) & CONN_FIN)) {
-        bool byte = (p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP)) ||
-                    (conn_flags(c) & CONN_CARRIED); /* a carrier has no other bell */
-        want |= byte ? POLLIN | POLLRDHUP : POLLRDHUP;
+        want |= p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP) ? POLLIN | POLLRDHUP : POLLRDHUP;
       }
       if (c != NULL && c->tx_phase != PHASE_RING) {
         want |= p->user[i].events & POLLOUT;
@@ -140,9 +138,6 @@ static int take_kernel(struct poll_call *p) {
       if (r & POLLRDHUP) {
         conn_set_flag(c, CONN_FIN);
       } else if ((r & POLLIN) && c->rx_phase == PHASE_RING) {
-        if (UNLIKELY(conn_flags(c) & CONN_CARRIED)) {
-          bell_clear(c, p->user[i].fd);
-        }
         conn_look_at_kernel(c, p->user[i].fd);
         if (UNLIKELY(c->rcv_lowat > 1)) { /* too little is in the ring: the byte would wake us all the time */
           bell_clear(c, p->user[i].fd);
@@ -232,7 +227,7 @@ static bool arm(struct waiter *w, struct poll_call *p) {
       if (conn_flags(c) & CONN_FIN) {
         bell_on_connection(c, p->user[i].fd);
       }
-      sure &= w->bell != 0;
+      sure &= w->bell != 0 && !(conn_flags(c) & CONN_CARRIED); /* as in wait.c */
       p->space = true;
     }
     if (!atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
