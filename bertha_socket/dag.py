@@ -47,6 +47,13 @@ class Scope(Enum):
     GLOBAL = "global"
 
 
+def _scope(name: Scope | str) -> Scope:
+    try:
+        return Scope(name)
+    except ValueError:
+        raise DagError(f"{name!r} is no scope: one of {', '.join(s.value for s in Scope)}") from None
+
+
 class DagError(OSError):
     """A DAG that makes no sense; `column` (from 1) is where, None where there is no text."""
 
@@ -74,8 +81,8 @@ class Chunnel:
     need: Need = Need.REQUIRE
 
     def at(self, scope: Scope | str) -> Chunnel:
-        """The same, to run there only."""
-        return replace(self, scope=Scope(scope))
+        """The same, to run there only.  Raises DagError: there is no such scope."""
+        return replace(self, scope=_scope(scope))
 
     def __or__(self, other: Chunnel | Dag) -> Dag:
         return wrap(self) | other
@@ -95,7 +102,7 @@ class Dag:
 
     def at(self, scope: Scope | str) -> Dag:
         """The same, each chunnel that says nothing else to run there only."""
-        where = Scope(scope)
+        where = _scope(scope)
         return Dag(tuple(c if c.scope is not None else replace(c, scope=where) for c in self.chunnels))
 
     def __or__(self, other: Chunnel | Dag) -> Dag:
@@ -216,6 +223,8 @@ _TOKEN: Final = re.compile(
     re.VERBOSE,
 )
 _WORDS: Final = {"true": True, "false": False, "none": None}
+#: What other languages write, and what is meant.
+_NEARLY: Final = {"True": "true", "False": "false", "None": "none", "null": "none"}
 _NEEDS: Final = {n.value: n for n in Need}
 
 
@@ -238,6 +247,10 @@ class _Parser:
             what = (
                 "this text has no end" if self.text[at] == '"' else f"{self.text[at]!r} does not belong here"
             )
+            if self.text[at] == "|":
+                what += ": '|>' joins chunnels"
+            elif self.text[at] == "'":
+                what += ': a text is in double quotes, as in "x"'
             self.fail(what, at)
         assert match.lastgroup is not None
         self.kind, self.word = match.lastgroup, match[match.lastgroup]
@@ -347,6 +360,8 @@ class _Parser:
         if kind == "name" and word in _WORDS and self.ahead() != "(":
             self.next()
             return _WORDS[word]
+        if kind == "name" and word in _NEARLY and self.ahead() != "(":
+            self.fail(f"{word} is written {_NEARLY[word]} here")
         if kind == "name" or word == "(":
             return self.dag(depth + 1)
         self.fail("an argument is missing here: a number, a text, a list or a chunnel")

@@ -151,3 +151,26 @@ def test_python_values_that_cannot_be_written(value: object) -> None:
         c.a(value)
     with pytest.raises(DagError):
         c.a([value])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a() | b()", "column 5: '|' does not belong here: '|>' joins chunnels"),
+        ("a('x')", 'column 3: "\'" does not belong here: a text is in double quotes'),
+        ("a(1, True)", "column 6: True is written true here"),
+        ("a(null)", "column 3: null is written none here"),
+    ],
+)
+def test_what_is_often_written_has_a_remedy(text: str, said: str) -> None:
+    with pytest.raises(DagError) as caught:
+        parse(text)
+    assert str(caught.value.strerror).startswith(said)
+    assert caught.value.column == int(said.partition(":")[0].split()[1])
+
+
+def test_a_scope_that_is_none() -> None:
+    with pytest.raises(DagError, match="'moon' is no scope: one of application"):
+        c.a().at("moon")
+    with pytest.raises(DagError, match="'moon' is no scope"):
+        (c.a() | c.b()).at("moon")
