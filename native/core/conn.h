@@ -102,6 +102,7 @@ void bell_fd_moved(int from, int to);
 void bell_after_fork(void);
 bool bell_take_byte(struct conn *c, int fd);
 uint32_t bell_create(int *fd); /* 0: none */
+bool bell_drain(int fd);       /* our own, without waiting: whether there was something */
 
 /* SO_RCVLOWAT is the kernel's again, where bells were too short for it. */
 static inline void conn_low_water_back(const struct conn *c, int fd) {

@@ -121,9 +121,8 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     } else if (UNLIKELY(conn_closed(c, fd, life))) {
       result = -EBADF;
     } else if (n > 0) {
-      uint64_t count;
-      if (w->bell_fd >= 0 && p[1].revents != 0 && REAL(read)(w->bell_fd, &count, sizeof count) < 0) {
-        result = 0;
+      if (w->bell_fd >= 0 && p[1].revents != 0) {
+        bell_drain(w->bell_fd);
       }
       if (p[0].revents & (POLLERR | POLLHUP)) {
         conn_set_flag(c, CONN_RST);

@@ -172,10 +172,7 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
     }
   }
   if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
-    uint64_t count;
-    if (REAL(read)(bell_fd, &count, sizeof count) == sizeof count) {
-      result--;
-    }
+    result -= bell_drain(bell_fd);
   }
   return result >= 0 ? result : -error;
 }

@@ -29,6 +29,22 @@ static uint64_t rung(int fd) {
   return read(fd, &count, sizeof count) == sizeof count ? count : 0;
 }
 
+/* Who has it may also drain it, and take O_NONBLOCK off, which is common to all. */
+static void a_drained_bell_holds_nobody_up(void **state) {
+  (void)state;
+  int fd = new_bell();
+  uint64_t most = UINT64_MAX - 1;
+  assert_int_equal(write(fd, &most, sizeof most), sizeof most);
+  assert_true(bell_drain(fd));
+  assert_false(bell_drain(fd));
+  assert_int_equal(fcntl(fd, F_SETFL, 0), 0);
+  struct iovec part = {&most, sizeof most};
+  if (preadv2(fd, &part, 1, -1, RWF_NOWAIT) < 0 && errno == EAGAIN) { /* Linux 5.8 and later */
+    assert_false(bell_drain(fd));
+  }
+  close(fd);
+}
+
 static void any_number_of_sleepers_costs_a_bounded_number_of_descriptors(void **state) {
   (void)state;
   uint32_t before = open_descriptors();
@@ -91,6 +107,7 @@ int main(void) {
     assert(setrlimit(RLIMIT_NOFILE, &limit) == 0);
   }
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(a_drained_bell_holds_nobody_up),
       cmocka_unit_test(any_number_of_sleepers_costs_a_bounded_number_of_descriptors),
       cmocka_unit_test(one_in_use_stays_as_a_rule),
       cmocka_unit_test(numbers_that_meet_in_the_table),
