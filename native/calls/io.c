@@ -311,12 +311,28 @@ BERTHA_EXPORT ssize_t sendmsg(int fd, const struct msghdr *msg, int flags) {
   return errno_result(stream_send(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags));
 }
 
+/* recvmmsg() alone reports an error before anything that is there to read. */
+static int error_before_data(struct conn *c, int fd) {
+  bool in_order = conn_kind(c) == BERTHA_CONN_SHM && atomic_load(&conn_rx(c)->closed) == 1 &&
+                  c->tx_phase == PHASE_RING && atomic_load(&conn_tx(c)->head) == c->tx_tail;
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (in_order || getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+    return 0; /* a reset then only answers a bell byte that came after the close */
+  }
+  return error;
+}
+
 BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags,
                            struct timespec *timeout) {
   struct conn *c = stream_of(fd);
   struct conn *d = c == NULL && !(flags & KERNELS_OWN) ? dgram_of(fd) : NULL;
   if (LIKELY(d == NULL) && (LIKELY(c == NULL) || rx_special(c, fd, flags))) {
     return REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
+  }
+  int error = c != NULL ? error_before_data(c, fd) : 0;
+  if (UNLIKELY(error != 0)) {
+    return (int)errno_result(-error);
   }
   int64_t end =
       timeout != NULL ? bertha_now_ns() + (int64_t)timeout->tv_sec * 1000000000 + timeout->tv_nsec : 0;

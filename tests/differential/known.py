@@ -7,14 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-_RESET_AFTER_FIN = "after a FIN, what a later RST does to unread bytes and to the error of the next call"
+_RESET_AFTER_FIN = "after a FIN, when a later RST is seen by an epoll set"
 
 KNOWN: Final[dict[int, str]] = {
-    27: _RESET_AFTER_FIN,
     37: _RESET_AFTER_FIN,
     56: _RESET_AFTER_FIN,
-    71: _RESET_AFTER_FIN,
-    118: _RESET_AFTER_FIN,
-    164: _RESET_AFTER_FIN,
     176: "MSG_PEEK sees one carrier's bytes only, where the connection is just moving to the ring",
 }
