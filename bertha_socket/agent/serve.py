@@ -14,7 +14,7 @@ import time
 from bertha_socket import _settings
 from bertha_socket.agent import limits, memory, operator, paths, reach
 from bertha_socket.agent.registry import Registry
-from bertha_socket.agent.server import BACKLOG, Server
+from bertha_socket.agent.server import BACKLOG, ENDING, Server
 
 #: How long a new agent waits for one that is just leaving.
 LOCK_SECONDS = 2.0
@@ -63,6 +63,8 @@ def serve(path: str, idle_seconds: float | None = None, *, detached: bool) -> bo
     directory_fd = paths.open_directory_file(path)
     generation = max(memory.previous_generation(directory_fd) + 1, time.time_ns())
     directory = memory.Directory(directory_fd, generation)
+    # Held back until the loop hears them: an end in between would leave the place as a killed agent does.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     listening = _listen(path)
     if detached:
         _let_go()

@@ -31,6 +31,8 @@ from bertha_socket.agent.secrets import Secrets
 from bertha_socket.reasons import Reason as Why
 
 BACKLOG: Final = 1024
+#: Signals that end an agent in order.
+ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STATUS_SECONDS: Final = 4.0  # our commands wait for five
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -79,10 +81,8 @@ class Server:
         self._wake_in.setblocking(False)
         self._wake_out.setblocking(False)
         old_wakeup = signal.set_wakeup_fd(self._wake_out.fileno(), warn_on_full_buffer=False)
-        old_handlers = {
-            number: signal.signal(number, lambda *_: self.stop())
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        }
+        old_handlers = {number: signal.signal(number, lambda *_: self.stop()) for number in ENDING}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         self.watch(self._listening, self._accept)
         self.watch(self._wake_in, self._woken)
         if isinstance(self._others.listening, socket.socket):

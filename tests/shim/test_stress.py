@@ -81,6 +81,7 @@ def test_server_is_killed(host: Host, build: Build) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)  # most of it is a compiler
 def test_under_the_sanitizers(host: Host, build: Build, tmp_path: Path) -> None:
     compiler = require_program("cc")
     question = [compiler, "-print-file-name=libasan.so"]
@@ -92,7 +93,7 @@ def test_under_the_sanitizers(host: Host, build: Build, tmp_path: Path) -> None:
         ["make", "-s", "-C", str(_NATIVE), "VARIANT=asan", f"LIBDIR={tmp_path}", "lib"],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
         check=False,
         env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")},
     )
