@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -35,9 +36,20 @@ def watched(agent: Agent) -> Iterator[Agent]:
     yield agent
     eventually(lambda: not agent.status()["processes"], "the end of all processes")
     eventually(lambda: not agent.status()["listeners"], "the end of all listeners")
-    eventually(lambda: agent.descriptors() == before, f"{before} descriptors again")
+    try:
+        eventually(lambda: agent.descriptors() == before, f"{before} descriptors again")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; there are {held(agent)}") from None
     assert entries(agent.path) == []
     assert agent.status()["agent"]["faults"] == 0, agent.status()["agent"]["last_fault"]
+
+
+def held(agent: Agent) -> list[str]:
+    """What its descriptors are."""
+    folder = Path(f"/proc/{agent.process.pid}/fd")
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(str(path.readlink()) for path in folder.iterdir())
+    return []
 
 
 def at_rest(agent: Agent) -> int:
@@ -165,7 +177,7 @@ def test_one_hello_only(watched: Agent) -> None:
 
 def test_another_layout_is_refused_and_may_try_again(watched: Agent) -> None:
     with Shim(watched.path) as shim:
-        assert shim.ask(Op.HELLO, hello_body(layout=2)).status == Reason.VERSION
+        assert shim.ask(Op.HELLO, hello_body(layout=messages.LAYOUT_VERSION + 1)).status == Reason.VERSION
         shim.hello()
 
 
@@ -231,7 +243,9 @@ def test_a_table_must_be_memory(watched: Agent, kind: str, tmp_path: Path) -> No
     os.close(fd)
 
 
-def _table(count: int, size: int, offset: int, used: int, version: int = 1, magic: int = 0) -> bytes:
+def _table(
+    count: int, size: int, offset: int, used: int, version: int = messages.LAYOUT_VERSION, magic: int = 0
+) -> bytes:
     return struct.pack("=IIIIQI36x", magic or lib.BERTHA_MAGIC_TABLE, version, count, size, offset, used)
 
 
@@ -246,7 +260,7 @@ def _table(count: int, size: int, offset: int, used: int, version: int = 1, magi
         _table(1, 0, 64, 1),
         _table(0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF, 0xFFFFFFFF),
         _table(10, 512, 1 << 40, 10),
-        _table(10, 512, 64, 10, version=2),
+        _table(10, 512, 64, 10, version=messages.LAYOUT_VERSION + 1),
         _table(10, 512, 64, 10, magic=1),
     ],
 )
