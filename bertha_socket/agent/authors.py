@@ -3,18 +3,24 @@
 A [[chunnel]] names a class in a module or a file.  A short-lived child imports it, with the rights of the
 policy's user, and tells what the class says about itself; the carrier imports it again to run it.  Code that
 raises, hangs or ends its process costs its own chunnel alone.
+
+A forked child has all that its agent has in memory: the cluster's key, the mapped directory, other users'
+links.  So code of another user runs in a fresh interpreter, and only the agent's own user's in the fork.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from bertha_socket.agent.describe import describe
 from bertha_socket.agent.errands import Errands
+from bertha_socket.agent.interpreter import import_path
 from bertha_socket.agent.sockets import Peer
 from bertha_socket.chunnels import ChunnelType, Implementation, Interface, Parameter, all_types, wires
 from bertha_socket.chunnels._types import KINDS, REQUIRED
@@ -22,9 +28,19 @@ from bertha_socket.chunnels._types import KINDS, REQUIRED
 #: Less than a shim waits for its agent.
 _SECONDS: Final = 1.5
 _KNOWN_SECONDS: Final = 60.0
+#: A class that was not ready in time may be when its file is in the cache, or the machine less busy.
+_SLOW_SECONDS: Final = 10.0
 _KNOWN_MAX: Final = 256
 _ANSWER_MAX: Final = 1 << 18
-_SCALARS: Final = (bool, int, float, str, bytes, type(None))
+#: A fresh interpreter finds the package where the agent has it, and is told user, name, source, name...
+#: It becomes the user when it has what it needs, which lies perhaps where that user cannot read.
+_PROGRAM: Final = (
+    "import sys; paths = sys.argv[1].split(':'); sys.path += [p for p in paths if p not in sys.path]\n"
+    "sys.path.insert(0, paths[0])\n"
+    "from bertha_socket.agent.describe import become, describe\n"
+    "become(sys.argv[2])\n"
+    "describe(zip(sys.argv[3::2], sys.argv[4::2]))\n"
+)
 
 
 class Brought(NamedTuple):
@@ -74,7 +90,8 @@ class Authors:
         brought = parse(data, dict(key.sources))
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
-        self._known[key] = (time.monotonic() + _KNOWN_SECONDS, brought)
+        lasts = _KNOWN_SECONDS if data else _SLOW_SECONDS
+        self._known[key] = (time.monotonic() + lasts, brought)
         for done in self._asked.pop(key):
             done(brought)
 
@@ -85,64 +102,16 @@ class Authors:
 def _tell(outcome: int, key: _Key) -> None:
     os.dup2(outcome, 0)
     os.closerange(1, 1 << 20)  # whatever the code does, nothing of the agent's is open
-    for fd in (1, 2):
-        os.open(os.devnull, os.O_WRONLY)
-        assert fd  # they are the lowest that are free
-    if key.uid != os.geteuid():
-        os.setgroups(key.groups)
-        os.setresgid(key.gid, key.gid, key.gid)
-        os.setresuid(key.uid, key.uid, key.uid)
-    from bertha_socket.chunnels import load_chunnel
-
-    found: dict[str, dict[str, Any]] = {}
-    for name, source in key.sources:
-        try:
-            kind = load_chunnel(source, name)
-            if kind.name != name:
-                raise ValueError(f"its class calls itself {kind.name!r}; write that as its name")
-            found[name] = _described(kind)
-        except BaseException as error:  # also one that calls sys.exit()
-            found[name] = {
-                "error": f"{source}: {error}" if str(error) else f"{source}: {type(error).__name__}"
-            }
-        data = msgpack.packb(found)
-        os.pwrite(0, data, 0)  # one that ends the process later leaves those before
-
-
-def _described(kind: ChunnelType) -> dict[str, Any]:
-    return {
-        "summary": kind.summary,
-        "endpoints": kind.endpoints,
-        "layer": kind.layer,
-        "upper": kind.upper.value,
-        "lower": kind.lower.value,
-        "dictated": bool(getattr(kind, "dictated", True)),
-        "parameters": [
-            {
-                "name": p.name,
-                "kind": p.kind,
-                "agree": p.agree,
-                "required": p.default is REQUIRED,
-                "default": p.default if isinstance(p.default, _SCALARS) else None,
-            }
-            for p in kind.parameters
-        ],
-        "implementations": [
-            {
-                "name": i.name,
-                "wires": list(i.wires(_defaults(kind))),
-                "where": i.where,
-                "endpoints": i.endpoints,
-                "priority": i.priority,
-                "why": i.probe(),
-            }
-            for i in kind.implementations
-        ],
-    }
-
-
-def _defaults(kind: ChunnelType) -> dict[str, Any]:
-    return {p.name: p.default for p in kind.parameters if p.default is not REQUIRED}
+    for _ in (1, 2):  # the lowest that are free
+        os.set_inheritable(os.open(os.devnull, os.O_WRONLY), True)
+    if key.uid == os.geteuid():
+        describe(key.sources)
+        return
+    said = [f"{key.uid}:{key.gid}:{','.join(map(str, key.groups))}"]
+    said += [word for pair in key.sources for word in pair]
+    os.execve(
+        sys.executable, [sys.executable, "-I", "-c", _PROGRAM, import_path(), *said], {"PATH": os.defpath}
+    )
 
 
 # -- in the agent -----------------------------------------------------------------------------------------

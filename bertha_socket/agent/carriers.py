@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from bertha_socket.agent.interpreter import ROOT, import_path
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.messages import CarrierKind
 from bertha_socket.agent.model import Refused
@@ -31,8 +32,7 @@ _FAILURES: Final = 5
 _FAILURE_SECONDS: Final = 10.0
 #: Bytes of the log that are kept when another carrier starts.
 _LOG_MAX: Final = 1 << 20
-_ROOT: Final = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_NATIVE: Final = os.path.join(_ROOT, "bertha_socket", "lib", "bertha-carrier")
+_NATIVE: Final = os.path.join(ROOT, "bertha_socket", "lib", "bertha-carrier")
 #: As the agent itself is started (start.py): nothing of the environment decides what code runs.  Site
 #: packages do come in, for chunnels that other packages bring.
 _PYTHON: Final = (
@@ -290,8 +290,7 @@ def command_of(kind: CarrierKind) -> list[str] | None:
         return None if program is None else [program]
     if not sys.executable:
         return None
-    known = [_ROOT, *(p for p in sys.path if os.path.isabs(p) and p != _ROOT)]
-    return [sys.executable, "-I", "-c", _PYTHON, ":".join(known)]
+    return [sys.executable, "-I", "-c", _PYTHON, import_path()]
 
 
 def _spawn(
