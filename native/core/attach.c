@@ -19,6 +19,8 @@
 #include "unixpair.h"
 #include "wait.h"
 
+#define ALONE_WAIT_NS 20000000
+
 static const uint8_t v4_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port) {
@@ -405,11 +407,17 @@ static bool alone_now(struct conn *c) {
 }
 
 /* A link that this process maps now is not in the memory of those that were forked before: a connection that they
- * have as well cannot be tied to it.  As a rule it is a parent that is about to close its copy. */
+ * have as well cannot be tied to it.  As a rule it is a parent that is about to close its copy, which on a busy
+ * machine takes it a turn or two of the scheduler; a client of ours is there, so it is worth that wait, once. */
 static bool alone(struct conn *c) {
-  for (int tries = 0; tries < 50 && !alone_now(c); tries++) {
-    struct timespec moment = {0, 20000};
+  bool now = alone_now(c);
+  if (LIKELY(now) || c->info.reason == BERTHA_WHY_INHERITED) {
+    return now;
+  }
+  struct timespec moment = {0, 20000};
+  for (int64_t until = bertha_now_ns() + ALONE_WAIT_NS; !alone_now(c) && bertha_now_ns() < until;) {
     REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
+    moment.tv_nsec = moment.tv_nsec < 320000 ? 2 * moment.tv_nsec : moment.tv_nsec;
   }
   return alone_now(c);
 }
