@@ -42,12 +42,13 @@ class Reason(IntEnum):
     CHUNNEL_REFUSED = 24
     NO_CARRIER = 25
     CHUNNEL_FAILED = 26
+    BRIEF = 27
 
 
 _TEXTS: dict[int, str] = {
     Reason.NONE: "no reason: nothing better was possible",
     Reason.NO_AGENT: "no agent answered on this host: start one with 'bertha agent'",
-    Reason.PEER_UNAWARE: "the peer does not run under bertha-run",
+    Reason.PEER_UNAWARE: "the peer did not ask for more: it is not under bertha-run, or chose plain TCP",
     Reason.NOT_LISTED: "no program under bertha-run listens on this address on this host",
     Reason.NOT_ATTACHED: "the peer never tied its end of the connection to shared memory",
     Reason.REFUSED_BY_AGENT: "the agent refused: the listener is unconfirmed, or out of reach for the caller",
@@ -72,6 +73,7 @@ _TEXTS: dict[int, str] = {
     Reason.CHUNNEL_REFUSED: "a required chunnel cannot be had with this peer",
     Reason.NO_CARRIER: "no carrier process could be started for the chunnels of this connection",
     Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: its bytes were altered or cut off",
+    Reason.BRIEF: "connections to this listener end after one exchange: plain TCP sets up faster",
 }
 
 

@@ -2,6 +2,7 @@
 #ifndef BERTHA_CALLS_H
 #define BERTHA_CALLS_H
 
+#include "../core/brief.h"
 #include "../core/conn.h"
 #include "../core/connlog.h"
 #include "../core/dgram.h"
@@ -58,6 +59,9 @@ static inline void plain_count(int fd, ssize_t n, bool sent) {
   struct conn *c;
   if (n > 0 && (c = conn_of(fd)) != NULL) {
     count_bytes(sent ? &c->info.tx_bytes : &c->info.rx_bytes, (uint64_t)n);
+    if (sent) {
+      brief_sent(c);
+    }
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "agentc.h"
 #include "abroad.h"
+#include "brief.h"
 #include "carried.h"
 #include "conn.h"
 #include "connlog.h"
@@ -190,6 +191,10 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (conn_flags(c) & CONN_NO_ATTACH) {
     return c->info.reason != 0 ? c->info.reason : BERTHA_WHY_KERNEL_ASKED;
   }
+  if (brief_expected(any.listener)) {
+    c->chosen = any.listener;
+    return BERTHA_WHY_BRIEF;
+  }
   struct sockaddr_storage local;
   socklen_t size = sizeof local;
   if (REAL(getsockname)(fd, (struct sockaddr *)&local, &size) != 0 ||
@@ -216,6 +221,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (s < 0) {
     return BERTHA_WHY_LINK_FULL;
   }
+  c->chosen = l->plan.reason == BERTHA_WHY_NONE ? listener : 0;
   c->link = l;
   c->cookie = bertha_cookie(fd);
   c->side = BERTHA_SIDE_CLIENT;
@@ -592,6 +598,9 @@ void conn_last_close(struct conn *c, int fd) {
 void conn_after_close(struct conn *c) {
   struct bertha_slot *s = c->slot;
   uint32_t kind = conn_kind(c);
+  if (c->chosen != 0) {
+    brief_closed(c);
+  }
   if (kind == BERTHA_CONN_LISTENER && c->listener != NULL) {
     struct bertha_unlisten body = {.listener = c->listener->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);

@@ -8,6 +8,9 @@
 enum {
   BELL_AFTER = 16,
   KERNEL_EVENTS = 512,
+  LOOKS =
+      8, /* of those between two looks at the clock, with the lock held; the others leave it to other threads */
+  LOOK_LINKS = 4,
   LOOKS_PER_CLOCK = 16,
   NO_BELL_MS = 1,
   STARVED_MS = 20,
@@ -71,6 +74,24 @@ static int collect(struct eset *s, struct epoll_event *events, int max) {
     }
   }
   return n;
+}
+
+/* By memory alone, with the lock held: whether a look would find something.  A few links at most: it is done between pauses. */
+static bool changed(const struct eset *s) {
+  unsigned links = 0;
+  for (const struct slink *k = s->slinks; k != NULL && links < LOOK_LINKS; k = k->next) {
+    const struct link *l = k->link;
+    if (k->count == 0) {
+      continue;
+    }
+    links++;
+    for (unsigned i = 0, words = (l->slot_count + 63) / 64; i < words; i++) {
+      if (atomic_load_explicit(&l->dirty[l->side][i], memory_order_relaxed) & k->mask[i]) {
+        return true;
+      }
+    }
+  }
+  return false;
 }
 
 /* So that under steady load the first links and slots of a set do not keep the others waiting. */
@@ -398,8 +419,13 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       break;
     }
     if (now < spin_end) {
+      bool found = false;
+      for (int i = 0; i < LOOKS && !found; i++) {
+        bertha_pause();
+        found = changed(s);
+      }
       bertha_unlock(&s->lock); /* epoll_ctl of another thread gets in */
-      for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
+      for (int i = LOOKS; i < LOOKS_PER_CLOCK && !found; i++) {
         bertha_pause();
       }
       int64_t last = now;

@@ -8,7 +8,8 @@
 static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_NONE] = "no reason: nothing better was possible",
     [BERTHA_WHY_NO_AGENT] = "no agent answered on this host: start one with 'bertha agent'",
-    [BERTHA_WHY_PEER_UNAWARE] = "the peer does not run under bertha-run",
+    [BERTHA_WHY_PEER_UNAWARE] =
+        "the peer did not ask for more: it is not under bertha-run, or chose plain TCP",
     [BERTHA_WHY_NOT_LISTED] = "no program under bertha-run listens on this address on this host",
     [BERTHA_WHY_NOT_ATTACHED] = "the peer never tied its end of the connection to shared memory",
     [BERTHA_WHY_REFUSED_BY_AGENT] =
@@ -38,6 +39,7 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_CHUNNEL_REFUSED] = "a required chunnel cannot be had with this peer",
     [BERTHA_WHY_NO_CARRIER] = "no carrier process could be started for the chunnels of this connection",
     [BERTHA_WHY_CHUNNEL_FAILED] = "a chunnel of this connection failed: its bytes were altered or cut off",
+    [BERTHA_WHY_BRIEF] = "connections to this listener end after one exchange: plain TCP sets up faster",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

@@ -310,8 +310,56 @@ ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int co
   return n;
 }
 
+/* There is a first byte: a claim, if there is one, is there too. */
+static void claimed_or_plain(struct conn *c, int fd) {
+  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
+    if (conn_kind(c) == BERTHA_CONN_MAYBE) {
+      /* it sent without a claim: it does not know us; or another process has the connection as well */
+      conn_make_plain(c, c->info.reason == BERTHA_WHY_INHERITED ? BERTHA_WHY_INHERITED
+                                                                : BERTHA_WHY_PEER_UNAWARE);
+    }
+    bertha_unlock(&c->rx_lock);
+  }
+}
+
+/* The first bytes, if they are there: nothing but data can come before the tie, and that needs the lock that we hold.
+ * A thread that would wait tries seldom where it found nothing the last time: its look would be a call too many. */
+static ssize_t recv_first(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  enum { SELDOM = 16 };
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  _Atomic uint8_t *late = &c->listener->late;
+  uint8_t skip = patient ? atomic_load_explicit(late, memory_order_relaxed) : 0;
+  if (skip > 0) {
+    atomic_store_explicit(late, skip - 1, memory_order_relaxed);
+  }
+  if (skip > 0 || (patient && c->rcv_lowat > 1) ||
+      (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL)) != 0 || !bertha_lock(&c->rx_lock)) {
+    return -EINPROGRESS;
+  }
+  ssize_t n = -EINPROGRESS;
+  if (conn_kind(c) == BERTHA_CONN_MAYBE && conn_of(fd) == c) {
+    n = kernel_recv(fd, iov, count, MSG_DONTWAIT);
+    if (n > 0) {
+      atomic_fetch_add(&c->krx, (uint64_t)n);
+      count_bytes(&c->info.rx_bytes, (uint64_t)n);
+    }
+  }
+  bertha_unlock(&c->rx_lock);
+  if (n > 0) {
+    claimed_or_plain(c, fd);
+  } else if (n == -EAGAIN && patient) {
+    atomic_store_explicit(late, SELDOM, memory_order_relaxed);
+    n = -EINPROGRESS;
+  }
+  return n;
+}
+
 /* The server until it sees the claim. */
 static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  ssize_t first = recv_first(c, fd, iov, count, flags);
+  if (first != -EINPROGRESS || conn_kind(c) != BERTHA_CONN_MAYBE) {
+    return first;
+  }
   uint32_t life = conn_kernel_sleep(c);
   char byte;
   struct iovec one = {&byte, iov_bytes(iov, count) > 0};
@@ -321,16 +369,8 @@ static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int c
     conn_refresh_watch(c);
     return n;
   }
-  /* There is a first byte: a claim, if there is one, is there too.  Only looked at, because another thread may have taken
-   * the claim meanwhile, and then the byte may be a bell. */
-  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
-    if (conn_kind(c) == BERTHA_CONN_MAYBE) {
-      /* it sent without a claim: it does not know us; or another process has the connection as well */
-      conn_make_plain(c, c->info.reason == BERTHA_WHY_INHERITED ? BERTHA_WHY_INHERITED
-                                                                : BERTHA_WHY_PEER_UNAWARE);
-    }
-    bertha_unlock(&c->rx_lock);
-  }
+  /* Only looked at, because another thread may have taken the claim meanwhile, and then the byte may be a bell. */
+  claimed_or_plain(c, fd);
   conn_refresh_watch(c);
   return -EINPROGRESS;
 }

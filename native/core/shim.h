@@ -42,6 +42,7 @@ struct listener { /* of this process: one it listens on, or one it has connected
   uint64_t generation;    /* of the directory when registered */
   int pid;                /* the process that registered */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
+  _Atomic uint8_t late;   /* looks to spare for a first byte: the last time there was none yet (core/rx.c) */
   struct bertha_claims_header *claims;
   struct listener *next;
 };
@@ -153,6 +154,7 @@ struct conn {
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
   uint32_t sends;          /* every eighth looks whether the other end is alive */
+  uint64_t chosen;         /* client: the listener that was chosen for it; 0: none (core/brief.h) */
   _Atomic uint32_t life;   /* another one for each connection that has this record */
   uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
   const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "abroad.h"
+#include "brief.h"
 #include "conn.h"
 #include "eset.h"
 #include "unixpair.h"
@@ -85,6 +86,8 @@ static bool ring_empty(const struct conn *c) {
   return atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire) == c->tx_tail;
 }
 
+enum { COLOURED = 2048, COLOURS = 16384 };
+
 /* While the ring is empty it may start over, and grow: a small request finds the same cache lines each time,
  * bulk gets the room it needs. */
 static void ring_restart(struct conn *c, size_t want) {
@@ -93,7 +96,10 @@ static void ring_restart(struct conn *c, size_t want) {
     c->tx_size = c->tx_size * 4 < c->tx_limit ? c->tx_size * 4 : c->tx_limit;
     atomic_store_explicit(&d->size, c->tx_size, memory_order_relaxed);
   }
-  c->tx_base = c->tx_tail;
+  /* Rings lie at a power of two from one another: small messages that all began at offset 0 would meet in a few sets of the
+   * cache. */
+  uint32_t colour = want < COLOURED ? (c->slot_index * 576 + (c->side ? 2112u : 0)) & (COLOURS - 64) : 0;
+  c->tx_base = c->tx_tail - colour;
   atomic_store_explicit(&d->base, c->tx_base, memory_order_relaxed);
 }
 
@@ -209,8 +215,9 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     return -EINPROGRESS;
   }
   /* A consumer that is behind may be dead, and its ring big: TCP would tell a sender at its second send. */
+  brief_sent(c);
   bool look =
-      (++c->sends & 7) == 0 && atomic_load_explicit(&conn_tx(c)->head, memory_order_relaxed) != c->tx_tail;
+      (c->sends & 7) == 0 && atomic_load_explicit(&conn_tx(c)->head, memory_order_relaxed) != c->tx_tail;
   int64_t n = ring_write(c, iov, count, skip, want);
   if (n >= 0 && (size_t)n < want && ask_for_space(c)) {
     int64_t more = ring_write(c, iov, count, skip + (size_t)n, want - (size_t)n);
@@ -310,6 +317,7 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   kind = conn_kind(c);
   bool tied = kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX;
   if (!tied) {
+    brief_sent(c);
     atomic_fetch_add(&c->kernel_sends, 1);
   }
   bertha_unlock(&c->tx_lock);

@@ -1,4 +1,6 @@
 /* Waiting for one connection: look, spin while that pays, sleep with a bell within reach. */
+#include <sys/epoll.h>
+
 #include "conn.h"
 #include "waiter.h"
 
@@ -73,6 +75,25 @@ int wait_two(struct pollfd fds[2], int64_t deadline) {
   }
 }
 
+static int wait_levels(struct waiter *w, struct pollfd p[2], int64_t ns) {
+  struct timespec timeout = {ns / 1000000000, ns % 1000000000};
+  int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
+  if (n > 0 && w->bell_fd >= 0 && p[1].revents != 0) {
+    bell_drain(w->bell_fd);
+  }
+  return n;
+}
+
+/* Epoll's bits have poll's values (epoll_ctl(2)). */
+static int wait_edges(struct waiter *w, struct pollfd p[2]) {
+  struct epoll_event e[2];
+  int n = REAL(epoll_wait)(w->edges.set, e, 2, -1);
+  for (int i = 0; i < n; i++) {
+    p[e[i].data.u64 == 1 ? 0 : 1].revents |= (short)e[i].events;
+  }
+  return n;
+}
+
 static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline, uint32_t life) {
   struct link *l = c->link;
   struct bertha_watch *watch = &c->slot->watch[c->side];
@@ -114,16 +135,14 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       ns = at_most(deadline, now, NO_BELL_MS * 1000000);
       ns = ns > 0 ? ns : 0;
     }
-    struct timespec timeout = {ns / 1000000000, ns % 1000000000};
-    int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
+    bool lasting = c->rx_phase == PHASE_RING && !(flags & (CONN_FIN | CONN_RST));
+    bool edges = bell && ns < 0 && w->bell != 0 && lasting && waiter_edges(w, c, fd, life);
+    int n = edges ? wait_edges(w, p) : wait_levels(w, p, ns);
     if (n < 0) {
       result = -errno;
     } else if (UNLIKELY(conn_closed(c, fd, life))) {
       result = -EBADF;
     } else if (n > 0) {
-      if (w->bell_fd >= 0 && p[1].revents != 0) {
-        bell_drain(w->bell_fd);
-      }
       if (p[0].revents & (POLLERR | POLLHUP)) {
         conn_set_flag(c, CONN_RST);
       }

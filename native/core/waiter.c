@@ -2,12 +2,16 @@
 #include "waiter.h"
 
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 
 #include "agentc.h"
 #include "conn.h"
 #include "eset.h"
 #include "unixpair.h"
+
+enum { EDGES_AFTER = 32, EDGES_MOST = 16 };
+static _Atomic uint32_t edge_sets;
 
 enum { BELL_AFTER = 16 }; /* sleeps on the connection's own byte before an eventfd is worth its set-up */
 
@@ -25,6 +29,14 @@ static void drop_sleepers(struct waiter *w) {
   w->count = 0;
 }
 
+static void drop_edges(struct waiter *w) {
+  if (w->edges.set >= 0) {
+    bertha_close_hidden(w->edges.set);
+    atomic_fetch_sub(&edge_sets, 1);
+  }
+  w->edges = (struct edges){.set = -1};
+}
+
 /* The record itself stays, for the next thread that has none. */
 static void thread_ended(void *p) {
   struct waiter *w = p;
@@ -33,9 +45,11 @@ static void thread_ended(void *p) {
     if (w->bell_fd >= 0) {
       bertha_close_hidden(w->bell_fd);
     }
+    drop_edges(w);
   }
   w->bell_fd = -1;
   w->bell = 0;
+  w->edges.set = -1;
   my_waiter = NULL;
   __atomic_store_n(&w->pid, 0, __ATOMIC_RELEASE);
 }
@@ -70,6 +84,7 @@ struct waiter *waiter_get(void) {
   w->bell = 0;
   w->sleeps = 0;
   w->count = 0;
+  w->edges = (struct edges){.set = -1};
   w->spin.score = 0;
   w->first.score = 0;
   pthread_once(&key_once, make_key);
@@ -85,6 +100,9 @@ void wait_after_fork(void) {
       bertha_close_hidden(w->bell_fd);
       w->bell_fd = -1;
     }
+    if (w->pid != 0) {
+      drop_edges(w);
+    }
     w->count = 0;
     w->pid = 0;
   }
@@ -99,6 +117,9 @@ void wait_fd_moved(int from, int to) {
   for (struct waiter *w = atomic_load(&all_waiters); w != NULL; w = atomic_load(&w->next)) {
     if (w->bell_fd == from) {
       w->bell_fd = to;
+    }
+    if (w->pid != 0 && w->edges.set == from) {
+      w->edges.set = to;
     }
   }
   bell_fd_moved(from, to);
@@ -137,4 +158,42 @@ void waiter_want_bell(struct waiter *w, bool now) {
       atomic_store(&l->sleepers[l->side][w->sleepers[i].index].bell, bell);
     }
   }
+}
+
+static bool edge_of(struct waiter *w, int op, int fd, uint64_t data) {
+  struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.u64 = data};
+  return REAL(epoll_ctl)(w->edges.set, op, fd, &e) == 0;
+}
+
+static bool make_edges(struct waiter *w) {
+  int set = atomic_fetch_add(&edge_sets, 1) < EDGES_MOST ? REAL(epoll_create1)(EPOLL_CLOEXEC) : -1;
+  if (set >= 0) {
+    w->edges.set = bertha_hide_fd(set);
+    if (edge_of(w, EPOLL_CTL_ADD, w->bell_fd, 0)) {
+      return true;
+    }
+    bertha_close_hidden(w->edges.set);
+    w->edges.set = -1;
+  }
+  atomic_fetch_sub(&edge_sets, 1);
+  return false;
+}
+
+bool waiter_edges(struct waiter *w, const struct conn *c, int fd, uint32_t life) {
+  struct edges *e = &w->edges;
+  if (e->conn != conn_index(c) + 1 || e->life != life) {
+    /* The last one may be closed, and gone from the set by that, or live on elsewhere: then it wakes us now and then. */
+    e->conn = conn_index(c) + 1;
+    e->life = life;
+    e->times = 0;
+    e->in = false;
+  }
+  if (e->in) {
+    return true;
+  }
+  if (++e->times != EDGES_AFTER || w->bell_fd < 0 || (e->set < 0 && !make_edges(w))) {
+    return false;
+  }
+  e->in = edge_of(w, EPOLL_CTL_ADD, fd, 1) || (errno == EEXIST && edge_of(w, EPOLL_CTL_MOD, fd, 1));
+  return e->in;
 }

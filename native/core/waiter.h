@@ -12,6 +12,17 @@ enum {
   SPACE_MS = 20,  /* and at most for space in a ring */
 };
 
+/* A thread that sleeps on one and the same connection again and again has an epoll set of its own for that, with the
+ * connection and its bell in it, edge-triggered: one call a sleep, where ppoll() and a read that takes the bell's count
+ * back are two.  It is worth a descriptor to some threads of a process. */
+struct edges {
+  int set;       /* hidden; -1: none */
+  uint32_t conn; /* index + 1 of what is in it, or slept on last */
+  uint32_t life;
+  uint32_t times;
+  bool in;
+};
+
 struct waiter { /* of a thread */
   struct spinner spin;
   struct spinner first; /* for the first answer on a connection */
@@ -20,6 +31,7 @@ struct waiter { /* of a thread */
   uint32_t bell;
   int bell_fd;
   int pid;
+  struct edges edges;
   uint32_t count;
   struct {
     struct link *link;
@@ -31,6 +43,8 @@ struct waiter { /* of a thread */
 struct waiter *waiter_get(void);                           /* this thread's; NULL: no memory */
 uint32_t waiter_sleeper(struct waiter *w, struct link *l); /* its entry there; 0: none left */
 void waiter_want_bell(struct waiter *w, bool now);
+bool waiter_edges(struct waiter *w, const struct conn *c, int fd,
+                  uint32_t life); /* its edges are to be slept on */
 
 /* Another thread of this side is asleep on the same thing.  The number lies in shared memory: it may be any. */
 static inline bool sleeper_elsewhere(const struct conn *c, uint32_t other, uint32_t mine) {

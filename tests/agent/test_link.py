@@ -240,7 +240,7 @@ def test_a_worker_of_another_user_gets_a_link_by_the_socket_it_holds(served: Ser
 def test_the_policy_decides_about_the_plan(agent: Agent, room: Path) -> None:
     policy = write(
         room / "p.toml",
-        '[[rule]]\nprogram = "quick"\nspin_us = 5\nring_size = 65536\n'
+        '[[rule]]\nprogram = "quick"\nspin_us = 5\nring_size = 262144\n'
         '[[rule]]\nprogram = "mailer"\nprohibit = ["shm"]\n'
         '[[rule]]\nprogram = "loner"\nside = "client"\nrequire = ["tcp"]\n'
         '[[rule]]\nprogram = "server"\nspin_us = 20\n',
@@ -257,7 +257,7 @@ def test_the_policy_decides_about_the_plan(agent: Agent, room: Path) -> None:
                 link.close()
                 return link.plan
 
-        assert plan("quick") == (messages.IMPL_SHM, 5, 65536, 0)
+        assert plan("quick") == (messages.IMPL_SHM, 5, 262144, 0)
         assert plan("other") == (messages.IMPL_SHM, 20, 0, 0)
         assert plan("mailer") == (messages.IMPL_UNIX, 20, 0, Reason.SHM_PROHIBITED)
         with pytest.raises(RefusedError, match="POLICY"):
