@@ -271,6 +271,9 @@ BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
       return errno_result(dgram_recv(d, fd, msg, flags));
     }
     ssize_t got = REAL(recvmsg)(dgram_own(d, fd), msg, flags);
+    if (UNLIKELY(got >= 0 && msg->msg_controllen > 0)) {
+      rights_received(msg);
+    }
     if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
       plain_count(fd, got, false);
     }
@@ -328,7 +331,16 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
   struct conn *c = stream_of(fd);
   struct conn *d = c == NULL && !(flags & KERNELS_OWN) ? dgram_of(fd) : NULL;
   if (LIKELY(d == NULL) && (LIKELY(c == NULL) || rx_special(c, fd, flags))) {
-    return REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
+    int got = REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
+    for (int i = 0; i < got; i++) {
+      if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
+        plain_count(fd, messages[i].msg_len, false);
+      }
+      if (UNLIKELY(messages[i].msg_hdr.msg_controllen > 0)) {
+        rights_received(&messages[i].msg_hdr);
+      }
+    }
+    return got;
   }
   int error = c != NULL ? error_before_data(c, fd) : 0;
   if (UNLIKELY(error != 0)) {
@@ -364,7 +376,11 @@ BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count,
     }
     bool begins = count > 0 && messages != NULL && dgram_may_begin(fd, messages[0].msg_hdr.msg_name);
     if (LIKELY(!control && !begins && dgram_of(fd) == NULL)) {
-      return REAL(sendmmsg)(fd, messages, count, flags);
+      int done = REAL(sendmmsg)(fd, messages, count, flags);
+      for (int i = 0; i < done; i++) {
+        plain_count(fd, messages[i].msg_len, true);
+      }
+      return done;
     }
     unsigned int sent = 0;
     for (ssize_t n; sent < count && (n = sendmsg(fd, &messages[sent].msg_hdr, flags)) >= 0; sent++) {

@@ -33,7 +33,7 @@ static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
 }
 
 BERTHA_EXPORT int socket(int family, int type, int protocol) {
-  int fd = REAL(socket)(family, type, protocol);
+  int fd = descriptor_fresh(REAL(socket)(family, type, protocol));
   if (fd >= 0) {
     dgram_made(fd, is_udp(family, type, protocol));
   }
@@ -186,12 +186,12 @@ static int accept_with(int listening, struct sockaddr *address, socklen_t *size,
   struct sockaddr_storage from;
   socklen_t from_size = sizeof from;
   if (!bertha.enabled || (address != NULL && size == NULL)) {
-    return plain_call ? REAL(accept)(listening, address, size)
-                      : REAL(accept4)(listening, address, size, flags);
+    return descriptor_fresh(plain_call ? REAL(accept)(listening, address, size)
+                                       : REAL(accept4)(listening, address, size, flags));
   }
   int fd = plain_call ? REAL(accept)(listening, (struct sockaddr *)&from, &from_size)
                       : REAL(accept4)(listening, (struct sockaddr *)&from, &from_size, flags);
-  if (fd < 0) {
+  if (descriptor_fresh(fd) < 0) {
     return fd;
   }
   if (address != NULL) {

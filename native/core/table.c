@@ -159,7 +159,10 @@ static void a_moment(void) {
 
 void conn_books_begin(void) {
   int64_t until = 0;
-  my_changes++;
+  if (my_changes++ != 0) { /* within another change: a fork that waits, waits for that one's end */
+    atomic_fetch_add(&changing, 1);
+    return;
+  }
   for (;;) {
     atomic_fetch_add(&changing, 1);
     if (LIKELY(atomic_load(&forking) == 0)) {
