@@ -77,11 +77,12 @@ BERTHA_EXPORT int close(int fd) {
   if (bertha_in_forked_stranger()) {
     return REAL(close)(fd);
   }
+  CANCELLATION_POINT();
   int saved = errno;
   conn_books_begin();
   struct conn *last = descriptor_forget(fd);
   errno = saved;
-  int result = REAL(close)(fd);
+  int result = QUIET(close)(fd);
   saved = errno;
   conn_books_end();
   if (last != NULL) {

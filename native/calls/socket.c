@@ -139,7 +139,7 @@ static bool must_not_be_plain(const struct conn *l) {
 static int refused(int fd) {
   struct linger now = {.l_onoff = 1};
   REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-  REAL(close)(fd);
+  QUIET(close)(fd);
   errno = ECONNABORTED;
   return -1;
 }

@@ -265,7 +265,7 @@ void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_
     /* A chosen port may be that of an earlier connection that the server has yet to accept.  Once ours is
      * established, the earlier one is dead, and the server can tell. */
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
+    if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
       why = BERTHA_WHY_NOT_ATTACHED;
     }
   }
@@ -555,8 +555,7 @@ static void silence(struct conn *c, int fd) {
     return;
   }
   for (int tries = 0; tries < 20 && !bell_take_byte(c, fd); tries++) {
-    struct timespec moment = {0, 50000};
-    nanosleep(&moment, NULL);
+    QUIET(nap)(50000);
   }
 }
 

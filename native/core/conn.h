@@ -49,6 +49,12 @@ static inline void conn_kernel_awake(struct conn *c, uint32_t life) {
   }
 }
 
+struct kernel_sleep { /* what conn_kernel_sleep() said, for one that is cancelled */
+  struct conn *conn;
+  uint32_t life;
+};
+void conn_kernel_cancelled(void *kernel_sleep);
+
 /* rx.c, tx.c: a byte count, 0 at the end of the stream, or -errno */
 ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);

@@ -26,9 +26,27 @@ static int iov_window(struct iovec *to, int max, const struct iovec *from, int c
   return n;
 }
 
+/* Of what is there. */
 static ssize_t kernel_recv(int fd, const struct iovec *iov, int count, int flags) {
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
-  ssize_t n = REAL(recvmsg)(fd, &msg, flags);
+  ssize_t n = QUIET(recvmsg)(fd, &msg, flags);
+  return n >= 0 ? n : -errno;
+}
+
+void conn_kernel_cancelled(void *p) {
+  const struct kernel_sleep *s = p;
+  conn_kernel_awake(s->conn, s->life);
+}
+
+/* Until there is a byte, or something else to be told; it is only looked at.  `life`: conn_kernel_sleep()'s. */
+static ssize_t await_byte(struct conn *c, int fd, uint32_t life, size_t size, int flags) {
+  char byte;
+  struct iovec one = {&byte, size};
+  struct msghdr msg = {.msg_iov = &one, .msg_iovlen = 1};
+  struct kernel_sleep s = {c, life};
+  flags |= MSG_PEEK;
+  ssize_t n = flags & MSG_DONTWAIT ? QUIET(recvmsg)(fd, &msg, flags)
+                                   : sleep_recvmsg(fd, &msg, flags, conn_kernel_cancelled, &s);
   return n >= 0 ? n : -errno;
 }
 
@@ -146,7 +164,7 @@ static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int c
   while (c->bells_seen < bells) {
     char junk[16];
     size_t left = bells - c->bells_seen;
-    ssize_t n = REAL(recv)(fd, junk, left < sizeof junk ? left : sizeof junk, MSG_DONTWAIT);
+    ssize_t n = QUIET(recv)(fd, junk, left < sizeof junk ? left : sizeof junk, MSG_DONTWAIT);
     if (n <= 0) {
       return n == 0 ? 0 : -errno;
     }
@@ -274,14 +292,12 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
 
 /* Sleeps without the lock until the kernel has something, and takes it with the lock: several threads may read here, and
  * only one of them may judge how much of it is data. */
-static ssize_t wait_and_take(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+static ssize_t wait_and_take(struct conn *c, int fd, uint32_t life, const struct iovec *iov, int count,
+                             int flags) {
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
   uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
   if (patient && atomic_load(&c->krx) < switch_at) {
-    uint32_t life = conn_life(c);
-    char byte;
-    struct iovec one = {&byte, 1};
-    ssize_t n = kernel_recv(fd, &one, 1, MSG_PEEK);
+    ssize_t n = await_byte(c, fd, life, 1, 0);
     if (UNLIKELY(conn_closed(c, fd, life))) {
       return n <= 0 ? n : -EBADF;
     }
@@ -304,7 +320,7 @@ ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int co
   uint32_t life = conn_kernel_sleep(c);
   ssize_t n = -EINPROGRESS;
   if (conn_kind(c) != BERTHA_CONN_SHM) {
-    n = wait_and_take(c, fd, iov, count, flags & ~MSG_WAITALL);
+    n = wait_and_take(c, fd, life, iov, count, flags & ~MSG_WAITALL);
   }
   conn_kernel_awake(c, life);
   return n;
@@ -313,9 +329,7 @@ ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int co
 /* The server until it sees the claim. */
 static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   uint32_t life = conn_kernel_sleep(c);
-  char byte;
-  struct iovec one = {&byte, iov_bytes(iov, count) > 0};
-  ssize_t n = kernel_recv(fd, &one, 1, MSG_PEEK | (flags & MSG_DONTWAIT));
+  ssize_t n = await_byte(c, fd, life, iov_bytes(iov, count) > 0, flags & MSG_DONTWAIT);
   conn_kernel_awake(c, life);
   if (n <= 0 || UNLIKELY(conn_closed(c, fd, life))) {
     conn_refresh_watch(c);
@@ -385,7 +399,9 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
     } else if (kind == BERTHA_CONN_UNIX) {
       n = unix_recv(c, fd, iov, count, flags);
     } else if (kind != BERTHA_CONN_SHM) {
-      n = kernel_recv(fd, iov, count, flags);
+      struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+      n = REAL(recvmsg)(fd, &msg, flags);
+      n = n >= 0 ? n : -errno;
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }
@@ -406,6 +422,7 @@ static ssize_t recv_nothing(struct conn *c, int fd, int flags) {
 }
 
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  CANCELLATION_POINT();
   if (UNLIKELY(iov_bytes(iov, count) == 0)) {
     return recv_nothing(c, fd, flags);
   }

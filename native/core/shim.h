@@ -10,6 +10,7 @@
 
 #include "layout.h"
 #include "protocol.h"
+#include "quiet.h"
 #include "real.h"
 
 #define BERTHA_EXPORT __attribute__((visibility("default")))

@@ -72,7 +72,10 @@ static int file_close(void *p) {
     }
   }
   free(s);
-  return fd >= 0 ? close(fd) : 0;
+  int before = cancellation_off(); /* or a stream would be left that is not ours any more */
+  int result = fd >= 0 ? close(fd) : 0;
+  cancellation_back(before);
+  return result;
 }
 
 static struct stdfile *make(int fd, const char *mode) {
@@ -197,7 +200,7 @@ bool stdfile_reopen(FILE **f, const char *path, const char *mode) {
   } else if (path == NULL) {
     errno = ENXIO; /* what opening a socket's entry in /proc says */
   } else {
-    file = open(path, flags, 0666);
+    file = QUIET(open)(path, flags, 0666);
   }
   if (file < 0 || dup3(file, fd, flags & O_CLOEXEC) < 0) {
     int saved = errno;

@@ -44,7 +44,7 @@ bool bertha_table_open(void) {
     }
     if (p == MAP_FAILED) { /* no memfd to be had: works as well, only `bertha ps` cannot look */
       if (fd >= 0) {
-        REAL(close)(fd);
+        QUIET(close)(fd);
         fd = -1;
       }
       p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
