@@ -134,13 +134,24 @@ static void tx_special(struct conn *c, int fd, int flags) {
   }
 }
 
+/* A unix socket in the connection's place is the kernel's, but for one thing: it does not wait for all that is to be
+ * looked at. */
+static struct conn *stream_read(int fd, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c != NULL || !(flags & MSG_PEEK) || !(flags & MSG_WAITALL))) {
+    return c;
+  }
+  c = conn_of(fd);
+  return c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_DGRAM) ? c : NULL;
+}
+
 /* Where the kernel's own answers are, of a carried UDP socket too. */
 static int dgram_own(const struct conn *d, int fd) {
   return UNLIKELY(d != NULL) ? unix_tcp_fd(d, fd) : fd;
 }
 
 BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
-  struct conn *c = stream_of(fd);
+  struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
     struct conn *d = dgram_of(fd);
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
@@ -187,7 +198,7 @@ static ssize_t recvfrom_carried(struct conn *d, int fd, struct iovec iov, int fl
 
 BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *size) {
-  struct conn *c = stream_of(fd);
+  struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
     struct conn *d = dgram_of(fd);
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
@@ -264,7 +275,7 @@ static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int fl
 }
 
 BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
-  struct conn *c = stream_of(fd);
+  struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
     struct conn *d = dgram_of(fd);
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {

@@ -117,6 +117,10 @@ static inline void conn_low_water_back(const struct conn *c, int fd) {
   }
 }
 
+/* The first `cap` bytes of an iovec that starts `skip` bytes in; returns the count of parts. */
+int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip, size_t cap);
+enum { IOV_PARTS = 64 };
+
 static inline size_t iov_bytes(const struct iovec *iov, int count) {
   size_t n = 0;
   for (int i = 0; i < count; i++) {

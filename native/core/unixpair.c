@@ -1,6 +1,7 @@
 #include "unixpair.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
@@ -388,6 +389,16 @@ static ssize_t take_there(struct conn *c, int fd, struct msghdr *msg, int flags)
     count_bytes(&c->info.rx_bytes, (uint64_t)n);
   }
   return n;
+}
+
+ssize_t unix_look(struct conn *c, const struct iovec *iov, int count, size_t skip) {
+  const struct ends *e = ends_of(c);
+  struct iovec part[IOV_PARTS];
+  int parts = iov_window(part, IOV_PARTS, iov, count, skip, SSIZE_MAX);
+  struct msghdr msg = {.msg_iov = part, .msg_iovlen = (size_t)parts};
+  return e != NULL && !e->swapped && e->unix_fd > 0 && parts > 0
+             ? QUIET(recvmsg)(e->unix_fd, &msg, MSG_PEEK | MSG_DONTWAIT)
+             : 0;
 }
 
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
