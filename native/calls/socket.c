@@ -124,6 +124,9 @@ static struct listener *listener_now(struct conn *c, int fd) {
   uint32_t why = 0;
   struct listener *fresh = listener_register(fd, &why);
   if (fresh != NULL) {
+    if (l == NULL || l->generation != generation) {
+      atomic_store(&fresh->known_since, now);
+    }
     c->listener = fresh;
   }
   return c->listener;

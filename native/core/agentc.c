@@ -243,6 +243,12 @@ static uint32_t dial(int patience_ms) {
   return status;
 }
 
+bool agent_gone(void) {
+  struct pollfd p = {.fd = agent.fd};
+  return agent.fd >= 0 && agent.pid == bertha.pid && QUIET(poll)(&p, 1, 0) == 1 &&
+         (p.revents & (POLLHUP | POLLERR));
+}
+
 void agent_greet(void) {
   if (agent.fd >= 0 && agent.pid == bertha.pid) {
     return;

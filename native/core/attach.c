@@ -311,6 +311,9 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
     carried_accepted(c, fd,
                      listener); /* nobody of this host has claimed it: a client elsewhere may bring a plan */
   }
+  if (conn_kind(c) == BERTHA_CONN_MAYBE && c->info.reason == 0) {
+    c->info.reason = listener_standing(listener); /* until it is tied */
+  }
 }
 
 static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uint8_t local[16],

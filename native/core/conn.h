@@ -14,6 +14,10 @@ void conn_tied(struct conn *c,
                uint32_t from); /* `from`, if it is still its kind, becomes what the link's plan says */
 void conn_after_tied(struct conn *c, int fd); /* without the connection's locks */
 void conn_make_plain(struct conn *c, uint32_t why);
+/* untied.c: why clients may not know of the listener just now (0: they do), and why one did not come. */
+uint32_t listener_standing(struct listener *l);
+uint32_t conn_untied_reason(const struct conn *c);
+void conn_broken(struct conn *c); /* the other end has written nonsense */
 /* What is not on shared memory yet shall not come there any more: its kind from now on. */
 bool conn_stays_plain(struct conn *c, uint32_t why); /* the server, if it has not seen a claim */
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why);

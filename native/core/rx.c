@@ -124,7 +124,7 @@ static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, siz
   uint32_t size = atomic_load_explicit(&d->size, memory_order_relaxed);
   uint64_t base = atomic_load_explicit(&d->base, memory_order_relaxed);
   if (size == 0 || (size & (size - 1)) != 0 || size > c->link->ring_max || used > size) {
-    conn_set_flag(c, CONN_BROKEN);
+    conn_broken(c);
     return -ECONNRESET;
   }
   size_t taken = 0;
@@ -335,9 +335,7 @@ static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int c
    * the claim meanwhile, and then the byte may be a bell. */
   if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
     if (conn_kind(c) == BERTHA_CONN_MAYBE) {
-      /* it sent without a claim: it does not know us; or another process has the connection as well */
-      conn_make_plain(c, c->info.reason == BERTHA_WHY_INHERITED ? BERTHA_WHY_INHERITED
-                                                                : BERTHA_WHY_PEER_UNAWARE);
+      conn_make_plain(c, conn_untied_reason(c)); /* it sent without a claim */
     }
     bertha_unlock(&c->rx_lock);
   }
@@ -387,7 +385,7 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
       n = recv_kernel_part(c, fd, iov, count, waited == 0 ? flags | MSG_DONTWAIT : flags);
       n = n == -EAGAIN && waited == 0 ? -EINPROGRESS : n;
       if (n == -EINPROGRESS && switched_untied(c, fd)) {
-        conn_set_flag(c, CONN_BROKEN);
+        conn_broken(c);
         return -ECONNRESET;
       }
     } else if (kind == BERTHA_CONN_MAYBE) {

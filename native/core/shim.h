@@ -40,8 +40,9 @@ struct plan;
 
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
-  uint64_t generation;    /* of the directory when registered */
-  int pid;                /* the process that registered */
+  uint64_t generation;         /* of the directory when registered */
+  int pid;                     /* the process that registered */
+  _Atomic int64_t known_since; /* to an agent that had not known it before; 0: long ago */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
   struct bertha_claims_header *claims;
   struct listener *next;

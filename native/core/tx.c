@@ -76,7 +76,7 @@ static int64_t ring_room(struct conn *c) {
   c->tx_head = atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire);
   uint64_t used = c->tx_tail - c->tx_head;
   if (used > c->tx_size) {
-    conn_set_flag(c, CONN_BROKEN);
+    conn_broken(c);
     return -ECONNRESET;
   }
   uint32_t room = ring_bound(c);
