@@ -136,7 +136,15 @@
   X(pclose, int, (FILE *))                                                                                   \
   X(perror, void, (const char *))                                                                            \
   X(syscall, long, (long, ...))                                                                              \
-  X(sigaction, int, (int, const struct sigaction *, struct sigaction *))
+  X(sigaction, int, (int, const struct sigaction *, struct sigaction *))                                     \
+  X(signal, sighandler_t, (int, sighandler_t))                                                               \
+  X(bsd_signal, sighandler_t, (int, sighandler_t))                                                           \
+  X(ssignal, sighandler_t, (int, sighandler_t))                                                              \
+  X(sysv_signal, sighandler_t, (int, sighandler_t))                                                          \
+  X(__sysv_signal, sighandler_t, (int, sighandler_t))                                                        \
+  X(sigset, sighandler_t, (int, sighandler_t))                                                               \
+  X(siginterrupt, int, (int, int))                                                                           \
+  X(sigignore, int, (int))
 
 struct bertha_real {
 #define X(name, ret, params) ret(*name) params;
