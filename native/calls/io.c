@@ -83,6 +83,7 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
 }
 
 /* On a socket the position must be -1 (preadv2(2)); RWF_NOWAIT is MSG_DONTWAIT. */
+#define KNOWN_FLAGS 0x1f /* RWF_HIPRI, _DSYNC, _SYNC, _NOWAIT, _APPEND */
 #define NOWAIT_FLAG(flags) ((flags)&8 /* RWF_NOWAIT */ ? MSG_DONTWAIT : 0)
 
 #define PREADV2(name, off_type)                                                                              \
@@ -97,7 +98,8 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
       plain_count(fd, got, false);                                                                           \
       return got;                                                                                            \
     }                                                                                                        \
-    return errno_result(stream_recv(c, fd, iov, count, NOWAIT_FLAG(flags)));                                 \
+    return errno_result(flags & ~KNOWN_FLAGS ? -EOPNOTSUPP                                                   \
+                                             : stream_recv(c, fd, iov, count, NOWAIT_FLAG(flags)));          \
   }
 #define PWRITEV2(name, off_type)                                                                             \
   BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
@@ -111,7 +113,8 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
       plain_count(fd, sent, true);                                                                           \
       return sent;                                                                                           \
     }                                                                                                        \
-    return errno_result(stream_send(c, fd, iov, count, NOWAIT_FLAG(flags)));                                 \
+    return errno_result(flags & ~KNOWN_FLAGS ? -EOPNOTSUPP                                                   \
+                                             : stream_send(c, fd, iov, count, NOWAIT_FLAG(flags)));          \
   }
 PREADV2(preadv2, off_t)
 PREADV2(preadv64v2, off64_t)
