@@ -2,11 +2,11 @@
 #include "calls.h"
 
 BERTHA_EXPORT int epoll_create(int size) {
-  return REAL(epoll_create)(size);
+  return descriptor_fresh(REAL(epoll_create)(size));
 }
 
 BERTHA_EXPORT int epoll_create1(int flags) {
-  return REAL(epoll_create1)(flags);
+  return descriptor_fresh(REAL(epoll_create1)(flags));
 }
 
 BERTHA_EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event) {

@@ -271,7 +271,7 @@ void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_
     /* A chosen port may be that of an earlier connection that the server has yet to accept.  Once ours is
      * established, the earlier one is dead, and the server can tell. */
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
+    if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
       why = BERTHA_WHY_NOT_ATTACHED;
     }
   }
@@ -316,6 +316,9 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
       conn_kind(c) == BERTHA_CONN_MAYBE) {
     carried_accepted(c, fd,
                      listener); /* nobody of this host has claimed it: a client elsewhere may bring a plan */
+  }
+  if (conn_kind(c) == BERTHA_CONN_MAYBE && c->info.reason == 0) {
+    c->info.reason = listener_standing(listener); /* until it is tied */
   }
 }
 
@@ -561,8 +564,7 @@ static void silence(struct conn *c, int fd) {
     return;
   }
   for (int tries = 0; tries < 20 && !bell_take_byte(c, fd); tries++) {
-    struct timespec moment = {0, 50000};
-    nanosleep(&moment, NULL);
+    QUIET(nap)(50000);
   }
 }
 

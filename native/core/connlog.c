@@ -176,9 +176,9 @@ void connlog_write(struct conn *c, int fd) {
   int saved = errno;
   uint32_t why = c->info.reason;
   if (kind == BERTHA_CONN_CLAIMED) {
-    why = BERTHA_WHY_NOT_ATTACHED;
+    why = conn_flags(c) & CONN_BROKEN ? BERTHA_WHY_CORRUPT : BERTHA_WHY_NOT_ATTACHED;
   } else if (kind == BERTHA_CONN_MAYBE) {
-    why = BERTHA_WHY_PEER_UNAWARE;
+    why = conn_untied_reason(c);
   }
   connlog_addresses(c, fd);
   struct line l = {.c = c, .plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX};
@@ -222,7 +222,7 @@ void connlog_close_all(void) {
       conn_last_close(c, (int)fd);
       if (conn_kind(c) ==
           BERTHA_CONN_SHM) { /* a FIN that comes before the end is seen has to be the kernel's */
-        REAL(close)((int)fd);
+        QUIET(close)((int)fd);
       }
       conn_after_close(c);
     }

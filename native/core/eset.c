@@ -158,7 +158,7 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   r->first = 1;
   r->ready = 0;
   struct pollfd now = {.fd = fd, .events = POLLRDHUP}; /* an end that came before we were told of it */
-  if (REAL(poll)(&now, 1, 0) > 0) {
+  if (QUIET(poll)(&now, 1, 0) > 0) {
     conn_kernel_events(c, (uint16_t)now.revents);
   }
   r->state = REG_RING;

@@ -25,6 +25,10 @@ static int other_descriptor(const struct eset *s, const struct conn *c, int fd) 
   return -1;
 }
 
+/* What may be asked for together with it (epoll_ctl(2)). */
+#define WITH_EXCLUSIVE                                                                                       \
+  (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | (uint32_t)EPOLLEXCLUSIVE)
+
 static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
   struct reg *r = &s->regs[fd];
   if (r->state == REG_RING || r->state == REG_KERNEL) {
@@ -38,6 +42,9 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     eset_to_kernel(s, twin);
     eset_set_entry(twin, SET_MANY);
     many = true;
+  }
+  if ((event->events & EPOLLEXCLUSIVE) && (event->events & ~WITH_EXCLUSIVE)) {
+    return -EINVAL;
   }
   bool was_off = r->state == REG_OFF;
   r->events = event->events;
@@ -54,6 +61,11 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     return 0;
   }
   int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+  if (was_off && (event->events & EPOLLEXCLUSIVE)) { /* which cannot be modified */
+    struct epoll_event none = {0};
+    real_ctl(s->epfd, EPOLL_CTL_DEL, fd, &none);
+    op = EPOLL_CTL_ADD;
+  }
   if (!many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
     int result = eset_to_ring(s, fd, c, op);
     if (result != -ENOSPC) {
@@ -89,13 +101,16 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   if (r->state != REG_KERNEL && r->state != REG_RING) {
     return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
   }
+  if ((event->events | r->events) & EPOLLEXCLUSIVE) {
+    return -EINVAL;
+  }
   if (r->state == REG_KERNEL) {
     struct reg before = *r;
     r->events = event->events;
     r->data = event->data.u64;
     r->fired = 0;
     if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && eset_entry(fd) != SET_MANY &&
-        !(event->events & EPOLLEXCLUSIVE) && eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+        eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       eset_kernel_reg(s, c, -1);
       conn_refresh_watch(c);
       return 0;
@@ -106,9 +121,6 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       *r = before;
     }
     return result;
-  }
-  if (event->events & EPOLLEXCLUSIVE) {
-    return -EINVAL;
   }
   bool pri = (r->events ^ event->events) & EPOLLPRI;
   r->events = event->events;

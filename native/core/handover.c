@@ -235,7 +235,7 @@ struct directory_entry { /* getdents64(2) */
 /* A vfork child's descriptors are its own, and our books know nothing of what it did with them. */
 static void pack_stranger(struct packing *p) {
   char space[2048] __attribute__((aligned(8)));
-  int list = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int list = QUIET(open)("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   long size;
   while (list >= 0 && (size = REAL(syscall)(SYS_getdents64, list, space, sizeof space)) > 0) {
     for (long at = 0; at < size;) {
@@ -256,7 +256,7 @@ static void pack_stranger(struct packing *p) {
     }
   }
   if (list >= 0) {
-    REAL(close)(list);
+    QUIET(close)(list);
   }
 }
 
@@ -292,7 +292,7 @@ static bool new_parcel(struct handover *h) {
   }
   int high = REAL(fcntl)(fd, F_DUPFD, HIGH);
   if (high >= 0) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     fd = high;
   }
   h->fd = fd;
@@ -358,7 +358,7 @@ void handover_spawned(struct handover *h) {
   if (h->active) {
     int saved = errno;
     keep_open(&h->head, false);
-    REAL(close)(h->fd);
+    QUIET(close)(h->fd);
     errno = saved;
   }
 }
@@ -380,7 +380,7 @@ void handover_failed(struct handover *h) {
     }
   }
   keep_open(&h->head, false);
-  REAL(close)(h->fd);
+  QUIET(close)(h->fd);
   h->active = false;
   errno = saved;
 }

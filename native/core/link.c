@@ -124,13 +124,13 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd) {
   if (known != NULL) {
     known->generation = generation;
     known->pid = bertha.pid;
-    REAL(close)(claims_fd);
+    QUIET(close)(claims_fd);
     return known;
   }
   size_t size;
   struct bertha_claims_header *claims = map_sealed(
       claims_fd, sizeof *claims + BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket), &size);
-  REAL(close)(claims_fd);
+  QUIET(close)(claims_fd);
   if (claims == NULL) {
     return NULL;
   }
@@ -163,7 +163,7 @@ static int agents_port(void) {
   int off = 0;
   if (fd >= 0 && (REAL(setsockopt)(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) != 0 ||
                   REAL(bind)(fd, (struct sockaddr *)&any, sizeof any) != 0 || REAL(listen)(fd, 16) != 0)) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     fd = -1;
   }
   return fd;
@@ -175,7 +175,7 @@ static uint32_t tell(int *fds, int count, struct bertha_listen_reply *reply, int
       agent_call(BERTHA_OP_LISTEN, &body, sizeof body, fds, count, reply, sizeof *reply, claims, 1);
   if (why == 0 && reply->dag != BERTHA_DAG_NONE && count == 3 && (fds[3] = agents_port()) >= 0) {
     if (*claims >= 0) {
-      REAL(close)(*claims);
+      QUIET(close)(*claims);
     }
     return tell(fds, 4, reply, claims);
   }
@@ -202,7 +202,7 @@ struct listener *listener_register(int fd, uint32_t *why) {
   }
   for (int i = 1; i < 4; i++) {
     if (fds[i] >= 0) {
-      REAL(close)(fds[i]);
+      QUIET(close)(fds[i]);
     }
   }
   return l;
@@ -234,9 +234,9 @@ static bool header_copy(struct bertha_link_header *h, const struct bertha_link_h
 }
 
 static void close_both(int a, int b) {
-  REAL(close)(a);
+  QUIET(close)(a);
   if (b >= 0) {
-    REAL(close)(b);
+    QUIET(close)(b);
   }
 }
 
@@ -286,7 +286,7 @@ struct link *link_inherit(int fd, int side, const struct bertha_link_reply *repl
       munmap(h, size);
     }
     free(l);
-    REAL(close)(fd);
+    QUIET(close)(fd);
     return NULL;
   }
   fill_link(l, h, &checked, size, reply, side);
@@ -437,7 +437,7 @@ struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, u
     }
     for (int i = 0; i < 3; i++) {
       if (fds[i] >= 0) {
-        REAL(close)(fds[i]);
+        QUIET(close)(fds[i]);
       }
     }
   }

@@ -10,6 +10,7 @@
 
 #include "layout.h"
 #include "protocol.h"
+#include "quiet.h"
 #include "real.h"
 
 #define BERTHA_EXPORT __attribute__((visibility("default")))
@@ -39,8 +40,9 @@ struct plan;
 
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
-  uint64_t generation;    /* of the directory when registered */
-  int pid;                /* the process that registered */
+  uint64_t generation;         /* of the directory when registered */
+  int pid;                     /* the process that registered */
+  _Atomic int64_t known_since; /* to an agent that had not known it before; 0: long ago */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
   _Atomic uint8_t late;   /* looks to spare for a first byte: the last time there was none yet (core/rx.c) */
   struct bertha_claims_header *claims;

@@ -44,7 +44,7 @@ bool bertha_table_open(void) {
     }
     if (p == MAP_FAILED) { /* no memfd to be had: works as well, only `bertha ps` cannot look */
       if (fd >= 0) {
-        REAL(close)(fd);
+        QUIET(close)(fd);
         fd = -1;
       }
       p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -159,7 +159,10 @@ static void a_moment(void) {
 
 void conn_books_begin(void) {
   int64_t until = 0;
-  my_changes++;
+  if (my_changes++ != 0) { /* within another change: a fork that waits, waits for that one's end */
+    atomic_fetch_add(&changing, 1);
+    return;
+  }
   for (;;) {
     atomic_fetch_add(&changing, 1);
     if (LIKELY(atomic_load(&forking) == 0)) {

@@ -61,23 +61,39 @@ void wait_note_signal(int number, const struct sigaction *action) {
   }
 }
 
-int wait_two(struct pollfd fds[2], int64_t deadline) {
+int wait_two(struct pollfd fds[2], int64_t deadline, void (*undo)(void *), void *arg) {
   for (;;) {
     int64_t left = deadline >= 0 ? deadline - bertha_now_ns() : 0;
     if (left < 0) {
       return -EAGAIN;
     }
     struct timespec timeout = {left / 1000000000, left % 1000000000};
-    int n = REAL(ppoll)(fds, 2, deadline >= 0 ? &timeout : NULL, NULL);
+    int n = sleep_ppoll(fds, 2, deadline >= 0 ? &timeout : NULL, NULL, undo, arg);
     if (n != 0 && (n > 0 || errno != EINTR || deadline >= 0 || atomic_load(&interrupting) != 0)) {
       return n > 0 ? n : -errno;
     }
   }
 }
 
-static int wait_levels(struct waiter *w, struct pollfd p[2], int64_t ns) {
+/* An armed entry among the link's sleepers, and where the connection names it. */
+struct armed {
+  struct bertha_sleeper *sleeper;
+  _Atomic uint16_t *place;
+  uint32_t index; /* 0: none */
+};
+
+static void disarm(void *p) {
+  struct armed *a = p;
+  if (a->index != 0) {
+    atomic_store(&a->sleeper->armed, 0);
+    uint16_t mine = (uint16_t)a->index; /* another thread may have come since we were rung */
+    atomic_compare_exchange_strong(a->place, &mine, 0);
+  }
+}
+
+static int wait_levels(struct waiter *w, struct pollfd p[2], int64_t ns, struct armed *armed) {
   struct timespec timeout = {ns / 1000000000, ns % 1000000000};
-  int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
+  int n = sleep_ppoll(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL, disarm, armed);
   if (n > 0 && w->bell_fd >= 0 && p[1].revents != 0) {
     bell_drain(w->bell_fd);
   }
@@ -85,9 +101,9 @@ static int wait_levels(struct waiter *w, struct pollfd p[2], int64_t ns) {
 }
 
 /* Epoll's bits have poll's values (epoll_ctl(2)). */
-static int wait_edges(struct waiter *w, struct pollfd p[2]) {
+static int wait_edges(struct waiter *w, struct pollfd p[2], struct armed *armed) {
   struct epoll_event e[2];
-  int n = REAL(epoll_wait)(w->edges.set, e, 2, -1);
+  int n = sleep_epoll(w->edges.set, e, 2, -1, NULL, disarm, armed);
   for (int i = 0; i < n; i++) {
     p[e[i].data.u64 == 1 ? 0 : 1].revents |= (short)e[i].events;
   }
@@ -110,6 +126,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       sleeper_arm(s);
     }
   }
+  struct armed armed = {s, place, index};
   atomic_thread_fence(memory_order_seq_cst);
   int result = 0;
   if (!conn_events_any(c, fd, want)) {
@@ -137,7 +154,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     }
     bool lasting = c->rx_phase == PHASE_RING && !(flags & (CONN_FIN | CONN_RST));
     bool edges = bell && ns < 0 && w->bell != 0 && lasting && waiter_edges(w, c, fd, life);
-    int n = edges ? wait_edges(w, p) : wait_levels(w, p, ns);
+    int n = edges ? wait_edges(w, p, &armed) : wait_levels(w, p, ns, &armed);
     if (n < 0) {
       result = -errno;
     } else if (UNLIKELY(conn_closed(c, fd, life))) {
@@ -151,11 +168,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       }
     }
   }
-  if (index != 0) {
-    atomic_store(&s->armed, 0);
-    uint16_t mine = (uint16_t)index; /* another thread may have come since we were rung */
-    atomic_compare_exchange_strong(place, &mine, 0);
-  }
+  disarm(&armed);
   return result;
 }
 

@@ -21,7 +21,9 @@ struct poll_call {
   struct pollfd *user;
   nfds_t count;
   uint8_t *class;
-  struct pollfd *kernel;     /* count + 1 */
+  struct pollfd *kernel; /* count + 1 */
+  void *heap;
+  struct waiter *armed;      /* by arm(), and not yet taken back */
   struct kernel_wait *waits; /* who is counted among the kernel's waiters for the length of a call */
   unsigned rings;
   unsigned becoming;
@@ -121,7 +123,7 @@ static int take_kernel(struct poll_call *p) {
     if (u != NULL && conn_kind(u) == BERTHA_CONN_UNIX && unix_settle(u, p->user[i].fd)) {
       struct pollfd now = {.fd = p->user[i].fd, .events = p->user[i].events};
       r = conn_kind(u) == BERTHA_CONN_SHM ? conn_events(u, now.fd, now.events)
-          : REAL(poll)(&now, 1, 0) > 0    ? now.revents
+          : QUIET(poll)(&now, 1, 0) > 0   ? now.revents
                                           : 0; /* of the socket that has just come there */
     }
     if (p->class[i] != RING) {
@@ -151,6 +153,51 @@ static int take_kernel(struct poll_call *p) {
   return ready;
 }
 
+static void disarm(struct waiter *w) {
+  for (uint32_t i = 0; i < w->count; i++) {
+    struct link *l = w->sleepers[i].link;
+    _Atomic uint32_t *armed = &l->sleepers[l->side][w->sleepers[i].index].armed;
+    if (atomic_load_explicit(armed, memory_order_relaxed)) {
+      atomic_store(armed, 0);
+    }
+  }
+}
+
+static void unplace(struct waiter *w, struct poll_call *p) {
+  disarm(w);
+  p->armed = NULL;
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
+      continue;
+    }
+    uint32_t index = waiter_sleeper(w, c->link);
+    struct bertha_watch *watch = &c->slot->watch[c->side];
+    uint16_t mine = (uint16_t)index;
+    atomic_compare_exchange_strong(&watch->rx, &mine, 0);
+    mine = (uint16_t)index;
+    atomic_compare_exchange_strong(&watch->tx, &mine, 0);
+  }
+}
+
+static void all_awake(struct poll_call *p) {
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    if (p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
+    }
+  }
+}
+
+/* The thread ends while it is asleep. */
+static void cancelled(void *call) {
+  struct poll_call *p = call;
+  all_awake(p);
+  if (p->armed != NULL) {
+    unplace(p->armed, p);
+  }
+  free(p->heap);
+}
+
 static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const sigset_t *mask) {
   struct timespec timeout = {ns / 1000000000, ns % 1000000000};
   nfds_t n = p->count;
@@ -164,27 +211,15 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
       p->waits[i].life = conn_kernel_sleep(p->waits[i].conn);
     }
   }
-  int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
+  int result = ns == 0 && mask == NULL
+                   ? QUIET(poll)(p->kernel, n, 0)
+                   : sleep_ppoll(p->kernel, n, ns >= 0 ? &timeout : NULL, mask, cancelled, p);
   int error = errno;
-  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    if (p->waits[i].conn != NULL) {
-      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
-    }
-  }
+  all_awake(p);
   if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
     result -= bell_drain(bell_fd);
   }
   return result >= 0 ? result : -error;
-}
-
-static void disarm(struct waiter *w) {
-  for (uint32_t i = 0; i < w->count; i++) {
-    struct link *l = w->sleepers[i].link;
-    _Atomic uint32_t *armed = &l->sleepers[l->side][w->sleepers[i].index].armed;
-    if (atomic_load_explicit(armed, memory_order_relaxed)) {
-      atomic_store(armed, 0);
-    }
-  }
 }
 
 /* Registers this thread with every ring it waits for; false: somebody else sleeps on one of them, or there
@@ -233,22 +268,6 @@ static bool arm(struct waiter *w, struct poll_call *p) {
   }
   atomic_thread_fence(memory_order_seq_cst);
   return sure;
-}
-
-static void unplace(struct waiter *w, struct poll_call *p) {
-  disarm(w);
-  for (nfds_t i = 0; i < p->count; i++) {
-    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
-    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
-      continue;
-    }
-    uint32_t index = waiter_sleeper(w, c->link);
-    struct bertha_watch *watch = &c->slot->watch[c->side];
-    uint16_t mine = (uint16_t)index;
-    atomic_compare_exchange_strong(&watch->rx, &mine, 0);
-    mine = (uint16_t)index;
-    atomic_compare_exchange_strong(&watch->tx, &mine, 0);
-  }
 }
 
 static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *mask) {
@@ -300,6 +319,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
       break;
     }
     bool sure = arm(w, p);
+    p->armed = w;
     ready = look_at_rings(p);
     if (ready == 0) {
       fill_kernel(p);
@@ -336,6 +356,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
 }
 
 int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask) {
+  CANCELLATION_POINT();
   bool any = false;
   for (nfds_t i = 0; i < count; i++) {
     struct conn *c = fds[i].fd >= 0 ? conn_of(fds[i].fd) : NULL;
@@ -355,9 +376,8 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   struct kernel_wait wait_space[STACK_FDS];
   struct poll_call p = {
       .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
-  void *heap = NULL;
   if (count > STACK_FDS) {
-    heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
+    void *heap = p.heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
     if (heap == NULL) {
       return -ENOMEM;
     }
@@ -395,6 +415,6 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
       break;
     }
   }
-  free(heap);
+  free(p.heap);
   return result;
 }
