@@ -41,7 +41,8 @@ struct slink { /* a link, as far as this set has connections of it */
   struct link *link;
   uint32_t sleeper;
   uint32_t count;
-  uint32_t busy; /* the set's `turns` when something was last found here */
+  uint32_t busy;   /* the set's `turns` when something was last found here */
+  unsigned cursor; /* behind the slot last told of */
   uint64_t mask[ESET_WORDS];
   uint64_t pending[ESET_WORDS];
   int fd[BERTHA_LINK_SLOTS];
@@ -67,7 +68,7 @@ struct eset {
   uint32_t turns;       /* waits */
   int64_t kernel_seen;  /* when the kernel was last asked */
   int64_t kernel_every; /* and when it is to be asked again */
-  unsigned cursor;
+  bool rings_turn; /* with room for one event, and the kernel due */
   struct slink *slinks;
   struct reg *regs;
 };
