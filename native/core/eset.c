@@ -39,6 +39,19 @@ struct eset *eset_of(int epfd) {
   return eset_by_entry(e);
 }
 
+static void note_number(int fd) {
+  if ((uint32_t)fd >= bertha.max_fd) {
+    bertha.max_fd = (uint32_t)fd + 1;
+  }
+}
+
+void eset_created(int epfd) {
+  if ((unsigned)epfd < BERTHA_FDS && bertha.enabled && !bertha_in_forked_stranger()) {
+    eset_set_entry(epfd, SET_FRESH);
+    note_number(epfd);
+  }
+}
+
 struct eset *eset_new(int epfd) {
   struct eset *s = NULL;
   uint32_t index = 0;
@@ -77,12 +90,11 @@ struct eset *eset_new(int epfd) {
     s->epfd = epfd;
     s->pid = bertha.pid;
     s->bell_fd = -1;
-    s->plain = eset_entry(epfd) == SET_PLAIN;
     atomic_store(&s->asleep, 0);
-    eset_set_entry(epfd, index + 1);
-    if ((uint32_t)epfd >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)epfd + 1;
+    if (atomic_exchange(&bertha.fds[epfd].set, index + 1) == SET_PLAIN) {
+      s->plain = true; /* who marks it from now on finds the set */
     }
+    note_number(epfd);
   }
   bertha_unlock(&sets_lock);
   return s;
@@ -416,11 +428,12 @@ void eset_swap(int fd, bool begin) {
 
 void eset_dup(int from, int to) {
   uint32_t e = eset_entry(from);
-  if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL) {
-    eset_set_entry(to, e);
-    if ((uint32_t)to >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)to + 1;
+  if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL && (unsigned)to < BERTHA_FDS) {
+    if (eset_by_entry(e) == NULL && eset_new(from) != NULL) { /* what becomes of one becomes of both */
+      e = eset_entry(from);
     }
+    eset_set_entry(to, e);
+    note_number(to);
   }
 }
 
@@ -434,6 +447,10 @@ bool eset_kernel_for_good(int fd) {
 void eset_polled(int fd) {
   if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {
     return;
+  }
+  uint32_t e = SET_FRESH;
+  if (eset_entry(fd) == SET_FRESH) { /* so that it is known when it gets members of ours */
+    atomic_compare_exchange_strong(&bertha.fds[fd].set, &e, SET_PLAIN);
   }
   struct eset *s = eset_by_entry(eset_entry(fd));
   if (LIKELY(s == NULL) || s->plain) {

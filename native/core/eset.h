@@ -68,7 +68,7 @@ struct eset {
   uint32_t turns;       /* waits */
   int64_t kernel_seen;  /* when the kernel was last asked */
   int64_t kernel_every; /* and when it is to be asked again */
-  bool rings_turn; /* with room for one event, and the kernel due */
+  bool rings_turn;      /* with room for one event, and the kernel due */
   struct slink *slinks;
   struct reg *regs;
 };
@@ -78,6 +78,9 @@ extern uint64_t eset_magic;
 #define ESET_BELL 0xffffffffu
 
 struct eset *eset_of(int epfd);
+uint32_t eset_entry(int fd);   /* 0: no epoll descriptor that we know of, and no member of a set */
+void eset_created(int epfd);   /* by this process, just now; -1: not after all */
+void eset_find_existing(void); /* those made before we were there */
 /* As above, for a wait that may sleep: another thread may add a member of ours meanwhile. */
 struct eset *eset_to_sleep_in(int epfd);
 int eset_ctl(int epfd, int op, int fd, struct epoll_event *event); /* 0 or -errno */

@@ -7,8 +7,8 @@
 /* Of a descriptor (fd_entry.set), beside a set's number. */
 #define SET_MANY 0x7fffffffu  /* of a connection: in more than one set */
 #define SET_PLAIN 0x7ffffffeu /* of an epoll descriptor: watched before it had members of ours */
+#define SET_FRESH 0x7ffffffdu /* of an epoll descriptor: no members of ours yet, and not watched */
 #define SET_HIDDEN 0xffffffffu
-uint32_t eset_entry(int fd);
 void eset_set_entry(int fd, uint32_t value);
 struct eset *eset_by_entry(uint32_t e);
 struct eset *eset_new(int epfd); /* NULL: no more of them */

@@ -6,6 +6,9 @@ without the shim first: what it checks has to be what Linux does.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.harness import Host, assert_carried
@@ -25,3 +28,17 @@ def _both_ways(host: Host, build: Build, name: str, *words: object, connections:
 def test_more_is_ready_than_is_taken(host: Host, build: Build, scene: str, connections: int) -> None:
     """Nothing starves, the kernel's descriptors included: the next call goes on where the last stopped."""
     _both_ways(host, build, "fair", scene, connections=connections)
+
+
+_NESTED = ["set-first", "members-first", "thread", "duplicate"]
+
+
+@pytest.mark.parametrize("scene", _NESTED)
+def test_a_set_that_is_watched(host: Host, build: Build, scene: str) -> None:
+    """By another set, or by poll: only the kernel can tell those, whoever came first."""
+    _both_ways(host, build, "nested", scene)
+
+
+def test_a_watched_set_from_before_the_shim(host: Host) -> None:
+    assert host.run([sys.executable, Path(__file__).parent / "late_nested.py"], shim=False) == "ok\n"
+    assert_carried(host.finish(), Path(sys.executable).name, min_connections=2)

@@ -27,4 +27,19 @@ static inline void pair_make(int *client, int *server) {
   }
 }
 
+/* Until that thread sleeps in the kernel.  Three looks, because the first may meet it on its way there. */
+static inline void wait_until_asleep(volatile int *tid) {
+  for (int same = 0; same < 3;) {
+    char path[64], text[256] = "";
+    snprintf(path, sizeof path, "/proc/self/task/%d/stat", *tid);
+    FILE *f = *tid != 0 ? fopen(path, "r") : NULL;
+    char *state = f != NULL && fgets(text, sizeof text, f) != NULL ? strrchr(text, ')') : NULL;
+    same = state != NULL && state[2] == 'S' ? same + 1 : 0;
+    if (f != NULL) {
+      fclose(f);
+    }
+    usleep(1000);
+  }
+}
+
 #endif
