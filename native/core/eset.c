@@ -156,14 +156,11 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
     return -ENOSPC;
   }
   struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
-  if (REAL(epoll_ctl)(s->epfd, op, fd, &e) != 0) {
-    if (op != EPOLL_CTL_MOD || errno != EINVAL) { /* EPOLLEXCLUSIVE cannot be modified */
-      return -errno;
-    }
-    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
-    if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_ADD, fd, &e) != 0) {
-      return -errno;
-    }
+  int result = op == EPOLL_CTL_MOD                         ? eset_kernel_mod(s, fd, &e)
+               : REAL(epoll_ctl)(s->epfd, op, fd, &e) == 0 ? 0
+                                                           : -errno;
+  if (result != 0) {
+    return result;
   }
   r->slink = k;
   r->conn = conn_index(c) + 1;
@@ -195,10 +192,38 @@ void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   r->slink = NULL;
 }
 
-/* One that has fired its one shot: nothing but errors, which are left out when they come. */
-struct epoll_event eset_kernel_event(const struct reg *r, int fd) {
+/* The ring has data, and no byte on the connection tells the kernel: it came before anybody asked for one. */
+static bool untold(struct conn *c, int fd, uint32_t events) {
+  if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM || !(events & (EPOLLIN | EPOLLRDNORM)) ||
+      (events & EPOLLOUT)) {
+    return false;
+  }
+  atomic_thread_fence(memory_order_seq_cst); /* first the watch, then the look: as before a sleep */
+  return atomic_load(&conn_rx(c)->bell_out) == 0 && conn_events(c, fd, POLLIN) != 0;
+}
+
+/* What the kernel is asked of a member that it serves.  One that has fired its one shot: nothing but errors, which are
+ * left out when they come.  One whose data the kernel has not been told of: also whether it is writable, which it is; what
+ * it then reports is judged by the ring (eset_wait.c), and the loan given back when there is nothing left. */
+struct epoll_event eset_kernel_event(struct reg *r, int fd) {
   uint32_t events = r->fired ? EPOLLONESHOT | EPOLLET : r->events;
+  r->lent = !r->fired && untold(conn_of(fd), fd, r->events);
+  if (r->lent) {
+    events |= EPOLLOUT;
+  }
   return (struct epoll_event){.events = events, .data.u64 = reg_data(r, fd)};
+}
+
+/* One with EPOLLEXCLUSIVE cannot be modified. */
+int eset_kernel_mod(struct eset *s, int fd, struct epoll_event *event) {
+  if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, event) == 0) {
+    return 0;
+  }
+  if (errno != EINVAL) {
+    return -errno;
+  }
+  REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
+  return REAL(epoll_ctl)(s->epfd, EPOLL_CTL_ADD, fd, event) == 0 ? 0 : -errno;
 }
 
 void eset_kernel_reg(struct eset *s, struct conn *c, int by) {
@@ -215,12 +240,12 @@ void eset_to_kernel(struct eset *s, int fd) {
   struct conn *c = conn_by_index(r->conn - 1);
   bool listed = r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1;
   r->fired = (r->events & EPOLLONESHOT) && !listed;
-  struct epoll_event e = eset_kernel_event(r, fd);
   eset_leave_ring(s, r, c);
-  atomic_store(&c->slot->watch[c->side].kernel, 1);
-  r->state = REG_KERNEL;
   eset_kernel_reg(s, c, 1);
-  REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+  conn_watch_kernel(c);
+  r->state = REG_KERNEL;
+  struct epoll_event e = eset_kernel_event(r, fd);
+  eset_kernel_mod(s, fd, &e);
 }
 
 void eset_queue_upgrade(struct eset *s, int fd) {

@@ -31,6 +31,8 @@ struct reg {
   uint8_t queued : 1;
   uint8_t
       fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
+  uint8_t
+      lent : 1; /* asked of the kernel as writable, too, because nothing else tells it that the ring has data */
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
   uint32_t ready;         /* as last judged */

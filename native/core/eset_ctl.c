@@ -63,21 +63,23 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       return result;
     }
   }
+  eset_kernel_reg(s, c, 1); /* before the look: who ties it from now on sees us */
+  atomic_thread_fence(memory_order_seq_cst);
   if (conn_kind(c) == BERTHA_CONN_SHM) {
-    atomic_store(&c->slot->watch[c->side].kernel, 1);
+    conn_watch_kernel(c);
   }
   uint8_t before = r->state;
   r->fired = 0;
   struct epoll_event e = eset_kernel_event(r, fd);
   r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
-  int result = real_ctl(s->epfd, op, fd, &e);
+  int result = was_off ? eset_kernel_mod(s, fd, &e) : real_ctl(s->epfd, op, fd, &e);
   if (result != 0) {
     r->state = before;
+    eset_kernel_reg(s, c, -1);
+    conn_refresh_watch(c);
   } else {
-    eset_kernel_reg(s, c, 1);
     eset_set_entry(fd, many ? SET_MANY : eset_entry(s->epfd));
-    if (conn_kind(c) == BERTHA_CONN_SHM) { /* since we looked: who tied it did not see us */
-      atomic_store(&c->slot->watch[c->side].kernel, 1);
+    if (conn_kind(c) == BERTHA_CONN_SHM) {
       eset_queue_upgrade(s, fd);
     }
   }
@@ -160,7 +162,7 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
        (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
     if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
       atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
-      atomic_store(&c->slot->watch[c->side].kernel, 1);
+      conn_watch_kernel(c);
     }
     return real_ctl(epfd, op, fd, event);
   }

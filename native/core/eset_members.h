@@ -20,7 +20,8 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op);
 void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c);
 /* Back to the kernel, with the program's own events; its waits must then hear the byte on the connection. */
 void eset_to_kernel(struct eset *s, int fd);
-struct epoll_event eset_kernel_event(const struct reg *r, int fd);
+struct epoll_event eset_kernel_event(struct reg *r, int fd);
+int eset_kernel_mod(struct eset *s, int fd, struct epoll_event *event);
 void eset_kernel_reg(struct eset *s, struct conn *c, int by);
 void eset_queue_upgrade(struct eset *s, int fd);
 

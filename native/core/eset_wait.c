@@ -1,6 +1,6 @@
 /* epoll_wait: the rings first, the kernel now and then, asleep in the kernel when there is nothing. */
 #include "conn.h"
-#include "eset.h"
+#include "eset_members.h"
 #include "unixpair.h"
 
 enum {
@@ -126,13 +126,21 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
 }
 
-/* The kernel's one shot went at what was nothing. */
-static void rearm(struct eset *s, struct reg *r, int fd) {
+static bool edge_only(const struct reg *r) {
+  return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;
+}
+
+/* The kernel's one shot went at what was nothing, or what was lent is no longer needed. */
+static void ask_again(struct eset *s, struct reg *r, int fd) {
   bool taken = bertha_lock(&s->lock); /* or this thread has it */
   if (r->state == REG_KERNEL) {
     r->fired = 0;
-    struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
-    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+    struct epoll_event e = eset_kernel_event(r, fd);
+    if (edge_only(r)) { /* it has had its edge */
+      e.events = r->events;
+      r->lent = 0;
+    }
+    eset_kernel_mod(s, fd, &e);
   }
   if (taken) {
     bertha_unlock(&s->lock);
@@ -177,8 +185,10 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       e.data.u64 = r->data;
       if (e.events != 0) {
         to[n++] = e;
-      } else if (r->events & EPOLLONESHOT) {
-        rearm(s, r, (int)fd);
+      }
+      bool done = e.events == 0 ? r->lent || (r->events & EPOLLONESHOT) : r->lent && edge_only(r);
+      if (done) {
+        ask_again(s, r, (int)fd);
       }
       continue;
     }

@@ -30,10 +30,11 @@ def test_more_is_ready_than_is_taken(host: Host, build: Build, scene: str, conne
     _both_ways(host, build, "fair", scene, connections=connections)
 
 
-_NESTED = ["set-first", "members-first", "thread", "duplicate"]
+_MEMBERS = ["set-first", "members-first", "thread", "duplicate"]
+_DATA = ["data-first", "data-before-watch", "left-and-back", "two-sets"]
 
 
-@pytest.mark.parametrize("scene", _NESTED)
+@pytest.mark.parametrize("scene", [*_MEMBERS, *_DATA])
 def test_a_set_that_is_watched(host: Host, build: Build, scene: str) -> None:
     """By another set, or by poll: only the kernel can tell those, whoever came first."""
     _both_ways(host, build, "nested", scene)

@@ -27,7 +27,7 @@ static void tell(const char *text) {
 static void talk(void) {
   char text[16];
   for (int i = 0; i < 5; i++) {
-    MUST(waits(outer, inner, 0) == 0);
+    MUST(waits(inner, to, 0) == 0 && waits(outer, inner, 0) == 0);
     tell("hello");
     MUST(waits(outer, inner, 10000) == 1);
     MUST(waits(inner, to, 0) == 1);
