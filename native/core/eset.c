@@ -340,9 +340,21 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
     return;
   }
   struct reg *r = &s->regs[fd];
-  bool kernel = r->state == REG_KERNEL && r->conn == conn_index(c) + 1;
-  if (r->state == REG_RING && r->conn == conn_index(c) + 1) {
+  bool mine = r->conn == conn_index(c) + 1;
+  bool lives_on = atomic_load(&c->info.refs) > 1; /* so does the kernel's registration (epoll(7), Q6) */
+  if (mine && r->state == REG_RING && lives_on && !s->inherited) {
+    eset_to_kernel(s, fd);
+  } else if (mine && r->state == REG_RING) {
     eset_leave_ring(s, r, c);
+  }
+  bool kernel = mine && r->state == REG_KERNEL;
+  if (kernel && lives_on) { /* the other end goes on ringing for it */
+    s->kernel_streams--;
+    if (r->lent) { /* nobody could give it back */
+      struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
+      eset_kernel_mod(s, fd, &e);
+      r->lent = 0;
+    }
   } else if (kernel) {
     eset_kernel_reg(s, c, -1);
   }

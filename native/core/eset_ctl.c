@@ -3,9 +3,12 @@
 #include "eset_members.h"
 #include "unixpair.h"
 
+/* What may go with EPOLLEXCLUSIVE (epoll_ctl(2)). */
+#define EXCLUSIVE_BITS (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE)
+
 static void clear_stale(struct eset *s, int fd, struct conn *c) {
   struct reg *r = &s->regs[fd];
-  if (r->state == REG_NONE || (c != NULL && r->conn == conn_index(c) + 1)) {
+  if (r->state == REG_NONE || r->state == REG_GONE || (c != NULL && r->conn == conn_index(c) + 1)) {
     return;
   }
   r->state = REG_NONE; /* the number was closed and given out anew behind our back */
@@ -91,13 +94,16 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   if (r->state != REG_KERNEL && r->state != REG_RING) {
     return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
   }
+  if (r->events & EPOLLEXCLUSIVE) {
+    return -EINVAL; /* it stays as it was added */
+  }
   if (r->state == REG_KERNEL) {
     struct reg before = *r;
     r->events = event->events;
     r->data = event->data.u64;
     r->fired = 0;
     if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && eset_entry(fd) != SET_MANY &&
-        !(event->events & EPOLLEXCLUSIVE) && eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+        eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       eset_kernel_reg(s, c, -1);
       conn_refresh_watch(c);
       return 0;
@@ -108,9 +114,6 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       *r = before;
     }
     return result;
-  }
-  if (event->events & EPOLLEXCLUSIVE) {
-    return -EINVAL;
   }
   bool pri = (r->events ^ event->events) & EPOLLPRI;
   r->events = event->events;
@@ -168,6 +171,10 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   }
   if (op != EPOLL_CTL_DEL && event == NULL) {
     return -EFAULT;
+  }
+  if (op != EPOLL_CTL_DEL && (event->events & EPOLLEXCLUSIVE) &&
+      (op == EPOLL_CTL_MOD || (event->events & ~EXCLUSIVE_BITS) != 0)) {
+    return eset_of(epfd) != NULL ? -EINVAL : real_ctl(epfd, op, fd, event); /* EBADF, perhaps */
   }
   if (s == NULL && conn_of(epfd) == NULL && !bertha_is_hidden(epfd)) {
     s = eset_new(epfd);

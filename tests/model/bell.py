@@ -350,8 +350,8 @@ def stop_watching(memory: Memory, clearing: str = "if the same") -> Machine:
     """One of two waiters has left, finds that nobody waits in the kernel, and says so; another comes then.
 
     `clearing`: "if the same": who comes writes another value each time, and only the value that was there
-    before the look at the count is cleared; "always": cleared whatever it is; "look again": so, and set again
-    if the count has changed meanwhile, which is too late for what the producer has done in between.
+    before the look at the count is cleared; "always": cleared whatever it is; "look again": so, and set
+    again if the count has changed meanwhile, too late for what the producer has done in between.
     """
     leaver: list[Ins] = [
         load("w", "watch"),

@@ -43,3 +43,8 @@ def test_a_set_that_is_watched(host: Host, build: Build, scene: str) -> None:
 def test_a_watched_set_from_before_the_shim(host: Host) -> None:
     assert host.run([sys.executable, Path(__file__).parent / "late_nested.py"], shim=False) == "ok\n"
     assert_carried(host.finish(), Path(sys.executable).name, min_connections=2)
+
+
+@pytest.mark.parametrize("scene", ["closed", "exclusive"])
+def test_members_of_a_set(host: Host, build: Build, scene: str) -> None:
+    _both_ways(host, build, "members", scene)
