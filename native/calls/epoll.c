@@ -2,15 +2,19 @@
 #include "calls.h"
 
 BERTHA_EXPORT int epoll_create(int size) {
-  return descriptor_fresh(REAL(epoll_create)(size));
+  int fd = descriptor_fresh(REAL(epoll_create)(size));
+  eset_created(fd);
+  return fd;
 }
 
 BERTHA_EXPORT int epoll_create1(int flags) {
-  return descriptor_fresh(REAL(epoll_create1)(flags));
+  int fd = descriptor_fresh(REAL(epoll_create1)(flags));
+  eset_created(fd);
+  return fd;
 }
 
 BERTHA_EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event) {
-  if (LIKELY(conn_of(fd) == NULL) && eset_of(fd) == NULL && eset_of(epfd) == NULL) {
+  if (LIKELY(conn_of(fd) == NULL) && eset_entry(fd) == 0 && eset_of(epfd) == NULL) {
     return REAL(epoll_ctl)(epfd, op, fd, event);
   }
   if (bertha_in_forked_stranger()) {

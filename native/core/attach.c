@@ -66,11 +66,10 @@ void conn_refresh_watch(struct conn *c) {
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return;
   }
-  if (atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_regs) == 0) {
-    _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
-    if (atomic_load_explicit(kernel, memory_order_relaxed)) {
-      atomic_store(kernel, 0);
-    }
+  _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
+  uint16_t seen = atomic_load(kernel); /* before the look at the counts: see conn_watch_kernel() */
+  if (seen != 0 && atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_regs) == 0) {
+    atomic_compare_exchange_strong(kernel, &seen, 0);
   }
 }
 

@@ -37,6 +37,14 @@ static inline uint32_t conn_life(const struct conn *c) {
 static inline bool conn_closed(const struct conn *c, int fd, uint32_t life) {
   return conn_life(c) != life || conn_of(fd) != c;
 }
+/* After kernel_waiters or kernel_regs went up: the other end rings on the connection from now on.  It is another value
+ * each time, so that who found nobody there, and is about to say so, does not do it over our head. */
+static inline void conn_watch_kernel(struct conn *c) {
+  _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
+  uint16_t now = atomic_load(kernel);
+  while (!atomic_compare_exchange_weak(kernel, &now, (uint16_t)(now + 1u != 0x10000u ? now + 1u : 1u))) {
+  }
+}
 /* Around a wait in the kernel on the descriptor itself. */
 static inline uint32_t conn_kernel_sleep(struct conn *c) {
   atomic_fetch_add(&c->kernel_waiters, 1);

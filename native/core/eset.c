@@ -39,6 +39,19 @@ struct eset *eset_of(int epfd) {
   return eset_by_entry(e);
 }
 
+static void note_number(int fd) {
+  if ((uint32_t)fd >= bertha.max_fd) {
+    bertha.max_fd = (uint32_t)fd + 1;
+  }
+}
+
+void eset_created(int epfd) {
+  if ((unsigned)epfd < BERTHA_FDS && bertha.enabled && !bertha_in_forked_stranger()) {
+    eset_set_entry(epfd, SET_FRESH);
+    note_number(epfd);
+  }
+}
+
 struct eset *eset_new(int epfd) {
   struct eset *s = NULL;
   uint32_t index = 0;
@@ -77,12 +90,11 @@ struct eset *eset_new(int epfd) {
     s->epfd = epfd;
     s->pid = bertha.pid;
     s->bell_fd = -1;
-    s->plain = eset_entry(epfd) == SET_PLAIN;
     atomic_store(&s->asleep, 0);
-    eset_set_entry(epfd, index + 1);
-    if ((uint32_t)epfd >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)epfd + 1;
+    if (atomic_exchange(&bertha.fds[epfd].set, index + 1) == SET_PLAIN) {
+      s->plain = true; /* who marks it from now on finds the set */
     }
+    note_number(epfd);
   }
   bertha_unlock(&sets_lock);
   return s;
@@ -144,14 +156,11 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
     return -ENOSPC;
   }
   struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
-  if (REAL(epoll_ctl)(s->epfd, op, fd, &e) != 0) {
-    if (op != EPOLL_CTL_MOD || errno != EINVAL) { /* EPOLLEXCLUSIVE cannot be modified */
-      return -errno;
-    }
-    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
-    if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_ADD, fd, &e) != 0) {
-      return -errno;
-    }
+  int result = op == EPOLL_CTL_MOD                         ? eset_kernel_mod(s, fd, &e)
+               : REAL(epoll_ctl)(s->epfd, op, fd, &e) == 0 ? 0
+                                                           : -errno;
+  if (result != 0) {
+    return result;
   }
   r->slink = k;
   r->conn = conn_index(c) + 1;
@@ -183,10 +192,38 @@ void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   r->slink = NULL;
 }
 
-/* One that has fired its one shot: nothing but errors, which are left out when they come. */
-struct epoll_event eset_kernel_event(const struct reg *r, int fd) {
+/* The ring has data, and no byte on the connection tells the kernel: it came before anybody asked for one. */
+static bool untold(struct conn *c, int fd, uint32_t events) {
+  if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM || !(events & (EPOLLIN | EPOLLRDNORM)) ||
+      (events & EPOLLOUT)) {
+    return false;
+  }
+  atomic_thread_fence(memory_order_seq_cst); /* first the watch, then the look: as before a sleep */
+  return atomic_load(&conn_rx(c)->bell_out) == 0 && conn_events(c, fd, POLLIN) != 0;
+}
+
+/* What the kernel is asked of a member that it serves.  One that has fired its one shot: nothing but errors, which are
+ * left out when they come.  One whose data the kernel has not been told of: also whether it is writable, which it is; what
+ * it then reports is judged by the ring (eset_wait.c), and the loan given back when there is nothing left. */
+struct epoll_event eset_kernel_event(struct reg *r, int fd) {
   uint32_t events = r->fired ? EPOLLONESHOT | EPOLLET : r->events;
+  r->lent = !r->fired && untold(conn_of(fd), fd, r->events);
+  if (r->lent) {
+    events |= EPOLLOUT;
+  }
   return (struct epoll_event){.events = events, .data.u64 = reg_data(r, fd)};
+}
+
+/* One with EPOLLEXCLUSIVE cannot be modified. */
+int eset_kernel_mod(struct eset *s, int fd, struct epoll_event *event) {
+  if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, event) == 0) {
+    return 0;
+  }
+  if (errno != EINVAL) {
+    return -errno;
+  }
+  REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
+  return REAL(epoll_ctl)(s->epfd, EPOLL_CTL_ADD, fd, event) == 0 ? 0 : -errno;
 }
 
 void eset_kernel_reg(struct eset *s, struct conn *c, int by) {
@@ -203,12 +240,12 @@ void eset_to_kernel(struct eset *s, int fd) {
   struct conn *c = conn_by_index(r->conn - 1);
   bool listed = r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1;
   r->fired = (r->events & EPOLLONESHOT) && !listed;
-  struct epoll_event e = eset_kernel_event(r, fd);
   eset_leave_ring(s, r, c);
-  atomic_store(&c->slot->watch[c->side].kernel, 1);
-  r->state = REG_KERNEL;
   eset_kernel_reg(s, c, 1);
-  REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+  conn_watch_kernel(c);
+  r->state = REG_KERNEL;
+  struct epoll_event e = eset_kernel_event(r, fd);
+  eset_kernel_mod(s, fd, &e);
 }
 
 void eset_queue_upgrade(struct eset *s, int fd) {
@@ -303,9 +340,21 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
     return;
   }
   struct reg *r = &s->regs[fd];
-  bool kernel = r->state == REG_KERNEL && r->conn == conn_index(c) + 1;
-  if (r->state == REG_RING && r->conn == conn_index(c) + 1) {
+  bool mine = r->conn == conn_index(c) + 1;
+  bool lives_on = atomic_load(&c->info.refs) > 1; /* so does the kernel's registration (epoll(7), Q6) */
+  if (mine && r->state == REG_RING && lives_on && !s->inherited) {
+    eset_to_kernel(s, fd);
+  } else if (mine && r->state == REG_RING) {
     eset_leave_ring(s, r, c);
+  }
+  bool kernel = mine && r->state == REG_KERNEL;
+  if (kernel && lives_on) { /* the other end goes on ringing for it */
+    s->kernel_streams--;
+    if (r->lent) { /* nobody could give it back */
+      struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
+      eset_kernel_mod(s, fd, &e);
+      r->lent = 0;
+    }
   } else if (kernel) {
     eset_kernel_reg(s, c, -1);
   }
@@ -416,11 +465,12 @@ void eset_swap(int fd, bool begin) {
 
 void eset_dup(int from, int to) {
   uint32_t e = eset_entry(from);
-  if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL) {
-    eset_set_entry(to, e);
-    if ((uint32_t)to >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)to + 1;
+  if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL && (unsigned)to < BERTHA_FDS) {
+    if (eset_by_entry(e) == NULL && eset_new(from) != NULL) { /* what becomes of one becomes of both */
+      e = eset_entry(from);
     }
+    eset_set_entry(to, e);
+    note_number(to);
   }
 }
 
@@ -434,6 +484,10 @@ bool eset_kernel_for_good(int fd) {
 void eset_polled(int fd) {
   if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {
     return;
+  }
+  uint32_t e = SET_FRESH;
+  if (eset_entry(fd) == SET_FRESH) { /* so that it is known when it gets members of ours */
+    atomic_compare_exchange_strong(&bertha.fds[fd].set, &e, SET_PLAIN);
   }
   struct eset *s = eset_by_entry(eset_entry(fd));
   if (LIKELY(s == NULL) || s->plain) {

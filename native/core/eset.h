@@ -31,6 +31,8 @@ struct reg {
   uint8_t queued : 1;
   uint8_t
       fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
+  uint8_t
+      lent : 1; /* asked of the kernel as writable, too, because nothing else tells it that the ring has data */
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
   uint32_t ready;         /* as last judged */
@@ -41,7 +43,8 @@ struct slink { /* a link, as far as this set has connections of it */
   struct link *link;
   uint32_t sleeper;
   uint32_t count;
-  uint32_t busy; /* the set's `turns` when something was last found here */
+  uint32_t busy;   /* the set's `turns` when something was last found here */
+  unsigned cursor; /* behind the slot last told of */
   uint64_t mask[ESET_WORDS];
   uint64_t pending[ESET_WORDS];
   int fd[BERTHA_LINK_SLOTS];
@@ -67,7 +70,7 @@ struct eset {
   uint32_t turns;       /* waits */
   int64_t kernel_seen;  /* when the kernel was last asked */
   int64_t kernel_every; /* and when it is to be asked again */
-  unsigned cursor;
+  bool rings_turn;      /* with room for one event, and the kernel due */
   struct slink *slinks;
   struct reg *regs;
 };
@@ -77,6 +80,9 @@ extern uint64_t eset_magic;
 #define ESET_BELL 0xffffffffu
 
 struct eset *eset_of(int epfd);
+uint32_t eset_entry(int fd);   /* 0: no epoll descriptor that we know of, and no member of a set */
+void eset_created(int epfd);   /* by this process, just now; -1: not after all */
+void eset_find_existing(void); /* those made before we were there */
 /* As above, for a wait that may sleep: another thread may add a member of ours meanwhile. */
 struct eset *eset_to_sleep_in(int epfd);
 int eset_ctl(int epfd, int op, int fd, struct epoll_event *event); /* 0 or -errno */

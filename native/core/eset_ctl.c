@@ -3,9 +3,12 @@
 #include "eset_members.h"
 #include "unixpair.h"
 
+/* What may go with EPOLLEXCLUSIVE (epoll_ctl(2)). */
+#define EXCLUSIVE_BITS (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE)
+
 static void clear_stale(struct eset *s, int fd, struct conn *c) {
   struct reg *r = &s->regs[fd];
-  if (r->state == REG_NONE || (c != NULL && r->conn == conn_index(c) + 1)) {
+  if (r->state == REG_NONE || r->state == REG_GONE || (c != NULL && r->conn == conn_index(c) + 1)) {
     return;
   }
   r->state = REG_NONE; /* the number was closed and given out anew behind our back */
@@ -25,10 +28,6 @@ static int other_descriptor(const struct eset *s, const struct conn *c, int fd) 
   return -1;
 }
 
-/* What may be asked for together with it (epoll_ctl(2)). */
-#define WITH_EXCLUSIVE                                                                                       \
-  (EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | (uint32_t)EPOLLEXCLUSIVE)
-
 static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
   struct reg *r = &s->regs[fd];
   if (r->state == REG_RING || r->state == REG_KERNEL) {
@@ -42,9 +41,6 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     eset_to_kernel(s, twin);
     eset_set_entry(twin, SET_MANY);
     many = true;
-  }
-  if ((event->events & EPOLLEXCLUSIVE) && (event->events & ~WITH_EXCLUSIVE)) {
-    return -EINVAL;
   }
   bool was_off = r->state == REG_OFF;
   r->events = event->events;
@@ -75,21 +71,23 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       return result;
     }
   }
+  eset_kernel_reg(s, c, 1); /* before the look: who ties it from now on sees us */
+  atomic_thread_fence(memory_order_seq_cst);
   if (conn_kind(c) == BERTHA_CONN_SHM) {
-    atomic_store(&c->slot->watch[c->side].kernel, 1);
+    conn_watch_kernel(c);
   }
   uint8_t before = r->state;
   r->fired = 0;
   struct epoll_event e = eset_kernel_event(r, fd);
   r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
-  int result = real_ctl(s->epfd, op, fd, &e);
+  int result = was_off ? eset_kernel_mod(s, fd, &e) : real_ctl(s->epfd, op, fd, &e);
   if (result != 0) {
     r->state = before;
+    eset_kernel_reg(s, c, -1);
+    conn_refresh_watch(c);
   } else {
-    eset_kernel_reg(s, c, 1);
     eset_set_entry(fd, many ? SET_MANY : eset_entry(s->epfd));
-    if (conn_kind(c) == BERTHA_CONN_SHM) { /* since we looked: who tied it did not see us */
-      atomic_store(&c->slot->watch[c->side].kernel, 1);
+    if (conn_kind(c) == BERTHA_CONN_SHM) {
       eset_queue_upgrade(s, fd);
     }
   }
@@ -101,8 +99,8 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   if (r->state != REG_KERNEL && r->state != REG_RING) {
     return r->state == REG_OFF ? -ENOENT : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, event);
   }
-  if ((event->events | r->events) & EPOLLEXCLUSIVE) {
-    return -EINVAL;
+  if (r->events & EPOLLEXCLUSIVE) {
+    return -EINVAL; /* it stays as it was added */
   }
   if (r->state == REG_KERNEL) {
     struct reg before = *r;
@@ -172,12 +170,16 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
        (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
     if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
       atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
-      atomic_store(&c->slot->watch[c->side].kernel, 1);
+      conn_watch_kernel(c);
     }
     return real_ctl(epfd, op, fd, event);
   }
   if (op != EPOLL_CTL_DEL && event == NULL) {
     return -EFAULT;
+  }
+  if (op != EPOLL_CTL_DEL && (event->events & EPOLLEXCLUSIVE) &&
+      (op == EPOLL_CTL_MOD || (event->events & ~EXCLUSIVE_BITS) != 0)) {
+    return eset_of(epfd) != NULL ? -EINVAL : real_ctl(epfd, op, fd, event); /* EBADF, perhaps */
   }
   if (s == NULL && conn_of(epfd) == NULL && !bertha_is_hidden(epfd)) {
     s = eset_new(epfd);

@@ -7,8 +7,8 @@
 /* Of a descriptor (fd_entry.set), beside a set's number. */
 #define SET_MANY 0x7fffffffu  /* of a connection: in more than one set */
 #define SET_PLAIN 0x7ffffffeu /* of an epoll descriptor: watched before it had members of ours */
+#define SET_FRESH 0x7ffffffdu /* of an epoll descriptor: no members of ours yet, and not watched */
 #define SET_HIDDEN 0xffffffffu
-uint32_t eset_entry(int fd);
 void eset_set_entry(int fd, uint32_t value);
 struct eset *eset_by_entry(uint32_t e);
 struct eset *eset_new(int epfd); /* NULL: no more of them */
@@ -20,7 +20,8 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op);
 void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c);
 /* Back to the kernel, with the program's own events; its waits must then hear the byte on the connection. */
 void eset_to_kernel(struct eset *s, int fd);
-struct epoll_event eset_kernel_event(const struct reg *r, int fd);
+struct epoll_event eset_kernel_event(struct reg *r, int fd);
+int eset_kernel_mod(struct eset *s, int fd, struct epoll_event *event);
 void eset_kernel_reg(struct eset *s, struct conn *c, int by);
 void eset_queue_upgrade(struct eset *s, int fd);
 

@@ -1,9 +1,7 @@
 /* epoll_wait: the rings first, the kernel now and then, asleep in the kernel when there is nothing. */
 #include "conn.h"
-#include "eset.h"
+#include "eset_members.h"
 #include "unixpair.h"
-
-#include <string.h>
 
 enum {
   BELL_AFTER = 16,
@@ -22,54 +20,69 @@ enum {
 
 #define POLL_BITS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM)
 
-/* With the lock held: what the rings have, up to `max` events. */
+/* With the lock held: what one word of a link's map of slots has, up to `max` events; only of the slots in `part`. */
+static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t part,
+                        struct epoll_event *events, int max) {
+  _Atomic uint64_t *dirty = k->link->dirty[k->link->side];
+  int n = 0;
+  uint64_t changed = atomic_load_explicit(&dirty[i], memory_order_relaxed) & k->mask[i];
+  if (changed != 0) {
+    k->busy = s->turns;
+    atomic_fetch_and(&dirty[i], ~changed); /* before the look: a later change sets it again */
+    atomic_thread_fence(memory_order_seq_cst);
+  }
+  uint64_t todo = (changed | k->pending[i]) & k->mask[i];
+  k->pending[i] = todo;
+  todo &= part;
+  while (todo != 0 && n < max) {
+    unsigned bit = (unsigned)__builtin_ctzll(todo);
+    todo &= todo - 1;
+    int fd = k->fd[i * 64 + bit];
+    struct reg *r = &s->regs[fd];
+    struct conn *c = conn_by_index(r->conn - 1);
+    uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
+    ready &= r->events | EPOLLERR | EPOLLHUP;
+    if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
+      struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
+      r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
+    }
+    if ((r->events & EPOLLOUT) && !(ready & EPOLLOUT)) {
+      s->starved = true;
+      if (conn_flags(c) & CONN_FIN) {
+        bell_on_connection(c, fd);
+      }
+    }
+    r->ready = ready;
+    if (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT))) {
+      k->pending[i] &= ~((uint64_t)1 << bit);
+    }
+    if (ready != 0) {
+      events[n].events = ready;
+      events[n++].data.u64 = r->data;
+      if (r->events & EPOLLONESHOT) {
+        k->mask[i] &= ~((uint64_t)1 << bit);
+      }
+      k->cursor = i * 64 + bit + 1;
+    }
+  }
+  return n;
+}
+
+/* With the lock held: what the rings have, up to `max` events.  Each link goes on behind the slot that it last told of:
+ * where more is ready than the program takes at a time, everybody's turn comes. */
 static int collect(struct eset *s, struct epoll_event *events, int max) {
   int n = 0;
   for (struct slink *k = s->slinks; k != NULL && n < max; k = k->next) {
-    struct link *l = k->link;
-    _Atomic uint64_t *dirty = l->dirty[l->side];
-    unsigned words = (l->slot_count + 63) / 64;
+    unsigned words = (k->link->slot_count + 63) / 64;
+    unsigned first = k->cursor < k->link->slot_count ? k->cursor : 0;
+    uint64_t before = ((uint64_t)1 << (first % 64)) - 1; /* of the first word: looked at last */
     if (k->count == 0) {
       continue;
     }
-    for (unsigned i = 0; i < words && n < max; i++) {
-      uint64_t changed = atomic_load_explicit(&dirty[i], memory_order_relaxed) & k->mask[i];
-      if (changed != 0) {
-        k->busy = s->turns;
-        atomic_fetch_and(&dirty[i], ~changed); /* before the look: a later change sets it again */
-        atomic_thread_fence(memory_order_seq_cst);
-      }
-      uint64_t todo = (changed | k->pending[i]) & k->mask[i];
-      k->pending[i] = todo;
-      while (todo != 0 && n < max) {
-        unsigned bit = (unsigned)__builtin_ctzll(todo);
-        todo &= todo - 1;
-        int fd = k->fd[i * 64 + bit];
-        struct reg *r = &s->regs[fd];
-        struct conn *c = conn_by_index(r->conn - 1);
-        uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
-        ready &= r->events | EPOLLERR | EPOLLHUP;
-        if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
-          struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
-          r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
-        }
-        if ((r->events & EPOLLOUT) && !(ready & EPOLLOUT)) {
-          s->starved = true;
-          if (conn_flags(c) & CONN_FIN) {
-            bell_on_connection(c, fd);
-          }
-        }
-        r->ready = ready;
-        if (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT))) {
-          k->pending[i] &= ~((uint64_t)1 << bit);
-        }
-        if (ready != 0) {
-          events[n].events = ready;
-          events[n++].data.u64 = r->data;
-          if (r->events & EPOLLONESHOT) {
-            k->mask[i] &= ~((uint64_t)1 << bit);
-          }
-        }
+    for (unsigned step = 0; step <= words && n < max; step++) {
+      uint64_t part = step == 0 ? ~before : step == words ? before : UINT64_MAX;
+      if (part != 0) {
+        n += collect_word(s, k, (first / 64 + step) % words, part, events + n, max - n);
       }
     }
   }
@@ -134,13 +147,21 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
 }
 
-/* The kernel's one shot went at what was nothing. */
-static void rearm(struct eset *s, struct reg *r, int fd) {
+static bool edge_only(const struct reg *r) {
+  return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;
+}
+
+/* The kernel's one shot went at what was nothing, or what was lent is no longer needed. */
+static void ask_again(struct eset *s, struct reg *r, int fd) {
   bool taken = bertha_lock(&s->lock); /* or this thread has it */
   if (r->state == REG_KERNEL) {
     r->fired = 0;
-    struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
-    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+    struct epoll_event e = eset_kernel_event(r, fd);
+    if (edge_only(r)) { /* it has had its edge */
+      e.events = r->events;
+      r->lent = 0;
+    }
+    eset_kernel_mod(s, fd, &e);
   }
   if (taken) {
     bertha_unlock(&s->lock);
@@ -185,8 +206,10 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       e.data.u64 = r->data;
       if (e.events != 0) {
         to[n++] = e;
-      } else if (r->events & EPOLLONESHOT) {
-        rearm(s, r, (int)fd);
+      }
+      bool done = e.events == 0 ? r->lent || (r->events & EPOLLONESHOT) : r->lent && edge_only(r);
+      if (done) {
+        ask_again(s, r, (int)fd);
       }
       continue;
     }
@@ -223,27 +246,24 @@ static void nothing(void *s) {
   (void)s;
 }
 
-/* Rings and the kernel, without waiting.  With the lock held. */
+/* Rings and the kernel, without waiting.  With the lock held.  The kernel first, and for half of what the program takes:
+ * neither side's descriptors, if they are ready all the time, may keep the other's from being told of. */
 static int look(struct eset *s, struct epoll_event *events, int max, bool kernel) {
-  int n = collect(s, events, max);
-  if (kernel && n < max) {
+  int n = 0;
+  s->rings_turn ^= kernel;
+  if (kernel && max == 1 && s->rings_turn) {
+    n = collect(s, events, 1);
+    kernel = n == 0;
+  }
+  if (kernel) {
     struct epoll_event seen[64];
-    int got = kernel_wait(s, seen, max - n < 64 ? max - n : 64, 0, NULL, nothing);
+    int room = max > 1 ? max / 2 : 1;
+    int got = kernel_wait(s, seen, room < 64 ? room : 64, 0, NULL, nothing);
     int64_t twice = s->kernel_every < KERNEL_SELDOM_NS ? 2 * s->kernel_every : KERNEL_SELDOM_NS;
     s->kernel_every = got == 0 && s->kernel_every >= KERNEL_EVERY_NS ? twice : KERNEL_EVERY_NS;
-    if (got > 0) {
-      int added = sort_out(s, seen, got, events + n);
-      n += added;
-      if (added < got && n < max) { /* some were ours: the rings may have more now */
-        struct epoll_event more[64];
-        int room = max - n < 64 ? max - n : 64;
-        int extra = n == added ? collect(s, more, room) : 0;
-        memcpy(events + n, more, (size_t)extra * sizeof *more);
-        n += extra;
-      }
-    }
+    n = got > 0 ? sort_out(s, seen, got, events) : 0;
   }
-  return n;
+  return n < max ? n + collect(s, events + n, max - n) : n;
 }
 
 static void want_bell(struct eset *s) {

@@ -9,6 +9,7 @@
 
 #include "../core/carried.h"
 #include "../core/conn.h"
+#include "../core/eset.h"
 #include "../core/real.h"
 
 #include <dlfcn.h>
@@ -535,6 +536,9 @@ DOOR_API int bertha_door_redirect(unsigned origins) {
       seen_n = 0;
     }
     origins_done |= origins;
+    if (!late) {
+      eset_find_existing();
+    }
     late = true;
     result = redirect(origins_done);
   }

@@ -346,6 +346,71 @@ def start_watching(memory: Memory, without: frozenset[str] = frozenset()) -> Mac
     )
 
 
+def stop_watching(memory: Memory, clearing: str = "if the same") -> Machine:
+    """One of two waiters has left, finds that nobody waits in the kernel, and says so; another comes then.
+
+    `clearing`: "if the same": who comes writes another value each time, and only the value that was there
+    before the look at the count is cleared; "always": cleared whatever it is; "look again": so, and set
+    again if the count has changed meanwhile, too late for what the producer has done in between.
+    """
+    leaver: list[Ins] = [
+        load("w", "watch"),
+        fence(),
+        load("n", "count"),
+        when(lambda r: r["n"] != 0, "end"),
+        *([compare_exchange("w", "watch", 0)] if clearing == "if the same" else [store("watch", 0)]),
+    ]
+    if clearing == "look again":
+        leaver += [
+            fence(),
+            load("n", "count"),
+            when(lambda r: r["n"] == 0, "end"),
+            store("watch", 1),
+        ]
+    comer: list[Ins] = [
+        exchange("x", "count", 1),
+        fence(),
+        label("mark"),
+        *([load("w", "watch")] if clearing == "if the same" else []),
+        *(
+            [
+                put("v", "w"),
+                put("b", lambda r: r["w"] + 1),
+                compare_exchange("w", "watch", "b"),
+                when(lambda r: r["w"] != r["v"], "mark"),
+            ]
+            if clearing == "if the same"
+            else [store("watch", 1)]
+        ),
+        fence(),
+        load("t", "tail"),
+        when(lambda r: r["t"] != 0, "end"),
+        _wait_readable(),
+        label("end"),
+    ]
+    producer: list[Ins] = [
+        store("tail", 1),
+        fence(),
+        load("w", "watch"),
+        when(lambda r: r["w"] == 0, "end"),
+        exchange("a", "bell_out", 1),
+        when(lambda r: r["a"] != 0, "end"),
+        _send(3),
+        label("end"),
+    ]
+    return Machine(
+        memory,
+        {"tail": 0, "bell_out": 0, "watch": 1, "count": 0},
+        {"queue": 0, "before": 0, "closed": 0, "reset": 0},
+        [
+            ("leaver", [*leaver, label("end")], {"w": 0, "n": 0}),
+            ("comer", comer, {"t": 0, "w": 0, "v": 0, "b": 0, "x": 0}),
+            ("producer", producer, {"a": 0, "w": 0, "sent": 0}),
+        ],
+        wrong_at_rest=_final,
+    )
+
+
 def _send_edge() -> Ins:
     """send() of a bell byte to a descriptor that an edge-triggered set watches: each byte is an edge."""
 

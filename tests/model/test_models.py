@@ -149,6 +149,13 @@ def test_start_to_watch_needs_fences(memory: Memory, step: str) -> None:
     fails(bell.start_watching(memory, without(step)))
 
 
+@pytest.mark.parametrize("memory", EVERY)
+def test_one_stops_to_watch_while_another_starts(memory: Memory) -> None:
+    holds(bell.stop_watching(memory))
+    assert "asleep" in fails(bell.stop_watching(memory, "always"))
+    assert "asleep" in fails(bell.stop_watching(memory, "look again"))
+
+
 # ---- set-up, hand-over, end -----------------------------------------------------------------------
 
 SCENES = {

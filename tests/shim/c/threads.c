@@ -2,7 +2,7 @@
  *
  * The server accepts, and after that a second connection gets the same number.  What Linux does with plain TCP: the
  * blocked thread is not woken by close, and never gets another one's data. */
-#include "common.h"
+#include "pair.h"
 
 #include <pthread.h>
 
@@ -15,21 +15,6 @@ static void *reader(void *unused) {
   tid = gettid();
   result = recv(fd, got, sizeof got, 0);
   return unused;
-}
-
-/* Three looks, because the first may meet it on its way there. */
-static void wait_until_asleep(void) {
-  for (int same = 0; same < 3;) {
-    char path[64], text[256] = "";
-    snprintf(path, sizeof path, "/proc/self/task/%d/stat", tid);
-    FILE *f = tid != 0 ? fopen(path, "r") : NULL;
-    char *state = f != NULL && fgets(text, sizeof text, f) != NULL ? strrchr(text, ')') : NULL;
-    same = state != NULL && state[2] == 'S' ? same + 1 : 0;
-    if (f != NULL) {
-      fclose(f);
-    }
-    usleep(1000);
-  }
 }
 
 static void line(int to, const char *text) {
@@ -46,7 +31,7 @@ int main(int argc, char **argv) {
   MUST(recv(first, &byte, 1, 0) == 1); /* the client is there, and on shared memory */
   line(first, "ready\n");
   MUST(pthread_create(&thread, NULL, reader, NULL) == 0);
-  wait_until_asleep();
+  wait_until_asleep(&tid);
   if (strcmp(argv[2], "shutdown") == 0) {
     MUST(shutdown(first, SHUT_RDWR) == 0);
     MUST(pthread_join(thread, NULL) == 0 && result == 0);
