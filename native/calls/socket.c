@@ -125,6 +125,9 @@ static struct listener *listener_now(struct conn *c, int fd) {
   struct listener *fresh = listener_register(fd, &why);
   if (fresh != NULL) {
     c->listener = fresh;
+    if (l != NULL && l != fresh) {
+      listener_closed(l);
+    }
   }
   return c->listener;
 }

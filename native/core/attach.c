@@ -204,7 +204,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (listener == 0) {
     return why;
   }
-  struct link *l = link_to(listener, tuple.server_addr, tuple.server_port, netns, &why);
+  struct link *l = link_to(c, listener, tuple.server_addr, tuple.server_port, netns, &why);
   if (l == NULL) {
     return why;
   }
@@ -216,7 +216,6 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (s < 0) {
     return BERTHA_WHY_LINK_FULL;
   }
-  c->link = l;
   c->cookie = bertha_cookie(fd);
   c->side = BERTHA_SIDE_CLIENT;
   c->slot_index = (uint32_t)s;
@@ -592,9 +591,11 @@ void conn_last_close(struct conn *c, int fd) {
 void conn_after_close(struct conn *c) {
   struct bertha_slot *s = c->slot;
   uint32_t kind = conn_kind(c);
+  struct listener *listener = NULL;
   if (kind == BERTHA_CONN_LISTENER && c->listener != NULL) {
     struct bertha_unlisten body = {.listener = c->listener->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+    listener = c->listener;
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM ||
@@ -614,6 +615,9 @@ void conn_after_close(struct conn *c) {
     carried_ended(c);
   }
   conn_free(c);
+  if (listener != NULL) {
+    listener_closed(listener);
+  }
 }
 
 void conn_release(struct conn *c, int fd) {

@@ -42,6 +42,10 @@ struct listener { /* of this process: one it listens on, or one it has connected
   uint64_t generation;    /* of the directory when registered */
   int pid;                /* the process that registered */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
+  bool serves;            /* a socket of ours listens */
+  uint32_t pins;          /* threads that are about to make a link to it */
+  int64_t since;          /* when it was retired; 0: never */
+  size_t size;            /* of the claims */
   struct bertha_claims_header *claims;
   struct listener *next;
 };
@@ -86,7 +90,12 @@ struct link { /* this process's mapping of a link */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
-  struct link *_Atomic next;
+  uint8_t addr[16]; /* client: how its listener was reached */
+  uint16_t port;
+  _Atomic bool retired;
+  _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
+  int64_t since;          /* when it was retired; 0: never */
+  struct link *next;
 };
 
 enum conn_flag {
@@ -213,7 +222,6 @@ void bertha_unlock(_Atomic uint32_t *lock);
 /* table.c */
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
-bool conn_uses_link(const struct link *l);                            /* any of this family's connections */
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c);                              /* takes over a reference */
 void conn_forget(int fd);

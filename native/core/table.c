@@ -119,18 +119,6 @@ void conn_free_in(struct bertha_table_header *table, struct conn *c) {
   } while (!atomic_compare_exchange_weak(list, &head, next));
 }
 
-bool conn_uses_link(const struct link *l) {
-  uint32_t used = atomic_load(&bertha.table->used);
-  for (uint32_t i = 0; i < used && i < BERTHA_CONNS; i++) {
-    const struct conn *c = conn_by_index(i);
-    uint32_t kind = conn_kind(c);
-    if (c->link == l && kind != BERTHA_CONN_FREE && kind != BERTHA_CONN_PLAIN) {
-      return true;
-    }
-  }
-  return false;
-}
-
 void conn_track(int fd, struct conn *c) {
   if ((uint32_t)fd >= bertha.max_fd) {
     bertha.max_fd = (uint32_t)fd + 1;
@@ -159,10 +147,10 @@ static void a_moment(void) {
 
 void conn_books_begin(void) {
   int64_t until = 0;
-  my_changes++;
+  bool within = my_changes++ > 0; /* another change of this thread's: a fork waits for that anyway */
   for (;;) {
     atomic_fetch_add(&changing, 1);
-    if (LIKELY(atomic_load(&forking) == 0)) {
+    if (LIKELY(within || atomic_load(&forking) == 0)) {
       return;
     }
     until = until != 0 ? until : bertha_now_ns() + FORK_PATIENCE_NS;
