@@ -128,6 +128,9 @@ static struct listener *listener_now(struct conn *c, int fd) {
       atomic_store(&fresh->known_since, now);
     }
     c->listener = fresh;
+    if (l != NULL && l != fresh) {
+      listener_closed(l);
+    }
   }
   return c->listener;
 }

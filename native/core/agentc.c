@@ -133,8 +133,10 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
     enough = (size_t)n >= sizeof *head + sizeof *reply &&
              (size_t)n == sizeof *head + sizeof *reply + reply->plan_size;
   }
-  bool whole = (size_t)n >= sizeof *head && (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
-               (head->status != 0 || enough);
+  bool whole = (size_t)n >= sizeof *head && (msg.msg_flags & MSG_TRUNC) == 0 && (head->status != 0 || enough);
+  if (whole && (msg.msg_flags & MSG_CTRUNC) != 0) { /* none was left: to hang up would end all that we have */
+    head->status = BERTHA_WHY_NO_DESCRIPTOR;
+  }
   if (!whole) {
     for (int i = 0; i < got; i++) {
       QUIET(close)(fds[i]);

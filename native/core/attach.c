@@ -17,6 +17,7 @@
 #include "connlog.h"
 #include "dgram.h"
 #include "eset.h"
+#include "orphans.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -76,6 +77,7 @@ void conn_refresh_watch(struct conn *c) {
 /* Both ends know of each other. */
 void conn_tied(struct conn *c, uint32_t from) {
   struct link *l = c->link;
+  c->link_index = l->index;
   c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
   c->tx_mem = link_ring(l, c->slot_index, c->side);
   c->tx_limit = l->plan.ring_size != 0 && l->plan.ring_size < l->ring_max ? l->plan.ring_size : l->ring_max;
@@ -208,7 +210,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (listener == 0) {
     return why;
   }
-  struct link *l = link_to(listener, tuple.server_addr, tuple.server_port, netns, &why);
+  struct link *l = link_to(c, listener, tuple.server_addr, tuple.server_port, netns, &why);
   if (l == NULL) {
     return why;
   }
@@ -221,7 +223,6 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
     return BERTHA_WHY_LINK_FULL;
   }
   c->chosen = l->plan.reason == BERTHA_WHY_NONE ? listener : 0;
-  c->link = l;
   c->cookie = bertha_cookie(fd);
   c->side = BERTHA_SIDE_CLIENT;
   c->slot_index = (uint32_t)s;
@@ -459,6 +460,9 @@ static bool find_claim(struct conn *c, int fd) {
 
 bool conn_ripe(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
+  if (UNLIKELY(atomic_load_explicit(&c->info.holder, memory_order_relaxed) != (uint32_t)bertha.pid)) {
+    orphans_mine(c);
+  }
   if (LIKELY(kind == BERTHA_CONN_SHM)) {
     return true;
   }
@@ -602,9 +606,11 @@ void conn_after_close(struct conn *c) {
   if (c->chosen != 0) {
     brief_closed(c);
   }
+  struct listener *listener = NULL;
   if (kind == BERTHA_CONN_LISTENER && c->listener != NULL) {
     struct bertha_unlisten body = {.listener = c->listener->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+    listener = c->listener;
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM ||
@@ -624,6 +630,9 @@ void conn_after_close(struct conn *c) {
     carried_ended(c);
   }
   conn_free(c);
+  if (listener != NULL) {
+    listener_closed(listener);
+  }
 }
 
 void conn_release(struct conn *c, int fd) {

@@ -189,6 +189,7 @@ void dgram_register_again(struct conn *c, int fd) {
   struct listener *fresh = listener_register(unix_tcp_fd(c, fd), &why);
   if (fresh != NULL && fresh != l) { /* another agent: its carrier knows the plans that it has made */
     c->listener = fresh;
+    listener_closed(l);
     dgram_revive(c, fd);
   }
 }
@@ -462,5 +463,8 @@ void dgram_closed(struct conn *c) {
   if (l != NULL && l->generation == directory_generation()) {
     struct bertha_unlisten body = {.listener = l->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+  }
+  if (l != NULL) {
+    listener_closed(l); /* what this connection still needs of it is spared: it is yet to be freed */
   }
 }

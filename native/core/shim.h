@@ -45,6 +45,10 @@ struct listener { /* of this process: one it listens on, or one it has connected
   _Atomic int64_t known_since; /* to an agent that had not known it before; 0: long ago */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
   _Atomic uint8_t late;   /* looks to spare for a first byte: the last time there was none yet (core/rx.c) */
+  bool serves;            /* a socket of ours listens */
+  uint32_t pins;          /* threads that are about to make a link to it */
+  int64_t since;          /* when it was retired; 0: never */
+  size_t size;            /* of the claims */
   struct bertha_claims_header *claims;
   struct listener *next;
 };
@@ -89,7 +93,12 @@ struct link { /* this process's mapping of a link */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
-  struct link *_Atomic next;
+  uint8_t addr[16]; /* client: how its listener was reached */
+  uint16_t port;
+  _Atomic bool retired;
+  _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
+  int64_t since;          /* when it was retired; 0: never */
+  struct link *next;
 };
 
 enum conn_flag {
@@ -130,6 +139,7 @@ struct conn {
   struct listener *listener;
   struct bertha_slot *slot;
   uint32_t slot_index;
+  uint32_t link_index; /* the link's number, which means the same in each process */
   uint8_t side;
   uint8_t rx_phase;
   uint8_t tx_phase;
@@ -217,7 +227,6 @@ void bertha_unlock(_Atomic uint32_t *lock);
 /* table.c */
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
-bool conn_uses_link(const struct link *l);                            /* any of this family's connections */
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c);                              /* takes over a reference */
 void conn_forget(int fd);
@@ -225,7 +234,8 @@ void conn_books_begin(void); /* around what changes a descriptor in the books, a
 void conn_books_end(void);
 void conn_fork_prepare(void);
 void conn_fork_done(bool child);
-void conn_fork_failed(void);
+void conn_fork_begin(void); /* around the C library's fork(); what comes by others has no end that we see */
+void conn_fork_end(bool failed);
 
 #define BERTHA_RECORD 512u /* bytes from one connection's record to the next */
 extern uint8_t *bertha_records;

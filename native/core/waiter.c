@@ -133,6 +133,12 @@ uint32_t waiter_sleeper(struct waiter *w, struct link *l) {
       return w->sleepers[i].index;
     }
   }
+  for (uint32_t i = w->count; i-- > 0;) {
+    if (atomic_load_explicit(&w->sleepers[i].link->retired, memory_order_relaxed)) {
+      sleeper_give_back(w->sleepers[i].link, w->sleepers[i].index);
+      w->sleepers[i] = w->sleepers[--w->count];
+    }
+  }
   if (w->count == SLEEPERS_PER_THREAD) {
     drop_sleepers(w); /* the slots that name them are set anew at each sleep */
   }

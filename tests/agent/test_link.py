@@ -87,6 +87,22 @@ def test_a_dead_clients_link_says_so_and_is_forgotten(served: Served) -> None:
     theirs.close()
 
 
+def test_a_link_that_its_client_gives_up_is_forgotten(served: Served) -> None:
+    with served.agent.shim() as client:
+        link = served.connect(client)
+        theirs = served.server.link(served.listener, link.index)
+        body = messages.LINK.pack(link.listener, link.index, 0)
+        assert client.ask(Op.UNLINK, body).status == Reason.NONE
+        assert theirs.dead()
+        assert client.ask(Op.UNLINK, body).status == Reason.NOT_LISTED
+        with pytest.raises(RefusedError, match="NOT_LISTED"):
+            served.server.link(served.listener, link.index)
+        another = served.connect(client)
+        assert another.index == link.index + 1
+        for one in (link, theirs, another):
+            one.close()
+
+
 def test_a_link_outlives_its_listening_socket(served: Served) -> None:
     """`accept; close(listener); recv`: what was claimed before can be tied afterwards."""
     with served.agent.shim() as client:
