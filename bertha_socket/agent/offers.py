@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from bertha_socket import keys
+from bertha_socket._bottom import BOTTOM, upper
 from bertha_socket.agent import memory, plans
 from bertha_socket.agent.authors import Brought
 from bertha_socket.agent.carriers import Judge, native_path
@@ -95,7 +96,7 @@ class Offers:
         brought = who.brought
         rule = plans.rule_of(who.policy, who.subject, side, addr, port, proto)
         dag = plans.dag_of(who.policy, who.subject, side, addr, port, proto)
-        chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
+        chunnels = upper(dag) if dag is not None else ()
         has_key = self._has_key()
         foreign = who.uid != os.geteuid()
         if side == "server":
@@ -133,7 +134,7 @@ class Offers:
                 return implementation.probe() is None
             return self._probe(kind.name, implementation) is None
 
-        types = [t for t in (*all_types(), *brought.types) if t.name not in plans.BOTTOM]
+        types = [t for t in (*all_types(), *brought.types) if t.name not in BOTTOM]
         offer = offer_of(dag, types, chunnel_rules(rule), usable)
         if not has_key:  # its own certificate is for its own chunnel
             offer = dataclasses.replace(offer, able=tuple(t for t in offer.able if t.type != "encrypt"))

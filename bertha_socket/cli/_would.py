@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bertha_socket import policy
+from bertha_socket._bottom import BOTTOM
 from bertha_socket.agent.offers import chunnel_rules
-from bertha_socket.chunnels import ChunnelArgumentError, UnknownChunnel, get
+from bertha_socket.chunnels import ChunnelArgumentError, UnknownChunnel, type_of
 from bertha_socket.cli.chunnels import why_not
 from bertha_socket.dag import Chunnel, parse
 from bertha_socket.negotiation._inner import sub_chunnels
@@ -38,11 +39,11 @@ def _chunnel(
     if chunnel.type in sources:
         return found | {"problem": "the policy file brings it; it is loaded when it is needed"}
     try:
-        kind = get(chunnel.type)
+        kind = type_of(chunnel)
         kind.bind(chunnel)
     except (UnknownChunnel, ChunnelArgumentError) as error:
         return found | {"problem": error.strerror or str(error)}
-    if chunnel.type in policy.BOTTOM:
+    if chunnel.type in BOTTOM:
         return found | {"implementation": "see pick"}
     about = rules.about(chunnel.type)
     able = []

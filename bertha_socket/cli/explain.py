@@ -19,6 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from bertha_socket import policy
+from bertha_socket._bottom import BOTTOM
 from bertha_socket.agent import client, paths
 from bertha_socket.cli._command import CommandError, find_command, follow
 from bertha_socket.cli._drawing import as_svg, as_text
@@ -107,7 +108,7 @@ def _end(
         described["says"] = _given(rule)
         if rule.dag:
             described["chunnels"] = chunnels_of(rule, frozenset(rules.sources))
-    return described, rule.wishes if rule is not None else Wishes()
+    return described, policy.carrying(rule) if rule is not None else Wishes()
 
 
 def _listening(address: policy.Address, port: int) -> policy.Subject | None:
@@ -161,7 +162,7 @@ def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any
         plan |= picked._asdict()
         plan["cause"] = picked.cause.value
     # What has chunnels goes through a carrier, over the kernel's TCP; the pick is about the rest.
-    wanted = [c for end in described for c in end.get("chunnels", ()) if c["type"] not in policy.BOTTOM]
+    wanted = [c for end in described for c in end.get("chunnels", ()) if c["type"] not in BOTTOM]
     plan["carried"] = any(c["need"] in ("require", "prefer") for c in wanted)
     if plan["carried"]:
         plan |= {"implementation": "tcp", "cause": "none", "spin_us": None, "ring_size": None}

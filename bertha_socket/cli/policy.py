@@ -14,14 +14,13 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from bertha_socket import keys, policy
+from bertha_socket._bottom import BOTTOM
 from bertha_socket._settings import NO_SETTINGS, why_not_ours
-from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, Interface, UnknownChunnel, get
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, Interface, UnknownChunnel, type_of
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.dag import Dag, Need, parse
 
 __all__ = ["main", "problems"]
-
-_BOTTOM = ("local_or_remote", "tcp", "udp")
 
 
 def _misfits(types: Sequence[ChunnelType], proto: str) -> Iterator[str]:
@@ -48,13 +47,13 @@ def _wrong(dag: Dag, sources: frozenset[str], proto: str) -> Iterator[str]:
             complete = False
             continue
         try:
-            kind = get(chunnel.type)
+            kind = type_of(chunnel)
             kind.bind(chunnel)
         except (UnknownChunnel, ChunnelArgumentError) as error:
             yield error.strerror or str(error)
             complete = False
         else:
-            if chunnel.need in (Need.REQUIRE, Need.PREFER) and chunnel.type not in _BOTTOM:
+            if chunnel.need in (Need.REQUIRE, Need.PREFER) and chunnel.type not in BOTTOM:
                 types.append(kind)
         for value in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):
             yield from _within(value, sources)
@@ -71,7 +70,7 @@ def _within(value: object, sources: frozenset[str]) -> Iterator[str]:
         for chunnel in value.chunnels:
             if chunnel.type not in sources:
                 try:
-                    get(chunnel.type)
+                    type_of(chunnel)
                 except UnknownChunnel as error:
                     yield error.strerror or str(error)
             for inner in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):

@@ -27,9 +27,13 @@ def test_the_types_and_their_implementations(launcher: Launcher) -> None:
     ("rule", "code", "said"),
     [
         ('dag = "compress(level=3) |> encrypt()"', 0, "1 rules, nothing wrong"),
-        ('dag = "compress(level=99)"', 1, "rule 1, dag: compress: level is 99, and should be from 1 to 19"),
-        ('dag = "nosuch()"', 1, "rule 1, dag: there is no chunnel type 'nosuch'"),
-        ('dag = "compress(speed=1)"', 1, "rule 1, dag: compress: no argument 'speed'"),
+        (
+            'dag = "compress(level=99)"',
+            1,
+            "rule 1, dag: column 1: compress: level is 99, and should be from 1 to 19",
+        ),
+        ('dag = "nosuch()"', 1, "rule 1, dag: column 1: there is no chunnel type 'nosuch'"),
+        ('dag = "compress(speed=1)"', 1, "rule 1, dag: column 1: compress: no argument 'speed'"),
         ('dag = "branch(by=payload[0] % 2, choices=[gone()])"', 1, "'gone'"),
         ('dag = "serialize()"', 1, "bertha_socket.new"),
         ('dag = "encrypt("', 2, "rule 1, dag: column 9: "),
