@@ -22,7 +22,9 @@ def _types(connection: Connection) -> list[str]:
     return [c["type"] for c in connection.raw["chunnels"]]
 
 
-def assert_through(log: Sequence[Connection], program: str, types: list[str], least: int = 1) -> None:
+def assert_through(
+    log: Sequence[Connection], program: str, types: list[str], least: int = 1
+) -> list[Connection]:
     """All of the program's connections that carried anything went through exactly these chunnels."""
     found = [c for c in connections(log, program=program) if c.tx_bytes + c.rx_bytes > 0]
     assert len(found) >= least, log
@@ -30,6 +32,7 @@ def assert_through(log: Sequence[Connection], program: str, types: list[str], le
         assert _types(connection) == types, connection
         assert not connection.plain, connection
         assert connection.tx_bytes > 0, connection
+    return found
 
 
 def _cli(pair: Pair, port: int, *words: str) -> str:
