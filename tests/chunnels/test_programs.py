@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chunnels.conftest import Pair
+from tests.chunnels.conftest import Capture, Pair
 from tests.chunnels.test_redis import assert_through
-from tests.harness import Host, Program, free_port, require_program
+from tests.harness import Host, Program, assert_only_tls, free_port, require_program
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
@@ -112,6 +112,30 @@ def test_nginx(pair: Pair) -> None:
     assert_through(log, "wrk", _WHOLE, 16)
     pair.server.stop(nginx)
     assert_through(pair.server.finish(), "nginx", _WHOLE, 19)
+
+
+@pytest.mark.parametrize(
+    ("dag", "types", "least"),
+    [
+        ("encrypt()", ["encrypt", "local_or_remote"], 20_000_000),
+        (_BOTH, _WHOLE, 2000),  # what is served is a few bytes, again and again
+    ],
+)
+def test_nginx_captured(pair: Pair, capture: Capture, dag: str, types: list[str], least: int) -> None:
+    """Nothing but TLS crosses the network, of a page and of a file that sendfile() sends."""
+    pair.dictate(dag)
+    nginx, port, _ = start_nginx(pair.server, pair.address)
+    url = f"http://{pair.address}:{port}"
+    curl = [require_program("curl"), "-sS", "--fail", "--max-time", "60"]
+    assert pair.client.run([*curl, f"{url}/answer"]) == "answer\n"
+    got = pair.client.dir / "got"
+    pair.client.run([*curl, "-o", got, f"{url}/twenty"], timeout=90)
+    assert got.read_bytes() == _content(20_000_000)
+    without = (b"HTTP/1.1", b"GET /", b"answer\n", b"nginx", _content(64))
+    assert_only_tls(capture, port, at_least=least, connections=2, without=without)
+    assert_through(pair.client.finish(), "curl", types, 2)
+    pair.server.stop(nginx)
+    assert_through(pair.server.finish(), "nginx", types, 2)
 
 
 def test_bulk_in_both_directions(pair: Pair) -> None:
