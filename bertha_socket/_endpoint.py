@@ -7,7 +7,8 @@ With an agent, the endpoint is like any program under bertha-run: the agents agr
 first bytes name it (carrier/preamble.py), and the other end may be such a program with its carrier.  Without
 one, or where nobody answers for the other end, both ends have to be endpoints: they negotiate on the
 connection itself, in the agents' own messages and with the same choice, before its first byte of data.
-Beneath, the connection is a `bertha_socket.socket`: on one host it is shared memory.
+Beneath, the connection is a `bertha_socket.socket`: on one host it is shared memory.  Where the DAG says
+`tcp()`, it is stdlib's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from bertha_socket import _drop_in, keys
+from bertha_socket._bottom import check as check_bottom
+from bertha_socket._bottom import need_of_tcp
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import SECONDS, Connection, EndpointError
 from bertha_socket._endpoint_offer import Terms, offer_for
@@ -44,9 +47,12 @@ Address = tuple[str, int]
 def new(name: str, dag: Chunnel | Dag | str | None = None) -> Endpoint:
     """An endpoint called `name` (in error messages), with a DAG: `wrap(...)`, its text, or none.
 
-    An endpoint without a DAG takes the other end's.  Raises DagError (an OSError) for a text that is no DAG.
+    An endpoint without a DAG takes the other end's.  Raises DagError (an OSError) for a text that is no DAG,
+    and for one whose `tcp()` or `local_or_remote()` is not at the right end.
     """
-    return Endpoint(name, Dag(()) if dag is None else wrap(dag))
+    found = Dag(()) if dag is None else wrap(dag)
+    check_bottom(found, "tcp")
+    return Endpoint(name, found)
 
 
 class Endpoint(NamedTuple):
@@ -105,16 +111,23 @@ class Endpoint(NamedTuple):
         raise AssertionError("not reached")
 
     def _opened(self, address: Address, timeout: float, plan: Plan | None, mode: Mode | None) -> Connection:
-        sock = _dial(address, timeout)
+        sock = self._dial(address, timeout)
         try:
             return Connection(self.name, sock, "client", plan=plan, mode=mode, timeout=timeout)
         except BaseException:
             sock.close()
             raise
 
+    def _dial(self, address: Address, timeout: float) -> _stdlib.socket:
+        if _kernels(self.dag):
+            return _stdlib.create_connection(address, timeout=timeout)
+        with _drop_in.own_chunnels():
+            sock: _stdlib.socket = _drop_in.NAMES["create_connection"](address, timeout=timeout)
+            return sock
+
     def _negotiate(self, offer: Offer, address: Address, timeout: float) -> Connection:
         """Without agents: on the connection itself, with an end that is such an endpoint too."""
-        sock = _dial(address, timeout)
+        sock = self._dial(address, timeout)
         try:
             host, port = sock.getpeername()[:2]
             machine = Initiator(host.partition("%")[0], port, offer, keys.find())
@@ -130,16 +143,15 @@ class Endpoint(NamedTuple):
             raise
 
 
+def _kernels(dag: Dag) -> bool:
+    """Whether the kernel's TCP is to carry the bytes; it can always be had."""
+    return need_of_tcp(dag) is not None
+
+
 def _addresses(given: Address | Sequence[Address]) -> list[Address]:
     if isinstance(given, tuple) and len(given) > 1 and isinstance(given[0], str):
         return [(str(given[0]), int(given[1]))]
     return [(str(one[0]), int(one[1])) for one in given if not isinstance(one, (str, int))]
-
-
-def _dial(address: Address, timeout: float) -> _stdlib.socket:
-    with _drop_in.own_chunnels():
-        sock: _stdlib.socket = _drop_in.NAMES["create_connection"](address, timeout=timeout)
-        return sock
 
 
 def _why(event: object) -> str:
@@ -160,18 +172,21 @@ class Listener:
         """Raises OSError."""
         self._name = name
         self._agent: Agent | None = None
-        with _drop_in.own_listening():
+        kernels = _kernels(dag)
+        with contextlib.nullcontext() if kernels else _drop_in.own_listening():
             plain = _stdlib.create_server(address, backlog=backlog)
         try:
             self._terms = Terms(name, dag, (address[0], plain.getsockname()[1]))
             # First as one whose chunnels run here; then the library in this process may tell of it as well,
             # so that connections from this host are shared memory.
             self._tell(plain)
-            self._sock: _stdlib.socket = _drop_in.NAMES["socket"](fileno=plain.detach())
         except BaseException:
             plain.close()
             raise
-        self._sock.listen(backlog)
+        self._sock: _stdlib.socket = plain
+        if not kernels:
+            self._sock = _drop_in.NAMES["socket"](fileno=plain.detach())
+            self._sock.listen(backlog)
 
     def _tell(self, sock: _stdlib.socket) -> None:
         agent = Agent.find(self._name, self._terms.offer)

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from functools import cache
 
 from bertha_socket import keys, policy
+from bertha_socket._bottom import upper
 from bertha_socket.agent import addresses, netlink
 from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.offers import checker, chunnel_rules
-from bertha_socket.agent.plans import BOTTOM, make_subject
+from bertha_socket.agent.plans import make_subject
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types
 from bertha_socket.dag import Chunnel, Dag, Need, Scope, parse
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
@@ -31,10 +32,9 @@ def offer_for(name: str, dag: Dag, side: str, address: tuple[str, int]) -> Offer
     The policy file is the one that applies to this process, as for any program (BERTHA_POLICY, the user's,
     the system's); its rules see the endpoint by its name.  Raises OSError: a DAG or policy without sense.
     """
-    own = tuple(c for c in dag.chunnels if c.type not in BOTTOM)
     rule = _rule(name, side, address)
     text = rule.dag if rule is not None else ""
-    wanted = parse(text).chunnels if text else ()
+    wanted = upper(parse(text)) if text else ()
     has_key = keys.find() is not None
 
     def usable(kind: ChunnelType, implementation: Implementation) -> bool:
@@ -42,7 +42,7 @@ def offer_for(name: str, dag: Dag, side: str, address: tuple[str, int]) -> Offer
             return False
         return implementation.probe() is None
 
-    chunnels = Dag(_united(own, tuple(c for c in wanted if c.type not in BOTTOM)))
+    chunnels = Dag(_united(upper(dag), wanted))
     return _here(offer_of(chunnels, all_types(), chunnel_rules(rule), usable))
 
 

@@ -16,9 +16,9 @@ import errno
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeVar
 
 from bertha_socket.expressions import Expression, parse_expression
 
@@ -79,6 +79,8 @@ class Chunnel:
     kwargs: tuple[tuple[str, Any], ...] = ()
     scope: Scope | None = None
     need: Need = Need.REQUIRE
+    #: Where it stands in the text that it comes from (from 1), for errors; it is no part of what is meant.
+    column: int | None = field(default=None, compare=False, repr=False)
 
     def at(self, scope: Scope | str) -> Chunnel:
         """The same, to run there only.  Raises DagError: there is no such scope."""
@@ -86,6 +88,10 @@ class Chunnel:
 
     def __or__(self, other: Chunnel | Dag) -> Dag:
         return wrap(self) | other
+
+    def error(self, problem: str) -> DagError:
+        """One about this chunnel, with its place if it comes from a text."""
+        return DagError(problem, self.column)
 
     def __str__(self) -> str:
         words = [_value_text(a) for a in self.args] + [f"{k}={_value_text(v)}" for k, v in self.kwargs]
@@ -136,7 +142,8 @@ def chunnel(name: str) -> Callable[..., Chunnel]:
 
     def make(*args: Any, **kwargs: Any) -> Chunnel:
         found = Chunnel(name, tuple(map(_checked, args)), tuple((k, _checked(v)) for k, v in kwargs.items()))
-        parse(str(found))  # whatever cannot be written cannot be negotiated
+        if parse(str(found)) != Dag((found,)):  # whatever cannot be written cannot be negotiated
+            raise DagError(f"{found} means something else when it is written: {name!r} is no name for a type")
         return found
 
     return make
@@ -155,26 +162,40 @@ class _Makers:
 c: Final = _Makers()
 
 
-def prefer(what: Chunnel) -> Chunnel:
-    """Left out where it cannot be had."""
-    return replace(what, need=Need.PREFER)
+_Wanted = TypeVar("_Wanted", Chunnel, Dag)
 
 
-def avoid(what: Chunnel) -> Chunnel:
-    """Only if the other end requires it."""
-    return replace(what, need=Need.AVOID)
+def _needed(what: _Wanted, need: Need) -> _Wanted:
+    """A chunnel, or each of a subgraph, as in the text ``prefer (a() |> b())``."""
+    if isinstance(what, Dag):
+        return Dag(tuple(replace(each, need=need) for each in what.chunnels))
+    if isinstance(what, Chunnel):
+        return replace(what, need=need)
+    raise DagError(f"{need.value}() takes a chunnel or a DAG, not {type(what).__name__}")
 
 
-def prohibit(what: Chunnel) -> Chunnel:
-    """Never."""
-    return replace(what, need=Need.PROHIBIT)
+def prefer(what: _Wanted) -> _Wanted:
+    """Left out where it cannot be had; of a DAG, each of its chunnels.  Raises DagError."""
+    return _needed(what, Need.PREFER)
 
 
-def _checked(value: Any) -> Any:
+def avoid(what: _Wanted) -> _Wanted:
+    """Only if the other end requires it.  Raises DagError."""
+    return _needed(what, Need.AVOID)
+
+
+def prohibit(what: _Wanted) -> _Wanted:
+    """Never.  Raises DagError."""
+    return _needed(what, Need.PROHIBIT)
+
+
+def _checked(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Chunnel):
         return wrap(value)
     if isinstance(value, (list, tuple)):
-        return tuple(map(_checked, value))
+        if depth >= DEPTH_MAX:  # a list may also be its own item
+            raise DagError(f"more than {DEPTH_MAX} lists within each other")
+        return tuple(_checked(item, depth + 1) for item in value)
     if isinstance(value, float) and not math.isfinite(value):
         raise DagError(f"{value} is no argument: it must be a finite number")
     if isinstance(value, str) and any("\ud800" <= letter < "\ue000" for letter in value):
@@ -189,7 +210,7 @@ def _checked(value: Any) -> Any:
 _ESCAPES: Final = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
-def _value_text(value: Any) -> str:
+def _value_text(value: Any, depth: int = 0) -> str:
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -198,7 +219,9 @@ def _value_text(value: Any) -> str:
         body = "".join(_ESCAPES.get(c) or (c if c.isprintable() else f"\\u{{{ord(c):x}}}") for c in value)
         return f'"{body}"'
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(map(_value_text, value))}]"
+        if depth >= TEXT_MAX // 64:  # in a chunnel that was made by hand; no parser would read it
+            raise DagError(f"more than {DEPTH_MAX} lists within each other")
+        return f"[{', '.join(_value_text(item, depth + 1) for item in value)}]"
     if isinstance(value, float):
         return repr(value)
     if isinstance(value, Expression):
@@ -276,7 +299,7 @@ class _Parser:
 
     def part(self, depth: int) -> Dag:
         need = Need.REQUIRE
-        if self.kind == "name" and self.word in _NEEDS and self.ahead() not in ("(", "="):
+        if self.kind == "name" and self.word in _NEEDS and self.ahead() != "=":
             need = _NEEDS[self.word]
             self.next()
         if self.word == "(" and self.kind == "mark":
@@ -284,7 +307,7 @@ class _Parser:
             found = self.dag(depth + 1)
             self.take(")", "at the end of the subgraph")
             if need is not Need.REQUIRE:
-                found = Dag(tuple(replace(c, need=need) for c in found.chunnels))
+                found = _needed(found, need)
             scope = self.scope()
             return found if scope is None else found.at(scope)
         if self.kind != "name":
@@ -303,7 +326,7 @@ class _Parser:
         return scope
 
     def chunnel(self, need: Need, depth: int) -> Chunnel:
-        name = self.word
+        name, column = self.word, self.start + 1
         self.count += 1
         if self.count > CHUNNELS_MAX:
             self.fail(f"more than {CHUNNELS_MAX} chunnels")
@@ -329,7 +352,7 @@ class _Parser:
                 break
             self.next()
         self.take(")", f"at the end of the arguments of {name}")
-        return Chunnel(name, tuple(args), tuple(kwargs.items()), self.scope(), need)
+        return Chunnel(name, tuple(args), tuple(kwargs.items()), self.scope(), need, column)
 
     def key(self) -> str | None:
         if self.kind != "name" or self.ahead() != "=":

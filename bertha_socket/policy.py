@@ -23,14 +23,17 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
+from bertha_socket._bottom import check as check_bottom
+from bertha_socket._bottom import contradiction, upper, wished
 from bertha_socket._policy_file import find_file as find_file
 from bertha_socket._policy_reader import Network
 from bertha_socket._policy_reader import PolicyError as PolicyError
 from bertha_socket._policy_reader import Reader as _Reader
 from bertha_socket._settings import NO_SETTINGS, Settings, settings_of
-from bertha_socket.dag import DagError, Need
+from bertha_socket.dag import Dag, DagError, Need
 from bertha_socket.dag import parse as parse_dag
 from bertha_socket.negotiation.offer import PRIORITY_MAX
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS, Wishes
@@ -47,8 +50,6 @@ RING_MAX: Final = 1 << 20
 SPIN_MAX_US: Final = 1_000_000
 FILE_MAX: Final = 1 << 18
 
-#: What carries bytes: where it is named, nothing is asked for.
-BOTTOM: Final = ("local_or_remote", "tcp", "udp")
 _CHUNNEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
 
@@ -150,15 +151,24 @@ class Policy:
     def wishes(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> Wishes:
         """What the first matching rule wants; nothing in particular when there is none."""
         rule = self.find(subject, side, proto, address, port)
-        return rule.wishes if rule is not None else Wishes()
+        return carrying(rule) if rule is not None else Wishes()
+
+
+def carrying(rule: Rule) -> Wishes:
+    """What a rule wants of what carries the bytes: its lists, and the right end of its DAG."""
+    return _carrying(rule.dag, rule.wishes) if rule.dag else rule.wishes
+
+
+@lru_cache(maxsize=256)
+def _carrying(dag: str, wishes: Wishes) -> Wishes:
+    return wished(parse_dag(dag), wishes)
 
 
 def musts(policy: Policy) -> str:
     """BERTHA_MUST for the shim: which programs' connections must not be plain even if no agent is there."""
     found = []
     for rule in policy.rules:
-        chunnels = parse_dag(rule.dag).chunnels
-        if any(c.need is Need.REQUIRE and c.type not in BOTTOM for c in chunnels):
+        if any(c.need is Need.REQUIRE for c in upper(parse_dag(rule.dag))):
             program = rule.program if rule.program is not None and ";" not in rule.program else "*"
             sides = {
                 "tcp": (rule.side,),
@@ -260,9 +270,12 @@ def _priorities(reader: _Reader) -> tuple[tuple[str, int], ...]:
 def _rule(reader: _Reader) -> Rule:
     dag = reader.text("dag") if reader._table.get("dag") != "" else reader._table.pop("dag")
     assert dag is None or isinstance(dag, str)
+    proto = reader.text("proto", PROTOCOLS) or "tcp"
+    found = Dag()
     if dag:
         try:
-            parse_dag(dag)
+            found = parse_dag(dag)
+            check_bottom(found, proto)
         except DagError as error:
             raise reader.fail("dag", str(error.strerror)) from None
     rule = Rule(
@@ -271,12 +284,15 @@ def _rule(reader: _Reader) -> Rule:
         user=reader.user("user"),
         name=reader.text("name"),
         side=reader.text("side", SIDES) or "any",
-        proto=reader.text("proto", PROTOCOLS) or "tcp",
+        proto=proto,
         address=reader.address("address"),
         ports=reader.ports("port"),
         dag=dag or "",
         wishes=_wishes(reader),
     )
+    against = contradiction(found, rule.wishes)
+    if against is not None:
+        raise reader.fail(against, "it leaves no room for the tcp() of the rule's dag; remove one of them")
     reader.done(_KEYS)
     return rule
 

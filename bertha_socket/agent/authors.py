@@ -66,8 +66,10 @@ _Done = Callable[[Brought], None]
 class Authors:
     """Asks children, and remembers for a minute."""
 
-    def __init__(self, errands: Errands) -> None:
+    def __init__(self, errands: Errands, seconds: float = _SECONDS) -> None:
+        """`seconds`: how long a child may take."""
         self._errands = errands
+        self._seconds = seconds
         self._known: dict[_Key, tuple[float, Brought]] = {}
         self._asked: dict[_Key, list[_Done]] = {}
 
@@ -82,7 +84,9 @@ class Authors:
         waiting = self._asked.setdefault(key, [])
         waiting.append(done)
         if len(waiting) == 1:
-            self._errands.run(peer.uid, _SECONDS, lambda fd: _tell(fd, key), lambda fd: self._told(key, fd))
+            self._errands.run(
+                peer.uid, self._seconds, lambda fd: _tell(fd, key), lambda fd: self._told(key, fd)
+            )
         return None
 
     def _told(self, key: _Key, fd: int | None) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from bertha_socket import keys
+from bertha_socket._bottom import BOTTOM, upper
 from bertha_socket.agent import memory, plans
 from bertha_socket.agent.authors import Brought
 from bertha_socket.agent.carriers import Judge, native_path
@@ -81,21 +82,26 @@ class Offers:
             return process.offer, 0
         dag = plans.dag_of(process.policy, process.subject, "client", addr, port, proto)
         context = self._secrets.for_client(dag, process.peer.uid)
-        who = _Who(process.policy, process.subject, process.peer.uid, process.brought)
+        who = Who(process.policy, process.subject, process.peer.uid, process.brought)
         return self._offer(who, "client", addr, port, proto), context
 
     def of_listener(self, listener: Listener, addr: bytes) -> Offer:
         """What a listener offers to those who reach it under `addr`.  Raises OSError."""
         if listener.offer is not None:
             return listener.offer
-        who = _Who(listener.policy, listener.subject, listener.uid, listener.brought)
+        who = Who(listener.policy, listener.subject, listener.uid, listener.brought)
         return self._offer(who, "server", addr, listener.where.port, listener.where.proto)
 
-    def _offer(self, who: _Who, side: str, addr: bytes, port: int, proto: str) -> Offer:
+    def of_end(self, who: Who, side: str, addr: bytes, port: int, proto: str = "tcp") -> Offer:
+        """What an end would offer that is not registered (`bertha explain`).  Raises OSError."""
+        self._secrets.check(plans.dag_of(who.policy, who.subject, side, addr, port, proto), who.uid)
+        return self._offer(who, side, addr, port, proto)
+
+    def _offer(self, who: Who, side: str, addr: bytes, port: int, proto: str) -> Offer:
         brought = who.brought
         rule = plans.rule_of(who.policy, who.subject, side, addr, port, proto)
         dag = plans.dag_of(who.policy, who.subject, side, addr, port, proto)
-        chunnels = tuple(c for c in dag.chunnels if c.type not in plans.BOTTOM) if dag is not None else ()
+        chunnels = upper(dag) if dag is not None else ()
         has_key = self._has_key()
         foreign = who.uid != os.geteuid()
         if side == "server":
@@ -133,7 +139,7 @@ class Offers:
                 return implementation.probe() is None
             return self._probe(kind.name, implementation) is None
 
-        types = [t for t in (*all_types(), *brought.types) if t.name not in plans.BOTTOM]
+        types = [t for t in (*all_types(), *brought.types) if t.name not in BOTTOM]
         offer = offer_of(dag, types, chunnel_rules(rule), usable)
         if not has_key:  # its own certificate is for its own chunnel
             offer = dataclasses.replace(offer, able=tuple(t for t in offer.able if t.type != "encrypt"))
@@ -151,10 +157,14 @@ class Offers:
         return known[1]
 
     def _has_key(self) -> bool:
+        return self.why_no_key() is None
+
+    def why_no_key(self) -> str | None:
+        """Why there is no cluster key, and the remedy; None: there is one."""
         try:
-            return self._secrets.cluster_key() is not None
-        except keys.KeyFileError:
-            return False
+            return keys.NO_KEY if self._secrets.cluster_key() is None else None
+        except keys.KeyFileError as error:
+            return error.strerror or str(error)
 
     def settle(self, listener: Listener) -> None:
         """Decides what a listener's connections may have, by its policy, and tells its processes."""
@@ -186,16 +196,22 @@ class Offers:
     def choose(self, client: Offer, listener: Listener, addr: bytes) -> Choice | Refusal:
         """The plan for a client with that offer, and the listener made ready for it."""
         try:
-            found = pick(client, self.of_listener(listener, addr), self._policy)
+            found = self.decide(client, self.of_listener(listener, addr))
         except OSError as error:  # its rule says what cannot be: no reason to do without
             return Refusal("the server's DAG", error.strerror or str(error))
-        if isinstance(found, Refusal) and found.chunnel == "encrypt" and not self._has_key():
-            return dataclasses.replace(found, why=keys.NO_KEY)
         if isinstance(found, Choice) and found.plan.chunnels and listener.offer is None:
             if listener.need == DagNeed.NONE:
                 _mark(listener, DagNeed.MAYBE, found.server)
             elif listener.carrier < found.server:
                 _mark(listener, listener.need, found.server)  # it can do all that the one before can
+        return found
+
+    def decide(self, client: Offer, server: Offer) -> Choice | Refusal:
+        """The plan for two ends' offers; a refusal for want of a key says so."""
+        found = pick(client, server, self._policy)
+        if isinstance(found, Refusal) and found.chunnel == "encrypt" and _nobody_runs_it(found.why):
+            why = self.why_no_key()
+            return found if why is None else dataclasses.replace(found, why=why)
         return found
 
     def judge_for(self, registry: Registry) -> Judge:
@@ -220,13 +236,18 @@ class Offers:
         return judge
 
 
-class _Who(NamedTuple):
+class Who(NamedTuple):
     """Whose offer it is."""
 
     policy: Policy
     subject: Subject
     uid: int
     brought: Brought
+
+
+def _nobody_runs_it(why: str) -> bool:
+    """Whether a refusal is for want of implementations, not because somebody wants it so."""
+    return why.startswith("no implementation")
 
 
 def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:

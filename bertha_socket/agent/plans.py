@@ -8,6 +8,7 @@ import pwd
 from functools import lru_cache
 from typing import Final
 
+from bertha_socket._bottom import upper
 from bertha_socket.agent import addresses, messages
 from bertha_socket.agent.messages import DagNeed, WirePlan
 from bertha_socket.agent.model import Process, Refused
@@ -26,8 +27,6 @@ _WHY: Final = {
     Cause.SHM_PROHIBITED: Why.SHM_PROHIBITED,
     Cause.OTHER_USER: Why.OTHER_USER,
 }
-#: Chunnel types that name the carrier of bytes: the business of the kernel and the shim.
-BOTTOM: Final = frozenset({"local_or_remote", "tcp", "udp"})
 _user_names: dict[int, str] = {}
 
 
@@ -97,7 +96,7 @@ def wants_chunnels(policy: Policy, subject: Subject, addr: bytes, where: Listeni
 
 def need_of(dag: Dag | None) -> DagNeed:
     """What a listener with that DAG does with clients that know of no chunnels."""
-    wanted = {c.need for c in dag.chunnels if c.type not in BOTTOM} if dag is not None else set()
+    wanted = {c.need for c in upper(dag)} if dag is not None else set()
     if Need.REQUIRE in wanted:
         return DagNeed.REQUIRED
     return DagNeed.MAYBE if Need.PREFER in wanted else DagNeed.NONE

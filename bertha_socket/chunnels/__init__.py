@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bertha_socket.chunnels._author import load_chunnel, register_chunnel
-from bertha_socket.chunnels._registry import all_types, get, register, unregister
+from bertha_socket.chunnels._registry import all_types, get, register, type_of, unregister
 from bertha_socket.chunnels._types import (
     NO_WIRE,
     ChunnelArgumentError,
@@ -38,6 +38,7 @@ __all__ = [
     "one_of",
     "register",
     "register_chunnel",
+    "type_of",
     "unregister",
     "wires",
 ]

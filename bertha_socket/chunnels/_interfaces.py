@@ -21,7 +21,7 @@ _REMEDY: Final = {
     (Interface.MESSAGES, Interface.STREAM): "put frame() between them",
     (Interface.OBJECTS, Interface.STREAM): "put serialize() between them",
     (Interface.OBJECTS, Interface.MESSAGES): "put serialize() between them",
-    (Interface.DATAGRAMS, Interface.STREAM): "datagrams need udp() below",
+    (Interface.DATAGRAMS, Interface.STREAM): 'it is for datagrams: a rule with proto = "udp"',
     (Interface.STREAM, Interface.OBJECTS): "use it from a program that sends objects (bertha_socket.new)",
     (Interface.STREAM, Interface.DATAGRAMS): "put reliable() between them",
 }
@@ -58,3 +58,11 @@ def _told(upper: str, gives: Interface, lower: str, takes: Interface) -> str:
 
 def _words(interface: Interface) -> str:
     return "a stream of bytes" if interface is Interface.STREAM else interface.value
+
+
+def misfit_over_udp(types: Sequence[ChunnelType]) -> str | None:
+    """The same for programs that send datagrams."""
+    why = misfit(types, Interface.DATAGRAMS, Interface.DATAGRAMS) if types else None
+    if why is None:
+        return None
+    return f"over UDP: {why.partition(';')[0]}; what needs a stream goes between frame() and reliable()"

@@ -11,10 +11,13 @@ import logging
 import threading
 from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from bertha_socket.chunnels._author import chunnel_type_of
 from bertha_socket.chunnels._types import ChunnelType, UnknownChunnel
+
+if TYPE_CHECKING:
+    from bertha_socket.dag import Chunnel
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +77,13 @@ def _look(what: str) -> None:
                 _types.setdefault(what, builtin)
 
 
-def get(name: str) -> ChunnelType:
-    """The chunnel type of that name.  Raises UnknownChunnel."""
+def type_of(chunnel: Chunnel) -> ChunnelType:
+    """The type of a chunnel.  Raises UnknownChunnel, with its column if the DAG comes from a text."""
+    return get(chunnel.type, chunnel.column)
+
+
+def get(name: str, column: int | None = None) -> ChunnelType:
+    """The chunnel type of that name.  Raises UnknownChunnel; `column`: where a text names it."""
     if name in BUILTIN:
         _look(name)
     if name not in _types:
@@ -84,7 +92,7 @@ def get(name: str) -> ChunnelType:
         if name in _types:
             return _types[name]
     raise UnknownChunnel(
-        name, "install the package that brings it, or give it to the policy file as a [[chunnel]]"
+        name, "install the package that brings it, or give it to the policy file as a [[chunnel]]", column
     )
 
 

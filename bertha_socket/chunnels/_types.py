@@ -36,6 +36,11 @@ class Interface(Enum):
     DATAGRAMS = "datagrams"  # messages that may be lost, doubled and reordered
 
 
+def placed(problem: str, column: int | None) -> str:
+    """A problem with its place in a DAG's text, as bertha_socket.dag.DagError has it."""
+    return problem if column is None else f"column {column}: {problem}"
+
+
 class ChunnelError(OSError):
     """A connection that cannot go on: what came from the other end is wrong, or was cut off.
 
@@ -48,17 +53,21 @@ class ChunnelError(OSError):
 
 
 class ChunnelArgumentError(OSError):
-    """A chunnel with arguments that its type does not take; one line with the remedy."""
+    """A chunnel with arguments that its type does not take; one line with the remedy, and with the column if
+    the DAG comes from a text."""
 
-    def __init__(self, problem: str) -> None:
-        super().__init__(errno.EINVAL, problem)
+    def __init__(self, problem: str, column: int | None = None) -> None:
+        super().__init__(errno.EINVAL, placed(problem, column))
+        self.problem, self.column = problem, column
 
 
 class UnknownChunnel(KeyError, OSError):
     """There is no such chunnel type here."""
 
-    def __init__(self, name: str, remedy: str) -> None:
-        OSError.__init__(self, errno.EINVAL, f"there is no chunnel type {name!r} here; {remedy}")
+    def __init__(self, name: str, remedy: str, column: int | None = None) -> None:
+        problem = f"there is no chunnel type {name!r} here; {remedy}"
+        OSError.__init__(self, errno.EINVAL, placed(problem, column))
+        self.problem, self.column = problem, column
 
     def __str__(self) -> str:
         return self.strerror or ""
@@ -299,6 +308,14 @@ class ChunnelType:
 
     def bind(self, chunnel: Chunnel) -> dict[str, Any]:
         """The arguments of a chunnel by name, with defaults.  Raises ChunnelArgumentError."""
+        try:
+            return self.bound(self._named(chunnel))
+        except ChunnelArgumentError as error:
+            if chunnel.column is None or error.column is not None:
+                raise
+            raise ChunnelArgumentError(error.strerror or "", chunnel.column) from None
+
+    def _named(self, chunnel: Chunnel) -> dict[str, Any]:
         names = [p.name for p in self.parameters]
         if len(chunnel.args) > len(names):
             takes = f"takes at most {len(names)} ({', '.join(names)})" if names else "takes none"
@@ -310,7 +327,7 @@ class ChunnelType:
             if name in given:
                 self._fail(f"argument {name!r} is given twice")
             given[name] = value
-        return self.bound(given)
+        return given
 
     def bound(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments by name, checked, with defaults.  Raises ChunnelArgumentError."""

@@ -24,6 +24,7 @@ from bertha_socket.chunnels._types import (
     Interface,
     Parameter,
     Pipe,
+    UnknownChunnel,
 )
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
 
@@ -69,14 +70,14 @@ def _choices_problem(value: Any) -> str | None:
 def _together(args: Mapping[str, Any]) -> str | None:
     """What is wrong within the choices."""
     from bertha_socket.chunnels._interfaces import misfit
-    from bertha_socket.chunnels._registry import get
+    from bertha_socket.chunnels._registry import get, type_of
 
     for number, dag in enumerate(_sub_dags(args)):
         try:
             for chunnel in dag.chunnels:
-                get(chunnel.type).bind(chunnel)
-        except OSError as error:
-            return f"choice {number}: {error.strerror}"
+                type_of(chunnel).bind(chunnel)
+        except (ChunnelArgumentError, UnknownChunnel) as error:
+            raise ChunnelArgumentError(f"branch: choice {number}: {error.problem}", error.column) from None
         why = misfit([get(c.type) for c in dag.chunnels], bottom=Interface.MESSAGES)
         if why is not None:
             return f"choice {number}: {why}"

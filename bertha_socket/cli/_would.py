@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from bertha_socket import policy
+from bertha_socket._bottom import BOTTOM
+from bertha_socket.agent.authors import NOTHING, Brought
 from bertha_socket.agent.offers import chunnel_rules
-from bertha_socket.chunnels import ChunnelArgumentError, UnknownChunnel, get
+from bertha_socket.agent.secrets import named_files
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, UnknownChunnel, type_of
 from bertha_socket.cli.chunnels import why_not
 from bertha_socket.dag import Chunnel, parse
 from bertha_socket.negotiation._inner import sub_chunnels
@@ -14,17 +17,38 @@ from bertha_socket.negotiation.offer import named_args
 from bertha_socket.negotiation.plan import near_enough
 from bertha_socket.negotiation.rules import Rules
 
-__all__ = ["chunnels_of"]
+__all__ = ["Here", "chunnels_of"]
 
 
-def chunnels_of(rule: policy.Rule, sources: frozenset[str]) -> list[dict[str, Any]]:
+class Here(NamedTuple):
+    """What there is on this host, beyond what is installed."""
+
+    #: Chunnels that the policy file brings.
+    brought: Brought = NOTHING
+    #: Why there is no cluster key; None: there is one.
+    why_no_key: str | None = None
+    proto: str = "tcp"
+
+
+def chunnels_of(rule: policy.Rule, here: Here) -> list[dict[str, Any]]:
     """Each chunnel of the rule's DAG: the implementation that would be offered first, and why no other."""
-    return [_chunnel(chunnel, chunnel_rules(rule), sources) for chunnel in parse(rule.dag).chunnels]
+    dag = parse(rule.dag)
+    if named_files(dag):  # its own certificates: no key is needed
+        here = here._replace(why_no_key=None)
+    return [_chunnel(chunnel, chunnel_rules(rule), here) for chunnel in dag.chunnels]
 
 
-def _chunnel(
-    chunnel: Chunnel, rules: Rules, sources: frozenset[str], carrier: str | None = None
-) -> dict[str, Any]:
+def _kind(chunnel: Chunnel, brought: Brought) -> ChunnelType:
+    for name, problem in brought.errors:
+        if name == chunnel.type:
+            raise ChunnelArgumentError(f"{name}: {problem}", chunnel.column)
+    own = next((t for t in brought.types if t.name == chunnel.type), None)
+    kind = own if own is not None else type_of(chunnel)
+    kind.bind(chunnel)
+    return kind
+
+
+def _chunnel(chunnel: Chunnel, rules: Rules, here: Here, carrier: str | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "type": chunnel.type,
         "need": chunnel.need.value,
@@ -35,14 +59,11 @@ def _chunnel(
         "problem": None,
         "inner": [],
     }
-    if chunnel.type in sources:
-        return found | {"problem": "the policy file brings it; it is loaded when it is needed"}
     try:
-        kind = get(chunnel.type)
-        kind.bind(chunnel)
+        kind = _kind(chunnel, here.brought)
     except (UnknownChunnel, ChunnelArgumentError) as error:
         return found | {"problem": error.strerror or str(error)}
-    if chunnel.type in policy.BOTTOM:
+    if chunnel.type in BOTTOM:
         return found | {"implementation": "see pick"}
     about = rules.about(chunnel.type)
     able = []
@@ -52,6 +73,10 @@ def _chunnel(
             why = "the rule prohibits it"
         elif about.lacks(i.name):
             why = "the rule requires another"
+        elif why is None and chunnel.type == "encrypt" and here.why_no_key is not None:
+            why = here.why_no_key
+        elif why is None and here.proto == "udp" and (i.carrier == "native" or not i.builtin):
+            why = "datagrams have a carrier of their own, which runs our code in Python alone"
         elif carrier not in (None, i.carrier):
             why = f"it does not run in the {carrier} carrier, which runs what is around it"
         elif not near_enough(chunnel.scope, i.where):
@@ -73,5 +98,5 @@ def _chunnel(
         given = tuple(sorted(named_args(chunnel, kind).items()))
         within = able[0].carrier if able else None
         for place, sub in sub_chunnels(given):
-            found["inner"].append({"in": place, **_chunnel(sub, rules, sources, within)})
+            found["inner"].append({"in": place, **_chunnel(sub, rules, here, within)})
     return found

@@ -1,4 +1,4 @@
-"""`bertha explain PROGRAM ADDRESS`: which rules match, and what would be picked.
+"""`bertha explain PROGRAM ADDRESS`: which rules match, what would be agreed on, and what would carry it.
 
 Asks the same functions that the agent asks (policy and negotiation), about a connection that need not exist.
 The server is the one that listens there now, when an agent runs and knows one.  What only a real connection
@@ -22,7 +22,8 @@ from bertha_socket import policy
 from bertha_socket.agent import client, paths
 from bertha_socket.cli._command import CommandError, find_command, follow
 from bertha_socket.cli._drawing import as_svg, as_text
-from bertha_socket.cli._would import chunnels_of
+from bertha_socket.cli._negotiate import brought_by, key_of, negotiated
+from bertha_socket.cli._would import Here, chunnels_of
 from bertha_socket.dag import parse
 from bertha_socket.negotiation.pick import Plan, Wishes, pick
 
@@ -91,9 +92,9 @@ def _given(rule: policy.Rule) -> dict[str, Any]:
 
 
 def _end(
-    rules: policy.Policy, subject: policy.Subject, side: str, address: policy.Address, port: int
+    rules: policy.Policy, subject: policy.Subject, side: str, address: policy.Address, port: int, here: Here
 ) -> tuple[dict[str, Any], Wishes]:
-    rule = rules.find(subject, side, "tcp", address, port)
+    rule = rules.find(subject, side, here.proto, address, port)
     described: dict[str, Any] = {
         "side": side,
         "program": subject.program,
@@ -106,20 +107,26 @@ def _end(
         described["rule"] = next(i for i, each in enumerate(rules.rules, 1) if each is rule)
         described["says"] = _given(rule)
         if rule.dag:
-            described["chunnels"] = chunnels_of(rule, frozenset(rules.sources))
-    return described, rule.wishes if rule is not None else Wishes()
+            described["chunnels"] = chunnels_of(rule, here)
+    return described, policy.carrying(rule) if rule is not None else Wishes()
 
 
-def _listening(address: policy.Address, port: int) -> policy.Subject | None:
-    """Who listens there now, as the agent knows it; None: nobody, or there is no agent to ask."""
+def _status() -> Mapping[str, Any] | None:
+    """What the agent says that would decide; None: there is none to ask."""
     try:
-        status = client.agent_status(paths.default_path())
+        return client.agent_status(paths.default_path())
     except OSError:
         return None
+
+
+def _listening(
+    status: Mapping[str, Any] | None, address: policy.Address, port: int, proto: str
+) -> policy.Subject | None:
+    """Who listens there now, as the agent knows it; None: nobody that it knows."""
     host = f"[{address}]" if address.version == 6 else str(address)
-    for listener in status.get("listeners") or []:
-        if f"{host}:{port}" in listener.get("entries", []):
-            for process in status.get("processes") or []:
+    for listener in (status or {}).get("listeners") or []:
+        if listener.get("proto", "tcp") == proto and f"{host}:{port}" in listener.get("entries", []):
+            for process in (status or {}).get("processes") or []:
                 if process.get("pid") == listener.get("pid"):
                     name, uid = _user(str(process["uid"]))
                     return policy.Subject(
@@ -128,51 +135,67 @@ def _listening(address: policy.Address, port: int) -> policy.Subject | None:
     return None
 
 
-def _system_agent() -> bool:
-    """Whether the agent that would decide is root's."""
+def _agents_user() -> int:
+    """Whose agent would decide."""
     try:
-        return os.stat(paths.default_path()).st_uid == 0
+        return os.stat(paths.default_path()).st_uid
     except OSError:
-        return os.geteuid() == 0
+        return os.geteuid()
 
 
 def _explain(options: argparse.Namespace, rules: policy.Policy) -> dict[str, Any]:
     address, port = options.address
+    proto: str = options.proto
+    status = _status()
     subject = _subject(options.program, options.user, options.name)
-    live = None if options.peer or options.side == "server" else _listening(address, port)
+    live = None
+    if not options.peer and options.side != "server":
+        live = _listening(status, address, port, proto)
     peer = live or _subject([options.peer or _ANY], options.peer_user or options.user, options.peer_name)
     both = (peer, subject) if options.side == "server" else (subject, peer)
-    ends = list(zip(("client", "server"), both, strict=True))
+    agents_user = _agents_user()
+    brought = brought_by(rules)
+    here = Here(brought, key_of(status if agents_user != os.geteuid() else None), proto)
     described, wishes = zip(
-        *(_end(rules, subject, side, address, port) for side, subject in ends), strict=True
+        *(
+            _end(rules, each, side, address, port, here)
+            for side, each in zip(("client", "server"), both, strict=True)
+        ),
+        strict=True,
     )
-    users = [{subject.user, str(subject.uid)} - {""} for _side, subject in ends]
-    picked = pick(
-        wishes[0],
-        wishes[1],
-        same_user=ends[0][1].uid == ends[1][1].uid,
-        client_user=users[0],
-        server_user=users[1],
-        system_agent=_system_agent(),
-    )
-    plan: dict[str, Any] = {"implementation": "tcp", "cause": picked.cause.value, "spin_us": None}
-    plan["ring_size"] = None
-    if isinstance(picked, Plan):
-        plan |= picked._asdict()
-        plan["cause"] = picked.cause.value
-    # What has chunnels goes through a carrier, over the kernel's TCP; the pick is about the rest.
-    wanted = [c for end in described for c in end.get("chunnels", ()) if c["type"] not in policy.BOTTOM]
-    plan["carried"] = any(c["need"] in ("require", "prefer") for c in wanted)
-    if plan["carried"]:
-        plan |= {"implementation": "tcp", "cause": "none", "spin_us": None, "ring_size": None}
+    found = negotiated(rules, both, address, port, proto, here.why_no_key, brought)
+    pick: dict[str, Any] = {"implementation": proto, "cause": "none", "spin_us": None, "ring_size": None}
+    pick["carried"] = found["verdict"] == "plan"
+    if found["verdict"] == "refused":
+        pick |= {"implementation": None, "cause": "refused"}
+    elif found["verdict"] == "plain" and proto == "tcp":  # what has chunnels goes through a carrier, over TCP
+        pick |= _picked(wishes[0], wishes[1], both, agents_user)
     return {
         "address": str(address),
         "port": port,
+        "proto": proto,
         "policy": rules.path or None,
         "listening": live is not None,
         "ends": list(described),
-        "pick": plan,
+        "negotiation": found,
+        "pick": pick,
     }
+
+
+def _picked(
+    client_wishes: Wishes, server_wishes: Wishes, both: Sequence[policy.Subject], agents_user: int
+) -> dict[str, Any]:
+    users = [{subject.user, str(subject.uid)} - {""} for subject in both]
+    picked = pick(
+        client_wishes,
+        server_wishes,
+        same_user=both[0].uid == both[1].uid,
+        client_user=users[0],
+        server_user=users[1],
+        system_agent=agents_user == 0,
+    )
+    found = picked._asdict() if isinstance(picked, Plan) else {}
+    return {**found, "cause": picked.cause.value}
 
 
 def _lines(found: Mapping[str, Any]) -> list[str]:
@@ -182,21 +205,35 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         now = " (listens there now)" if end["side"] == "server" and found["listening"] else ""
         lines.append(f"{end['side']}  {who}, user {end['user']}{now}")
         if end["rule"] is None:
-            lines.append("        no rule matches")
+            lines.append(f"        no rule matches{' (of UDP)' if found['proto'] == 'udp' else ''}")
         else:
             says = ", ".join(f"{key} = {json.dumps(value)}" for key, value in end["says"].items())
             lines.append(f"        rule {end['rule']}: {says or '(empty)'}")
             if end["says"].get("dag"):
                 lines += [f"        {line}" for line in as_text(parse(end["says"]["dag"]))]
                 lines += [f"        {line}" for line in _chunnel_lines(end["chunnels"])]
-    plan = found["pick"]
+    deal, plan = found["negotiation"], found["pick"]
+    for number, chunnel in enumerate(deal["chunnels"]):
+        lines += _plan_lines(chunnel, "plan    " if number == 0 else " " * 8)
+    lines += [f"without {left['type']}: {left['why']}" for left in deal["omitted"]]
+    if deal["refusal"] is not None:
+        return [*lines, f"refused {deal['refusal']['text']}"]
     details = [f"{key}={plan[key]}" for key in ("spin_us", "ring_size") if plan[key] is not None]
     if plan["carried"]:
-        details.append("through a carrier, which runs the chunnels that both ends have")
+        at = deal["carriers"]
+        details.append(f"through carriers: {at['client']} at the client, {at['server']} at the server")
     if plan["cause"] != "none":
         details.append(f"because: {plan['cause']}")
     lines.append(f"pick    {plan['implementation']}" + (f" ({', '.join(details)})" if details else ""))
     return lines
+
+
+def _plan_lines(chunnel: Mapping[str, Any], before: str) -> list[str]:
+    arguments = ", ".join(f"{name}={value}" for name, value in chunnel["arguments"].items())
+    at = [f"{chunnel[side] or 'nothing'} at the {side}" for side in ("client", "server")]
+    line = f"{before}{chunnel['type']}({arguments}): {', '.join(at)}, wire {chunnel['wire']}"
+    inner = [each for c in chunnel["inner"] for each in _plan_lines(c, " " * (len(before) + 4))]
+    return [line, *inner]
 
 
 def _chunnel_lines(chunnels: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -222,11 +259,15 @@ def _drawn(found: Mapping[str, Any]) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="bertha explain",
-        description="Which rules match a connection of PROGRAM, and what would be picked for it.",
+        description="Which rules match a connection of PROGRAM, and what would be picked for it, and why.",
+        epilog="Exit code: 0; 1 the connection would be refused; 2 wrong usage, address, user or policy.",
     )
     parser.add_argument("program", metavar="PROGRAM", help="name or path, as one would start it")
     parser.add_argument("address", metavar="ADDRESS", help="of the server: 10.0.0.1:80, [::1]:80, :80")
     parser.add_argument("--side", choices=("client", "server"), help="which end PROGRAM is (default: client)")
+    parser.add_argument(
+        "--proto", choices=("tcp", "udp"), default="tcp", help="connections or datagrams (default: tcp)"
+    )
     parser.add_argument("--name", default="", help="as given with bertha-run --name")
     parser.add_argument("--user", help="who runs PROGRAM (default: you)")
     parser.add_argument("--args", default="", help="PROGRAM's arguments, as one would type them")
@@ -244,13 +285,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0; 2 for an address, user or policy file that cannot be used."""
+    """Returns 0; 1 when the connection would be refused; 2 for an address, user or policy file that cannot be
+    used."""
     options = _parser().parse_args(argv)
     try:
         options.address = parse_address(options.address)
         options.program = [options.program, *shlex.split(options.args)]
         path = os.path.abspath(options.policy) if options.policy is not None else policy.find_file()
         rules = policy.load(path) if path is not None else policy.EMPTY
+        if path is not None:  # its [cluster] and [agent] are in force too
+            os.environ["BERTHA_POLICY"] = path
         found = _explain(options, rules)
         if options.svg is not None:
             with open(options.svg, "w", encoding="utf-8") as file:
@@ -259,4 +303,4 @@ def main(argv: Sequence[str]) -> int:
         print(f"bertha explain: {error}", file=sys.stderr)
         return 2
     print(json.dumps(found, indent=2) if options.json else "\n".join(_lines(found)))
-    return 0
+    return 1 if found["negotiation"]["refusal"] is not None else 0

@@ -14,26 +14,23 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from bertha_socket import keys, policy
+from bertha_socket._bottom import BOTTOM
 from bertha_socket._settings import NO_SETTINGS, why_not_ours
-from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, Interface, UnknownChunnel, get
-from bertha_socket.chunnels._interfaces import misfit
-from bertha_socket.dag import Dag, Need, parse
+from bertha_socket.agent.secrets import named_files
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, UnknownChunnel, type_of
+from bertha_socket.chunnels._interfaces import misfit, misfit_over_udp
+from bertha_socket.dag import Chunnel, Dag, Need, parse
 
 __all__ = ["main", "problems"]
-
-_BOTTOM = ("local_or_remote", "tcp", "udp")
 
 
 def _misfits(types: Sequence[ChunnelType], proto: str) -> Iterator[str]:
     """Why they cannot be between a program and what carries its bytes, for each protocol of the rule."""
     if proto in ("tcp", "any") and (why := misfit(types)) is not None:
         yield why
-    datagrams = Interface.DATAGRAMS
     if proto in ("udp", "any") and types:
-        why = misfit(types, datagrams, datagrams)
-        if why is not None:
-            remedy = "what needs a stream goes between frame() and reliable()"
-            yield f"over UDP: {why.partition(';')[0]}; {remedy}"
+        if (why := misfit_over_udp(types)) is not None:
+            yield why
         for kind in types:
             if not any(i.carrier == "python" and i.builtin for i in kind.implementations):
                 yield f"over UDP: {kind.name} has no implementation for datagrams"
@@ -48,13 +45,13 @@ def _wrong(dag: Dag, sources: frozenset[str], proto: str) -> Iterator[str]:
             complete = False
             continue
         try:
-            kind = get(chunnel.type)
+            kind = type_of(chunnel)
             kind.bind(chunnel)
         except (UnknownChunnel, ChunnelArgumentError) as error:
             yield error.strerror or str(error)
             complete = False
         else:
-            if chunnel.need in (Need.REQUIRE, Need.PREFER) and chunnel.type not in _BOTTOM:
+            if chunnel.need in (Need.REQUIRE, Need.PREFER) and chunnel.type not in BOTTOM:
                 types.append(kind)
         for value in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):
             yield from _within(value, sources)
@@ -71,7 +68,7 @@ def _within(value: object, sources: frozenset[str]) -> Iterator[str]:
         for chunnel in value.chunnels:
             if chunnel.type not in sources:
                 try:
-                    get(chunnel.type)
+                    type_of(chunnel)
                 except UnknownChunnel as error:
                     yield error.strerror or str(error)
             for inner in (*chunnel.args, *(v for _name, v in chunnel.kwargs)):
@@ -114,6 +111,39 @@ def _settings_problems(rules: policy.Policy) -> Iterator[str]:
             yield f"[agent], choose: {place}: {why}"
 
 
+def warnings(rules: policy.Policy) -> list[str]:
+    """One line for each rule with a chunnel that needs a key that is not there; another host may have it."""
+    if rules.settings.key is not None:  # whether that file is good is among the problems
+        return []
+    try:
+        why = keys.NO_KEY if keys.find() is None else None
+    except keys.KeyFileError as error:
+        why = error.strerror
+    return [
+        f"{rules.path}: rule {number}, dag: column {chunnel.column}: warning: encrypt needs a key: {why}"
+        for number, rule in enumerate(rules.rules, 1)
+        for chunnel in _encrypting(parse(rule.dag))
+        if why is not None
+    ]
+
+
+def _encrypting(dag: Dag) -> Iterator[Chunnel]:
+    """The chunnels that take the cluster key, because nothing names certificates of their own."""
+    if not named_files(dag):
+        yield from (c for c in _all(dag) if c.type == "encrypt" and c.need in (Need.REQUIRE, Need.PREFER))
+
+
+def _all(value: object) -> Iterator[Chunnel]:
+    """The chunnels of a DAG, and of those among their arguments."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _all(item)
+    elif isinstance(value, Dag):
+        for chunnel in value.chunnels:
+            yield chunnel
+            yield from _all([*chunnel.args, *(v for _name, v in chunnel.kwargs)])
+
+
 def _binds(node: ast.stmt, name: str) -> bool:
     """Whether a statement may give that name a function; one that is hard to tell may."""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -122,7 +152,7 @@ def _binds(node: ast.stmt, name: str) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Returns 0, 1 when something in the file cannot work, 2 when it cannot be understood."""
+    """Returns 0 (also with warnings), 1 when something in it cannot work, 2 when it is not understood."""
     parser = argparse.ArgumentParser(prog="bertha policy", description="Policy files.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     check = commands.add_parser("check", help="whether a file makes sense")
@@ -133,17 +163,22 @@ def main(argv: Sequence[str]) -> int:
     if path is None:
         print("bertha policy: there is no policy file in force; name one", file=sys.stderr)
         return 2
-    code, found, rules = 0, [], policy.EMPTY
+    code, rules = 0, policy.EMPTY
+    found: list[str] = []
+    doubts: list[str] = []
     try:
         rules = policy.load(path)
-        found = problems(rules)
+        found, doubts = problems(rules), warnings(rules)
         code = 1 if found else 0
     except policy.PolicyError as error:
         code, found = 2, [str(error)]
     if options.json:
-        print(json.dumps({"file": path, "rules": len(rules.rules), "problems": found}, indent=2))
-    elif found:
-        print("\n".join(found), file=sys.stderr)
-    else:
-        print(f"{path}: {len(rules.rules)} rules, nothing wrong")
+        said = {"file": path, "rules": len(rules.rules), "problems": found, "warnings": doubts}
+        print(json.dumps(said, indent=2))
+        return code
+    if found or doubts:
+        print("\n".join([*found, *doubts]), file=sys.stderr)
+    if not found:
+        more = f", {len(doubts)} warnings" if doubts else ""
+        print(f"{path}: {len(rules.rules)} rules, nothing wrong{more}")
     return code

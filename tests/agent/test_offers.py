@@ -155,7 +155,7 @@ class _Registry:
 def client_offer(made: Offers, dag: str) -> Offer:
     rules = policy.parse(f"[[rule]]\ndag = '{dag}'") if dag else policy.EMPTY
     subject = plans.make_subject("client", "/bin/client", ("client",), os.geteuid(), "")
-    who = offers._Who(rules, subject, os.geteuid(), NOTHING)
+    who = offers.Who(rules, subject, os.geteuid(), NOTHING)
     return made._offer(who, "client", HERE, 80, "tcp")
 
 

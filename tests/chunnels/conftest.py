@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import MakeHost
-from tests.harness import Host, NamespaceTrio, Program, eventually, free_port, require_program
+from tests.harness import Capture, Host, NamespaceTrio, Program, free_port, require_program
 
 StartRedis = Callable[..., tuple[Program, int]]
 
@@ -70,30 +69,9 @@ def start_redis() -> StartRedis:
     return start
 
 
-class Capture:
-    """What crosses the client's end of the veth."""
-
-    def __init__(self, path: Path, process: subprocess.Popen[bytes]) -> None:
-        self.path = path
-        self._process = process
-
-    def stop(self) -> bytes:
-        """Ends it; the packets as they are in the file."""
-        self._process.terminate()
-        self._process.wait(10)
-        return self.path.read_bytes()
-
-
 @pytest.fixture
 def capture(pair: Pair, tmp_path: Path) -> Iterator[Capture]:
-    """Runs from now on; skips where dumpcap is not installed."""
-    path = tmp_path / "veth.pcapng"
-    command = [require_program("dumpcap"), "-q", "-i", "v0", "-w", str(path)]
-    process = subprocess.Popen(
-        pair.netns.client.wrap(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    eventually(lambda: path.exists() and path.stat().st_size > 0, "the capture's file")
-    yield Capture(path, process)
-    if process.poll() is None:
-        process.terminate()
-        process.wait(10)
+    """Runs from now on, at the client's end of the veth; skips where dumpcap is not installed."""
+    found = Capture(pair.netns.client, pair.address, tmp_path / "veth.pcapng")
+    yield found
+    found.close()

@@ -26,7 +26,7 @@ class Bad(Pipe):
 """
 
 
-def _known(pair: Pair, dag: str, **sources: str) -> None:
+def known(pair: Pair, dag: str, **sources: str) -> None:
     """Both hosts know the chunnels; the server alone says that they are used."""
     tables = "".join(
         f'[[chunnel]]\nname = "{name}"\nsource = "{place}"\n\n' for name, place in sources.items()
@@ -39,7 +39,7 @@ def _known(pair: Pair, dag: str, **sources: str) -> None:
     ("dag", "types"), [("rot(by=5)", ["rot"]), ("rot() |> encrypt()", ["rot", "encrypt"])]
 )
 def test_thirty_lines_beneath_redis(pair: Pair, start_redis: StartRedis, dag: str, types: list[str]) -> None:
-    _known(pair, dag, rot=f"{ROT}:Rot")
+    known(pair, dag, rot=f"{ROT}:Rot")
     _, port = start_redis(pair.server, pair.address)
     cli = [require_program("redis-cli"), "-h", pair.address, "-p", str(port)]
     assert pair.client.run([*cli, "set", "key", "words"]).strip() == "OK"
@@ -52,7 +52,7 @@ def test_thirty_lines_beneath_redis(pair: Pair, start_redis: StartRedis, dag: st
 def test_its_fault_is_one_connections_alone(pair: Pair, start_redis: StartRedis, tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text(BAD, encoding="utf-8")
-    _known(pair, "bad()", bad=f"{bad}:Bad")
+    known(pair, "bad()", bad=f"{bad}:Bad")
     _, port = start_redis(pair.server, pair.address)
     cli = [require_program("redis-cli"), "-h", pair.address, "-p", str(port)]
     assert pair.client.run([*cli, "set", "key", "words"]).strip() == "OK"

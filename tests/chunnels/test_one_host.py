@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from tests.harness import Host, assert_carried, connections, eventually, require
 
 pytestmark = pytest.mark.program
 
+_BIN = Path(sys.executable).parent
+
 
 @pytest.fixture
 def keyed(make_host: MakeHost, cluster_key: Path) -> Host:
@@ -23,6 +27,21 @@ def keyed(make_host: MakeHost, cluster_key: Path) -> Host:
 
 def _benchmark(port: int, *words: str) -> list[str]:
     return [require_program("redis-benchmark"), "-p", str(port), "-t", "set,get", "-q", *words]
+
+
+def test_explain_says_beforehand_what_the_log_says_afterwards(keyed: Host, start_redis: StartRedis) -> None:
+    keyed.set_policy('[[rule]]\nside = "server"\ndag = "prefer compress() |> encrypt()"\n')
+    _, port = start_redis(keyed, "127.0.0.1")
+    cli = require_program("redis-cli")
+    asked = [_BIN / "bertha", "explain", "--json", cli, f"127.0.0.1:{port}"]
+    told = json.loads(keyed.run(asked, shim=False))
+    assert told["listening"] and told["negotiation"]["verdict"] == "plan"
+    assert keyed.run([cli, "-p", str(port), "ping"]).strip() == "PONG"
+    types = ["compress", "encrypt", "local_or_remote"]
+    for program, side in (("redis-cli", "client"), ("redis-server", "server")):
+        for c in assert_through(keyed.finish(), program, types):
+            ran = [(x["type"], x["implementation"]) for x in c.raw["chunnels"][:-1]]
+            assert ran == [(x["type"], x[side]) for x in told["negotiation"]["chunnels"]]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.chunnels.conftest import Pair
+from tests.chunnels.conftest import Capture, Pair
 from tests.chunnels.test_redis import assert_through
-from tests.harness import Host, Program, free_port, require_program
+from tests.harness import Host, Program, assert_only_tls, free_port, require_program
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
@@ -60,7 +60,7 @@ print(body.hexdigest())
 """
 
 
-def _content(size: int) -> bytes:
+def content(size: int) -> bytes:
     seed = hashlib.sha512(b"chunnels").digest()
     return (seed * (size // len(seed) + 1))[:size]
 
@@ -81,26 +81,26 @@ def start_nginx(host: Host, address: str) -> tuple[Program, int, str]:
     """The running server, its port, and the SHA-256 of `/twenty`."""
     port = free_port()
     host.open_to_other_users()
-    (host.dir / "kilo").write_bytes(_content(1024))
-    (host.dir / "twenty").write_bytes(_content(20_000_000))
+    (host.dir / "kilo").write_bytes(content(1024))
+    (host.dir / "twenty").write_bytes(content(20_000_000))
     configuration = host.dir / "nginx.conf"
     configuration.write_text(_NGINX.format(dir=host.dir, address=address, port=port))
     command = [require_program("nginx"), "-p", host.dir, "-c", configuration]
-    return host.server(command, port), port, hashlib.sha256(_content(20_000_000)).hexdigest()
+    return host.server(command, port), port, hashlib.sha256(content(20_000_000)).hexdigest()
 
 
 def test_nginx(pair: Pair) -> None:
     """sendfile, workers of another user that share the listener, curl and wrk."""
     pair.dictate(_BOTH)
-    nginx, port, content = start_nginx(pair.server, pair.address)
+    nginx, port, digest = start_nginx(pair.server, pair.address)
     url = f"http://{pair.address}:{port}"
     curl = [require_program("curl"), "-sS", "--fail", "--max-time", "15"]
     assert pair.client.run([*curl, f"{url}/answer"]) == "answer\n"
     got = pair.client.dir / "got"
     pair.client.run([*curl, "-o", got, f"{url}/twenty"], timeout=30)
-    assert got.read_bytes() == _content(20_000_000)
+    assert got.read_bytes() == content(20_000_000)
     by_new = [sys.executable, "-c", _BY_NEW, pair.address, port]
-    assert pair.client.run(by_new, shim=False, timeout=60).strip() == content
+    assert pair.client.run(by_new, shim=False, timeout=60).strip() == digest
     report = pair.client.run([require_program("wrk"), "-t", "2", "-c", "16", "-d", "2s", f"{url}/kilo"])
     total = re.search(r"(\d+) requests in", report)
     assert total, report
@@ -112,6 +112,30 @@ def test_nginx(pair: Pair) -> None:
     assert_through(log, "wrk", _WHOLE, 16)
     pair.server.stop(nginx)
     assert_through(pair.server.finish(), "nginx", _WHOLE, 19)
+
+
+@pytest.mark.parametrize(
+    ("dag", "types", "least"),
+    [
+        ("encrypt()", ["encrypt", "local_or_remote"], 20_000_000),
+        (_BOTH, _WHOLE, 2000),  # what is served is a few bytes, again and again
+    ],
+)
+def test_nginx_captured(pair: Pair, capture: Capture, dag: str, types: list[str], least: int) -> None:
+    """Nothing but TLS crosses the network, of a page and of a file that sendfile() sends."""
+    pair.dictate(dag)
+    nginx, port, _ = start_nginx(pair.server, pair.address)
+    url = f"http://{pair.address}:{port}"
+    curl = [require_program("curl"), "-sS", "--fail", "--max-time", "60"]
+    assert pair.client.run([*curl, f"{url}/answer"]) == "answer\n"
+    got = pair.client.dir / "got"
+    pair.client.run([*curl, "-o", got, f"{url}/twenty"], timeout=90)
+    assert got.read_bytes() == content(20_000_000)
+    without = (b"HTTP/1.1", b"GET /", b"answer\n", b"nginx", content(64))
+    assert_only_tls(capture, port, at_least=least, connections=2, without=without)
+    assert_through(pair.client.finish(), "curl", types, 2)
+    pair.server.stop(nginx)
+    assert_through(pair.server.finish(), "nginx", types, 2)
 
 
 def test_bulk_in_both_directions(pair: Pair) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bertha_socket import keys
 from bertha_socket.cli._drawing import as_svg, as_text
 from bertha_socket.dag import parse
 from tests.cli.conftest import Launcher
@@ -27,9 +28,13 @@ def test_the_types_and_their_implementations(launcher: Launcher) -> None:
     ("rule", "code", "said"),
     [
         ('dag = "compress(level=3) |> encrypt()"', 0, "1 rules, nothing wrong"),
-        ('dag = "compress(level=99)"', 1, "rule 1, dag: compress: level is 99, and should be from 1 to 19"),
-        ('dag = "nosuch()"', 1, "rule 1, dag: there is no chunnel type 'nosuch'"),
-        ('dag = "compress(speed=1)"', 1, "rule 1, dag: compress: no argument 'speed'"),
+        (
+            'dag = "compress(level=99)"',
+            1,
+            "rule 1, dag: column 1: compress: level is 99, and should be from 1 to 19",
+        ),
+        ('dag = "nosuch()"', 1, "rule 1, dag: column 1: there is no chunnel type 'nosuch'"),
+        ('dag = "compress(speed=1)"', 1, "rule 1, dag: column 1: compress: no argument 'speed'"),
         ('dag = "branch(by=payload[0] % 2, choices=[gone()])"', 1, "'gone'"),
         ('dag = "serialize()"', 1, "bertha_socket.new"),
         ('dag = "encrypt("', 2, "rule 1, dag: column 9: "),
@@ -55,15 +60,43 @@ def test_a_policy_file_is_checked(
     assert as_json.returncode == code and bool(json.loads(as_json.stdout)["problems"]) is bool(code)
 
 
+@pytest.mark.parametrize(
+    ("dag", "column"),
+    [
+        ("prefer compress() |> encrypt()", 22),
+        ("branch(by=payload[0], choices=[count(), prefer encrypt()])", 48),
+    ],
+)
+def test_a_key_that_is_missing_is_a_warning(
+    launcher: Launcher, tmp_path: Path, dag: str, column: int
+) -> None:
+    """Nothing is wrong with the file; but connections would be refused, or go without."""
+    path, key = tmp_path / "bertha.toml", tmp_path / "key"
+    path.write_text(f"[[rule]]\ndag = 'count()'\n[[rule]]\nprogram = 'x'\ndag = '{dag}'\n")
+    words = ("policy", "check", str(path))
+    done = launcher.bertha(*words)
+    assert done.returncode == 0 and "2 rules, nothing wrong, 1 warnings" in done.stdout
+    assert f"rule 2, dag: column {column}: warning: encrypt needs a key: {keys.NO_KEY}" in done.stderr
+    assert len(json.loads(launcher.bertha(*words, "--json").stdout)["warnings"]) == 1
+    keys.make(str(key))
+    done = launcher.bertha(*words, env={"BERTHA_CLUSTER_KEY": str(key)})
+    assert (done.returncode, done.stderr) == (0, "")
+    for other in ('encrypt(cert="/a", key="/b")', "prohibit encrypt()", "count()"):
+        path.write_text(f"[[rule]]\ndag = '{other}'\n")
+        assert launcher.bertha(*words).stderr == "", other
+
+
 def test_explain_says_what_would_run_each_chunnel(launcher: Launcher, tmp_path: Path) -> None:
     path = tmp_path / "bertha.toml"
     path.write_text(
         '[[rule]]\nprogram = "my-server"\ndag = "prefer compress() |> encrypt()"\n'
         'prohibit = ["encrypt/native"]\n'
     )
-    svg = tmp_path / "dag.svg"
+    svg, key = tmp_path / "dag.svg", tmp_path / "key"
+    keys.make(str(key))
     words = ("--policy", str(path), "--side", "server", "my-server", ":6379")
-    found = json.loads(launcher.bertha("explain", "--json", "--svg", str(svg), *words).stdout)
+    env = {"BERTHA_CLUSTER_KEY": str(key)}
+    found = json.loads(launcher.bertha("explain", "--json", "--svg", str(svg), *words, env=env).stdout)
     compress, encrypt = found["ends"][1]["chunnels"]
     assert (compress["type"], compress["need"]) == ("compress", "prefer")
     assert (encrypt["implementation"], encrypt["not"]["native"]) == ("python", "the rule prohibits it")
@@ -81,8 +114,9 @@ def test_explain_says_what_would_run_within_a_branch(launcher: Launcher, tmp_pat
         'prohibit = ["limit/*"]\npriority = { "compress/python" = 500 }\n'
     )
     done = launcher.bertha("explain", "--policy", str(path), "--json", "nginx", ":80")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, "the second choice requires what the rule prohibits"
     found = json.loads(done.stdout)
+    assert "limit in choices[1]" in found["negotiation"]["refusal"]["text"]
     branch, compress = found["ends"][0]["chunnels"]
     inner = [(c["in"], c["type"], c["implementation"]) for c in branch["inner"]]
     assert inner == [

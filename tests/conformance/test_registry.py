@@ -132,7 +132,7 @@ def test_entry_points_of_installed_packages(tmp_path: Path) -> None:
         ("frame() |> compress()", None),
         ("count() |> frame() |> limit(rate=1) |> encrypt()", None),
         ("serialize()", "put serialize|bertha_socket.new"),
-        ("reliable()", "datagrams need udp"),
+        ("reliable()", 'proto = "udp"'),
         ("compress() |> serialize()", "sends objects"),
     ],
 )

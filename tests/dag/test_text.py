@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bertha_socket import dag
+from bertha_socket.chunnels import ChunnelArgumentError, UnknownChunnel, type_of
 from bertha_socket.dag import (
     Chunnel,
     Dag,
@@ -174,3 +175,84 @@ def test_a_scope_that_is_none() -> None:
         c.a().at("moon")
     with pytest.raises(DagError, match="'moon' is no scope"):
         (c.a() | c.b()).at("moon")
+
+
+def _cycle() -> list[object]:
+    found: list[object] = []
+    found.append(found)
+    return found
+
+
+def _deep(levels: int) -> list[object]:
+    found: list[object] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize("value", [_cycle(), _deep(3000), _deep(dag.DEPTH_MAX), {"a": 1}])
+def test_lists_without_end(value: object) -> None:
+    with pytest.raises(DagError):
+        c.a(value)
+    with pytest.raises(DagError):
+        c.a(by=[c.b(), value])
+    with pytest.raises(DagError):
+        str(Chunnel("a", (_cycle(),)))  # made by hand
+
+
+def test_as_deep_as_may_be() -> None:
+    made = c.a(_deep(dag.DEPTH_MAX - 1))
+    assert parse(str(made)) == wrap(made)
+
+
+def test_needs_of_a_subgraph() -> None:
+    made = wrap(prefer(c.a() | c.b().at("host")) | avoid(wrap("d() |> e()")) | prohibit(wrap(c.f())))
+    assert made == parse("prefer (a() |> b()@host) |> avoid (d() |> e()) |> prohibit f()")
+    for wrong in (None, "a()", 3, [c.a()]):
+        with pytest.raises(DagError, match="takes a chunnel or a DAG"):
+            prefer(wrong)  # type: ignore[type-var]
+
+
+def test_a_chunnel_knows_its_column_and_is_the_same_without() -> None:
+    found = parse('a() |> prefer b([c("x"), d()])')
+    inner = found.chunnels[1].args[0]
+    assert [x.column for x in found.chunnels] == [1, 15]
+    assert [x.chunnels[0].column for x in inner] == [18, 26]
+    moved = parse('   a()   |>   prefer b([ c("x"),d() ])')
+    assert moved == found and hash(moved) == hash(found) and str(moved) == str(found)
+    assert "column" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "column"),
+    [
+        ("count() |> compress(level=99)", 12),
+        ("count() |> compress(speed=1)", 12),
+        ("count() |> nosuch()", 12),
+        ("count() |> branch(by=payload[0], choices=[count(), nosuch()])", 52),
+        (
+            "count() |> branch(by=payload[0], choices=[count(), branch(by=len(payload), choices=[limit()])])",
+            85,
+        ),
+        ("count() |> branch(by=payload[0], choices=[])", 12),
+    ],
+)
+def test_what_types_do_not_take_is_pointed_at(text: str, column: int) -> None:
+    *good, wrong = parse(text).chunnels
+    for each in good:
+        type_of(each).bind(each)
+    with pytest.raises((ChunnelArgumentError, UnknownChunnel)) as caught:
+        type_of(wrong).bind(wrong)
+    assert caught.value.column == column
+    assert caught.value.strerror is not None
+    assert (
+        caught.value.strerror.startswith(f"column {column}: ") and caught.value.strerror.count("column") == 1
+    )
+
+
+def test_the_words_of_needs_name_no_type() -> None:
+    for made in (lambda: c.prefer(c.a()), lambda: c.avoid(), lambda: chunnel("prohibit")(1)):
+        with pytest.raises(DagError):
+            made()
+    assert parse("prefer(a() |> b())") == parse("prefer a() |> prefer b()")
+    assert parse("a(prefer=1)").chunnels[0].kwargs == (("prefer", 1),)

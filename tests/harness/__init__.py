@@ -6,6 +6,7 @@ start, watch and end those programs without leaving anything behind is here, onc
 
 from __future__ import annotations
 
+from .capture import Capture, assert_only_tls
 from .connlog import (
     Connection,
     assert_balanced,
@@ -20,6 +21,7 @@ from .poll import eventually
 from .programs import Program, require_program
 
 __all__ = [
+    "Capture",
     "Connection",
     "Host",
     "Namespace",
@@ -27,6 +29,7 @@ __all__ = [
     "Program",
     "assert_balanced",
     "assert_carried",
+    "assert_only_tls",
     "assert_plain",
     "connections",
     "eventually",
