@@ -92,14 +92,18 @@ def test_server(deserted: Host, door: str, program: str, dag: str, served: bool)
 
 @pytest.mark.parametrize("door", _DOORS)
 @pytest.mark.parametrize(
-    ("dag", "reached"), [("encrypt()", False), ("prefer compress() |> encrypt()", False)]
+    ("dag", "reached"),
+    [("encrypt()", False), ("prefer compress() |> encrypt()", False), ("prefer encrypt()", True)],
 )
 def test_client(deserted: Host, plain_port: int, door: str, dag: str, reached: bool) -> None:
     deserted.set_policy(_policy("one_door.py", "client", dag))
     said = deserted.run([sys.executable, _PROGRAM, door, "client", plain_port], shim=False)
     assert ("PONG" in said) == reached, said
+    if reached:
+        return
     if door == "new":
         assert "EndpointError" in said
+        assert "knows of no chunnels, and encrypt is required" in said
         return
     assert "refused" in said
     found = connections(deserted.connlog(), program=_PYTHON)
