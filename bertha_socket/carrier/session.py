@@ -394,11 +394,13 @@ class Session:
         self._inner = Pipeline(inner)
         self._reader = None
         early, self._early = self._early, []
+        over, self._network_over = self._network_over, False  # its end comes after what came before it
         self._ready()
         self._from_inner(self._inner.start())
         for item in early:
             self._rises(item)
-        if self._network_over:
+        self._network_over = over
+        if over:
             self._network_end()
 
     def _ready(self) -> None:
