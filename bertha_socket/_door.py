@@ -14,6 +14,7 @@ from enum import IntEnum, IntFlag
 from functools import cache
 from typing import NamedTuple
 
+from bertha_socket._required import required
 from bertha_socket.cli._preload import find_library
 
 __all__ = [
@@ -104,12 +105,15 @@ def disabled() -> bool:
 def open_door(origins: Origin) -> State:
     """Makes the shim serve this process's calls; connections of `origins` begin in it.  May be called again.
 
-    Raises DoorError (an OSError) when the library is missing or this C library is not one that it knows.
+    Raises DoorError (an OSError) when the library is missing or this C library is not one that it knows;
+    PolicyError (also one) when the policy file makes no sense.
     """
     with _lock:
         now = state()
         if now is State.PRELOADED or disabled():
             return now
+        musts = required().here
+        _library().bertha_door_musts(musts.encode())
         result = int(_library().bertha_door_redirect(int(origins)))
         if result < 0:
             why = os.strerror(-result)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bertha_socket import _door
+from bertha_socket._required import required
 
 __all__ = ["NAMES", "names", "own_chunnels"]
 
@@ -22,10 +23,19 @@ __all__ = ["NAMES", "names", "own_chunnels"]
 class socket(_stdlib.socket):
     """stdlib's `socket.socket`; connections that it makes or takes are carried by the best way there is.
 
-    Where nothing better than the kernel's TCP can be had, or the shim cannot be loaded, it is stdlib's.
+    Where nothing better than the kernel's TCP can be had, or the shim cannot be loaded, it is stdlib's; where
+    the policy requires chunnels, that is an OSError.
     """
 
     __slots__ = ()
+
+    def __init__(self, family: int = -1, type: int = -1, proto: int = -1, fileno: int | None = None) -> None:
+        """As stdlib's; PolicyError (an OSError): the policy file makes no sense."""
+        if fileno is None and family in (-1, _stdlib.AF_INET, _stdlib.AF_INET6):
+            with _opted():  # a UDP socket takes part from its beginning
+                super().__init__(family, type, proto)
+        else:
+            super().__init__(family, type, proto, fileno)
 
     def listen(self, *backlog: int) -> None:
         """As stdlib's."""
@@ -75,7 +85,10 @@ def _opted() -> _door.connecting:
     try:
         _door.open_door(_door.Origin.NONE)
     except _door.DoorError:
-        pass  # the invariant: never break the program; `bertha doctor` says what is wrong
+        # The invariants: never break the program (`bertha doctor` says what is wrong), but what is required
+        # is never dropped.
+        if required().here and not _own.get():  # who has his own chunnels refuses by himself
+            raise
     return _door.connecting(own=_own.get())
 
 

@@ -5,10 +5,11 @@ application.
 
 With an agent, the endpoint is like any program under bertha-run: the agents agree on a plan, the client's
 first bytes name it (carrier/preamble.py), and the other end may be such a program with its carrier.  Without
-one, or where nobody answers for the other end, both ends have to be endpoints: they negotiate on the
-connection itself, in the agents' own messages and with the same choice, before its first byte of data.
-Beneath, the connection is a `bertha_socket.socket`: on one host it is shared memory.  Where the DAG says
-`tcp()`, it is stdlib's.
+one, or where nobody answers for the other end, endpoints negotiate on the connection itself, in the agents'
+own messages and with the same choice, before its first byte of data.  Who does not answer as an endpoint is
+an ordinary server: connected to anew and plainly if nothing is required, else refused.  Beneath, the
+connection is a `bertha_socket.socket`: on one host it is shared memory.  Where the DAG says `tcp()`, it is
+stdlib's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import select
 import socket as _stdlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
@@ -25,7 +27,7 @@ from bertha_socket._bottom import check as check_bottom
 from bertha_socket._bottom import need_of_tcp
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import SECONDS, Connection, EndpointError
-from bertha_socket._endpoint_offer import Terms, offer_for
+from bertha_socket._endpoint_offer import Terms, offer_for, required_of
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import preamble
 from bertha_socket.carrier.session import SILENCE_SECONDS, Mode
@@ -38,8 +40,14 @@ from bertha_socket.negotiation.plan import Plan, Refusal
 
 __all__ = ["Connection", "Endpoint", "EndpointError", "Listener", "new"]
 
-#: What an endpoint says first where there is no plan, so that it is told from one that knows of no chunnels.
-MAGIC: Final = b"\xbeBRN"
+#: What an endpoint says and answers first where there is no plan, so that it is told from one that knows of
+#: no chunnels.  The line's end makes servers that speak in lines answer at once that they do not understand.
+MAGIC: Final = b"\xbeBRN\r\n"
+#: How long a server may say nothing until it is taken for an ordinary one, where nothing is required.
+_STRANGER_SECONDS: Final = 3.0
+#: How long it is remembered that one has answered as an ordinary one, and of how many.
+_STRANGE_FOR_SECONDS: Final = 60.0
+_STRANGERS_MAX: Final = 256
 _CHUNK: Final = 65536
 Address = tuple[str, int]
 
@@ -126,12 +134,33 @@ class Endpoint(NamedTuple):
             return sock
 
     def _negotiate(self, offer: Offer, address: Address, timeout: float) -> Connection:
-        """Without agents: on the connection itself, with an end that is such an endpoint too."""
+        """Without agents: on the connection itself, with an end that is such an endpoint too; plainly with
+        one that is not, if nothing is required."""
+        required = required_of(offer)
+        if not required and _is_stranger(address):
+            return self._opened(address, timeout, None, None)
+        try:
+            return self._agreed(offer, address, timeout, not required)
+        except _Stranger as stranger:
+            where = f"{self.name}: {address[0]} port {address[1]}"
+            if required:
+                problem = f"{where} {stranger}, and {required[0]} is required"
+                if stranger.silent:  # there may be another address
+                    raise TimeoutError(errno.ETIMEDOUT, problem) from None
+                raise EndpointError(f"{problem}: run bertha_socket.new() or bertha-run there") from None
+            if stranger.sure:
+                _note_stranger(address)
+        return self._opened(address, timeout, None, None)
+
+    def _agreed(self, offer: Offer, address: Address, timeout: float, impatient: bool) -> Connection:
+        """Raises _Stranger: there is no endpoint."""
         sock = self._dial(address, timeout)
         try:
             host, port = sock.getpeername()[:2]
             machine = Initiator(host.partition("%")[0], port, offer, keys.find())
-            sock.sendall(MAGIC + machine.outgoing())
+            sock.settimeout(min(timeout, _STRANGER_SECONDS) if impatient else timeout)
+            _greet(sock, MAGIC + machine.outgoing())
+            sock.settimeout(timeout)
             while not machine.finished:
                 machine.receive(_exactly(sock))
             event = machine.event()
@@ -152,6 +181,45 @@ def _addresses(given: Address | Sequence[Address]) -> list[Address]:
     if isinstance(given, tuple) and len(given) > 1 and isinstance(given[0], str):
         return [(str(given[0]), int(given[1]))]
     return [(str(one[0]), int(one[1])) for one in given if not isinstance(one, (str, int))]
+
+
+class _Stranger(Exception):
+    """A server that does not answer as an endpoint.  `sure`: by what it said; `silent`: it said nothing."""
+
+    def __init__(self, what: str, *, sure: bool = False, silent: bool = False) -> None:
+        super().__init__(what)
+        self.sure = sure
+        self.silent = silent
+
+
+_strangers: dict[Address, float] = {}
+
+
+def _is_stranger(address: Address) -> bool:
+    return _strangers.get(address, 0.0) > time.monotonic()
+
+
+def _note_stranger(address: Address) -> None:
+    if len(_strangers) >= _STRANGERS_MAX:
+        _strangers.clear()
+    _strangers[address] = time.monotonic() + _STRANGE_FOR_SECONDS
+
+
+def _greet(sock: _stdlib.socket, greeting: bytes) -> None:
+    """Raises _Stranger: the other end does not greet in return."""
+    answer = b""
+    try:
+        sock.sendall(greeting)
+        while answer != MAGIC:
+            data = sock.recv(len(MAGIC) - len(answer))
+            answer += data
+            if not data or not MAGIC.startswith(answer):
+                what = "answers as one that knows of no chunnels" if answer else "ended the connection"
+                raise _Stranger(what, sure=bool(answer))
+    except TimeoutError:
+        raise _Stranger("did not answer in time", silent=True) from None
+    except ConnectionError as error:
+        raise _Stranger(f"ended the connection ({error.strerror})") from None
 
 
 def _why(event: object) -> str:
@@ -278,6 +346,7 @@ class Listener:
         """`data`: what came behind the magic; the client waits for our answer before it says more."""
         machine = Responder(keys.find())
         plan: bytes | None = None
+        greeting = MAGIC
         while not machine.finished:
             machine.receive(data or sock.recv(_CHUNK))
             data = b""
@@ -287,7 +356,9 @@ class Listener:
                 machine.answer(answer)
                 plan = answer.encode() if isinstance(answer, Plan) else None
                 event = None if plan is not None else answer
-            sock.sendall(machine.outgoing())
+            if said := machine.outgoing():
+                sock.sendall(greeting + said)
+                greeting = b""
             if event is not None:
                 raise EndpointError(f"{self._name}: {_why(event)}")
         if plan is None:

@@ -22,11 +22,14 @@ from typing import Any
 
 from bertha_socket import _door
 from bertha_socket._door import DoorError, Patched
+from bertha_socket._policy_reader import PolicyError
+from bertha_socket._required import required
 
 __all__ = [
     "DoorError",
     "MonkeyPatchWarning",
     "Patched",
+    "PolicyError",
     "get_original",
     "is_patched",
     "ledger",
@@ -60,8 +63,11 @@ def patch_all(
     came too late.  Bytes, descriptors and waiting are redirected in all of the process whatever is chosen:
     a call that went past the shim would read past the data.
 
-    Under bertha-run, with BERTHA_DISABLE=1, or when called again, does nothing.  Raises DoorError (an
-    OSError) when the preload library is missing or cannot be used here.
+    What the policy file in force requires is required as under bertha-run: without an agent those connections
+    are refused.  Under bertha-run, with BERTHA_DISABLE=1, or when called again, does nothing.
+
+    Raises DoorError (an OSError) when the preload library is missing or cannot be used here, PolicyError
+    (also one) when the policy file makes no sense.
     """
     before = set(_done)
     if _door.disabled() or _door.state() is _door.State.PRELOADED:
@@ -75,19 +81,28 @@ def patch_all(
         _done.add("libraries")
     if _done == before and not (subprocess and "subprocess" not in before):
         return False
+    try:
+        required()
+    except PolicyError:
+        _undo(before)
+        raise
     if warn and before == set():
         _warn_of_what_is_there()
     try:
         _door.open_door(origins)
     except DoorError:
-        _done.clear()
-        _done.update(before)
+        _undo(before)
         raise
     if agent:
         _start_agent(warn)
     if subprocess:
         patch_subprocess()
     return True
+
+
+def _undo(before: set[str]) -> None:
+    _done.clear()
+    _done.update(before)
 
 
 def patch_socket(**more: bool) -> bool:
@@ -101,9 +116,16 @@ def patch_libraries(**more: bool) -> bool:
 
 
 def patch_subprocess() -> bool:
-    """Children run as under bertha-run: LD_PRELOAD in os.environ.  True: it was not there."""
+    """Children run as under bertha-run: LD_PRELOAD in os.environ, and what the policy requires of them.
+
+    True: it was not there.  Raises DoorError, PolicyError."""
     from bertha_socket.cli import _preload
 
+    if _door.state() is not _door.State.PRELOADED and not _door.disabled():
+        if musts := required().children:
+            os.environ["BERTHA_MUST"] = musts
+        else:
+            os.environ.pop("BERTHA_MUST", None)
     library = _preload.find_library()
     if library.problem is not None:
         raise DoorError(errno.ELIBACC, f"the preload library cannot be used: {library.problem}")
@@ -156,7 +178,10 @@ def _start_agent(warn: bool) -> None:
 
     problem = ensure_agent(path).error
     if problem is not None and warn:
-        text = f"{problem}; connections stay plain until there is one"
+        plain = "connections stay plain"
+        if required().here:
+            plain = "connections that the policy requires chunnels for are refused, others stay plain,"
+        text = f"{problem}; {plain} until there is one"
         warnings.warn(text, MonkeyPatchWarning, stacklevel=3)
 
 
@@ -217,7 +242,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parts[part] = False
     if not words or (words[0] in ("-m", "-c") and len(words) < 2):
         sys.exit(_HELP)
-    patch_all(**parts)
+    try:
+        patch_all(**parts)
+    except OSError as error:
+        sys.stderr.write(f"bertha_socket.monkey: {error.strerror or error}\n")
+        sys.exit(2)
     if words[0] == "-m":
         sys.argv = words[1:]
         if sys.path and not sys.flags.safe_path:

@@ -80,7 +80,8 @@ class Subject:
 def _script(words: tuple[str, ...]) -> set[str]:
     for i, word in enumerate(words):
         if word == "-m" and i + 1 < len(words):
-            return {words[i + 1]}
+            late = words[i + 1] == "bertha_socket.monkey"  # which runs what follows
+            return {words[i + 1], *(_script(words[i + 2 :]) if late else ())}
         if word == "-c":
             return set()
         if not word.startswith("-"):
@@ -111,7 +112,13 @@ class Rule:
             and self.proto in ("any", proto)
             and (self.ports is None or self.ports[0] <= port <= self.ports[1])
             and (self.address is None or _inside(address, self.address))
-            and (self.program is None or self._is_program(subject))
+            and self.is_about(subject)
+        )
+
+    def is_about(self, subject: Subject) -> bool:
+        """Whether this rule is about some connections of that process."""
+        return (
+            (self.program is None or self._is_program(subject))
             and (self.name is None or fnmatch.fnmatchcase(subject.name, self.name))
             and (self.user is None or self.user in (subject.user, str(subject.uid)))
             and (self.argv is None or fnmatch.fnmatchcase(" ".join(subject.argv), self.argv))
@@ -164,12 +171,19 @@ def _carrying(dag: str, wishes: Wishes) -> Wishes:
     return wished(parse_dag(dag), wishes)
 
 
-def musts(policy: Policy) -> str:
-    """BERTHA_MUST for the shim: which programs' connections must not be plain even if no agent is there."""
+def musts(policy: Policy, subject: Subject | None = None) -> str:
+    """BERTHA_MUST for the shim: which programs' connections must not be plain even if no agent is there.
+
+    With `subject` for that process alone, which is then known to be meant.
+    """
     found = []
     for rule in policy.rules:
+        if subject is not None and not rule.is_about(subject):
+            continue
         if any(c.need is Need.REQUIRE for c in upper(parse_dag(rule.dag))):
             program = rule.program if rule.program is not None and ";" not in rule.program else "*"
+            if subject is not None:
+                program = "*"
             sides = {
                 "tcp": (rule.side,),
                 "udp": (f"udp-{rule.side}",),

@@ -44,6 +44,7 @@ class Reason(IntEnum):
     CHUNNEL_FAILED = 26
     BRIEF = 27
     AGENT_NEW = 28
+    CHUNNEL_RAISED = 29
 
 
 _TEXTS: dict[int, str] = {
@@ -76,6 +77,7 @@ _TEXTS: dict[int, str] = {
     Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: its bytes were altered or cut off",
     Reason.BRIEF: "connections to this listener end after one exchange: plain TCP sets up faster",
     Reason.AGENT_NEW: "the agent was started after this listener, and did not know of it yet",
+    Reason.CHUNNEL_RAISED: "a chunnel's own code failed",
 }
 
 

@@ -31,11 +31,13 @@ class State(IntEnum):
     REFUSED = 2
     RESET = 3
     PLAIN = 4
+    RAISED = 5
 
 
 _WHY: Final = {
     State.REFUSED: Reason.CHUNNEL_REFUSED,
     State.RESET: Reason.CHUNNEL_FAILED,
+    State.RAISED: Reason.CHUNNEL_RAISED,
     State.PLAIN: Reason.PEER_UNAWARE,
 }
 
@@ -67,7 +69,7 @@ def parse(data: bytes, proto: str = "tcp") -> Carried | None:
         return None
     if state == State.PENDING:
         return None
-    upper = _chunnels(_text(chunnels)) if state in (State.READY, State.RESET) else []
+    upper = _chunnels(_text(chunnels)) if state in (State.READY, State.RESET, State.RAISED) else []
     why = _WHY.get(state)
     reason = None
     if why is not None:

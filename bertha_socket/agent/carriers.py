@@ -30,7 +30,7 @@ MESSAGE_MAX: Final = 65536
 #: A carrier that ends so often (times, in seconds) is not started for a while: its fault would come again.
 _FAILURES: Final = 5
 _FAILURE_SECONDS: Final = 10.0
-#: Bytes of the log that are kept when another carrier starts.
+#: Bytes of the log that are kept, by carriers in Python and when another carrier starts.
 _LOG_MAX: Final = 1 << 20
 _NATIVE: Final = os.path.join(ROOT, "bertha_socket", "lib", "bertha-carrier")
 #: As the agent itself is started (start.py): nothing of the environment decides what code runs.  Site
@@ -183,6 +183,8 @@ class Carriers:
             with theirs:
                 command += ["--control", str(theirs.fileno())]
                 log = self._open_log(uid)
+                if log is not None and kind != CarrierKind.NATIVE:  # which writes none
+                    command += ["--log-max", str(_LOG_MAX)]
                 try:
                     process = _spawn(command, theirs.fileno(), uid, peer, log)
                 finally:

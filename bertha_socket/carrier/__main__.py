@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
 import signal
 import socket
 import sys
+
+from bertha_socket.carrier import log
 
 
 def main() -> int:
     """Runs until there is nothing left to carry."""
     parser = argparse.ArgumentParser(prog="bertha-carrier", description="Runs connections with chunnels.")
     parser.add_argument("--control", type=int, required=True, help="descriptor of the agent's socket")
+    parser.add_argument(
+        "--log-max", type=int, default=0, help="bytes of standard error, if it is a file of ours"
+    )
     options = parser.parse_args()
-    level = os.environ.get("BERTHA_LOG", "")
-    if level:
-        names = {"error": logging.ERROR, "warn": logging.WARNING, "warning": logging.WARNING}
-        names |= {"info": logging.INFO, "debug": logging.DEBUG}
-        logging.basicConfig(
-            level=names.get(level.lower(), logging.INFO), format="bertha-carrier[%(process)d]: %(message)s"
-        )
-    else:
-        logging.disable(logging.CRITICAL)
+    log.begin(os.environ.get("BERTHA_LOG", ""), options.log_max)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     from bertha_socket.carrier.carrier import Carrier
 

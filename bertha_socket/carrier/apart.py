@@ -20,6 +20,7 @@ from typing import Final, NoReturn
 
 from bertha_socket.carrier.connection import Connection, reset
 from bertha_socket.carrier.loop import READ, Loop, Timer
+from bertha_socket.carrier.plans import log_text
 from bertha_socket.carrier.session import Session, State
 from bertha_socket.carrier.shim import Status
 
@@ -78,7 +79,8 @@ class Apart:
         try:
             pid = os.fork()
         except OSError as error:
-            self._fail(connection, status, page, f"no process for its chunnels: {error.strerror}")
+            why = f"no process for its chunnels: {error.strerror}"
+            self._fail(connection, status, page, why, State.REFUSED)
             return
         if pid == 0:
             _child(connection, status, page)
@@ -116,15 +118,15 @@ class Apart:
                     else f"status {os.WEXITSTATUS(code)}"
                 )
                 why = f"the process of its chunnels died ({how})"
-            self._fail(connection, child.status, child.page, why)
+            self._fail(connection, child.status, child.page, why, State.RAISED)
         self._ended()
 
-    def _fail(self, connection: Connection, status: Status, page: mmap.mmap, why: str) -> None:
+    def _fail(self, connection: Connection, status: Status, page: mmap.mmap, why: str, state: State) -> None:
         session = connection.session
         log.error("%s %s: %s", session.side, session.context.peer, why)
-        _, state = _SINCE.unpack_from(page)
-        ready = state == State.READY
-        status.write(State.RESET if ready else State.REFUSED, session.chunnels, why)
+        _, was = _SINCE.unpack_from(page)
+        ran = log_text(session.recipe.plan) if session.recipe is not None and was == State.READY else ""
+        status.write(state, ran, why)
         reset(connection.tcp)
         connection.tcp.close()
         connection.pair.close()

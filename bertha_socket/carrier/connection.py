@@ -205,7 +205,7 @@ class Connection:
             session.network_size = 0
             session.fail("the network's connection ended while something was being sent")
         self._flush_program()
-        if session.over and (not session.to_network or session.state == State.RESET):
+        if session.over and (not session.to_network or session.state in (State.RESET, State.RAISED)):
             self._end_badly()
             return
         if (self._aborted and not session.to_network) or (self._late and self._fin_sent):

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from bertha_socket.carrier import preamble
 from bertha_socket.carrier.plans import Recipe, log_text, recipe_of
-from bertha_socket.chunnels import ChunnelError, Context, Pipe
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelError, Context, Pipe, UnknownChunnel
 from bertha_socket.chunnels.encrypt import EncryptPipe
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
 
@@ -28,6 +28,7 @@ HANDSHAKE_SECONDS: Final = 10.0
 #: where plain clients are served.  A carrier speaks as soon as it is connected.
 SILENCE_SECONDS: Final = 1.0
 _DETAIL_MAX: Final = 399
+_TRACEBACK_MAX: Final = 16384
 
 
 class State(IntEnum):
@@ -38,6 +39,7 @@ class State(IntEnum):
     REFUSED = 2
     RESET = 3
     PLAIN = 4
+    RAISED = 5
 
 
 class Mode(IntEnum):
@@ -104,7 +106,7 @@ class Session:
     @property
     def over(self) -> bool:
         """It has failed: nothing more is to be given."""
-        return self.state in (State.REFUSED, State.RESET)
+        return self.state in (State.REFUSED, State.RESET, State.RAISED)
 
     @property
     def wants_program(self) -> bool:
@@ -203,12 +205,16 @@ class Session:
             if self.state == State.PENDING and error.parting:
                 self._send_down([error.parting])
             self.fail(error.strerror or str(error))
+        except (ChunnelArgumentError, UnknownChunnel) as error:  # before it is made
+            self.fail(error.strerror or str(error))
         except Exception as error:  # a chunnel's own fault ends its connection alone
-            self.traceback = traceback.format_exc()
+            self.traceback = traceback.format_exc()[-_TRACEBACK_MAX:]
             where = traceback.extract_tb(error.__traceback__)[-1]
             name = self._at()
             place = f"{where.filename.rpartition('/')[2]} line {where.lineno}"
-            self.fail(f"{name} raised {type(error).__name__}: {error} ({place})")
+            # The place is what its author needs: a long message must not cut it off.
+            text = f"{type(error).__name__}: {str(error)[:200]}"
+            self._set(State.RAISED, f"{name} raised {text} ({place})")
 
     def _at(self) -> str:
         for pipeline in (self._inner, self._outer):
@@ -388,11 +394,13 @@ class Session:
         self._inner = Pipeline(inner)
         self._reader = None
         early, self._early = self._early, []
+        over, self._network_over = self._network_over, False  # its end comes after what came before it
         self._ready()
         self._from_inner(self._inner.start())
         for item in early:
             self._rises(item)
-        if self._network_over:
+        self._network_over = over
+        if over:
             self._network_end()
 
     def _ready(self) -> None:

@@ -16,6 +16,7 @@ from bertha_socket.chunnels._types import (
     Pipe,
     UnknownChunnel,
     between,
+    octets,
     one_of,
     wires,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "between",
     "get",
     "load_chunnel",
+    "octets",
     "one_of",
     "register",
     "register_chunnel",

@@ -251,6 +251,16 @@ class Pipe:
         """The connection has ended, however."""
 
 
+def octets(item: Any, chunnel: str) -> bytes:
+    """An item's bytes.  Raises ChunnelError: it has none, and `bytes(5)` would be five zeros."""
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, (bytearray, memoryview)):
+        return bytes(item)
+    kind = type(item).__name__
+    raise ChunnelError(f"{chunnel}: takes bytes and was given {kind}; put serialize() above it")
+
+
 Make = Callable[[Mapping[str, Any], str, str, Context], Pipe]
 Wires = Callable[[Mapping[str, Any]], Sequence[str]]
 

@@ -25,6 +25,7 @@ from bertha_socket.chunnels._types import (
     Parameter,
     Pipe,
     UnknownChunnel,
+    octets,
 )
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
 
@@ -147,7 +148,9 @@ class BranchPipe(Pipe):
         self.lingers_up = self._over_up and not all(p.up_done for p in self._choices)
 
     def _tag(self, number: int, items: Iterable[Any]) -> list[Any]:
-        return [_HEADER.pack(number, len(i)) + bytes(i) for i in items] if self._tagged else list(items)
+        if not self._tagged:
+            return list(items)
+        return [_HEADER.pack(number, len(i)) + i for i in (octets(item, "branch") for item in items)]
 
     def _all(self, moved: Iterable[tuple[int, Moved]]) -> tuple[list[Any], list[Any]]:
         ups: list[Any] = []

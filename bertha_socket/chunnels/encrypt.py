@@ -24,6 +24,7 @@ from bertha_socket.chunnels._types import (
     Implementation,
     Parameter,
     Pipe,
+    octets,
     wires,
 )
 
@@ -125,7 +126,7 @@ class EncryptPipe(Pipe):
         if not item:
             return ()
         if not self.ready:
-            self._held.append(bytes(item))
+            self._held.append(octets(item, "encrypt"))
             self.full_down = True
             return ()
         self._tls.write(item)

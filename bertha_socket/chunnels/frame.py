@@ -22,6 +22,7 @@ from bertha_socket.chunnels._types import (
     Parameter,
     Pipe,
     between,
+    octets,
     wires,
 )
 
@@ -40,9 +41,10 @@ class FramePipe(Pipe):
 
     def down(self, item: Any) -> Iterable[bytes]:
         """Length and message."""
-        if len(item) > self._max:
-            raise ChunnelError(f"frame: a message of {len(item)} bytes, more than {self._max}; raise max")
-        return (_HEADER.pack(len(item)) + bytes(item),)
+        data = octets(item, "frame")
+        if len(data) > self._max:
+            raise ChunnelError(f"frame: a message of {len(data)} bytes, more than {self._max}; raise max")
+        return (_HEADER.pack(len(data)) + data,)
 
     def up(self, item: Any) -> tuple[Iterable[bytes], Iterable[bytes]]:
         """The messages that are whole."""

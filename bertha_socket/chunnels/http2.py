@@ -27,6 +27,7 @@ from bertha_socket.chunnels._types import (
     Interface,
     Parameter,
     Pipe,
+    octets,
     wires,
 )
 
@@ -80,7 +81,7 @@ class Http2Pipe(Pipe):
         """A stream for the message, as far as the other end's windows allow."""
         if len(item) > MESSAGE_MAX:
             raise ChunnelError(f"http2: a message of {len(item)} bytes, more than {MESSAGE_MAX}")
-        self._queue.append(bytes(item))
+        self._queue.append(octets(item, "http2"))
         self._queued += len(item)
         return self._flush()
 

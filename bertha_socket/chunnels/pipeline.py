@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from bertha_socket.chunnels._types import Pipe
+from bertha_socket.chunnels._types import ChunnelError, Pipe
 
 
 class Moved(NamedTuple):
@@ -27,6 +27,7 @@ class Pipeline:
         #: How many pipes have heard of the end; None: it has not come yet.
         self._down_ended: int | None = None
         self._up_ended: int | None = None
+        self._network_over = False
         #: The pipe that is at work, for the message about what it raises.
         self.at: Pipe | None = None
 
@@ -75,7 +76,9 @@ class Pipeline:
         return self._after([], self._down(0, (item,)))
 
     def up(self, item: Any) -> Moved:
-        """An item from the network."""
+        """An item from the network.  Raises ChunnelError: its end has come before."""
+        if self._network_over:
+            raise ChunnelError("something came after the network's end")
         return self._after(*self._up(len(self._pipes) - 1, (item,)))
 
     def down_end(self) -> Moved:
@@ -86,6 +89,7 @@ class Pipeline:
 
     def up_end(self) -> Moved:
         """The network brings no more.  Raises ChunnelError: it was cut off."""
+        self._network_over = True
         if self._up_ended is None:
             self._up_ended = 0
         return self._after([], [])

@@ -35,6 +35,7 @@ from bertha_socket.chunnels._types import (
     Parameter,
     Pipe,
     between,
+    octets,
     wires,
 )
 
@@ -305,7 +306,7 @@ class ReliablePipe(Pipe):
 
     def down(self, item: Any) -> Iterable[bytes]:
         """Datagrams for one message."""
-        data = bytes(item)
+        data = octets(item, "reliable")
         if len(data) > MESSAGE_MAX:
             raise ChunnelError(f"reliable: a message of {len(data)} bytes, more than {MESSAGE_MAX}")
         parts = [data[at : at + self._payload] for at in range(0, len(data), self._payload)] or [b""]

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from bertha_socket.chunnels import ChunnelError, Context, Interface, Pipe, get
 from bertha_socket.testing._duplex import SIDES, Duplex, MakePair, Stuck, other
+from bertha_socket.testing._misuse import MISUSE
 
 
 class ChunnelFault(AssertionError):
@@ -71,7 +72,7 @@ def pair_of(
     )
 
 
-class _Check:
+class Check:
     """One run of one check."""
 
     def __init__(self, make_pair: MakePair, upper: Interface, lower: Interface, seed: int) -> None:
@@ -115,7 +116,7 @@ class _Check:
         return f"sent {size(sent)}; came {size(got)}"
 
 
-def _arrive(check: _Check, duplex: Duplex, sent: dict[str, list[Any]]) -> None:
+def _arrive(check: Check, duplex: Duplex, sent: dict[str, list[Any]]) -> None:
     """Everything that was sent has come, both ends have heard of the end."""
     for side in SIDES:
         duplex.end(side)
@@ -126,7 +127,7 @@ def _arrive(check: _Check, duplex: Duplex, sent: dict[str, list[Any]]) -> None:
             raise ChunnelFault(f"what the {side} sent is not what came: {check.told(sent[side], got)}")
 
 
-def order(check: _Check) -> None:
+def order(check: Check) -> None:
     """Everything arrives, once, in order, both ways at once."""
     duplex = check.duplex()
     sent: dict[str, list[Any]] = {s: [] for s in SIDES}
@@ -141,7 +142,7 @@ def order(check: _Check) -> None:
     duplex.close()
 
 
-def nothing_is_held_back(check: _Check) -> None:
+def nothing_is_held_back(check: Check) -> None:
     """What was sent arrives although nothing follows it."""
     duplex = check.duplex()
     for side in (*SIDES, *SIDES):
@@ -155,7 +156,7 @@ def nothing_is_held_back(check: _Check) -> None:
     duplex.close()
 
 
-def large_messages(check: _Check) -> None:
+def large_messages(check: Check) -> None:
     """A megabyte in one piece."""
     duplex = check.duplex(0.01 if check.lower is Interface.DATAGRAMS else 0.0)
     sent: dict[str, list[Any]] = {s: [check.item(1_000_000), check.item(3)] for s in SIDES}
@@ -165,7 +166,7 @@ def large_messages(check: _Check) -> None:
     duplex.close()
 
 
-def empty_messages(check: _Check) -> None:
+def empty_messages(check: Check) -> None:
     """Messages without bytes are messages; in a stream they are nothing."""
     duplex = check.duplex()
     empty: Any = {} if check.upper is Interface.OBJECTS else b""
@@ -176,7 +177,7 @@ def empty_messages(check: _Check) -> None:
     duplex.close()
 
 
-def half_close(check: _Check) -> None:
+def half_close(check: Check) -> None:
     """An end that sends no more still receives."""
     for first in SIDES:
         duplex = check.duplex()
@@ -199,7 +200,7 @@ def half_close(check: _Check) -> None:
         duplex.close()
 
 
-def backpressure(check: _Check) -> None:
+def backpressure(check: Check) -> None:
     """While the network takes nothing a chunnel says that it is full or passes on; nothing is lost."""
     duplex = check.duplex()
     duplex.settle(1.0)
@@ -217,7 +218,7 @@ def backpressure(check: _Check) -> None:
     duplex.close()
 
 
-def cancellation(check: _Check) -> None:
+def cancellation(check: Check) -> None:
     """`close` is fine at any moment, and twice."""
     for moment in range(12):
         duplex = check.duplex()
@@ -230,7 +231,7 @@ def cancellation(check: _Check) -> None:
         duplex.close()
 
 
-def cut_off(check: _Check) -> None:
+def cut_off(check: Check) -> None:
     """A network that ends in the midst is an error (ChunnelError), or what came is a beginning of it all."""
     if check.lower is Interface.DATAGRAMS:
         return  # they have no end
@@ -255,7 +256,7 @@ def cut_off(check: _Check) -> None:
         duplex.close()
 
 
-def rubbish(check: _Check) -> None:
+def rubbish(check: Check) -> None:
     """Bytes that no other end would send are ignored or raise ChunnelError; nothing is made up of them."""
     for round_ in range(40):
         duplex = check.duplex()
@@ -278,7 +279,7 @@ def rubbish(check: _Check) -> None:
         duplex.close()
 
 
-def flipped_bits(check: _Check) -> None:
+def flipped_bits(check: Check) -> None:
     """What was altered on its way raises ChunnelError at worst, and nothing else."""
     for round_ in range(40):
         duplex = check.duplex(0.0)
@@ -302,7 +303,7 @@ def flipped_bits(check: _Check) -> None:
         duplex.close()
 
 
-def idle_costs_nothing(check: _Check) -> None:
+def idle_costs_nothing(check: Check) -> None:
     """With nothing to send and everything arrived there is no timer."""
     duplex = check.duplex(0.0)
     for side in SIDES:
@@ -314,7 +315,7 @@ def idle_costs_nothing(check: _Check) -> None:
     duplex.close()
 
 
-CHECKS: Final[tuple[Callable[[_Check], None], ...]] = (
+CHECKS: Final[tuple[Callable[[Check], None], ...]] = (
     order,
     nothing_is_held_back,
     large_messages,
@@ -326,6 +327,7 @@ CHECKS: Final[tuple[Callable[[_Check], None], ...]] = (
     rubbish,
     flipped_bits,
     idle_costs_nothing,
+    *MISUSE,
 )
 
 
@@ -354,7 +356,7 @@ def check_chunnel(
         if only and check.__name__ not in only:
             continue
         try:
-            check(_Check(make_pair, above, below, seed))
+            check(Check(make_pair, above, below, seed))
         except (ChunnelFault, Stuck) as error:
             raise ChunnelFault(f"{check.__name__}: {error}") from error
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
-from bertha_socket.chunnels import Parameter, Pipe, between, register_chunnel
+from bertha_socket.chunnels import Parameter, Pipe, between, octets, register_chunnel
 
 
 @register_chunnel("rot", endpoints="both", wire="rot/1")
@@ -24,7 +24,7 @@ class Rot(Pipe):
 
     def down(self, item: Any) -> Iterable[bytes]:
         """From the program to the network."""
-        return (bytes(item).translate(self.on),)
+        return (octets(item, "rot").translate(self.on),)
 
     def up(self, item: Any) -> tuple[Iterable[bytes], Iterable[bytes]]:
         """From the network to the program; nothing is answered."""

@@ -68,6 +68,7 @@ void descriptor_stale(int fd) {
 
 BERTHA_EXPORT int close(int fd) {
   if (LIKELY(!tracked(fd))) {
+    dgram_made(fd, false); /* or what a later dup() puts there would be taken for a UDP socket of ours */
     return REAL(close)(fd);
   }
   if (bertha_is_hidden(fd)) { /* a daemon that closes everything means its own */

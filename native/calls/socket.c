@@ -96,8 +96,9 @@ BERTHA_EXPORT int listen(int fd, int backlog) {
     if (c == NULL) {
       c = adopt_unknown(fd);
     }
-    if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET &&
-        !carried_owns()) { /* else it tells the agent itself first */
+    if (c != NULL && carried_owns()) { /* it tells the agent itself first */
+      conn_set_flag(c, CONN_OWN);
+    } else if (c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET) {
       start_listening(c, fd);
     }
     errno = saved;
@@ -136,7 +137,7 @@ static struct listener *listener_now(struct conn *c, int fd) {
 }
 
 static bool must_not_be_plain(const struct conn *l) {
-  return bertha.must_serve ||
+  return (bertha.must_serve && !(conn_flags(l) & CONN_OWN)) ||
          (l->listener != NULL &&
           atomic_load_explicit(&l->listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED);
 }
@@ -174,8 +175,8 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
     if (l->listener == NULL && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
       c->info.reason = l->info.reason; /* what the agent said of the listener */
     }
-    if (UNLIKELY(bertha.must_serve) && l->listener == NULL && l->info.reason != BERTHA_WHY_POLICY &&
-        l->info.reason != BERTHA_WHY_SHM_PROHIBITED) {
+    if (UNLIKELY(bertha.must_serve) && !(conn_flags(l) & CONN_OWN) && l->listener == NULL &&
+        l->info.reason != BERTHA_WHY_POLICY && l->info.reason != BERTHA_WHY_SHM_PROHIBITED) {
       carried_refuse(c, fd, BERTHA_WHY_NO_AGENT);
     }
     uint32_t options = conn_flags(l) & (CONN_NODELAY_SET | CONN_NODELAY_KNOWN); /* inherited (tcp(7)) */

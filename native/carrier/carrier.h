@@ -77,6 +77,7 @@ enum bertha_carrier_state {
   BERTHA_CARRIED_REFUSED = 2, /* `detail` says why; nothing was passed on in either direction */
   BERTHA_CARRIED_RESET = 3,   /* was ready, and ended by a reset or an error: `detail` */
   BERTHA_CARRIED_PLAIN = 4,   /* passed through as it is */
+  BERTHA_CARRIED_RAISED = 5,  /* as RESET, at any time: a chunnel's code raised, blocked or died */
 };
 
 /* Written by the carrier; `state` last, with release order.  Texts end with NUL. */

@@ -113,7 +113,8 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
   upper[sizeof upper - 1] = detail[sizeof detail - 1] = '\0';
   size_t n = strlen(upper);
   const char *bottom = l->c->info.family & BERTHA_FAMILY_DATAGRAMS ? bottom_of_datagrams : bottom_of_streams;
-  bool running = state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_RESET;
+  bool running =
+      state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_RESET || state == BERTHA_CARRIED_RAISED;
   if (running && n > 2 && upper[0] == '[' && upper[n - 1] == ']') {
     upper[n - 1] = '\0';
     snprintf(l->chunnels, sizeof l->chunnels, "%s,%s]", upper, bottom);
@@ -126,6 +127,8 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
     why = bertha_reason_text(BERTHA_WHY_CHUNNEL_REFUSED);
   } else if (state == BERTHA_CARRIED_RESET) {
     why = bertha_reason_text(BERTHA_WHY_CHUNNEL_FAILED);
+  } else if (state == BERTHA_CARRIED_RAISED) {
+    why = bertha_reason_text(BERTHA_WHY_CHUNNEL_RAISED);
   } else if (state == BERTHA_CARRIED_PLAIN) {
     why = bertha_reason_text(BERTHA_WHY_PEER_UNAWARE);
   }

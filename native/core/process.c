@@ -235,8 +235,11 @@ static bool is_interpreter(void) {
   return false;
 }
 
-/* "server=redis-server;any=*": programs whose policy requires chunnels, from bertha-run, which has read it. */
-static void read_musts(const char *text) {
+/* "server=redis-server;any=*": programs whose policy requires chunnels, from who has read it: bertha-run by the
+ * environment, or a door of Python. */
+void bertha_read_musts(const char *text) {
+  bertha.must_serve = bertha.must_connect = false;
+  bertha.must_serve_datagrams = bertha.must_send_datagrams = false;
   while (text != NULL && *text != '\0') {
     size_t whole = strcspn(text, ";");
     size_t side = strcspn(text, "=;");
@@ -303,7 +306,7 @@ void bertha_init(void) {
   copy_text(bertha.name, sizeof bertha.name, getenv("BERTHA_NAME"));
   copy_text(bertha.policy, sizeof bertha.policy, getenv("BERTHA_POLICY"));
   copy_text(bertha.connlog, sizeof bertha.connlog, getenv("BERTHA_CONNLOG"));
-  read_musts(getenv("BERTHA_MUST"));
+  bertha_read_musts(getenv("BERTHA_MUST"));
   find_agent_path();
   bertha.spin_ns = 50000; /* beyond the time a peer needs for a batch of 50 small requests */
   text = getenv("BERTHA_SPIN_US");

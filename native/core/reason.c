@@ -41,6 +41,7 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_CHUNNEL_FAILED] = "a chunnel of this connection failed: its bytes were altered or cut off",
     [BERTHA_WHY_BRIEF] = "connections to this listener end after one exchange: plain TCP sets up faster",
     [BERTHA_WHY_AGENT_NEW] = "the agent was started after this listener, and did not know of it yet",
+    [BERTHA_WHY_CHUNNEL_RAISED] = "a chunnel's own code failed",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

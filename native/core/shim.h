@@ -123,7 +123,9 @@ enum conn_flag {
   CONN_NAMED = 1u << 18,    /* its chunnels run in the program, which has named them (core/carried.h) */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
   CONN_HOP_LEFT = 1u << 21, /* its ring to the carrier was given back */
-  CONN_CUT = 1u << 20,      /* its carrier was seen to have ended without an end of the stream */
+  CONN_OWN =
+      1u << 22, /* a listener whose connections' chunnels run in the program, which refuses by itself */
+  CONN_CUT = 1u << 20, /* its carrier was seen to have ended without an end of the stream */
 };
 
 /* A connection (or a socket that may become one).  Lives in the table, which forked children share: the
@@ -208,6 +210,7 @@ extern struct bertha_process bertha;
 
 /* process.c */
 void bertha_init(void);
+void bertha_read_musts(const char *text); /* in the form of BERTHA_MUST */
 bool bertha_table_open(void);
 bool bertha_in_forked_stranger(void); /* in a vfork child, or one that a raw clone made */
 int bertha_hide_fd(int fd);           /* moves it out of the program's sight; -1 when it cannot */

@@ -20,8 +20,11 @@ int bertha_door_state(void);
 int bertha_door_redirect(unsigned origins);
 /* The ledger as lines "object\tcall\tentries\n"; returns the size it has (without the final 0), written or not. */
 size_t bertha_door_ledger(char *to, size_t size);
-/* In this thread, from now on: Python's connect and listen begin in the shim (DOOR_OPT), or only where the origins say
- * so (0); with DOOR_OWN they get no chunnels there, because the caller runs his own.  Returns what was before. */
+/* What the policy requires of this process, in the form of BERTHA_MUST: without an agent that is refused, not plain. */
+void bertha_door_musts(const char *musts);
+/* In this thread, from now on: Python's connect and listen, and UDP sockets that it makes, begin in the shim (DOOR_OPT),
+ * or only where the origins say so (0); with DOOR_OWN they get no chunnels there, because the caller runs his own.
+ * Returns what was before. */
 enum { DOOR_OPT = 1, DOOR_OWN = 2 };
 int bertha_door_opt(int in);
 /* For the log: the chunnels that the caller runs on this connection, a JSON array of {type, implementation, where}.

@@ -31,9 +31,11 @@ def test_states() -> None:
     refused = carried.parse(record(State.REFUSED, _GOOD, "no key"))
     assert refused is not None and refused.chunnels == [BOTTOMS["tcp"]]
     assert refused.reason is not None and refused.reason.endswith(": no key")
+    raised = carried.parse(record(State.RAISED, _GOOD, "ValueError"))
+    assert raised == ([*_GOOD, BOTTOMS["tcp"]], False, "a chunnel's own code failed: ValueError")
     plain = carried.parse(record(State.PLAIN))
     assert plain is not None and plain.plain and plain.reason
-    assert carried.parse(record(5)) is None
+    assert carried.parse(record(6)) is None
     assert carried.parse(b"") is None
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from bertha_socket.negotiation.plan import PlannedChunnel
 from tests.carrier.conftest import KEY, MakeCarrier
-from tests.carrier.host import READY, REFUSED, RESET, Carried, CarrierHost, chunnel, plan_of
+from tests.carrier.host import RAISED, READY, REFUSED, RESET, Carried, CarrierHost, chunnel, plan_of
 
 ModuleOf = Callable[[str], str]
 
@@ -64,7 +64,7 @@ TLS = chunnel("encrypt", "tls1.3")
 
 @pytest.fixture
 def author_hosts(make_carrier: MakeCarrier, module_of: ModuleOf) -> tuple[CarrierHost, CarrierHost]:
-    pair = tuple(make_carrier(KEY, env={"BERTHA_LOG": "info"}) for _ in range(2))
+    pair = tuple(make_carrier(KEY) for _ in range(2))
     source = module_of(AUTHOR)
     for host in pair:
         host.send({"op": "chunnels", "sources": {"rot": f"{source}:Rot"}})
@@ -124,7 +124,7 @@ def test_its_fault_is_its_connections_alone(
     for carried in (*others, faulty):
         carried.wait(READY, READY)
     faulty.client.sendall(word.encode())
-    faulty.client_status.wait(RESET, seconds=30)
+    faulty.client_status.wait(RAISED, seconds=30)
     assert why in faulty.client_status.detail
     faulty.server_status.wait(RESET)
     for carried in others:
@@ -138,18 +138,26 @@ def test_its_fault_is_its_connections_alone(
         assert "Traceback" in log and "no such word" in log
 
 
-@pytest.mark.parametrize("source", ["{}:BornDead", "{}:Missing", "/nowhere/at/all.py:Rot", "not.a.module:X"])
+@pytest.mark.parametrize(
+    ("source", "state"),
+    [
+        ("{}:BornDead", RAISED),
+        ("{}:Missing", REFUSED),
+        ("/nowhere/at/all.py:Rot", REFUSED),
+        ("not.a.module:X", REFUSED),
+    ],
+)
 def test_what_cannot_even_start_is_refused(
-    make_carrier: MakeCarrier, module_of: ModuleOf, source: str
+    make_carrier: MakeCarrier, module_of: ModuleOf, source: str, state: int
 ) -> None:
     client, server = make_carrier(), make_carrier()
     place = source.format(module_of(FAULTS))
     client.send({"op": "chunnels", "sources": {"born_dead": place}})
     carried = Carried(client, server, plan_of(chunnel("born_dead", "born_dead/1")))
-    carried.client_status.wait(REFUSED)
+    carried.client_status.wait(state)
     assert carried.client_status.detail
     carried.close()
-    client.close()
+    assert ("RuntimeError: not today" in client.close()) == (state == RAISED)
     server.close()
 
 

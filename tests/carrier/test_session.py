@@ -75,6 +75,27 @@ def test_both_agree(plan: bytes) -> None:
     assert server.program_ended
 
 
+@pytest.mark.parametrize("plan", PLANS)
+def test_all_that_comes_before_the_agents_word(plan: bytes) -> None:
+    """Several pieces and the end, while the plan is being asked about."""
+    client, server = pair(plan)
+    if b"tls1.3" in plan:
+        talk(client, server)
+    for word in (b"one", b"two", b"three"):
+        client.program(word)
+    client.program_end()
+    pieces = list(client.to_network)
+    client.to_network.clear()
+    for piece in pieces:
+        server.network(piece)
+    server.network_end()
+    if server.question is not None:
+        server.answer(None)
+    assert not server.detail, server.detail
+    assert b"".join(server.to_program) == b"onetwothree"
+    assert server.program_ended
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=2000), st.sampled_from(list(Mode)), st.sampled_from(PLANS), st.data())
 def test_any_bytes(data: bytes, mode: Mode, plan: bytes, draw: st.DataObject) -> None:

@@ -8,7 +8,8 @@ import pytest
 
 from tests.chunnels.conftest import Pair, StartRedis
 from tests.chunnels.test_redis import assert_through
-from tests.harness import require_program
+from tests.conftest import MakeHost
+from tests.harness import eventually, require_program
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
@@ -59,3 +60,32 @@ def test_its_fault_is_one_connections_alone(pair: Pair, start_redis: StartRedis,
     with pytest.raises(AssertionError):
         pair.client.run([*cli, "set", "key", "poison"])
     assert pair.client.run([*cli, "get", "key"]).strip() == "words"
+    (failed,) = [c for c in pair.client.finish() if c.reason]
+    assert failed.reason is not None
+    assert failed.reason.startswith(
+        "a chunnel's own code failed: chunnel Bad raised ValueError: I cannot stand"
+    )
+    assert failed.reason.endswith("(bad.py line 9)")
+    assert pair.client.agent is not None  # in the foreground its carriers' words are its own
+    assert "Traceback" in pair.client.agent.text()
+    assert "I cannot stand that word" in pair.client.agent.text()
+
+
+def test_the_traceback_is_in_the_carriers_log(
+    make_host: MakeHost, start_redis: StartRedis, tmp_path: Path
+) -> None:
+    """As it is by default: the agent was started by bertha-run, and nobody has asked for a log."""
+    bad = tmp_path / "bad.py"
+    bad.write_text(BAD, encoding="utf-8")
+    host = make_host(agent=False)
+    tables = f'[[chunnel]]\nname = "bad"\nsource = "{bad}:Bad"\n[[rule]]\nside = "server"\ndag = "bad()"\n'
+    host.set_policy(tables)
+    _, port = start_redis(host, "127.0.0.1")
+    cli = [require_program("redis-cli"), "-p", str(port)]
+    assert host.run([*cli, "set", "key", "words"]).strip() == "OK"
+    assert "OK" not in host.run([*cli, "set", "key", "poison"], check=False)
+    log = Path(f"{host.agent_path}.carriers.log")
+    eventually(lambda: "I cannot stand that word" in log.read_text(), "the traceback")
+    assert "Traceback" in log.read_text()
+    host.finish()
+    host.stop_agent_on_demand()

@@ -166,6 +166,22 @@ def test_client_of_a_program_without_chunnels(pair: Pair, start_redis: StartRedi
     assert all(c.plain for c in connections(pair.server.finish(), program="redis-server"))
 
 
+@pytest.mark.parametrize("agents", ["the client's", "none"])
+def test_client_of_an_ordinary_program(pair: Pair, start_redis: StartRedis, agents: str) -> None:
+    """Nobody answers for it: it is reached plainly, unless something is required."""
+    _, port = start_redis(pair.server, pair.address, shim=False)
+    for host in (pair.client, pair.server):
+        if host is pair.server or agents == "none":
+            assert host.agent is not None
+            host.stop(host.agent)
+    assert _ask(pair, port, times=2) == "ok"
+    assert _ask(pair, port, "prefer compress() |> prefer encrypt()", times=2) == "ok"
+    assert "encrypt" in _ask(pair, port, "prefer compress() |> encrypt()")
+    log = pair.client.finish()
+    assert all(c.plain for c in log)
+    assert sum(c.rx_bytes > len(_SECRET) for c in log) == 4, log
+
+
 @pytest.mark.parametrize("dag", ["compress() |> encrypt()", "frame() |> compress() |> encrypt()"])
 def test_both(pair: Pair, dag: str) -> None:
     """Two such programs on two hosts, through their agents."""

@@ -112,6 +112,28 @@ class MakesThingsUp(Pipe):
         return ()
 
 
+class TakesNumbers(Pipe):
+    """`bytes(5)`."""
+
+    def down(self, item: Any) -> Iterable[Any]:
+        return (bytes(item),)
+
+
+class SendsAllAgain(Pipe):
+    """After its end it begins anew."""
+
+    sent: tuple[Any, ...] = ()
+    ended = False
+
+    def down(self, item: Any) -> Iterable[Any]:
+        self.sent = (*self.sent, item)
+        return self.sent if self.ended else (item,)
+
+    def down_end(self) -> Iterable[Any]:
+        self.ended = True
+        return ()
+
+
 @pytest.mark.parametrize(
     ("pipe", "upper", "found"),
     [
@@ -125,6 +147,8 @@ class MakesThingsUp(Pipe):
         (TrustsTheNetwork, Interface.STREAM, "(rubbish|cut_off|flipped_bits): it raised"),
         (Ticks, Interface.STREAM, "(order|nothing_is_held_back|idle_costs_nothing): "),
         (MakesThingsUp, Interface.STREAM, "rubbish: .* bytes of rubbish became"),
+        (TakesNumbers, Interface.STREAM, r"wrong_types: int that was sent became \[b'\\x00"),
+        (SendsAllAgain, Interface.STREAM, "sent_after_the_end: what the client sent after its end"),
     ],
 )
 def test_what_is_wrong_is_found(pipe: type[Pipe], upper: Interface, found: str) -> None:

@@ -49,9 +49,10 @@ def _ask(
     patience: float = 20.0,
     loss: float = 0.0,
     shim: bool = True,
+    door: tuple[str, ...] = (),
 ) -> str:
     """What the client says.  A socket is plain if an agent had no time to answer: then it is run again."""
-    command = [sys.executable, _CLIENT, address, port, mode, count, patience, loss]
+    command = [sys.executable, *door, _CLIENT, address, port, mode, count, patience, loss]
     for _ in range(3):
         said = host.run(command, shim=shim, timeout=60.0).strip()
         if said == "ok" or patience < 5:
@@ -78,6 +79,17 @@ def test_whole_on_a_lossy_network(pair: Pair) -> None:
         assert _ask(pair.client, pair.address, port, mode, 8, loss=0.2) == "ok"
     found = _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
     assert f"{pair.address}:{port}" in [c.peer for c in found]
+    _through(pair.server.finish(), "memcached", ["reliable", "local_or_remote"])
+
+
+def test_client_by_monkey(pair: Pair) -> None:
+    """The same program, whose calls are redirected late."""
+    pair.dictate("reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    for mode in ("connected", "unconnected"):
+        door = ("-m", "bertha_socket.monkey")
+        assert _ask(pair.client, pair.address, port, mode, 8, loss=0.2, shim=False, door=door) == "ok"
+    _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
     _through(pair.server.finish(), "memcached", ["reliable", "local_or_remote"])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import bertha_socket
-from bertha_socket import keys
+from bertha_socket import _endpoint, keys
 from bertha_socket._endpoint import EndpointError, Listener
 from bertha_socket._endpoint_offer import Terms, offer_for, required_of
 from bertha_socket.dag import parse
@@ -131,7 +131,9 @@ def test_an_unaware_client_is_served_plain_otherwise() -> None:
         assert _rest(client) == b"hello"
 
 
-@pytest.mark.parametrize("noise", [b"\xbeBRN\x00\x00\x00\x01x", b"\xbeBRN\xff\xff\xff\xff", b"\xbeBRN"])
+@pytest.mark.parametrize(
+    "noise", [b"\xbeBRN\r\n\x00\x00\x00\x01x", b"\xbeBRN\r\n\xff\xff\xff\xff", b"\xbeBRN"]
+)
 def test_strangers_at_the_port_are_refused(noise: bytes) -> None:
     with _echo("frame()", "server: ") as listener, socket.create_connection(listener.address) as client:
         client.sendall(noise)
@@ -203,3 +205,72 @@ def test_a_wildcard_listener_under_rules_by_address(tmp_path: Path, monkeypatch:
             assert connection.recv(10) == b"hello"
             assert connection.plan is not None
             assert [c.type for c in connection.plan.chunnels] == ["frame", "compress"]
+
+
+class _Ordinary:
+    """A server that knows nothing of us: answers lines, greets first, or closes at what it does not like."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.came: list[bytes] = []
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.address: tuple[str, int] = self.server.getsockname()
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            client, _ = self.server.accept()
+            with client, suppress(ConnectionError):  # who is greeted otherwise leaves at once
+                if self.kind == "greets":
+                    client.sendall(b"220 ready\r\n")
+                data = client.recv(100)
+                self.came.append(data)
+                if data == b"stop\n":
+                    return
+                if self.kind != "closes" or data.startswith(b"hello"):
+                    client.sendall(b"you said " + data[:5])
+
+    def __enter__(self) -> _Ordinary:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with socket.create_connection(self.address, timeout=20) as client:
+            client.sendall(b"stop\n")
+        self.thread.join(20)
+        self.server.close()
+        assert not self.thread.is_alive()
+
+
+@pytest.mark.parametrize("kind", ["answers", "greets", "closes"])
+@pytest.mark.parametrize("dag", [None, "prefer compress() |> prefer encrypt()"])
+def test_an_ordinary_server_is_reached_plainly(kind: str, dag: str | None) -> None:
+    """Nothing is required and nobody tells what is there."""
+    with _Ordinary(kind) as server:
+        for _ in range(2):
+            with bertha_socket.new("client", dag).connect(server.address) as connection:
+                assert connection.plan is None
+                connection.send(b"hello")
+                got = b""
+                for more in connection:
+                    got += more
+                assert got.endswith(b"you said hello")
+        # What it answered is remembered, so that it hears of us once.
+        assert sum(data.startswith(b"\xbe") for data in server.came) == (2 if kind == "closes" else 1)
+
+
+@pytest.mark.parametrize("kind", ["answers", "greets", "closes"])
+def test_an_ordinary_server_is_refused_where_a_chunnel_is_required(kind: str) -> None:
+    with _Ordinary(kind) as server:
+        with pytest.raises(EndpointError, match=r"^.*127\.0\.0\.1 port .*compress is required: run "):
+            bertha_socket.new("client", "prefer frame() |> compress()").connect(server.address)
+
+
+def test_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is taken for an ordinary one after a while; where something is required it has not answered."""
+    monkeypatch.setattr(_endpoint, "_STRANGER_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with bertha_socket.new("client").connect(server.getsockname()) as connection:
+            assert connection.plan is None
+        with pytest.raises(TimeoutError, match="compress is required"):
+            bertha_socket.new("client", "compress()").connect(server.getsockname(), timeout=0.05)

@@ -46,6 +46,16 @@ thread.join()
 server.close()
 """
 
+_DATAGRAM = """
+import socket, sys
+server, client = socket.socket(type=socket.SOCK_DGRAM), socket.socket(type=socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", int(sys.argv[1])))
+client.sendto(b"x", server.getsockname())
+assert server.recv(10) == b"x"
+client.close()
+server.close()
+"""
+
 
 def _serve(host: Host, kind: str, *more: str | Path) -> tuple[Program, int]:
     port = free_port()
@@ -129,6 +139,14 @@ def test_socket_alone_and_nothing(host: Host) -> None:
     code += "assert monkey.is_patched('libraries') and not monkey.is_patched('socket')\n"
     host.run([sys.executable, "-c", code + _PAIR], shim=False)
     assert all(c.plain for c in host.finish())
+
+
+def test_datagrams_of_a_part_that_was_left_out(host: Host) -> None:
+    host.set_policy('[[rule]]\nproto = "udp"\ndag = "prefer reliable()"\n')
+    for choice, lines in (("socket=False", 0), ("libraries=False", 2)):
+        code = f"from bertha_socket import monkey\nmonkey.patch_all({choice})\n"
+        host.run([sys.executable, "-c", code + _DATAGRAM, free_port()], shim=False)
+        assert len(host.connlog()) == lines, choice
 
 
 def test_more_parts_later(host: Host) -> None:

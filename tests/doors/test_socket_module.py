@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import bertha_socket
-from tests.harness import Host, assert_carried
+from tests.harness import Host, assert_carried, free_port
 
 _NAMES = json.loads(Path(__file__).with_name("socket_names.json").read_text())
 _VERSION = "{}.{}".format(*sys.version_info)
@@ -131,3 +131,78 @@ def test_other_sockets_of_the_process_are_not(host: Host) -> None:
 def test_without_an_agent_they_are_stdlibs(host: Host) -> None:
     host.run([sys.executable, "-c", _ECHO], shim=False, env={"BERTHA_AGENT": str(host.dir / "none.sock")})
     assert all(c.plain for c in host.finish())
+
+
+_STDLIB_ACCEPT = """
+import socket as stdlib
+def stdlib_accept(server):
+    return stdlib.socket(fileno=server._accept()[0])
+"""
+
+# A UDP echo and who asks it: MODULE of the server, of the client, PORT.
+_DATAGRAMS = """
+import sys, socket, threading
+import bertha_socket
+modules = {"socket": socket, "bertha_socket": bertha_socket}
+theirs, ours = (modules[name] for name in sys.argv[1:3])
+bertha_socket.create_server(("127.0.0.1", 0)).close()  # the door is open
+server = theirs.socket(type=socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", int(sys.argv[3])))
+def serve():
+    for _ in range(5):
+        data, client = server.recvfrom(100)
+        server.sendmsg([data], [], 0, client)
+thread = threading.Thread(target=serve)
+thread.start()
+for way in range(3):
+    client = ours.socket(type=socket.SOCK_DGRAM)
+    client.settimeout(20)
+    for i in range(1 if way else 3):
+        if way == 0:
+            client.sendto(b"%d" % i, server.getsockname())
+        elif way == 1:
+            client.sendmsg([b"%d" % i], [], 0, server.getsockname())
+        else:
+            client.connect(server.getsockname())
+            client.send(b"%d" % i)
+        assert client.recvfrom(100)[0] == b"%d" % i
+    client.close()
+thread.join()
+server.close()
+"""
+
+
+@pytest.mark.parametrize("server", ["socket", "bertha_socket"])
+@pytest.mark.parametrize("client", ["socket", "bertha_socket"])
+def test_datagrams_of_its_sockets_alone(host: Host, server: str, client: str) -> None:
+    """By whichever call a UDP socket begins: where the class is not used, the kernel's own."""
+    host.set_policy('[[rule]]\nproto = "udp"\ndag = "prefer reliable()"\n')
+    host.run([sys.executable, "-c", _DATAGRAMS, server, client, free_port()], shim=False)
+    log = host.finish()
+    both = server == client == "bertha_socket"
+    roles = [c.role for c in log]
+    assert roles.count("server") == (server == "bertha_socket")
+    assert roles.count("client") == (3 if both else 0)  # with nobody at the other end it stays the kernel's
+    for line in log:
+        assert (line.raw["chunnels"][0]["type"] == "reliable") == both, line.raw
+
+
+def test_other_streams_of_the_process_are_not(host: Host) -> None:
+    """The door is open, and what stdlib's sockets begin goes past it, at both ends."""
+    code = _ECHO.replace(
+        "import bertha_socket as socket",
+        "import socket, bertha_socket\nbertha_socket.create_server(('127.0.0.1', 0)).close()",
+    )
+    host.run([sys.executable, "-c", code], shim=False)
+    assert host.finish() == []
+
+
+def test_its_listener_and_other_peoples_accept(host: Host) -> None:
+    """Whose listen() was ours, all its connections are: asyncio takes them by a call of its own."""
+    code = _ECHO.replace("connection, _ = server.accept()", "connection = stdlib_accept(server)")
+    code = code.replace("assert type(connection) is socket.socket", "pass")
+    code = code.replace("server = socket", _STDLIB_ACCEPT + "server = socket")
+    host.run([sys.executable, "-c", code], shim=False)
+    log = host.finish()
+    assert_carried(log, Path(sys.executable).name, min_connections=1, role="client")
+    assert_carried(log, Path(sys.executable).name, min_connections=1, role="server")

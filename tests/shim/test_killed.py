@@ -1,4 +1,4 @@
-"""Processes that are killed close nothing: what they had of the family's table and of a link's slots comes back."""
+"""Processes that are killed close nothing: what they had of tables and of links' slots comes back."""
 
 from __future__ import annotations
 
