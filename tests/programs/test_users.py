@@ -1,5 +1,5 @@
-"""Programs of different users: joined by a system agent, unless a policy leaves the other user out; by nothing else,
-whatever a policy says."""
+"""Programs of different users: joined by a system agent, unless a policy leaves the other user out; and by no
+other agent, whatever a policy says."""
 
 from __future__ import annotations
 
