@@ -161,8 +161,8 @@ void agent_claims_header(struct bertha_claims_header *out, uint64_t listener) {
   out->bucket_count = BERTHA_CLAIM_BUCKETS;
 }
 
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
-                       uint32_t client_pid, int rings) {
+void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid,
+                       int rings) {
   memset((void *)out, 0, sizeof *out);
   out->magic = BERTHA_MAGIC_LINK;
   out->version = BERTHA_LAYOUT_VERSION;
