@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Connection, Host, assert_carried, connections, eventually, free_port
+from tests.harness import Connection, Host, Program, assert_carried, connections, eventually, free_port
 from tests.shim.conftest import Build
 
 _PYTHON = Path(sys.executable).name
@@ -102,3 +102,71 @@ def _negotiated_again(host: Host, stress: Path, port: int) -> None:
         return all(c.implementation == "shm" for c in mine)
 
     eventually(carried, "a client all of whose connections are negotiated", 20)
+
+
+_PATIENT_SERVER = """
+import os, select, socket, sys, time
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+waiting = select.epoll()
+for turn in range(int(sys.argv[3])):
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.005)
+    connection, _ = listener.accept()
+    connection.setblocking(False)
+    waiting.register(connection, select.EPOLLIN)
+    kept = b""
+    while True:
+        waiting.poll()
+        try:
+            kept = kept or connection.recv(65536)
+            if not kept:
+                break
+            kept = kept[connection.send(kept):]
+        except BlockingIOError:
+            pass
+        waiting.modify(connection, select.EPOLLOUT if kept else select.EPOLLIN)
+    connection.close()
+"""
+_HALF_CLOSED = """
+import socket, sys, time
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    connection.sendall(b"x" * 411163)
+    connection.shutdown(socket.SHUT_WR)
+    print("sent", flush=True)
+    sys.stdin.readline()
+    time.sleep(0.2)
+    connection.settimeout(15)
+    had = 0
+    while data := connection.recv(4096):
+        had += len(data)
+print("had", had)
+"""
+
+
+def _half_closed(host: Host, port: int, go: Path) -> Program:
+    """A client that has sent all before the server accepts it, and reads when the server waits for space."""
+    go.unlink(missing_ok=True)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
+        client = host.spawn([sys.executable, "-c", _HALF_CLOSED, port], stdin=source)
+        client.wait_text("sent")
+        go.touch()
+        sink.write(b"go on\n")
+        assert client.wait(40).endswith("had 411163\n")
+    return client
+
+
+def test_who_waits_for_space_with_the_old_agents_bell(host: Host) -> None:
+    """The server's eventfd is registered with the agent that is killed.  A new client cannot have it from the
+    next one, and, having shut down its writing, cannot send a byte either: the server has to look by itself."""
+    port, go, turns = free_port(), host.dir / "go", 8
+    host.server([sys.executable, "-c", _PATIENT_SERVER, port, go, turns], port)
+    _half_closed(host, port, go)
+    if host.agent is not None:
+        host.agent.kill()
+        host.start_agent()
+    clients = [_half_closed(host, port, go) for _ in range(turns - 1)]
+    log = host.finish()
+    if not host.rehearse:
+        last = connections(log, pid=clients[-1].pid)
+        assert [c.implementation for c in last] == ["shm"]
