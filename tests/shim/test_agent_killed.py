@@ -158,7 +158,7 @@ def _half_closed(host: Host, port: int, go: Path) -> Program:
 
 def test_who_waits_for_space_with_the_old_agents_bell(host: Host) -> None:
     """The server's eventfd is registered with the agent that is killed.  A new client cannot have it from the
-    next one, and, having shut down its writing, cannot send a byte either: the server has to look by itself."""
+    next one, and, having shut down its writing, cannot send a byte either: the server looks by itself."""
     port, go, turns = free_port(), host.dir / "go", 8
     host.server([sys.executable, "-c", _PATIENT_SERVER, port, go, turns], port)
     _half_closed(host, port, go)
