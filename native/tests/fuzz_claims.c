@@ -64,8 +64,7 @@ static uint64_t a_word(uint32_t tag, const uint8_t **at, const uint8_t *end) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static const size_t bytes =
-      sizeof *claims + BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket);
+  static const size_t bytes = sizeof *claims + BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket);
   const uint8_t *end = data + (size < 200 ? size : 200);
   if (claims == NULL) {
     claims = calloc(1, bytes); /* on the heap, so that the address sanitizer knows its end */
@@ -80,6 +79,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   listener.pid = bertha.pid;
   int fd[2];
   tcp_pair(fd);
+  struct linger none = {1, 0}; /* no TIME_WAIT: ports would run out */
+  setsockopt(fd[0], SOL_SOCKET, SO_LINGER, &none, sizeof none);
   struct sockaddr_storage client, server;
   socklen_t length = sizeof client;
   rig_check(getsockname(fd[0], (struct sockaddr *)&client, &length) == 0, "getsockname");
