@@ -95,6 +95,7 @@ test: deps-test venv test-native test-python
 test-native: venv
 	@$(NATIVE) test
 	@$(NATIVE) test VARIANT=asan
+	@$(NATIVE) test VARIANT=tsan
 	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=10; \
 	else echo "native: clang is not installed: no fuzzing"; fi
 

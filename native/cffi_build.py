@@ -75,10 +75,10 @@ uint32_t agent_dir_count(const void *dir);
 size_t agent_claims_size(void);
 size_t agent_link_size(void);
 struct bertha_claims_header { ...; };
-struct bertha_link_header { ...; };
+struct bertha_link_header { uint64_t total_size; ...; };
 void agent_claims_header(struct bertha_claims_header *out, uint64_t listener);
 void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
-                       uint32_t client_pid);
+                       uint32_t client_pid, int rings);
 
 struct agent_table { uint32_t conn_count; uint32_t conn_size; uint32_t used; uint64_t conn_offset; };
 int agent_table_read(const void *header, size_t length, uint64_t size, struct agent_table *out);

@@ -9,15 +9,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import bertha_socket
+from tests.harness import assert_balanced, assert_carried, eventually, free_port, read_connlog
+from tests.harness.directory import agent_pid
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -144,3 +149,78 @@ def test_bertha_run_preloads_the_wheels_library(installed: Path, tmp_path: Path)
     assert paths[0].name == "libbertha_shim.so"
     assert paths[0].resolve().is_relative_to(installed.parent.resolve())
     assert str(paths[0].resolve()) in maps
+
+
+@pytest.mark.parametrize("program", ["bertha-relay", "bertha-carrier"])
+def test_programs_of_the_wheel_can_be_executed(installed: Path, tmp_path: Path, program: str) -> None:
+    """An archive that loses the mode would leave them there and of no use."""
+    (found,) = installed.parent.glob(f"lib/python*/site-packages/bertha_socket/lib/{program}")
+    assert found.stat().st_mode & stat.S_IXUSR
+    # Without what the shim gives it, it has nothing to do, and ends.
+    done = subprocess.run(
+        [found], stdin=subprocess.DEVNULL, capture_output=True, env=_environment(), timeout=20, check=False
+    )
+    assert done.returncode not in (126, 127), done.stderr
+
+
+_SERVER = """
+import socket, sys
+with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listener:
+    print("ready", flush=True)
+    connection, _ = listener.accept()
+    with connection:
+        while data := connection.recv(65536):
+            connection.sendall(data.upper())
+"""
+_CLIENT = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    for turn in range(100):
+        connection.sendall(b"abc" * 1000)
+        assert connection.recv(3000, socket.MSG_WAITALL) == b"ABC" * 1000
+print("ok")
+"""
+
+
+def test_a_pair_talks_over_shared_memory(installed: Path) -> None:
+    """What it is for: both ends by the wheel's bertha-run, with the agent that it starts by itself."""
+    with tempfile.TemporaryDirectory(prefix="bertha-wheel-") as name:
+        place, port = Path(name), free_port()
+        env = _environment() | {
+            "BERTHA_AGENT": str(place / "agent.sock"),
+            "BERTHA_AGENT_PORT": "0",
+            "BERTHA_CONNLOG": str(place / "log"),
+        }
+        command = [str(installed / "bertha-run"), "--require", "--", str(installed / "python"), "-c"]
+        with subprocess.Popen(
+            [*command, _SERVER, str(port)], cwd=place, env=env, stdout=subprocess.PIPE, text=True
+        ) as server:
+            try:
+                assert server.stdout is not None
+                assert server.stdout.readline() == "ready\n"
+                client = subprocess.run(
+                    [*command, _CLIENT, str(port)],
+                    cwd=place,
+                    env=env,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert client.stdout == "ok\n", client.stderr
+                assert server.wait(20) == 0
+                eventually(lambda: len(read_connlog(place / "log")) == 2, "both ends in the log")
+            finally:
+                server.kill()
+                _end_agent(place / "agent.sock")
+        log = read_connlog(place / "log")
+        assert_carried(log, "python", min_connections=2, port=port)
+        assert_balanced(log, port=port)
+
+
+def _end_agent(path: Path) -> None:
+    """End the agent that a bertha-run started there: its number is in the directory."""
+    pid = agent_pid(Path(f"{path}.dir"))
+    if pid is not None:
+        os.kill(pid, signal.SIGTERM)
+        eventually(lambda: not path.exists() or not Path(f"/proc/{pid}").exists(), "the agent's end")

@@ -46,6 +46,7 @@ class Pinger:
     server_variant: Variant | None = None
     think_us: int = 0
     processes: int = 1
+    server_first: bool = False
     target: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,15 +55,19 @@ class Pinger:
         self.target = self.variant.target(self.server.address, port, self.stage.path(".sock"))
         serving = self.server_variant or self.variant
         argv = [str(self.programs["server"]), "echo", self.target, "--size", str(self.size), *serving.flags]
-        argv += ["--processes", str(self.processes)]
+        argv += ["--processes", str(self.processes), *self._greeting]
         self.running = self.stage.start(
             argv, self.server, ready="ready", cpus=self.server_cpus, shim=serving.shim
         )
 
+    @property
+    def _greeting(self) -> list[str]:
+        return ["--server-first", "1"] if self.server_first else []
+
     def argv(self, connections: int, requests: int, warmup: int) -> list[str]:
         argv = [str(self.programs["ping"]), self.target, "--size", str(self.size), *self.variant.flags]
         argv += ["--connections", str(connections), "--requests", str(requests)]
-        argv += ["--think-us", str(self.think_us), "--processes", str(self.processes)]
+        argv += ["--think-us", str(self.think_us), "--processes", str(self.processes), *self._greeting]
         return [*argv, "--warmup", str(warmup)] if warmup else argv
 
     def ping(self, connections: int, requests: int, warmup: int = 0, variant: Variant | None = None) -> Times:

@@ -117,11 +117,17 @@ def mark_claims(fd: int, dag: int, carrier: int) -> None:
     os.pwrite(fd, dag.to_bytes(4, sys.byteorder), int(lib.OFFSETOF_claims_dag))
 
 
-def make_link(listener: int, index: int, client_pid: int) -> int:
-    """A new link; its descriptor.  Sparse: it takes memory only where somebody writes.  Raises OSError."""
+def make_link(listener: int, index: int, client_pid: int, rings: bool = True) -> int:
+    """A new link; its descriptor.  Sparse: it takes memory only where somebody writes.  Without `rings`, for
+    what does not use them, it also takes a small part of the addresses.  Raises OSError."""
     head = ffi.new("struct bertha_link_header *")
-    lib.agent_link_header(head, listener, index, client_pid)
-    return _sealed("bertha-link", int(lib.agent_link_size()), bytes(ffi.buffer(head)), _SEALS)
+    lib.agent_link_header(head, listener, index, client_pid, rings)
+    return _sealed("bertha-link", int(head.total_size), bytes(ffi.buffer(head)), _SEALS)
+
+
+def link_size() -> int:
+    """Bytes of addresses that a link with rings takes."""
+    return int(lib.agent_link_size())
 
 
 def mark_link_dead(fd: int) -> None:

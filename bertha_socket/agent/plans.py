@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Final
 
@@ -15,7 +16,7 @@ from bertha_socket.agent.model import Process, Refused
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.dag import Dag, Need, parse
 from bertha_socket.negotiation.offer import Offer
-from bertha_socket.negotiation.pick import LOCAL, Cause, Refusal, Wishes, allowed, pick
+from bertha_socket.negotiation.pick import IMPLEMENTATIONS, LOCAL, Cause, Refusal, Wishes, allowed, pick
 from bertha_socket.policy import Policy, Rule, Subject
 from bertha_socket.reasons import Reason as Why
 
@@ -26,6 +27,7 @@ _WHY: Final = {
     Cause.POLICY: Why.POLICY,
     Cause.SHM_PROHIBITED: Why.SHM_PROHIBITED,
     Cause.OTHER_USER: Why.OTHER_USER,
+    Cause.NO_MEMORY: Why.NO_MEMORY,
 }
 _user_names: dict[int, str] = {}
 
@@ -132,9 +134,17 @@ def refusal(policy: Policy, subject: Subject, addr: bytes, port: int) -> Why:
 
 
 def agree(
-    client: Process, server: Subject, server_policy: Policy, server_uid: int, addr: bytes, port: int
+    client: Process,
+    server: Subject,
+    server_policy: Policy,
+    server_uid: int,
+    addr: bytes,
+    port: int,
+    available: Collection[str] = IMPLEMENTATIONS,
 ) -> WirePlan:
-    """The plan for `client` at a listener that `server` runs.  Raises Refused."""
+    """The plan for `client` at a listener that `server` runs, of what is `available` to both.
+
+    Raises Refused."""
     if client.policy_error is not None:
         raise Refused(Why.POLICY)
     uid = client.peer.uid
@@ -145,6 +155,7 @@ def agree(
         client_user=(user_name(uid), str(uid)),
         server_user=(user_name(server_uid), str(server_uid)),
         system_agent=os.geteuid() == 0,
+        available=available,
     )
     if isinstance(picked, Refusal):
         raise Refused(_WHY[picked.cause])

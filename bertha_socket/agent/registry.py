@@ -7,8 +7,9 @@ import os
 import resource
 import secrets
 import socket
+from collections.abc import Collection
 
-from bertha_socket.agent import addresses, limits, memory, messages, plans, sockdiag
+from bertha_socket.agent import addresses, limits, memory, messages, plans, room, sockdiag
 from bertha_socket.agent.listeners import Listeners
 from bertha_socket.agent.messages import Connect, DagNeed, Resolve
 from bertha_socket.agent.model import Link, Listener, Process, Refused
@@ -97,13 +98,11 @@ class Registry:
             raise Refused(Why.NOT_LISTED)
         if listener.need == DagNeed.REQUIRED:  # its connections go through a carrier, or not at all
             raise Refused(Why.CHUNNEL_REFUSED)
-        plan = plans.agree(
-            process, listener.subject, listener.policy, listener.uid, wish.server_addr, wish.server_port
-        )
         if len(process.links) >= limits.LINKS_PER_PROCESS or listener.next_index > _LINK_INDEX_MAX:
             raise Refused(Why.LINK_FULL)
         index = listener.next_index
-        link = Link(listener, index, process, memory.make_link(listener.id, index, process.peer.pid), plan)
+        link = self._make_link(process, listener, index, wish)
+        plan = link.plan
         try:
             self._check_share(process, link.fd)
             if plan.implementation == messages.IMPL_UNIX:
@@ -115,6 +114,28 @@ class Registry:
         listener.links[index] = link
         process.links[(listener.id, index)] = link
         return link
+
+    def _make_link(self, process: Process, listener: Listener, index: int, wish: Connect) -> Link:
+        """Memory for what is picked; where there is not enough for rings, for what needs none.
+
+        Raises Refused or OSError."""
+
+        def make(available: Collection[str]) -> Link:
+            where = wish.server_addr, wish.server_port
+            plan = plans.agree(
+                process, listener.subject, listener.policy, listener.uid, *where, available=available
+            )
+            rings = plan.implementation == messages.IMPL_SHM
+            fd = memory.make_link(listener.id, index, process.peer.pid, rings)
+            return Link(listener, index, process, fd, plan)
+
+        possible = room.available(p.peer.pid for p in (process, *listener.members))
+        try:
+            return make(possible)
+        except OSError as error:
+            if "shm" not in possible or why_of(error) is Why.NO_DESCRIPTOR:
+                raise
+            return make(room.WITHOUT_RINGS)
 
     def link(self, process: Process, number: int, index: int) -> Link:
         """A link of a listener, for a process that serves it.  Raises Refused."""

@@ -26,6 +26,7 @@ class Cause(Enum):
     POLICY = "policy"
     SHM_PROHIBITED = "shm prohibited"
     OTHER_USER = "other user"
+    NO_MEMORY = "no memory"
 
 
 class Wishes(NamedTuple):
@@ -100,12 +101,15 @@ def pick(
 
     `client_user` and `server_user` are the names and numbers that each end's user goes by.  Users who differ
     share memory only if neither end's policy leaves the other out of its allow_users, and where a policy does
-    not say, only through a system agent (one that root runs).  `available` is what both ends can do.
+    not say, only through a system agent (one that root runs).  `available` is what both ends can do:
+    shared memory is wanting where `shm` is not among it.
     """
     left = [i for i in allowed(client) if i in allowed(server) and (i in available or i == "tcp")]
     local = [i for i in left if i in LOCAL]
     if "shm" in client.prohibit or "shm" in server.prohibit:
         lost_shm = Cause.SHM_PROHIBITED
+    elif "shm" in allowed(client) and "shm" in allowed(server) and "shm" not in available:
+        lost_shm = Cause.NO_MEMORY
     else:
         lost_shm = Cause.POLICY
     if not local:

@@ -161,15 +161,15 @@ void agent_claims_header(struct bertha_claims_header *out, uint64_t listener) {
   out->bucket_count = BERTHA_CLAIM_BUCKETS;
 }
 
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
-                       uint32_t client_pid) {
+void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid,
+                       int rings) {
   memset((void *)out, 0, sizeof *out);
   out->magic = BERTHA_MAGIC_LINK;
   out->version = BERTHA_LAYOUT_VERSION;
   out->listener = listener;
   out->index = index;
   out->slot_count = BERTHA_LINK_SLOTS;
-  out->ring_max = BERTHA_RING_MAX;
+  out->ring_max = rings ? BERTHA_RING_MAX : PAGE;
   out->client_pid = client_pid;
   size_t at = round_up(sizeof *out, BERTHA_CACHELINE);
   for (int side = 0; side < 2; side++) {
@@ -185,12 +185,12 @@ void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32
   out->slot_offset = at;
   at = round_up(at + BERTHA_LINK_SLOTS * sizeof(struct bertha_slot), PAGE);
   out->ring_offset = at;
-  out->total_size = at + (uint64_t)2 * BERTHA_LINK_SLOTS * BERTHA_RING_MAX;
+  out->total_size = at + (uint64_t)2 * BERTHA_LINK_SLOTS * out->ring_max;
 }
 
 size_t agent_link_size(void) {
   struct bertha_link_header h;
-  agent_link_header(&h, 1, 1, 1);
+  agent_link_header(&h, 1, 1, 1, 1);
   return (size_t)h.total_size;
 }
 

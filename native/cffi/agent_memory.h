@@ -29,9 +29,10 @@ uint32_t agent_dir_count(const void *dir);
 /* ---- claims and link: only their headers need writing, new memory is zero ---- */
 size_t agent_claims_size(void);
 void agent_claims_header(struct bertha_claims_header *out, uint64_t listener);
-size_t agent_link_size(void);
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
-                       uint32_t client_pid);
+size_t agent_link_size(void); /* with rings */
+/* Its total_size says how long the link is.  Without `rings`, for what does not use them, they have a page each. */
+void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid,
+                       int rings);
 
 /* ---- table: copies of a header and of records, as read from a descriptor ---- */
 struct agent_table {

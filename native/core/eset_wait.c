@@ -46,14 +46,18 @@ static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t pa
       struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
       r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
     }
-    if ((r->events & EPOLLOUT) && !(ready & EPOLLOUT)) {
+    bool starves = (r->events & EPOLLOUT) && !(ready & EPOLLOUT);
+    if (starves) {
       s->starved = true;
       if (conn_flags(c) & CONN_FIN) {
         bell_on_connection(c, fd);
       }
     }
     r->ready = ready;
-    if (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT))) {
+    /* One that waits for space is looked at again: who makes room may have no way to ring (our bell was known to an agent
+     * that has ended, and the other end has shut down the connection that would carry a byte). */
+    bool again = ready == 0 && starves && c->tx_phase == PHASE_RING;
+    if (!again && (ready == 0 || (r->events & (EPOLLET | EPOLLONESHOT)))) {
       k->pending[i] &= ~((uint64_t)1 << bit);
     }
     if (ready != 0) {

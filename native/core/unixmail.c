@@ -58,7 +58,7 @@ static bool read_letter(struct link *l) {
   struct letter letter;
   union {
     struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int))];
+    char space[CMSG_SPACE(sizeof(int))]; /* its alignment leaves room for a second one */
   } control;
   struct iovec part = {&letter, sizeof letter};
   struct msghdr msg = {.msg_iov = &part,
@@ -71,8 +71,17 @@ static bool read_letter(struct link *l) {
   }
   struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
   int fd = -1;
-  if (head != NULL && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof fd)) {
-    memcpy(&fd, CMSG_DATA(head), sizeof fd);
+  if (head != NULL && head->cmsg_type == SCM_RIGHTS) {
+    size_t count = (head->cmsg_len - CMSG_LEN(0)) / sizeof fd;
+    for (size_t i = 0; i < count; i++) {
+      int got;
+      memcpy(&got, CMSG_DATA(head) + i * sizeof got, sizeof got);
+      if (count == 1) {
+        fd = got;
+      } else {
+        REAL(close)(got); /* no letter of ours has more than one */
+      }
+    }
   }
   if (fd < 0) {
     return false;

@@ -1,6 +1,12 @@
 /* An agent that answers anything: wrong lengths, other messages, descriptors where none belong or of the wrong sort. */
 #include "../core/agentc.c" /* its connection */
 
+#define here carried_here
+#define send_message carried_send_message
+#include "../core/carried.c" /* what it makes of plans and carriers */
+#undef here
+#undef send_message
+
 #include "rig.h"
 
 static int some_descriptor(uint8_t kind) {
@@ -47,14 +53,29 @@ static size_t answer(int to, const uint8_t *data, size_t size, uint16_t op, uint
   size_t used = 4 + length < size ? 4 + length : size;
   struct {
     struct bertha_msg head;
-    uint8_t body[256];
+    uint8_t body[640];
   } message = {{BERTHA_MSG_MAGIC, BERTHA_PROTOCOL_VERSION, op, seq, 0}, {0}};
   if (how & 1) { /* sound, but for its body and descriptors */
     struct bertha_link_reply reply = {.listener = 7, .index = 1, .plan = {BERTHA_IMPL_SHM, data[3], 0, 0}};
     memcpy(message.body, &reply, sizeof reply);
     memcpy(message.body + data[3] % 40, data + 4, used - 4);
     length = how & 2 ? sizeof reply : how & 4 ? sizeof(struct bertha_bell) : length;
+    if (op == BERTHA_OP_HELLO) {
+      length = how & 8 ? length : sizeof(struct bertha_hello_reply);
+    } else if (op == BERTHA_OP_CARRIER) {
+      length = how & 8 ? length : sizeof(struct bertha_carrier_request);
+    } else if (op ==
+               BERTHA_OP_NEGOTIATE) { /* its words are the input's, its length what it says, or nearly */
+      struct bertha_negotiate_reply plan = {
+          .verdict = data[3] % 5, .carrier = data[3] >> 4, .valid_ms = 1000};
+      memset(plan.detail, how & 32 ? 'x' : 0, sizeof plan.detail);
+      plan.plan_size = how & 8 ? data[2] * 0x01010101u : data[2] % 120;
+      memcpy(message.body, &plan, sizeof plan);
+      memcpy(message.body + sizeof plan, data + 4, used - 4);
+      length = sizeof plan + data[2] % 120 + (how & 2 ? 1 : 0);
+    }
     length += sizeof message.head;
+    message.head.status = how & 64 ? data[3] : 0;
   } else {
     memcpy(&message, data + 4, used - 4);
   }
@@ -99,8 +120,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
   }
   static const uint16_t ops[] = {BERTHA_OP_LISTEN,   BERTHA_OP_CONNECT,  BERTHA_OP_LINK,
-                                 BERTHA_OP_BELL_NEW, BERTHA_OP_BELL_GET, BERTHA_OP_RESOLVE};
-  uint16_t op = ops[data[0] % 6];
+                                 BERTHA_OP_BELL_NEW, BERTHA_OP_BELL_GET, BERTHA_OP_RESOLVE,
+                                 BERTHA_OP_HELLO,    BERTHA_OP_CARRIER,  BERTHA_OP_NEGOTIATE};
+  uint16_t op = ops[data[0] % (sizeof ops / sizeof *ops)];
   int pair[2];
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");
   agent.fd = bertha_hide_fd(pair[0]);
@@ -130,6 +152,36 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     int fd;
     struct listener *l;
     switch (op) {
+    case BERTHA_OP_HELLO: { /* as dial() does it, but for the connection */
+      struct bertha_hello_reply hello;
+      uint32_t status = 0;
+      if (exchange(BERTHA_OP_HELLO, &hello, 16, NULL, 0, &hello, sizeof hello, NULL, 0, &status) == 0 &&
+          open_descriptors() != before) {
+        abort();
+      }
+      break;
+    }
+    case BERTHA_OP_CARRIER:
+      if (open_carrier(data[0] & 1)) {
+        extern void bertha_close_hidden(int);
+        bertha_close_hidden(carried_here.carriers[data[0] & 1].fd);
+        carried_here.carriers[data[0] & 1].fd = 0;
+      }
+      break;
+    case BERTHA_OP_NEGOTIATE: {
+      struct plan *plan = ask(addr, 80, AF_INET, -1, data[0] & 2, data[0] & 1);
+      if (plan != NULL) {
+        uint8_t *copy = malloc(plan->size + 1); /* all of it is there */
+        memcpy(copy, plan->bytes, plan->size);
+        free(copy);
+        if (plan->size > BERTHA_CARRIER_PLAN_MAX || memchr(plan->detail, 0, sizeof plan->detail) == NULL) {
+          abort();
+        }
+        free(plan->bytes);
+        free(plan);
+      }
+      break;
+    }
     case BERTHA_OP_LISTEN:
       fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
       listener_register(fd, &why);

@@ -102,13 +102,17 @@ class Suite:
         ignore: Sequence[str] = (),
         package: str = "test",
         door: str = "bertha-run",
+        patient: bool = True,
     ) -> None:
-        """`door`: how the shim comes into the tests: "bertha-run" (preloaded), or "monkey" (patch_all())."""
+        """`door`: how the shim comes into the tests: "bertha-run" (preloaded), or "monkey" (patch_all()).
+
+        `patient`: under the shim, accept() and connect() sleep 1 and 4 ms (child.py says why)."""
         self.timeout = timeout
         self.only = list(only)
         self.ignore = [*IGNORE, *ignore]
         self.package = package
         self.door = door
+        self.patient = patient
 
     def run(self, module: str, shim: bool) -> ModuleRun:
         """All tests of `module` ("test_socket")."""
@@ -156,7 +160,8 @@ class Suite:
             command += [word for glob in self.ignore for word in ("--ignore", glob)]
             command += [word for glob in self.only for word in ("--only", glob)]
             if shim:
-                command.append("--patient")
+                if self.patient:
+                    command.append("--patient")
                 if self.door == "monkey":
                     command[1:1] = ["-m", "bertha_socket.monkey", "--"]
                 else:

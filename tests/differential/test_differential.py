@@ -1,4 +1,5 @@
-"""Random sequences of calls give the same over plain TCP and over shared memory.
+"""Random sequences of calls give the same over plain TCP and over shared memory, but for the kinds of
+differences that known.py names.
 
 BERTHA_DIFFERENTIAL_SEQUENCES says how many (default 200); BERTHA_DIFFERENTIAL_SEED where to begin.
 """
@@ -8,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import MakeHost
 from tests.differential.generate import Generator, Step
-from tests.differential.known import KNOWN
-from tests.differential.lockstep import Comparison, prefer_unix
+from tests.differential.known import KINDS, Kind, kind_of
+from tests.differential.lockstep import Comparison, Difference, prefer_unix
 from tests.harness import Host, free_port
 
 _SEQUENCES = int(os.environ.get("BERTHA_DIFFERENTIAL_SEQUENCES", "200"))
@@ -26,6 +28,15 @@ def _report(comparison: Comparison, steps: list[Step], seed: int) -> str:
     """The shortest sequence that still differs, for a message of a failing test."""
     least = comparison.smallest(steps)
     return f"seed {seed}: {comparison.lasting(least)}\n" + "\n".join(json.dumps(step) for step in least)
+
+
+def _check(comparison: Comparison, steps: list[Step], seed: int, implementation: str) -> None:
+    """There is no difference, or one of a kind that is known; never another byte."""
+    difference = comparison.lasting(steps)
+    if difference is None:
+        return
+    assert not difference.grave, _report(comparison, steps, seed)
+    assert kind_of(difference, implementation) is not None, _report(comparison, steps, seed)
 
 
 @pytest.fixture
@@ -47,14 +58,12 @@ def test_bytes_sent_long_before_the_tie(host: Host, comparison: Comparison) -> N
 
 
 @pytest.mark.slow
-def test_same_bytes_over_unix_sockets(host: Host) -> None:
-    """Where a unix socket answers otherwise than TCP is in docs/users/limits.md; the bytes are the same."""
+def test_same_over_unix_sockets(host: Host) -> None:
     comparison = Comparison(host.environment(prefer_unix(host.dir)), free_port)
     try:
         for seed in range(_SEED, _SEED + _SEQUENCES // 5):
             steps = Generator(seed, gentle=True).sequence()
-            difference = comparison.lasting(steps)
-            assert difference is None or not difference.grave, _report(comparison, steps, seed)
+            _check(comparison, steps, seed, "unix")
     finally:
         comparison.close()
     assert host.rehearse or any(c.implementation == "unix" for c in host.connlog())
@@ -65,18 +74,8 @@ def test_same_bytes_over_unix_sockets(host: Host) -> None:
 @pytest.mark.parametrize("chunk", range(_CHUNKS))
 def test_same_over_shared_memory(chunk: int, host: Host, comparison: Comparison) -> None:
     seeds = range(_SEED + chunk, _SEED + _SEQUENCES, _CHUNKS)
-    differences = []
     for seed in seeds:
-        if seed in KNOWN:
-            continue
-        steps = Generator(seed).sequence()
-        difference = comparison.lasting(steps)
-        if difference is not None:
-            assert not difference.grave, _report(comparison, steps, seed)
-            differences.append(f"seed {seed}: {difference}")
-    # What differs is of a few kinds (known.py, docs/users/limits.md), never the bytes; more than a few
-    # sequences is a fault.
-    assert len(differences) <= len(seeds) // 10, "\n".join(differences)
+        _check(comparison, Generator(seed).sequence(), seed, "shm")
     comparison.close()
     if host.rehearse:
         return
@@ -102,3 +101,23 @@ def test_a_difference_is_noticed_and_made_small(make_host: MakeHost, monkeypatch
     finally:
         comparison.close()
     assert [s["op"] for s in least] == ["socket", "setsockopt", "getsockopt"]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind.name))
+def test_known_kinds_are_told_to_users(kind: Kind) -> None:
+    page = " ".join((Path(__file__).parents[2] / "docs" / "users" / "limits.md").read_text().split())
+    assert kind.told in page
+
+
+def test_a_known_kind_is_not_more_than_it_says() -> None:
+    """Other answers of the same calls are faults."""
+    wait, recv = {"op": "epoll_wait"}, {"op": "recv", "flags": ["peek"], "size": 9}
+    here = {"ret": 1, "errno": 0, "events": [[3, 1]]}
+    assert kind_of(Difference(0, wait, here, {"ret": 0, "errno": 0, "events": []}), "shm") is None
+    reset = {"ret": 1, "errno": 0, "events": [[3, 25]]}
+    assert kind_of(Difference(0, wait, reset, here), "shm") == KINDS[0].name
+    longer, other = {"ret": 4, "data": "00112233"}, {"ret": 2, "data": "0012"}
+    assert kind_of(Difference(0, recv, longer, {"ret": 2, "data": "0011"}), "shm") == KINDS[1].name
+    assert kind_of(Difference(0, recv, longer, other), "shm") is None
+    ended = Difference(0, {"op": "shutdown"}, {"ret": -1, "errno": 107}, {"ret": 0, "errno": 0})
+    assert (kind_of(ended, "shm"), kind_of(ended, "unix")) == (None, KINDS[2].name)

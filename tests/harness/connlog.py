@@ -134,6 +134,34 @@ def assert_carried(
     return chosen
 
 
+def assert_mostly_carried(
+    log: Sequence[Connection],
+    program: str,
+    share: float,
+    implementation: str = "shm",
+    min_connections: int = 1,
+    *,
+    role: str | None = None,
+    port: int | None = None,
+) -> list[Connection]:
+    """`share` of the lines of `program` at the least were carried by `implementation`, and each other one is
+    plain with a reason: for programs some of whose connections may rightly stay plain."""
+    if log is REHEARSED:
+        return []
+    chosen = [c for c in connections(log, program=program, role=role, port=port) if c.tx_bytes or c.rx_bytes]
+    others = [c for c in chosen if c.implementation != implementation]
+    what = f"{program} {role or 'either role'} port {port or 'any'}"
+    assert len(chosen) >= min_connections, (
+        f"{what}: {len(chosen)} connections, expected {min_connections}:\n" + _listing(log)
+    )
+    carried = len(chosen) - len(others)
+    summary = f"{what}: {carried} of {len(chosen)} carried by {implementation}, expected {share:.0%}"
+    assert carried >= share * len(chosen), f"{summary}:\n" + _listing(others)
+    odd = [c for c in others if not (c.plain and c.reason)]
+    assert not odd, f"{what}: neither {implementation} nor plain with a reason:\n" + _listing(odd)
+    return chosen
+
+
 def assert_plain(
     log: Sequence[Connection],
     program: str,

@@ -122,12 +122,12 @@ class Host:
         self.connlog_path.touch()
         self.connlog_path.chmod(0o666)
 
-    def start_agent(self) -> Program:
-        """Start this host's agent and wait until it answers."""
+    def start_agent(self, under: Sequence[object] = ()) -> Program:
+        """Start this host's agent and wait until it answers; `under`: what becomes it (a launcher)."""
         self.agent_path.parent.mkdir(mode=0o755, exist_ok=True)
         if self.user is not None:
             shutil.chown(self.agent_path.parent, self.user)
-        argv = [str(_BIN / "bertha"), "agent", "--foreground"]
+        argv = [*map(str, under), str(_BIN / "bertha"), "agent", "--foreground"]
         if self.netns is not None:
             argv = self.netns.wrap(argv)
         self.agent = agent = self._start(argv, label="agent")
@@ -153,12 +153,16 @@ class Host:
         label: str | None = None,
         run_options: Sequence[str] = ("--require",),
         user: str | None = None,
+        under: Sequence[object] = (),
     ) -> Program:
-        """Start `command`, under bertha-run when `shim`; its output goes to a file (see Program.text)."""
+        """Start `command`, under bertha-run when `shim`; its output goes to a file (see Program.text).
+
+        `under`: what becomes bertha-run (a launcher)."""
         words = [str(word) for word in command]
         argv = list(words)
         if shim and not self.rehearse:
             argv = [str(_BIN / "bertha-run"), *run_options, "--", *argv]
+        argv = [*map(str, under), *argv]
         if user is not None:
             argv = [*as_user(user), *argv]
         where = netns or self.netns

@@ -14,6 +14,7 @@ from tests.harness import (
     Program,
     assert_balanced,
     assert_carried,
+    assert_mostly_carried,
     connections,
     eventually,
     free_port,
@@ -194,9 +195,10 @@ def test_reload_under_load(host: Host) -> None:
     assert total, report
     assert "Socket errors" not in report, report
     assert "Non-2xx" not in report, report
-    host.finish()
-    log = host.connlog()
+    log = host.finish()
     assert_carried(log, "curl", min_connections=3, role="client", port=port)
+    assert_mostly_carried(log, "wrk", 0.99, min_connections=int(total.group(1)), role="client", port=port)
+    assert_mostly_carried(log, "nginx", 0.99, min_connections=int(total.group(1)), role="server", port=port)
 
 
 def test_graceful_quit(host: Host) -> None:

@@ -54,14 +54,14 @@ def _check(host: Host, port: int, count: int, *, all_read: bool = True) -> None:
         assert_balanced(log, port=port, min_pairs=count)
 
 
-def _check_handed_on(host: Host, port: int, count: int) -> None:
+def _check_handed_on(host: Host, port: int, count: int, least: int) -> None:
     """For a server that hands each connection to another process at once: one that has not been tied by then
-    stays plain, with its reason; the client has checked the bytes (docs/users/limits.md)."""
+    stays plain, with its reason, all but `least`; the client has checked the bytes (docs/users/limits.md)."""
     if not host.rehearse:
         eventually(lambda: len(host.connlog()) >= 2 * count, f"{2 * count} lines in the connection log")
     log = host.finish()
     assert all(c.reason for c in log if c.plain)
-    assert_balanced([c for c in log if not c.plain], port=port, min_pairs=0)
+    assert_balanced([c for c in log if not c.plain], port=port, min_pairs=least)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,10 @@ def test_lines(host: Host, kind: str, connections: int, lines: int, size: int) -
     _, port = _serve(host, kind)
     numbers = [str(connections), str(lines), str(size)]
     assert host.run([sys.executable, _CLIENTS / "line_client.py", str(port), *numbers]).strip() == "ok"
-    if kind in ("inheriting", "forking"):
-        _check_handed_on(host, port, connections)
+    if kind == "forking":
+        _check_handed_on(host, port, connections, max(1, connections * 9 // 10))
+    elif kind == "inheriting":  # a client process asks its agent first, and comes too late with that one
+        _check_handed_on(host, port, connections, (connections - 1) // 2)
     else:
         _check(host, port, connections)
 

@@ -1,4 +1,5 @@
-"""Programs of different users: joined by a system agent, unless a policy leaves the other user out."""
+"""Programs of different users: joined by a system agent, unless a policy leaves the other user out; and by no
+other agent, whatever a policy says."""
 
 from __future__ import annotations
 
@@ -6,7 +7,16 @@ import os
 
 import pytest
 
-from tests.harness import Host, assert_balanced, assert_carried, assert_plain, require_program
+from tests.conftest import MakeHost
+from tests.harness import (
+    Connection,
+    Host,
+    assert_balanced,
+    assert_carried,
+    assert_plain,
+    connections,
+    require_program,
+)
 from tests.programs.conftest import StartRedis
 
 pytestmark = [
@@ -61,3 +71,46 @@ def test_left_out(host: Host, start_redis: StartRedis, side: str) -> None:
     log = host.finish()
     assert_plain(log, "redis-cli", 2, role="client", port=port)
     assert_plain(log, "redis-server", 2, role="server", port=port)
+
+
+def _two_hosts(make_host: MakeHost, policy: str) -> tuple[Host, Host]:
+    """A server's user and a client's, each with an agent of its own, neither of them root's."""
+    hosts = make_host(user="daemon"), make_host(user="nobody")
+    for host in hosts:
+        host.open_to_other_users()
+        host.set_policy(policy)
+    return hosts
+
+
+def _ask_as_its_user(host: Host, port: int, more: dict[str, str] | None = None) -> list[Connection]:
+    """SET and GET by the host's user; the log's lines."""
+    for words in (["SET", "key", "value"], ["GET", "key"]):
+        command = [require_program("redis-cli"), "-p", str(port), *words]
+        assert host.spawn(command, env=more, run_options=()).wait().split()[-1] in ("OK", "value")
+    return host.finish()
+
+
+@pytest.mark.parametrize("policy", ["", _EVERYBODY], ids=["default", "everybody"])
+def test_each_with_an_agent_of_its_own(make_host: MakeHost, start_redis: StartRedis, policy: str) -> None:
+    server, client = _two_hosts(make_host, policy)
+    _, port = start_redis(server)
+    clients, servers = _ask_as_its_user(client, port), server.finish()
+    assert_plain(clients, "redis-cli", 2, role="client", port=port)
+    assert_plain(servers, "redis-server", 2, role="server", port=port)
+    reasons = {c.reason for c in connections(clients, port=port)}
+    assert client.rehearse or reasons == {"no program under bertha-run listens on this address on this host"}
+
+
+@pytest.mark.parametrize("policy", ["", _EVERYBODY], ids=["default", "everybody"])
+def test_agent_of_the_other_user(make_host: MakeHost, start_redis: StartRedis, policy: str) -> None:
+    """The client is pointed at the agent of a user who is neither root nor its own: it asks it nothing."""
+    server, client = _two_hosts(make_host, policy)
+    _, port = start_redis(server)
+    clients = _ask_as_its_user(client, port, {"BERTHA_AGENT": str(server.agent_path)})
+    servers = server.finish()
+    assert_plain(clients, "redis-cli", 2, role="client", port=port)
+    assert_plain(servers, "redis-server", 2, role="server", port=port)
+    said = {c.reason for c in connections(clients, port=port)}
+    assert client.rehearse or said == {"no agent answered on this host: start one with 'bertha agent'"}
+    warning = next(p for p in client.programs if p.label == "redis-cli").text()
+    assert client.rehearse or "belongs to another user" in warning, warning

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, assert_balanced, assert_carried, connections, eventually, free_port
+from tests.harness import (
+    Host,
+    assert_balanced,
+    assert_carried,
+    assert_mostly_carried,
+    connections,
+    eventually,
+    free_port,
+)
 from tests.shim.conftest import Build
 
 _HERE = Path(__file__).parent
@@ -39,6 +47,7 @@ def test_forks_while_connections_come_and_go(host: Host, build: Build, forks: st
     log = host.finish()
     if not host.rehearse:
         assert len(connections(log, program="again", role="server")) == count
+    assert_mostly_carried(log, "again", 0.9, min_connections=count, role="server")
 
 
 def test_socket_that_connects_again(host: Host, build: Build) -> None:

@@ -1,11 +1,12 @@
 /* Latency of requests: ping TARGET --size N --connections C --requests R --out FILE [--nodelay 1] [--warmup W]
- *                          [--think-us T] [--processes P]
+ *                          [--think-us T] [--processes P] [--server-first 1]
  *
  * On each of C connections, one after the other: socket and connect (timed together), then R requests of N
  * bytes, each timed from before its send until its answer of N bytes is whole.  FILE receives, for every
  * connection, 1 + R integers of 64 bits: nanoseconds of the set-up, then of each request.  W requests on
  * each connection are made first and not written.  With T > 0 it sleeps T microseconds before each request;
  * with P > 1 as many processes do all this at once, and FILE has the one's times behind the other's.
+ * With --server-first 1 the first request of a connection is none: the server greets with N bytes.
  *
  * Prints one JSON object: wall_ns and cpu_ns (of all its processes) of everything.
  */
@@ -24,7 +25,7 @@ static void think(size_t us) {
 struct work {
   struct target target;
   size_t size, connections, requests, warmup, think_us;
-  int nodelay;
+  int nodelay, server_first;
 };
 
 static void converse(const struct work *w, uint64_t *slot) {
@@ -42,7 +43,9 @@ static void converse(const struct work *w, uint64_t *slot) {
         think(w->think_us);
       }
       before = now_ns();
-      send_all(fd, buf, w->size);
+      if (r > 0 || !w->server_first) {
+        send_all(fd, buf, w->size);
+      }
       if (!recv_all(fd, buf, w->size)) {
         fprintf(stderr, "recv: the peer closed instead of answering\n");
         exit(1);
@@ -78,6 +81,7 @@ int main(int argc, char **argv) {
       .warmup = number(argc, argv, "--warmup", "0"),
       .think_us = number(argc, argv, "--think-us", "0"),
       .nodelay = (int)number(argc, argv, "--nodelay", "0"),
+      .server_first = (int)number(argc, argv, "--server-first", "0"),
   };
   size_t processes = number(argc, argv, "--processes", "1");
   const char *out = option(argc, argv, "--out", NULL);

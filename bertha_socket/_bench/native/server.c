@@ -1,6 +1,8 @@
 /* The serving half of every measurement of ours: server MODE TARGET [--size N] [--nodelay 1] [--processes P]
+ *                                                           [--server-first 1]
  *
- *   echo  one connection after the other: reads requests of --size bytes, answers each with as many
+ *   echo  one connection after the other: reads requests of --size bytes, answers each with as many;
+ *         with --server-first 1 it sends as many before it reads any
  *   once  accepts, answers one request of --size bytes (0: none), closes: for set-up rates
  *   hold  any number of connections at once, by epoll: echoes what comes
  *
@@ -14,8 +16,8 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 
-static void serve_echo(int listener, size_t size, int nodelay) {
-  char *buf = malloc(size + 1);
+static void serve_echo(int listener, size_t size, int nodelay, int server_first) {
+  char *buf = calloc(1, size + 1);
   for (;;) {
     int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
     if (fd < 0) {
@@ -24,6 +26,9 @@ static void serve_echo(int listener, size_t size, int nodelay) {
     if (nodelay) {
       int one = 1;
       setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    }
+    if (server_first) {
+      send_all(fd, buf, size);
     }
     while (recv_all(fd, buf, size)) {
       send_all(fd, buf, size);
@@ -115,7 +120,7 @@ int main(int argc, char **argv) {
     }
   }
   if (strcmp(argv[1], "echo") == 0) {
-    serve_echo(listener, size, nodelay);
+    serve_echo(listener, size, nodelay, (int)number(argc, argv, "--server-first", "0"));
   } else if (strcmp(argv[1], "once") == 0) {
     serve_once(listener, size);
   } else if (strcmp(argv[1], "hold") == 0) {

@@ -1,0 +1,86 @@
+/* server PORT: echoes, with one epoll set, until all its connections have ended.
+ * client PORT CONNECTIONS ROUNDS: requests and answers of 64 bytes, in each round one on every connection; says "ok" and
+ * holds the connections until its standard input ends. */
+#include "common.h"
+
+#include <sys/epoll.h>
+
+#define MOST 256
+#define SIZE 64
+
+static void add(int set, int fd, uint32_t which) {
+  struct epoll_event event = {.events = EPOLLIN, .data.u32 = which};
+  MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0);
+}
+
+static void serve(int port) {
+  struct epoll_event events[MOST];
+  char data[4096];
+  int listener = listen_on(port), set = epoll_create1(0), open = 0;
+  add(set, listener, (uint32_t)listener);
+  do {
+    int n = epoll_wait(set, events, MOST, -1);
+    MUST(n > 0);
+    for (int i = 0; i < n; i++) {
+      int fd = (int)events[i].data.u32;
+      if (fd == listener) {
+        int got = accept(listener, NULL, NULL);
+        MUST(got >= 0);
+        add(set, got, (uint32_t)got);
+        open++;
+        continue;
+      }
+      ssize_t got = recv(fd, data, sizeof data, 0);
+      if (got <= 0) {
+        close(fd);
+        open--;
+      } else {
+        MUST(send(fd, data, (size_t)got, MSG_NOSIGNAL) == got);
+      }
+    }
+  } while (open > 0);
+}
+
+static void ask(int port, int count, int rounds) {
+  struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};
+  at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  struct epoll_event events[MOST];
+  int fds[MOST], set = epoll_create1(0);
+  size_t missing[MOST];
+  char data[SIZE] = "";
+  for (int i = 0; i < count; i++) {
+    fds[i] = socket(AF_INET, SOCK_STREAM, 0);
+    MUST(connect(fds[i], (struct sockaddr *)&at, sizeof at) == 0);
+    add(set, fds[i], (uint32_t)i);
+  }
+  for (int round = 0; round < rounds; round++) {
+    for (int i = 0; i < count; i++) {
+      missing[i] = SIZE;
+      MUST(send(fds[i], data, SIZE, MSG_NOSIGNAL) == SIZE);
+    }
+    for (int open = count; open > 0;) {
+      int n = epoll_wait(set, events, MOST, 20000);
+      MUST(n > 0);
+      for (int i = 0; i < n; i++) {
+        uint32_t which = events[i].data.u32;
+        ssize_t got = recv(fds[which], data, missing[which], 0);
+        MUST(got > 0);
+        missing[which] -= (size_t)got;
+        open -= missing[which] == 0;
+      }
+    }
+  }
+  MUST(write(1, "ok\n", 3) == 3);
+  while (read(0, data, SIZE) > 0) {
+  }
+}
+
+int main(int argc, char **argv) {
+  if (argc == 3 && strcmp(argv[1], "server") == 0) {
+    serve(atoi(argv[2]));
+    return 0;
+  }
+  MUST(argc == 5 && strcmp(argv[1], "client") == 0 && atoi(argv[3]) <= MOST);
+  ask(atoi(argv[2]), atoi(argv[3]), atoi(argv[4]));
+  return 0;
+}

@@ -1,0 +1,114 @@
+"""Threads that share connections, epoll sets and links, under the thread sanitizer: library and program.
+
+gcc's runtime knows locks and atomics, but neither fences nor what another process orders by shared memory, so
+some of what it reports is none.  What is reported here and known is named below, each with what it is; a
+report with none of these functions at either end of it is a new one, and fails the test.  What is loaded must
+be built for it: an uninstrumented program does not survive the library's constructor.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Host, assert_carried, eventually, free_port, require_program
+from tests.harness.directory import listed_ports
+
+_HERE = Path(__file__).parent
+_NATIVE = _HERE.parents[1] / "native"
+_HINTS = "a hint, read without the lock and looked at again with it"
+_OTHERS = "memory of a slot, whose former use another process has ended: the sanitizer does not see that"
+_KNOWN = {
+    "waiter_get": "an exchange that fails counts as a write; the thread's own record is read",
+    "thread_ended": "the same",
+    "has_room": _HINTS,
+    "spin_learn": "what waits have taught: any value will do",
+    "spin_budget": "the same",
+    "lose": "the same",
+    "eset_new": "a set's record that was another's, ordered by the kernel's close and epoll_create",
+    "forget_set": "the same",
+    "sort_out": "rx_phase, " + _HINTS,
+    "kernel_news": "rx_phase, " + _HINTS,
+    "recv_before": "rx_phase, written with the lock and read without: " + _HINTS,
+    "take_claim": _OTHERS,
+    "ring_write": _OTHERS,
+    "slot_reset": _OTHERS,
+    # bertha.max_fd: a plain maximum, which two threads may set at once
+    "mark_hidden": "max_fd: to be made atomic",
+    "conn_track": "max_fd: to be made atomic",
+    # conn.error: taken and set to 0 without a lock
+    "recv_ring": "error: to be made atomic",
+    "send_ring": "error: to be made atomic",
+}
+_REPORT = re.compile(
+    r"WARNING: ThreadSanitizer: (.*?) \(pid=\d+\)\n(.*?)\n(?:  Location|  Thread |SUMMARY)", re.S
+)
+_OURS = re.compile(r"#\d+ (\w+) (?:core|calls|door)/")
+
+
+def _is_known(kind: str, stacks: str) -> bool:
+    """Whether the innermost function of ours is a known one, at either end."""
+    ends = [found[0] for stack in stacks.split("Previous") if (found := _OURS.findall(stack))]
+    return kind == "data race" and any(end in _KNOWN for end in ends)
+
+
+def _new_reports(directory: Path) -> tuple[int, list[str]]:
+    """How many reports there are, and those of which neither end is known."""
+    found, new = 0, []
+    for file in directory.glob("report.*"):
+        for report in _REPORT.finditer(file.read_text()):
+            found += 1
+            if not _is_known(report.group(1), report.group(2)):
+                new.append(report.group(0))
+    return found, new
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)  # most of it is a compiler
+def test_threads_under_the_thread_sanitizer(host: Host, tmp_path: Path) -> None:
+    compiler = require_program("cc")
+    stress = tmp_path / "stress"
+    flags = ["-std=gnu11", "-O1", "-g", "-D_GNU_SOURCE", "-fsanitize=thread", "-pthread"]
+    command = [compiler, *flags, str(_HERE / "c" / "stress.c"), "-o", str(stress)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    if done.returncode != 0:
+        pytest.skip("the compiler has no thread sanitizer")
+    if subprocess.run([stress], capture_output=True, timeout=20, check=False).returncode != 2:
+        pytest.skip("a program with the thread sanitizer does not start here")  # its addresses
+    done = subprocess.run(
+        ["make", "-s", "-C", str(_NATIVE), "VARIANT=tsan", f"LIBDIR={tmp_path}", "lib"],
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+        env={k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    options = f"exitcode=0 log_path={tmp_path}/report"
+    env = (
+        {"TSAN_OPTIONS": options}
+        if host.rehearse
+        else {
+            "LD_PRELOAD": str(tmp_path / "libbertha_shim_tsan.so"),
+            "TSAN_OPTIONS": options,
+        }
+    )
+    port = free_port()
+    # A sanitized setpriv there is none: the environment is set behind it.
+    words = ["env", *(f"{name}={value}" for name, value in env.items()), stress]
+    server = host.spawn([*words, "server", port, "nofork"], shim=False, label="stress")
+    host.wait_port(server, port)
+    if not host.rehearse:
+        directory = Path(f"{host.agent_path}.dir")
+        eventually(lambda: port in listed_ports(directory), "the server in the directory")
+    for seed in (1, 2):
+        assert "ok" in host.run([*words, "client", port, seed, 4, 25], shim=False, timeout=120)
+    assert server.running
+    log = host.finish()
+    assert_carried(log, "stress", role="client", min_connections=202)
+    found, new = _new_reports(tmp_path)
+    assert not new, f"{len(new)} of {found} reports are new:\n" + "\n\n".join(new)
