@@ -39,6 +39,7 @@ PLAIN_CELLS = {
     "nginx": {"tcp"},
     "chunnels": {"tcp", "redis-tls"},
     "speed": {"tcp"},
+    "new": set(),
 }
 # Of the bench that has rows: one of each kind, since all of them would take too long here.
 ROWS = ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "idle")
@@ -147,6 +148,10 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
             assert counts[variant.partition("-")[0]] > 0
         if variant in names and "encrypt" in variant:
             assert set(counts) == {variant}
+    if name == "new":
+        assert names == {"new", "bare-cffi", "socket"}
+        assert set(found["carried"]["shm"]) == {"shm"}
+        return
     for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "control", "redis-tls"}:
         assert sum(found["carried"][variant].values()) > 0
     try:
