@@ -40,6 +40,7 @@ PLAIN_CELLS = {
     "chunnels": {"tcp", "redis-tls"},
     "speed": {"tcp"},
     "new": set(),
+    "chunnel-cost": {"chunnel", "library"},
 }
 # Of the bench that has rows: one of each kind, since all of them would take too long here.
 ROWS = ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "idle")
@@ -148,6 +149,9 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
             assert counts[variant.partition("-")[0]] > 0
         if variant in names and "encrypt" in variant:
             assert set(counts) == {variant}
+    if name == "chunnel-cost":
+        assert len(cells) == 32
+        return
     if name == "new":
         assert names == {"new", "bare-cffi", "socket"}
         assert set(found["carried"]["shm"]) == {"shm"}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bertha_socket._bench.report import Report
+from bertha_socket._bench.report import Report, Sample
 from bertha_socket._bench.stage import Failed
 
 
@@ -35,6 +35,21 @@ class Options:
 
     def amount(self, quick: int, full: int, least: int = 1) -> int:
         return max(least, int((quick if self.quick else full) * self.scale))
+
+
+class Together:
+    """Cells that one program measures in one go, itself interleaved: it runs when a cell asks for a number that is not
+    there, and each cell takes its own."""
+
+    def __init__(self, measure: Callable[[], dict[str, Sample]]) -> None:
+        self._measure = measure
+        self._found: dict[str, Sample] = {}
+
+    def take(self, name: str) -> Sample:
+        """What this round has for the cell of that name."""
+        if name not in self._found:
+            self._found = dict(self._measure())
+        return self._found.pop(name)
 
 
 def run(report: Report, rounds: int, options: Options) -> None:

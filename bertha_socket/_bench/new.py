@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +29,7 @@ _SCRIPT = Path(__file__).with_name("new_cost.py")
 
 @dataclass
 class Program:
-    """The program once in each round; what it says of each way is asked for one after the other."""
+    """The program that measures all ways in turn."""
 
     stage: Stage
     report: Report
@@ -37,22 +37,22 @@ class Program:
     variant: Variant
     batches: int
     count: int
-    said: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     def argv(self) -> list[str]:
         port = self.stage.port(self.host)
         numbers = [str(port), str(self.batches), str(self.count)]
         return [sys.executable, str(_SCRIPT), self.host.address, *numbers]
 
-    def measure(self, way: str) -> Sample:
-        if way not in self.said:
-            log = self.stage.path(".log")
-            shim = self.variant.shim and self.variant.shim.logged(log)
-            self.said = json.loads(self.stage.run(self.argv(), self.host, shim=shim))
-            variants.check(self.report, self.variant, log)
-        found = self.said.pop(way)
-        send, pair = statistics.median(found["send"]), statistics.median(found["pair"])
-        return Sample({"send": send, "recv": pair - send, "pair": pair})
+    def measure(self) -> dict[str, Sample]:
+        log = self.stage.path(".log")
+        shim = self.variant.shim and self.variant.shim.logged(log)
+        said = json.loads(self.stage.run(self.argv(), self.host, shim=shim))
+        variants.check(self.report, self.variant, log)
+        samples = {}
+        for way, found in said.items():
+            send, pair = statistics.median(found["send"]), statistics.median(found["pair"])
+            samples[way] = Sample({"send": send, "recv": pair - send, "pair": pair})
+        return samples
 
 
 def run(options: interleave.Options) -> Report:
@@ -68,8 +68,9 @@ def run(options: interleave.Options) -> Report:
         for variant in variants.standard(stage, (variants.SHM,), report):
             program = Program(stage, report, host, variant, batches, count)
             report.commands[variant.name] = " ".join(program.argv())
+            together = interleave.Together(program.measure)
             for way in WAYS:
-                report.cells.append(Cell(way, {"by": variant.name}, partial(program.measure, way), _UNITS))
+                report.cells.append(Cell(way, {"by": variant.name}, partial(together.take, way), _UNITS))
         interleave.run(report, rounds, options)
     for metric in _UNITS:
         for way in (NEW, SOCKET):
