@@ -38,8 +38,10 @@ class Options:
 
 
 class Together:
-    """Cells that one program measures in one go, itself interleaved: it runs when a cell asks for a number that is not
-    there, and each cell takes its own."""
+    """Cells that one program measures in one go, itself interleaved.
+
+    It runs when a cell asks for a number that is not there; each cell takes its own.
+    """
 
     def __init__(self, measure: Callable[[], dict[str, Sample]]) -> None:
         self._measure = measure

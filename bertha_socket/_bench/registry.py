@@ -24,6 +24,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "memcached": ("memcached", "memcached, 50 connections: TCP, unix socket, shm"),
     "chunnels": ("chunnels", "redis through encrypt and compress, against its own TLS and plain TCP"),
     "chunnel-cost": ("chunnel_cost", "each chunnel's C implementation, against its library in a loop"),
+    "chunnel-setup": ("chunnel_setup", "first answer of a connection with chunnels, between two hosts"),
     "nginx": ("nginx", "nginx and wrk, 16 connections, a file of 1 KiB and a bare answer: TCP, shm"),
     "new": ("new", "a small message by bertha_socket.new, against bare cffi calls"),
     "speed": ("speed", "everything that is to be fast, against TCP: rates, latency, CPU time, system calls"),
