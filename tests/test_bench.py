@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,7 +20,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertha_socket._bench import connlog, host, interleave, netns, registry, stats, tools, variants
+from bertha_socket._bench import (
+    connlog,
+    host,
+    interleave,
+    netns,
+    registry,
+    stats,
+    system_calls,
+    tools,
+    variants,
+)
 from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket.cli import bench
@@ -202,7 +213,7 @@ def test_plain_called_shm_is_a_failure(
     code, found = run_bench("pingpong")
     assert code == 1
     assert any("expected shm" in failure and "no agent" in failure for failure in found["failures"])
-    assert "unix" in found["skipped"]
+    assert any("expected unix" in failure for failure in found["failures"])
     assert {cell["variant"] for cell in found["cells"]} == {"tcp", "unix-socket"}
 
 
@@ -212,10 +223,39 @@ def test_a_log_that_says_shm_lets_shm_be_measured(
 ) -> None:
     _pretend(monkeypatch, tmp_path, "shm")
     code, found = run_bench("pingpong")
-    assert code == 0
+    assert code == 1
     assert found["carried"]["shm"].keys() == {"shm"}
     assert any(figure["what"].endswith("shm/tcp") for figure in found["figures"])
-    assert "expected unix" in found["skipped"]["unix"]
+    # And what is called unix is a failure then.
+    assert [failure for failure in found["failures"] if "expected unix" not in failure] == []
+    assert "unix" not in {cell["variant"] for cell in found["cells"]}
+
+
+@pytest.mark.program
+def test_every_system_call_is_counted(tmp_path: Path) -> None:
+    """Also the first ones: nothing runs before perf counts."""
+    refusal = system_calls.unavailable()
+    if refusal is not None:
+        pytest.skip(refusal)
+    script = "import os\ninput()\nfor _ in range(1000): os.getppid()\nprint('done')\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with system_calls.counting([process.pid], tmp_path / "perf"):
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"done\n"
+        process.stdin.write(b"go\n")
+    assert 1000 <= system_calls.counted(tmp_path / "perf") < 2000
+
+
+def test_perf_that_counts_nobody_is_a_failure(tmp_path: Path) -> None:
+    if system_calls.unavailable() is not None:
+        pytest.skip("perf counts nothing here")
+    with pytest.raises(Failed, match="perf"), system_calls.counting([2**22 - 1], tmp_path / "perf"):
+        pass
 
 
 @pytest.mark.program

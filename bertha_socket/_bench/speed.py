@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from bertha_socket._bench import host, interleave, tools, variants
+from bertha_socket._bench import host, interleave, system_calls, tools, variants
 from bertha_socket._bench.idle import UNITS as IDLE_UNITS
 from bertha_socket._bench.idle import Crowd
 from bertha_socket._bench.report import Cell, Report, Sample, Target
-from bertha_socket._bench.speed_load import Ground, Load, SystemCalls, unprivileged
+from bertha_socket._bench.speed_load import Ground, Load, unprivileged
 from bertha_socket._bench.speed_rows import LESS, ROWS, UNITS, Row, Want
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket._bench.variants import Variant
@@ -28,6 +28,8 @@ _SOURCE = "issue 4"
 _LABELS = {"rate": "rate", "p50": "p50", "p99": "p99", "cpu": "CPU time"}
 #: How long system calls are counted, of a round's time.
 _COUNTING = 0.3
+#: The time for a row's rounds, where the caller chose no budget for all of them.
+_ROW_SECONDS = 60.0
 
 
 def _usable(row: Row) -> str | None:
@@ -59,7 +61,7 @@ def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> Load | N
 
 
 def _count(ground: Ground, report: Report, row: Row, loads: dict[str, Load]) -> None:
-    counter = SystemCalls(ground)
+    counter = system_calls.SystemCalls(ground)
     whole, ground.seconds = ground.seconds, ground.seconds * _COUNTING
     for name, load in loads.items():
         try:
@@ -160,10 +162,11 @@ def run(options: interleave.Options) -> Report:
         "many programs, plain TCP against shm: ratios in favour of shm, above 1 is better",
         options={"rounds": options.rounds_or(3, 7), "rows": [row.name for row in chosen]},
     )
-    refusal = SystemCalls.unavailable()
+    refusal = system_calls.unavailable()
     if refusal is not None:
         report.notes.append(refusal)
-    share = replace(options, budget_s=options.budget_s / max(1, len(chosen) + idle))
+    rows = max(1, len(chosen) + idle)
+    share = replace(options, budget_s=options.budget(_ROW_SECONDS * rows) / rows)
     with Stage() as stage:
         for row in chosen:
             why = _usable(row)

@@ -11,10 +11,7 @@ import json
 import os
 import pwd
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -486,55 +483,3 @@ class Beside:
         finally:
             for running in hogs:
                 running.stop()
-
-
-@dataclass
-class SystemCalls:
-    """Counts system calls of a load's two ends, with the kernel's tracepoint and perf; a run by itself."""
-
-    ground: Ground
-
-    @staticmethod
-    def unavailable() -> str | None:
-        """Why they cannot be counted here; None when they can."""
-        perf = shutil.which("perf")
-        if perf is None:
-            return "system calls are not counted: perf is not installed (apt-get install linux-perf)"
-        done = subprocess.run(
-            [perf, "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "true"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-        )
-        if done.returncode != 0 or not re.match(r"\d", done.stderr):
-            return "system calls are not counted: perf may not count raw_syscalls here"
-        return None
-
-    def count(self, load: Load, use: Callable[[], Sample]) -> tuple[float, float | None]:
-        """System calls for each request: the server's, and the client's where that can be had."""
-        stage, perf = self.ground.stage, tools.find("perf")
-        serving, asking = stage.path(".perf"), stage.path(".perf")
-        wide = ["--no-big-num", "-x", ",", "-e", "raw_syscalls:sys_enter"]
-        pids = ",".join(map(str, family(load.pids)))
-        argv = [perf, "stat", *wide, "-o", str(serving), "-p", pids]
-        counter = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if load.client_counts:
-            stage.before = (perf, "stat", *wide, "-o", str(asking), "--")
-        try:
-            requests = use().values["requests"]
-        finally:
-            stage.before = ()
-            counter.send_signal(2)
-            counter.wait(timeout=20)
-        if requests == 0:
-            raise Failed("no request was answered in that time")
-        asked = _counted(asking) / requests if load.client_counts else None
-        return _counted(serving) / requests, asked
-
-
-def _counted(path: Path) -> float:
-    found = re.search(r"^(\d+),,raw_syscalls", path.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
-        raise Failed("perf stat counted nothing")
-    return float(found.group(1))
