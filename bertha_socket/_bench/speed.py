@@ -12,17 +12,18 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from bertha_socket._bench import host, interleave, system_calls, tools, variants
+from bertha_socket._bench import host, interleave, speed_rows, speed_waits, system_calls, tools, variants
 from bertha_socket._bench.idle import UNITS as IDLE_UNITS
 from bertha_socket._bench.idle import Crowd
 from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.speed_load import Ground, Load, unprivileged
-from bertha_socket._bench.speed_rows import LESS, ROWS, UNITS, Row, Want
+from bertha_socket._bench.speed_rows import LESS, UNITS, Row, Want
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket._bench.variants import Variant
 
 PROGRAMS: tuple[str, ...] = ()
 IDLE = "idle/1000"
+ROWS: tuple[Row, ...] = (*speed_rows.ROWS, *speed_waits.ROWS)
 NAMES = (*(row.name for row in ROWS), IDLE)
 _SOURCE = "issue 4"
 _LABELS = {"rate": "rate", "p50": "p50", "p99": "p99", "cpu": "CPU time"}
@@ -37,6 +38,8 @@ def _usable(row: Row) -> str | None:
     try:
         for program in row.programs:
             tools.find(program)
+        if row.needs is not None:
+            row.needs()
     except tools.Unavailable as missing:
         return str(missing)
     if row.two_processors and len(host.cpus()) < 2:
@@ -78,7 +81,7 @@ def _count(ground: Ground, report: Report, row: Row, loads: dict[str, Load]) -> 
 
 
 def _judge(report: Report, row: Row, want: Want) -> None:
-    over, under = (want.variant, {"row": row.name}), (variants.TCP, {"row": row.name})
+    over, under = (want.variant, {"row": row.name}), (want.under, {"row": row.name})
     label = _LABELS[want.metric]
     if want.absolute:
         cell = report.cell(*over[:1], **over[1])
@@ -93,7 +96,8 @@ def _judge(report: Report, row: Row, want: Want) -> None:
     if want.metric in LESS:
         over, under = under, over
     target = None if want.bound is None else Target(want.bound, at_least=True, source=_SOURCE)
-    report.ratio(f"{row.title}: {want.variant} {label}, times better", want.metric, over, under, target)
+    than = "" if want.under == variants.TCP else f" than {want.under}"
+    report.ratio(f"{row.title}: {want.variant} {label}, times better{than}", want.metric, over, under, target)
 
 
 def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, counting: bool) -> None:
@@ -101,7 +105,7 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, co
     with ExitStack() as opened:
         if row.unprivileged:
             stage = opened.enter_context(Stage(user=unprivileged()))
-        ground = Ground(stage, tools.build(), stage.one_host(), seconds, opened)
+        ground = Ground(stage, tools.build(), stage.one_host(), seconds, options.scale, opened)
         part = Report(report.bench, "")
         loads: dict[str, Load] = {}
         for variant in row.choose(ground, part):

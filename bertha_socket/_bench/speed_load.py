@@ -12,6 +12,7 @@ import os
 import pwd
 import re
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,8 @@ class Ground:
     programs: dict[str, Path]
     host: netns.Host
     seconds: float
+    #: What the caller makes of all amounts; 1 in a measurement that counts.
+    scale: float = 1.0
     opened: ExitStack = field(default_factory=ExitStack)
     _starting: dict[Shim | None, float] = field(default_factory=dict)
 
@@ -98,6 +101,14 @@ def spent_ns(pids: list[int]) -> int:
 def _sample(load: Load, requests: float, client_us: float, begin_ns: int, **values: float) -> Sample:
     spent = (spent_ns(load.pids) - begin_ns) / 1000 + max(0.0, client_us)
     return Sample({**values, "cpu": spent / max(1.0, requests), "requests": requests})
+
+
+def made_sample(load: Load, ask: Callable[[], str]) -> Sample:
+    """Of a client that prints a JSON object: requests, wall_ns, cpu_ns."""
+    before = spent_ns(load.pids)
+    said = json.loads(ask())
+    rate = said["requests"] / said["wall_ns"] * 1e9
+    return _sample(load, said["requests"], said["cpu_ns"] / 1000, before, rate=rate)
 
 
 @dataclass
@@ -249,10 +260,11 @@ class Crowded:
         self.target = f"{place.address}:{stage.port(place)}"
         serve = [str(self.ground.programs["server"]), "hold", self.target]
         self.running = self.ground.begin(stage.start(serve, place, ready="ready", shim=shim))
-        idle = max(10, int(self.idle * min(1.0, self.ground.seconds)))
+        idle = max(10, int(self.idle * min(1.0, self.ground.scale))) if self.idle > 0 else 0
         hold = [str(self.ground.programs["hold"]), self.target, "--count", str(idle), "--touch", "64"]
         argv = [*hold, "--chunk", "64"]
-        self.ground.begin(stage.start(argv, place, ready="holding", shim=shim, stdin=True, timeout_s=120))
+        if idle > 0:
+            self.ground.begin(stage.start(argv, place, ready="holding", shim=shim, stdin=True, timeout_s=120))
 
     @property
     def pids(self) -> list[int]:

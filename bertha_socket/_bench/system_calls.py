@@ -6,7 +6,9 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from bertha_socket._bench.stage import Failed
 _EVENT = ("--no-big-num", "-x", ",", "-e", "raw_syscalls:sys_enter")
 #: In which perf must have opened its events; far more than it needs on a busy machine.
 _SECONDS = 20.0
+_ATTEMPTS = 5
 
 
 def unavailable() -> str | None:
@@ -39,36 +42,58 @@ def unavailable() -> str | None:
     return None
 
 
+class _Counter:
+    """One perf; raises Failed when it does not say that it counts."""
+
+    def __init__(self, pids: Sequence[int], out: Path) -> None:
+        reads_order, self._order = os.pipe()
+        self._answer, writes_answer = os.pipe()
+        # It begins disabled, and says on the second descriptor that an order was carried out (perf-stat(1)).
+        control = ["-D", "-1", "--control", f"fd:{reads_order},{writes_answer}"]
+        argv = [tools.find("perf"), "stat", *_EVENT, *control, "-o", str(out), "-p", ",".join(map(str, pids))]
+        inherited = (reads_order, writes_answer)
+        try:
+            self._perf = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=inherited
+            )
+        finally:
+            os.close(reads_order)
+            os.close(writes_answer)
+        try:
+            os.write(self._order, b"enable\n")
+            ready, _, _ = select.select([self._answer], [], [], _SECONDS)
+            if not ready or not os.read(self._answer, 16).startswith(b"ack"):
+                raise Failed("perf does not say that it counts")
+        except (Failed, BrokenPipeError) as failed:
+            self.stop()
+            raise Failed("perf does not say that it counts") from failed
+
+    def stop(self) -> None:
+        """It writes what it counted."""
+        self._perf.send_signal(signal.SIGINT)
+        self._perf.wait(timeout=_SECONDS)
+        os.close(self._order)
+        os.close(self._answer)
+
+
 @contextmanager
 def counting(pids: Sequence[int], out: Path) -> Iterator[None]:
     """Counts those of processes, and of what they start: the block begins when perf has said that it counts.
 
     Raises Failed when it does not say so.
     """
-    reads_order, order = os.pipe()
-    answer, writes_answer = os.pipe()
-    # It begins disabled, and says on the second descriptor that an order was carried out (perf-stat(1)).
-    control = ["-D", "-1", "--control", f"fd:{reads_order},{writes_answer}"]
-    argv = [tools.find("perf"), "stat", *_EVENT, *control, "-o", str(out), "-p", ",".join(map(str, pids))]
-    inherited = (reads_order, writes_answer)
+    for attempt in range(_ATTEMPTS):
+        try:
+            counter = _Counter(pids, out)
+            break
+        except Failed:  # a thread that ended while perf looked at it makes it give up
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.1)
     try:
-        counter = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=inherited
-        )
-    finally:
-        os.close(reads_order)
-        os.close(writes_answer)
-    try:
-        os.write(order, b"enable\n")
-        ready, _, _ = select.select([answer], [], [], _SECONDS)
-        if not ready or not os.read(answer, 16).startswith(b"ack"):
-            raise Failed("perf does not say that it counts")
         yield
     finally:
-        counter.send_signal(2)
-        counter.wait(timeout=_SECONDS)
-        os.close(order)
-        os.close(answer)
+        counter.stop()
 
 
 def counted(path: Path) -> float:

@@ -14,9 +14,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
-PROGRAMS = ("server", "ping", "rate", "hold", "load", "hog")
+PROGRAMS = ("server", "ping", "rate", "hold", "load", "hog", "echoes", "askers", "oneshot")
 CHUNNEL_COST = "chunnel_cost"
 _FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra")
 _PACKAGES = {
@@ -32,6 +33,9 @@ _PACKAGES = {
     "initdb": "postgresql",
     "postgres": "postgresql",
     "perf": "linux-perf",
+    "node": "nodejs",
+    "java": "default-jre-headless",
+    "javac": "default-jdk-headless",
 }
 
 
@@ -129,6 +133,37 @@ def build_chunnel_cost(cache: Path | None = None) -> Path:
     compiled = (CHUNNEL_COST + ".c", *(name for name in sources if name.endswith(".c")))
     program = _Program(CHUNNEL_COST, compiled, ("-lssl", "-lcrypto", "-lzstd", "-llz4"))
     return _compile(_own_sources() | sources, (program,), cache)[CHUNNEL_COST]
+
+
+def program(name: str) -> Path:
+    """A program of ours that is no C: a script, or a source."""
+    return Path(str(resources.files(__package__))) / "programs" / name
+
+
+def java_classes(cache: Path | None = None) -> Path:
+    """Where Echo.class is, compiled unless that was done before; raises Unavailable without a JDK."""
+    compiler, source = find("javac"), program("Echo.java")
+    find("java")
+    digest = hashlib.sha256(repr((source.read_bytes(), compiler)).encode()).hexdigest()[:16]
+    place = (cache or _cache_root()) / f"bench-java-{digest}"
+    if (place / "Echo.class").exists():
+        return place
+    with tempfile.TemporaryDirectory(prefix="bertha-java-") as work:
+        done = subprocess.run(
+            [compiler, "-d", work, str(source)], capture_output=True, text=True, check=False, timeout=120
+        )
+        if done.returncode != 0:
+            raise Unavailable(f"{compiler} could not build Echo.java: {done.stderr.strip()}")
+        place.mkdir(parents=True, exist_ok=True)
+        for made in Path(work).glob("*.class"):
+            shutil.copy(made, place / made.name)
+    return place
+
+
+def module(name: str) -> None:
+    """Raises Unavailable when this Python has no such module."""
+    if find_spec(name) is None:
+        raise Unavailable(f"the Python module {name} is not installed: pip install {name}")
 
 
 def bertha_run() -> list[str]:
