@@ -6,6 +6,7 @@ Nothing here looks at how fast anything was.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from bertha_socket._bench import (
     host,
     interleave,
     netns,
+    peers,
     registry,
     stats,
     system_calls,
@@ -269,6 +271,63 @@ def test_a_program_that_fails_is_named(tmp_path: Path) -> None:
             stage.start(
                 [str(programs["server"]), "no-such", f"127.0.0.1:{stage.port(host)}"], host, ready="never"
             )
+
+
+def test_peers_are_found_on_path_and_put_before_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a stand-in on PATH; the library is not there."""
+    fake = tmp_path / "bin" / "ip2unix"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/said\nshift 2\nexec "$@"\n', encoding="ascii")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(peers, "_PLACES", ())
+    monkeypatch.setattr(peers, "_LIBRARY", "libno-such-library.so")
+    report = Report("x", "y")
+    with Stage() as stage:
+        (found,) = peers.installed(stage, report)
+        assert found.name == "ip2unix"
+        host = stage.one_host()
+        command = stage.command(["redis-server", "--port", "1"], host, None, found.shim)
+        rule = found.shim.instead[-1] if found.shim else ""
+        assert command[-6:] == [str(fake), "-r", rule, "redis-server", "--port", "1"]
+        assert rule == f"tcp,path={Path(rule.partition('=')[2]).parent}/%a-%p.sock"
+        assert stage.run(["/bin/echo", "hello"], host, shim=found.shim) == "hello\n"
+        assert (tmp_path / "said").read_text(encoding="ascii") == f"-r {rule} /bin/echo hello\n"
+        assert "BERTHA_AGENT" not in stage.environment(found.shim)
+    assert "libno-such-library.so is neither" in report.skipped["socket_wrapper"]
+
+
+def test_socket_wrapper_is_preloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libsocket_wrapper.so").touch()
+    monkeypatch.setattr(peers, "_PLACES", (str(tmp_path),))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(tools, "find", lambda program: f"/usr/bin/{program}")
+    report = Report("x", "y")
+    with Stage() as stage:
+        (found,) = peers.installed(stage, report)
+        assert found.shim is not None
+        assert found.shim.instead[:2] == ("/usr/bin/env", f"LD_PRELOAD={tmp_path}/libsocket_wrapper.so")
+        assert found.shim.instead[3] == "SOCKET_WRAPPER_DEFAULT_IFACE=1"
+    assert report.skipped == {"ip2unix": "ip2unix is not on PATH"}
+
+
+def test_a_peer_whose_bytes_went_by_ip_is_a_failure() -> None:
+    class Host(netns.Host):
+        """5000 bytes come in each round."""
+
+        octets = 0
+
+        def kernel_octets(self) -> int:
+            self.octets += 5000
+            return self.octets
+
+    variant = variants.Variant("ip2unix", "ip2unix")
+    for requests, failures in ((1000, 0), (10, 1)):
+        report, sample = Report("x", "y"), Sample({"requests": requests})
+        peers.measured(report, variant, Host("127.0.0.1"), lambda _shim, sample=sample: sample)
+        assert len(report.failures) == failures
 
 
 def test_programs_are_built_once(tmp_path: Path) -> None:

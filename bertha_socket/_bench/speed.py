@@ -12,7 +12,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from bertha_socket._bench import host, interleave, speed_rows, speed_waits, system_calls, tools, variants
+from bertha_socket._bench import (
+    host,
+    interleave,
+    peers,
+    speed_rows,
+    speed_waits,
+    system_calls,
+    tools,
+    variants,
+)
 from bertha_socket._bench.idle import UNITS as IDLE_UNITS
 from bertha_socket._bench.idle import Crowd
 from bertha_socket._bench.report import Cell, Report, Sample, Target
@@ -55,7 +64,9 @@ def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> Load | N
         report.fail(f"{row.name} {variant.name}: {failed}")
         return None
     measure: Callable[[], Sample] = load.run
-    if row.logged:
+    if variant.shim is not None and variant.shim.instead:
+        measure = partial(peers.measured, report, variant, ground.host, load.run)
+    elif row.logged:
         measure = partial(variants.measured, ground.stage, report, variant, load.run)
     elif not variants.prove(ground.stage, report, variant, lambda logged: load.run(logged.shim)):
         return None

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bertha_socket._bench import host, variants
+from bertha_socket._bench import host, peers, variants
 from bertha_socket._bench.bulk import RING_SIZES, SPINS
 from bertha_socket._bench.report import Report
 from bertha_socket._bench.speed_load import (
@@ -55,6 +55,11 @@ def _standard(*names: str) -> Choose:
 
 PAIR = _standard(variants.TCP, variants.SHM)
 TRIO = _standard(variants.TCP, variants.SHM, variants.SHM_NOSPIN)
+
+
+def _with_peers(choose: Choose) -> Choose:
+    """Also with what else the user has installed for this."""
+    return lambda ground, report: [*choose(ground, report), *peers.installed(ground.stage, report)]
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,7 @@ def _beside(inner: Make) -> Make:
     return lambda ground, variant: Beside(inner(ground, variant), ground)
 
 
+_PEERS = (Want("rate", variant=peers.IP2UNIX), Want("rate", variant=peers.SOCKET_WRAPPER))
 _ALONE = "-alone"
 
 
@@ -143,15 +149,40 @@ ROWS: tuple[Row, ...] = (
         "redis/c50",
         "redis-benchmark -c 50",
         Redis,
-        (Want("rate", 12), Want("rate", 5, variants.SHM_NOSPIN), Want("cpu", 10), Want("p99")),
+        (
+            Want("rate", 12),
+            Want("rate", 5, variants.SHM_NOSPIN),
+            Want("cpu", 10),
+            Want("p99"),
+            *_PEERS,
+        ),
         _REDIS,
-        TRIO,
+        _with_peers(TRIO),
     ),
     Row(
-        "redis/c1", "redis-benchmark -c 1", partial(Redis, clients=1), (Want("rate", 40), Want("cpu")), _REDIS
+        "redis/c1",
+        "redis-benchmark -c 1",
+        partial(Redis, clients=1),
+        (Want("rate", 40), Want("cpu"), *_PEERS),
+        _REDIS,
+        _with_peers(PAIR),
     ),
-    Row("redis/c500", "redis-benchmark -c 500", partial(Redis, clients=500), (Want("rate", 8),), _REDIS),
-    Row("redis/P16", "redis-benchmark -c 50 -P 16", partial(Redis, pipeline=16), (Want("rate", 2),), _REDIS),
+    Row(
+        "redis/c500",
+        "redis-benchmark -c 500",
+        partial(Redis, clients=500),
+        (Want("rate", 8), *_PEERS),
+        _REDIS,
+        _with_peers(PAIR),
+    ),
+    Row(
+        "redis/P16",
+        "redis-benchmark -c 50 -P 16",
+        partial(Redis, pipeline=16),
+        (Want("rate", 2), *_PEERS),
+        _REDIS,
+        _with_peers(PAIR),
+    ),
     Row(
         "memcached/c50",
         "memcached, 50 connections, gets",

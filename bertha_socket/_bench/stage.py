@@ -34,6 +34,8 @@ class Shim:
     policy: Path | None = None
     spin_us: int | None = None
     log: Path | None = None
+    #: Somebody else's command in the place of bertha-run.
+    instead: tuple[str, ...] = ()
 
     def logged(self, path: Path) -> Shim:
         return replace(self, log=path)
@@ -153,7 +155,7 @@ class Stage:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_") and k != "LD_PRELOAD"}
         if self.user is not None:
             env = {k: v for k, v in env.items() if not k.startswith("XDG_")} | {"HOME": str(self.tmp)}
-        if shim is not None:
+        if shim is not None and not shim.instead:
             env["BERTHA_AGENT"] = str(self.agent_socket(host))
             if self.cluster_key is not None:
                 env["BERTHA_CLUSTER_KEY"] = str(self.cluster_key)
@@ -176,7 +178,9 @@ class Stage:
             command += ["--ambient-caps=-all,+dac_read_search", "--pdeathsig", "KILL"]
         if cpus is not None:
             command += [tools.find("taskset"), "-c", ",".join(map(str, cpus))]
-        if shim is not None:
+        if shim is not None and shim.instead:
+            command += shim.instead
+        elif shim is not None:
             command += tools.bertha_run()
             if shim.policy is not None:
                 command += ["--policy", str(shim.policy)]
