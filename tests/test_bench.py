@@ -27,6 +27,7 @@ from bertha_socket._bench import (
     interleave,
     netns,
     peers,
+    profile,
     registry,
     stats,
     system_calls,
@@ -53,11 +54,15 @@ PLAIN_CELLS = {
     "chunnels": {"tcp", "redis-tls"},
     "speed": {"tcp"},
     "new": set(),
+    "python": {"tcp"},
     "chunnel-cost": {"chunnel", "library"},
     "chunnel-setup": {"tcp"},
 }
-# Of the bench that has rows: one of each kind, since all of them would take too long here.
-ROWS = ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "waits/poll", "crowd/10000", "idle")
+# Of the benches that have rows: one of each kind, since all of them would take too long here.
+ROWS = {
+    "speed": ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "waits/poll", "crowd/10000", "idle"),
+    "python": ("asyncio/c1",),
+}
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
     "redis": {"get_rps", "set_rps", "get_p50", "get_p99"},
@@ -137,7 +142,7 @@ def _fig3_has_every_cell_and_percentile(found: dict[str, Any]) -> None:
 def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
     drawn = tmp_path / "plot.png"
     plot = ["--plot", str(drawn)] if _can_draw(name) else []
-    rows = [word for row in ROWS for word in ("--only", row)] if name == "speed" else []
+    rows = [word for row in ROWS.get(name, ()) for word in ("--only", row)]
     code, found = run_bench(name, *plot, *rows)
 
     assert found["failures"] == []
@@ -311,6 +316,23 @@ def test_socket_wrapper_is_preloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         assert found.shim.instead[:2] == ("/usr/bin/env", f"LD_PRELOAD={tmp_path}/libsocket_wrapper.so")
         assert found.shim.instead[3] == "SOCKET_WRAPPER_DEFAULT_IFACE=1"
     assert report.skipped == {"ip2unix": "ip2unix is not on PATH"}
+
+
+def test_parts_of_a_profile() -> None:
+    names = {
+        "libbertha_shim.so": "ours",
+        "_direct.abi3.so": "ours",
+        "python3.11": "interpreter",
+        "libpython3.12.so.1.0": "interpreter",
+        "_asyncio.cpython-311-x86_64-linux-gnu.so": "interpreter",
+        "libc.so.6": "libc",
+        "libc-2.31.so": "libc",
+        "[vdso]": "libc",
+        "[kernel.kallsyms]": "kernel",
+        "[veth]": "kernel",
+        "redis-server": "other",
+    }
+    assert {name: profile.kind_of(name) for name in names} == names
 
 
 def test_a_peer_whose_bytes_went_by_ip_is_a_failure() -> None:

@@ -27,6 +27,10 @@ BENCHES: dict[str, tuple[str, str]] = {
     "chunnel-setup": ("chunnel_setup", "first answer of a connection with chunnels, between two hosts"),
     "nginx": ("nginx", "nginx and wrk, 16 connections, a file of 1 KiB and a bare answer: TCP, shm"),
     "new": ("new", "a small message by bertha_socket.new, against bare cffi calls"),
+    "python": (
+        "python_cost",
+        "processor time of a message in Python programs: interpreter, us, kernel",
+    ),
     "speed": ("speed", "everything that is to be fast, against TCP: rates, latency, CPU time, system calls"),
 }
 
@@ -43,7 +47,7 @@ def runner(name: str) -> Callable[[interleave.Options], Report]:
 
 def rows(name: str) -> tuple[str, ...]:
     """The rows that can be asked for by name; empty for a bench that has none."""
-    names: tuple[str, ...] = getattr(_module(name), "NAMES", ()) if name == "speed" else ()
+    names: tuple[str, ...] = getattr(_module(name), "ROW_NAMES", ())
     return names
 
 

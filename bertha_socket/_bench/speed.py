@@ -33,7 +33,7 @@ from bertha_socket._bench.variants import Variant
 PROGRAMS: tuple[str, ...] = ()
 IDLE = "idle/1000"
 ROWS: tuple[Row, ...] = (*speed_rows.ROWS, *speed_waits.ROWS)
-NAMES = (*(row.name for row in ROWS), IDLE)
+ROW_NAMES = (*(row.name for row in ROWS), IDLE)
 _SOURCE = "issue 4"
 _LABELS = {"rate": "rate", "p50": "p50", "p99": "p99", "cpu": "CPU time"}
 #: How long system calls are counted, of a round's time.
