@@ -18,7 +18,7 @@ BENCH_ARGS ?= fig3
 C_FILES = $(shell find native bertha_socket/_bench examples -name build -prune -o -name '*.[ch]' -print 2>/dev/null | sort)
 
 # What the extension is made from.
-EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/core/layout.h native/core/protocol.h)
+EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/python/*.c native/core/layout.h native/core/protocol.h)
 
 .PHONY: help demo test test-native test-python lint lint-python lint-native format bench venv _venv native \
         deps deps-build deps-demo deps-test deps-lint deps-bench wheel asan tsan aarch64 fuzz clean distclean
@@ -79,7 +79,7 @@ $(VENV)/stamp-packages: $(VENV)/stamp-python pyproject.toml
 
 $(VENV)/stamp-extension: $(VENV)/stamp-packages $(EXTENSION_SOURCES)
 	@echo "venv: building bertha_socket into $(VENV)"
-	@rm -f bertha_socket/_native*.so bertha_socket/_native.c
+	@rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_direct*.so
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -141,7 +141,7 @@ asan tsan aarch64 fuzz: deps-test
 clean:
 	@$(NATIVE) clean
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_native.o
+	rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_native.o bertha_socket/_direct*.so
 	find bertha_socket tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	rm -f $(VENV)/stamp-extension
 

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 from setuptools.dist import Distribution
 from setuptools.errors import ExecError
@@ -22,6 +22,9 @@ SHIM = Path("bertha_socket/lib/libbertha_shim.so")
 #: What native/Makefile puts beside it, as far as the libraries' headers were there.
 NATIVE_FILES = (SHIM, SHIM.with_name("bertha-relay"), SHIM.with_name("bertha-carrier"))
 CFFI_SCRIPT = Path("native/cffi_build.py")
+DIRECT = Path("native/python/direct.c")
+#: The stable ABI of 3.11.
+LIMITED_API = "0x030b0000"
 
 
 class BuildNative(build_py):
@@ -68,5 +71,16 @@ setup(
     cmdclass={"build_py": BuildNative},
     distclass=NativeDistribution,
     cffi_modules=[f"{CFFI_SCRIPT}:ffibuilder"] if (ROOT / CFFI_SCRIPT).exists() else [],
+    ext_modules=[
+        Extension(
+            "bertha_socket._direct",
+            [str(DIRECT)],
+            define_macros=[("Py_LIMITED_API", LIMITED_API), ("_GNU_SOURCE", None)],
+            py_limited_api=True,
+            extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra"],
+        )
+    ]
+    if DIRECT.exists()
+    else [],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

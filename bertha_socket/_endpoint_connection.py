@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import contextlib
 import dataclasses
 import errno
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from bertha_socket import _door, keys
+from bertha_socket._direct import Pipe
 from bertha_socket.carrier.plans import Recipe, log_text
 from bertha_socket.carrier.session import Mode, Session, State
 from bertha_socket.chunnels import Context, Interface, get
@@ -41,6 +43,21 @@ class _Session(Session):
         if self.recipe is not None:
             self.recipe = dataclasses.replace(self.recipe, top=_top(self.recipe))
         super()._go_on()
+
+    @property
+    def bare(self) -> bool:
+        """It does nothing to the bytes, and has nothing to say any more."""
+        if self.over or self.program_ended or self.network_ended:
+            return False
+        if self.state == State.PLAIN:
+            return self.sniffed
+        recipe = self.recipe
+        return (
+            self.state == State.READY
+            and recipe is not None
+            and not (recipe.outer or recipe.inner)
+            and recipe.top == Interface.STREAM
+        )
 
 
 def _top(recipe: Recipe) -> Interface:
@@ -77,6 +94,7 @@ class Connection:
         self._sock = sock
         self._early = early
         self._session: _Session | None = None
+        self._pipe: Pipe | None = None
         sock.setsockopt(_stdlib.IPPROTO_TCP, _stdlib.TCP_NODELAY, 1)
         if mode is not None:
             key = keys.find()
@@ -88,6 +106,7 @@ class Connection:
         if self.plan is not None and self.plan.chunnels:
             _door.name_chunnels(sock.fileno(), log_text(self.plan))
         sock.settimeout(None)
+        self._go_direct()
 
     def _agree(self, session: _Session, judge: Judge | None, timeout: float) -> None:
         until = time.monotonic() + timeout
@@ -115,36 +134,27 @@ class Connection:
 
     def send(self, item: Any) -> None:
         """Sends all of `item`: bytes (or a message, or an object).  Raises OSError."""
-        if self._session is None:
+        session = self._session
+        if session is None:
             self._sock.sendall(item)
             return
-        while not self._session.wants_program and not self._session.over:
-            self._read(self._session, None)
-        self._session.program(item)
+        while not session.wants_program and not session.over:
+            self._read(session, None)
+        session.program(item)
         self._flush()
-        self._check(self._session)
+        self._check(session)
 
     def recv(self, timeout: float | None = None) -> Any:
         """What comes next: bytes as they come, a message, or an object.  Raises EOFError at the end,
         TimeoutError after `timeout` seconds, other OSErrors when the connection is cut off or wrong."""
-        until = None if timeout is None else time.monotonic() + timeout
         session = self._session
         if session is None:
-            if timeout is None:  # setting one is a system call
-                data, self._early = self._early or self._sock.recv(_CHUNK), b""
-            else:
-                self._sock.settimeout(timeout)
-                try:
-                    data, self._early = self._early or self._sock.recv(_CHUNK), b""
-                finally:
-                    self._sock.settimeout(None)
-            if not data:
-                raise EOFError(f"{self._name}: the other end sends no more")
-            return data
+            return self._plain_recv(timeout)
+        until = None if timeout is None else time.monotonic() + timeout
         while not session.to_program:
             self._check(session)
             if session.program_ended:
-                raise EOFError(f"{self._name}: the other end sends no more")
+                raise EOFError(self._ended)
             if not self._read(session, until):
                 raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
             self._flush()
@@ -165,6 +175,8 @@ class Connection:
 
     def close(self) -> None:
         """Ends both directions, telling the other end."""
+        if self._pipe is not None:
+            self._pipe.close()  # its methods are this connection's, and may have been kept by somebody
         session = self._session
         with contextlib.suppress(OSError):
             if session is not None and not session.over and not session.network_ended:
@@ -189,6 +201,47 @@ class Connection:
         self.close()
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _go_direct(self) -> None:
+        """Where nothing is done to the bytes, the session goes, and `send` and `recv` become calls in C; not
+        where somebody has put a class of his own beneath the socket, as gevent does."""
+        session = self._session
+        if session is not None:
+            if not session.bare:
+                return
+            self._flush()
+            self._early += b"".join(session.to_program)
+            self._session = None
+            session.close()
+        if type(self._sock).recv is _socket.socket.recv:
+            self._pipe = Pipe(self._sock.fileno(), self._ended)
+            vars(self)["send"] = self._pipe.send
+            if not self._early:
+                vars(self)["recv"] = self._pipe.recv
+
+    @property
+    def _ended(self) -> str:
+        return f"{self._name}: the other end sends no more"
+
+    def _plain_recv(self, timeout: float | None) -> bytes:
+        if self._early:
+            early, self._early = self._early, b""
+            if self._pipe is not None:
+                vars(self)["recv"] = self._pipe.recv
+            return early
+        if self._pipe is not None:
+            return self._pipe.recv(timeout)
+        if timeout is None:  # setting one is a system call
+            data = self._sock.recv(_CHUNK)
+        else:
+            self._sock.settimeout(timeout)
+            try:
+                data = self._sock.recv(_CHUNK)
+            finally:
+                self._sock.settimeout(None)
+        if not data:
+            raise EOFError(self._ended)
+        return data
 
     def _check(self, session: _Session) -> None:
         if session.over and not session.to_program:

@@ -95,6 +95,10 @@ void agent_die_with_parent(void);
 uint64_t agent_netns_cookie(int socket);
 int agent_leave_netns(void);
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
+
+// What `bertha bench new` compares with: the calls themselves.
+ssize_t send(int fd, const void *data, size_t size, int flags);
+ssize_t recv(int fd, void *data, size_t size, int flags);
 """
 
 _names = _constants()
@@ -113,7 +117,7 @@ ffibuilder.cdef(
 )
 ffibuilder.set_source(
     "bertha_socket._native",
-    '#include "agent_memory.h"\n' + _sizes + _offsets,
+    '#include <sys/socket.h>\n#include "agent_memory.h"\n' + _sizes + _offsets,
     # Relative to the project's root, where setuptools runs.
     sources=["native/cffi/agent_memory.c"],
     include_dirs=["native/core", "native/cffi"],

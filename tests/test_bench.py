@@ -6,8 +6,10 @@ Nothing here looks at how fast anything was.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -19,7 +21,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertha_socket._bench import connlog, host, interleave, netns, registry, stats, tools, variants
+from bertha_socket._bench import (
+    connlog,
+    host,
+    interleave,
+    netns,
+    peers,
+    profile,
+    registry,
+    stats,
+    system_calls,
+    tools,
+    variants,
+)
 from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket.cli import bench
@@ -39,9 +53,16 @@ PLAIN_CELLS = {
     "nginx": {"tcp"},
     "chunnels": {"tcp", "redis-tls"},
     "speed": {"tcp"},
+    "new": set(),
+    "python": {"tcp"},
+    "chunnel-cost": {"chunnel", "library"},
+    "chunnel-setup": {"tcp"},
 }
-# Of the bench that has rows: one of each kind, since all of them would take too long here.
-ROWS = ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "idle")
+# Of the benches that have rows: one of each kind, since all of them would take too long here.
+ROWS = {
+    "speed": ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "waits/poll", "crowd/10000", "idle"),
+    "python": ("asyncio/c1",),
+}
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
     "redis": {"get_rps", "set_rps", "get_p50", "get_p99"},
@@ -56,6 +77,8 @@ METRICS = {
 
 
 def _needs(name: str) -> None:
+    if name == "chunnel-setup" and not netns.available():
+        pytest.skip("two network namespaces need root")
     for program in ("cc", *registry.programs(name)):
         try:
             tools.find(program)
@@ -119,7 +142,7 @@ def _fig3_has_every_cell_and_percentile(found: dict[str, Any]) -> None:
 def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
     drawn = tmp_path / "plot.png"
     plot = ["--plot", str(drawn)] if _can_draw(name) else []
-    rows = [word for row in ROWS for word in ("--only", row)] if name == "speed" else []
+    rows = [word for row in ROWS.get(name, ()) for word in ("--only", row)]
     code, found = run_bench(name, *plot, *rows)
 
     assert found["failures"] == []
@@ -142,18 +165,25 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
             assert metric["low"] <= metric["median"] <= metric["high"]
     # Whatever was called shm (or unix) was that, by the connection log, and nothing else.
     for variant, counts in found["carried"].items():
-        if variant in names and variant.startswith(("shm", "unix")):
+        if variant in names and variant.startswith(("shm", "unix")) and variant != "unix-socket":
             assert set(counts) <= {variant.partition("-")[0], connlog.UNUSED}
             assert counts[variant.partition("-")[0]] > 0
-        if variant in names and "encrypt" in variant:
+        if variant in names and ("encrypt" in variant or "compress" in variant):
             assert set(counts) == {variant}
-    for variant in names - {"tcp", "tcp-nagle", "unix-socket", "none", "control", "redis-tls"}:
+    if name == "chunnel-cost":
+        assert len(cells) == 32
+        return
+    if name == "new":
+        assert names == {"new", "bare-cffi", "socket"}
+        assert set(found["carried"]["shm"]) == {"shm"}
+        return
+    for variant in names - {"tcp", "tcp-alone", "tcp-nagle", "unix-socket", "none", "control", "redis-tls"}:
         assert sum(found["carried"][variant].values()) > 0
     try:
         tools.shim_library()
     except tools.Unavailable:
         return
-    if name == "chunnels":
+    if name.startswith("chunnel"):
         assert "compress+encrypt" in names
     elif name != "plain-overhead":
         assert "shm" in names
@@ -190,7 +220,7 @@ def test_plain_called_shm_is_a_failure(
     code, found = run_bench("pingpong")
     assert code == 1
     assert any("expected shm" in failure and "no agent" in failure for failure in found["failures"])
-    assert "unix" in found["skipped"]
+    assert any("expected unix" in failure for failure in found["failures"])
     assert {cell["variant"] for cell in found["cells"]} == {"tcp", "unix-socket"}
 
 
@@ -200,10 +230,39 @@ def test_a_log_that_says_shm_lets_shm_be_measured(
 ) -> None:
     _pretend(monkeypatch, tmp_path, "shm")
     code, found = run_bench("pingpong")
-    assert code == 0
+    assert code == 1
     assert found["carried"]["shm"].keys() == {"shm"}
     assert any(figure["what"].endswith("shm/tcp") for figure in found["figures"])
-    assert "expected unix" in found["skipped"]["unix"]
+    # And what is called unix is a failure then.
+    assert [failure for failure in found["failures"] if "expected unix" not in failure] == []
+    assert "unix" not in {cell["variant"] for cell in found["cells"]}
+
+
+@pytest.mark.program
+def test_every_system_call_is_counted(tmp_path: Path) -> None:
+    """Also the first ones: nothing runs before perf counts."""
+    refusal = system_calls.unavailable()
+    if refusal is not None:
+        pytest.skip(refusal)
+    script = "import os\ninput()\nfor _ in range(1000): os.getppid()\nprint('done')\ninput()"
+    with subprocess.Popen(
+        [sys.executable, "-u", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with system_calls.counting([process.pid], tmp_path / "perf"):
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == b"done\n"
+        process.stdin.write(b"go\n")
+    assert 1000 <= system_calls.counted(tmp_path / "perf") < 2000
+
+
+def test_perf_that_counts_nobody_is_a_failure(tmp_path: Path) -> None:
+    if system_calls.unavailable() is not None:
+        pytest.skip("perf counts nothing here")
+    with pytest.raises(Failed, match="perf"), system_calls.counting([2**22 - 1], tmp_path / "perf"):
+        pass
 
 
 @pytest.mark.program
@@ -217,6 +276,80 @@ def test_a_program_that_fails_is_named(tmp_path: Path) -> None:
             stage.start(
                 [str(programs["server"]), "no-such", f"127.0.0.1:{stage.port(host)}"], host, ready="never"
             )
+
+
+def test_peers_are_found_on_path_and_put_before_the_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With a stand-in on PATH; the library is not there."""
+    fake = tmp_path / "bin" / "ip2unix"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >{tmp_path}/said\nshift 2\nexec "$@"\n', encoding="ascii")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(peers, "_PLACES", ())
+    monkeypatch.setattr(peers, "_LIBRARY", "libno-such-library.so")
+    report = Report("x", "y")
+    with Stage() as stage:
+        (found,) = peers.installed(stage, report)
+        assert found.name == "ip2unix"
+        host = stage.one_host()
+        command = stage.command(["redis-server", "--port", "1"], host, None, found.shim)
+        rule = found.shim.instead[-1] if found.shim else ""
+        assert command[-6:] == [str(fake), "-r", rule, "redis-server", "--port", "1"]
+        assert rule == f"tcp,path={Path(rule.partition('=')[2]).parent}/%a-%p.sock"
+        assert stage.run(["/bin/echo", "hello"], host, shim=found.shim) == "hello\n"
+        assert (tmp_path / "said").read_text(encoding="ascii") == f"-r {rule} /bin/echo hello\n"
+        assert "BERTHA_AGENT" not in stage.environment(found.shim)
+    assert "libno-such-library.so is neither" in report.skipped["socket_wrapper"]
+
+
+def test_socket_wrapper_is_preloaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "libsocket_wrapper.so").touch()
+    monkeypatch.setattr(peers, "_PLACES", (str(tmp_path),))
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(tools, "find", lambda program: f"/usr/bin/{program}")
+    report = Report("x", "y")
+    with Stage() as stage:
+        (found,) = peers.installed(stage, report)
+        assert found.shim is not None
+        assert found.shim.instead[:2] == ("/usr/bin/env", f"LD_PRELOAD={tmp_path}/libsocket_wrapper.so")
+        assert found.shim.instead[3] == "SOCKET_WRAPPER_DEFAULT_IFACE=1"
+    assert report.skipped == {"ip2unix": "ip2unix is not on PATH"}
+
+
+def test_parts_of_a_profile() -> None:
+    names = {
+        "libbertha_shim.so": "ours",
+        "_direct.abi3.so": "ours",
+        "python3.11": "interpreter",
+        "libpython3.12.so.1.0": "interpreter",
+        "_asyncio.cpython-311-x86_64-linux-gnu.so": "interpreter",
+        "libc.so.6": "libc",
+        "libc-2.31.so": "libc",
+        "[vdso]": "libc",
+        "[kernel.kallsyms]": "kernel",
+        "[veth]": "kernel",
+        "redis-server": "other",
+    }
+    assert {name: profile.kind_of(name) for name in names} == names
+
+
+def test_a_peer_whose_bytes_went_by_ip_is_a_failure() -> None:
+    class Host(netns.Host):
+        """5000 bytes come in each round."""
+
+        octets = 0
+
+        def kernel_octets(self) -> int:
+            self.octets += 5000
+            return self.octets
+
+    variant = variants.Variant("ip2unix", "ip2unix")
+    for requests, failures in ((1000, 0), (10, 1)):
+        report, sample = Report("x", "y"), Sample({"requests": requests})
+        peers.measured(report, variant, Host("127.0.0.1"), lambda _shim, sample=sample: sample)
+        assert len(report.failures) == failures
 
 
 def test_programs_are_built_once(tmp_path: Path) -> None:

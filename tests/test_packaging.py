@@ -112,6 +112,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
     assert sorted(sources - names) == []
     assert "bertha_socket/py.typed" in names
     assert {n for n in names if n.endswith(".so")} == {
+        "bertha_socket/_direct.abi3.so",
         "bertha_socket/_native.abi3.so",
         "bertha_socket/lib/libbertha_shim.so",
     }

@@ -1,7 +1,9 @@
-"""redis through chunnels that a policy dictates, against redis's own TLS and plain TCP.
+"""redis through chunnels that the server's policy dictates, against redis's own TLS and plain TCP.
 
-One host, one agent: the carrier does the work of both ends in one process, which two hosts would share out.
-Both kinds of TLS authenticate both ends by an Ed25519 certificate.
+Between two hosts (namespaces joined by veth, each with its own agent and its own carrier), where only the
+server has a policy and redis-benchmark is a plain program under `bertha-run`.  And on one host with one
+agent, whose carrier does the work of both ends in one process: two hosts would share it out.  Both kinds of
+TLS authenticate both ends by an Ed25519 certificate.
 """
 
 from __future__ import annotations
@@ -9,22 +11,23 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bertha_socket._bench import interleave, netns
+from bertha_socket._bench import interleave, netns, tools
 from bertha_socket._bench.redispair import TESTS, RedisServer, add_cells
 from bertha_socket._bench.report import Report, Target
 from bertha_socket._bench.stage import Shim, Stage
 from bertha_socket._bench.variants import Variant
 
 PROGRAMS = ("redis-server", "redis-benchmark", "openssl")
-_PLAIN = Variant("tcp", "plain TCP")
-_OWN_TLS = Variant("redis-tls", "redis's own TLS")
+_PLAIN = "tcp"
+_OWN_TLS = "redis-tls"
 _ENCRYPT = "encrypt"
-_BOTH = "compress+encrypt"
+_DAGS = {_ENCRYPT: "encrypt()", "compress+encrypt": "compress(level=3) |> encrypt()"}
 CONFIGURATIONS: tuple[dict[str, int], ...] = (
     {"clients": 50, "pipeline": 1},
     {"clients": 1, "pipeline": 1},
     {"clients": 50, "pipeline": 16},
 )
+TWO, ONE = "two", "one"
 
 
 def _certificate(stage: Stage, host: netns.Host) -> tuple[Path, Path]:
@@ -34,49 +37,68 @@ def _certificate(stage: Stage, host: netns.Host) -> tuple[Path, Path]:
     return certificate, key
 
 
-def _dictated(stage: Stage, name: str, dag: str) -> Variant:
-    return Variant(name, f"bertha-run: {dag}", shim=Shim(policy=stage.policy(dag=dag)), expects=name)
+def _hosts(stage: Stage, hosts: str) -> tuple[netns.Host, netns.Host]:
+    """Client's and server's."""
+    if hosts == TWO:
+        return stage.two_hosts()
+    host = stage.one_host()
+    return host, host
+
+
+def _fill(stage: Stage, report: Report, hosts: str, seconds: float, least: int, quick: bool) -> None:
+    """The cells of one of the two settings."""
+    try:
+        client, server = _hosts(stage, hosts)
+    except tools.Unavailable as missing:
+        report.skipped[f"{hosts} hosts"] = str(missing)
+        return
+    stage.cluster_key = stage.path(".cluster")
+    stage.cluster_key.touch(mode=0o600)
+    stage.cluster_key.write_bytes(os.urandom(32))
+    pairs = [
+        (Variant(_PLAIN, "plain TCP"), RedisServer(stage, server)),
+        (Variant(_OWN_TLS, "redis's own TLS"), RedisServer(stage, server, tls=_certificate(stage, server))),
+    ]
+    for name, dag in _DAGS.items():
+        shim = Shim(policy=stage.policy(side="server", dag=dag))
+        serving = RedisServer(stage, server, shim)
+        pairs.append((Variant(name, f"bertha-run: {dag}", shim=Shim(), expects=name), serving))
+    configurations = CONFIGURATIONS[:1] if quick else CONFIGURATIONS
+    for variant, serving in pairs:
+        place = {"hosts": hosts}
+        add_cells(stage, report, variant, serving, configurations, seconds, least, client, place)
 
 
 def run(options: interleave.Options) -> Report:
     rounds = options.rounds_or(3, 7)
     seconds = (0.4 if options.quick else 1.0) * options.scale
     least = options.amount(2000, 10000, least=200)
-    configurations = CONFIGURATIONS[:1] if options.quick else CONFIGURATIONS
     report = Report(
         "chunnels",
         "redis-benchmark SET and GET: plain, redis's own TLS, encrypt, compress |> encrypt",
         options={"rounds": rounds, "seconds_per_test": seconds},
     )
-    with Stage() as stage:
-        host = stage.one_host()
-        stage.cluster_key = stage.path(".cluster")
-        stage.cluster_key.touch(mode=0o600)
-        stage.cluster_key.write_bytes(os.urandom(32))
-        servers = {
-            _PLAIN: RedisServer(stage, host),
-            _OWN_TLS: RedisServer(stage, host, tls=_certificate(stage, host)),
-        }
-        for variant in (
-            _dictated(stage, _ENCRYPT, "encrypt()"),
-            _dictated(stage, _BOTH, "compress(level=3) |> encrypt()"),
-        ):
-            servers[variant] = RedisServer(stage, host, variant.shim)
-        for variant, server in servers.items():
-            add_cells(stage, report, variant, server, configurations, seconds, least)
-        report.cells.sort(key=lambda cell: CONFIGURATIONS.index(cell.params))
+    with Stage(own_agents=True) as apart, Stage() as together:
+        _fill(apart, report, TWO, seconds, least, options.quick)
+        _fill(together, report, ONE, seconds, least, options.quick)
         interleave.run(report, rounds, options)
-    for configuration in configurations:
-        for name in (_ENCRYPT, _BOTH):
-            for under in (_OWN_TLS.name, _PLAIN.name):
-                for test in TESTS:
-                    what = f"c{configuration['clients']} P{configuration['pipeline']}"
-                    wanted = (name, under) == (_ENCRYPT, _OWN_TLS.name)
-                    report.ratio(
-                        f"redis {test.upper()} {what}: {name}/{under}",
-                        f"{test}_rps",
-                        (name, configuration),
-                        (under, configuration),
-                        Target(1.0, at_least=True) if wanted else None,
-                    )
+    for hosts in (TWO, ONE):
+        for configuration in CONFIGURATIONS:
+            _ratios(report, hosts, configuration)
     return report
+
+
+def _ratios(report: Report, hosts: str, configuration: dict[str, int]) -> None:
+    params = configuration | {"hosts": hosts}
+    for name in _DAGS:
+        for under in (_OWN_TLS, _PLAIN):
+            for test in TESTS:
+                what = f"c{configuration['clients']} P{configuration['pipeline']}, {hosts} host"
+                wanted = (name, under, hosts) == (_ENCRYPT, _OWN_TLS, TWO)
+                report.ratio(
+                    f"redis {test.upper()} {what}{'s' if hosts == TWO else ''}: {name}/{under}",
+                    f"{test}_rps",
+                    (name, params),
+                    (under, params),
+                    Target(1.0, at_least=True, source="issue 3") if wanted else None,
+                )

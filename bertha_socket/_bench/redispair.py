@@ -54,6 +54,7 @@ class RedisServer:
             argv += ["--port", "0", "--tls-port", str(self.port), "--tls-cert-file", certificate]
             argv += ["--tls-key-file", key, "--tls-ca-cert-file", certificate]
         argv += ["--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
+        argv += ["--protected-mode", "no"]  # the client may be on another host
         ready = "Ready to accept connections"
         self.running = self.stage.start(argv, self.host, ready=ready, cpus=self.cpus, shim=self.shim)
 
@@ -68,6 +69,8 @@ class RedisLoad:
     clients: int = 50
     pipeline: int = 1
     requests: int = _CALIBRATION
+    #: Where it runs; None: where the server does.
+    client: netns.Host | None = None
 
     def argv(self, requests: int) -> list[str]:
         where = ["-s", str(self.server.socket)]
@@ -84,7 +87,8 @@ class RedisLoad:
         """One run of redis-benchmark; ``shim`` replaces ours (to have it logged)."""
         count = requests or self.requests
         before = processor_ns(self.server.running.pid)
-        said = self.server.stage.run(self.argv(count), self.server.host, shim=shim or self.shim)
+        place = self.client or self.server.host
+        said = self.server.stage.run(self.argv(count), place, shim=shim or self.shim)
         spent = processor_ns(self.server.running.pid) - before
         rows = {row["test"].lower(): row for row in csv.DictReader(said.splitlines())}
         values: dict[str, float] = {}
@@ -113,13 +117,20 @@ def add_cells(
     configurations: Sequence[dict[str, int]],
     seconds: float,
     least: int,
+    client: netns.Host | None = None,
+    place: dict[str, str] | None = None,
 ) -> None:
-    """A cell for each configuration in which the variant was proved to be what it is called."""
+    """A cell for each configuration in which the variant was proved to be what it is called.
+
+    ``client``: where redis-benchmark runs, when not beside the server; ``place``: what the cells say of that.
+    """
     for configuration in configurations:
         if variant.name in report.skipped:
             return
         clients, pipeline = configuration["clients"], configuration["pipeline"]
-        load = RedisLoad(server, variant.shim, variant.unix, clients=clients, pipeline=pipeline)
+        load = RedisLoad(
+            server, variant.shim, variant.unix, clients=clients, pipeline=pipeline, client=client
+        )
 
         def probe(logged: Variant, load: RedisLoad = load) -> None:
             load.calibrate(seconds, least, logged.shim)
@@ -128,4 +139,4 @@ def add_cells(
             continue
         report.commands.setdefault(variant.name, " ".join(load.argv(load.requests)))
         measure = partial(variants.measured, stage, report, variant, partial(load.run, load.requests))
-        report.cells.append(Cell(variant.name, configuration, measure, UNITS))
+        report.cells.append(Cell(variant.name, configuration | (place or {}), measure, UNITS))

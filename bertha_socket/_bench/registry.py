@@ -23,7 +23,14 @@ BENCHES: dict[str, tuple[str, str]] = {
     "pingpong": ("pingpong", "round trip of 64 B on one connection, one processor and two"),
     "memcached": ("memcached", "memcached, 50 connections: TCP, unix socket, shm"),
     "chunnels": ("chunnels", "redis through encrypt and compress, against its own TLS and plain TCP"),
+    "chunnel-cost": ("chunnel_cost", "each chunnel's C implementation, against its library in a loop"),
+    "chunnel-setup": ("chunnel_setup", "first answer of a connection with chunnels, between two hosts"),
     "nginx": ("nginx", "nginx and wrk, 16 connections, a file of 1 KiB and a bare answer: TCP, shm"),
+    "new": ("new", "a small message by bertha_socket.new, against bare cffi calls"),
+    "python": (
+        "python_cost",
+        "processor time of a message in Python programs: interpreter, us, kernel",
+    ),
     "speed": ("speed", "everything that is to be fast, against TCP: rates, latency, CPU time, system calls"),
 }
 
@@ -40,7 +47,7 @@ def runner(name: str) -> Callable[[interleave.Options], Report]:
 
 def rows(name: str) -> tuple[str, ...]:
     """The rows that can be asked for by name; empty for a bench that has none."""
-    names: tuple[str, ...] = getattr(_module(name), "NAMES", ()) if name == "speed" else ()
+    names: tuple[str, ...] = getattr(_module(name), "ROW_NAMES", ())
     return names
 
 

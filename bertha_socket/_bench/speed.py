@@ -12,23 +12,35 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 
-from bertha_socket._bench import host, interleave, tools, variants
+from bertha_socket._bench import (
+    host,
+    interleave,
+    peers,
+    speed_rows,
+    speed_waits,
+    system_calls,
+    tools,
+    variants,
+)
 from bertha_socket._bench.connlog import BRIEF
 from bertha_socket._bench.idle import UNITS as IDLE_UNITS
 from bertha_socket._bench.idle import Crowd
 from bertha_socket._bench.report import Cell, Report, Sample, Target
-from bertha_socket._bench.speed_load import Ground, Load, SystemCalls, unprivileged
-from bertha_socket._bench.speed_rows import LESS, ROWS, UNITS, Row, Want
+from bertha_socket._bench.speed_load import Ground, Load, unprivileged
+from bertha_socket._bench.speed_rows import LESS, UNITS, Row, Want
 from bertha_socket._bench.stage import Failed, Stage
 from bertha_socket._bench.variants import Variant
 
 PROGRAMS: tuple[str, ...] = ()
 IDLE = "idle/1000"
-NAMES = (*(row.name for row in ROWS), IDLE)
+ROWS: tuple[Row, ...] = (*speed_rows.ROWS, *speed_waits.ROWS)
+ROW_NAMES = (*(row.name for row in ROWS), IDLE)
 _SOURCE = "issue 4"
 _LABELS = {"rate": "rate", "p50": "p50", "p99": "p99", "cpu": "CPU time"}
 #: How long system calls are counted, of a round's time.
 _COUNTING = 0.3
+#: The time for a row's rounds, where the caller chose no budget for all of them.
+_ROW_SECONDS = 60.0
 
 
 def _usable(row: Row) -> str | None:
@@ -36,6 +48,8 @@ def _usable(row: Row) -> str | None:
     try:
         for program in row.programs:
             tools.find(program)
+        if row.needs is not None:
+            row.needs()
     except tools.Unavailable as missing:
         return str(missing)
     if row.two_processors and len(host.cpus()) < 2:
@@ -51,7 +65,9 @@ def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> Load | N
         report.fail(f"{row.name} {variant.name}: {failed}")
         return None
     measure: Callable[[], Sample] = load.run
-    if row.logged:
+    if variant.shim is not None and variant.shim.instead:
+        measure = partial(peers.measured, report, variant, ground.host, load.run)
+    elif row.logged:
         measure = partial(variants.measured, ground.stage, report, variant, load.run)
     elif not variants.prove(ground.stage, report, variant, lambda logged: load.run(logged.shim)):
         return None
@@ -60,7 +76,7 @@ def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> Load | N
 
 
 def _count(ground: Ground, report: Report, row: Row, loads: dict[str, Load]) -> None:
-    counter = SystemCalls(ground)
+    counter = system_calls.SystemCalls(ground)
     whole, ground.seconds = ground.seconds, ground.seconds * _COUNTING
     for name, load in loads.items():
         try:
@@ -77,7 +93,7 @@ def _count(ground: Ground, report: Report, row: Row, loads: dict[str, Load]) -> 
 
 
 def _judge(report: Report, row: Row, want: Want) -> None:
-    over, under = (want.variant, {"row": row.name}), (variants.TCP, {"row": row.name})
+    over, under = (want.variant, {"row": row.name}), (want.under, {"row": row.name})
     label = _LABELS[want.metric]
     if want.absolute:
         cell = report.cell(*over[:1], **over[1])
@@ -92,7 +108,8 @@ def _judge(report: Report, row: Row, want: Want) -> None:
     if want.metric in LESS:
         over, under = under, over
     target = None if want.bound is None else Target(want.bound, at_least=True, source=_SOURCE)
-    report.ratio(f"{row.title}: {want.variant} {label}, times better", want.metric, over, under, target)
+    than = "" if want.under == variants.TCP else f" than {want.under}"
+    report.ratio(f"{row.title}: {want.variant} {label}, times better{than}", want.metric, over, under, target)
 
 
 def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, counting: bool) -> None:
@@ -100,7 +117,7 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, co
     with ExitStack() as opened:
         if row.unprivileged:
             stage = opened.enter_context(Stage(user=unprivileged()))
-        ground = Ground(stage, tools.build(), stage.one_host(), seconds, opened)
+        ground = Ground(stage, tools.build(), stage.one_host(), seconds, options.scale, opened)
         part = Report(report.bench, "")
         loads: dict[str, Load] = {}
         for given in row.choose(ground, part):
@@ -163,10 +180,11 @@ def run(options: interleave.Options) -> Report:
         "many programs, plain TCP against shm: ratios in favour of shm, above 1 is better",
         options={"rounds": options.rounds_or(3, 7), "rows": [row.name for row in chosen]},
     )
-    refusal = SystemCalls.unavailable()
+    refusal = system_calls.unavailable()
     if refusal is not None:
         report.notes.append(refusal)
-    share = replace(options, budget_s=options.budget_s / max(1, len(chosen) + idle))
+    rows = max(1, len(chosen) + idle)
+    share = replace(options, budget_s=options.budget(_ROW_SECONDS * rows) / rows)
     with Stage() as stage:
         for row in chosen:
             why = _usable(row)

@@ -11,12 +11,10 @@ import json
 import os
 import pwd
 import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -58,6 +56,8 @@ class Ground:
     programs: dict[str, Path]
     host: netns.Host
     seconds: float
+    #: What the caller makes of all amounts; 1 in a measurement that counts.
+    scale: float = 1.0
     opened: ExitStack = field(default_factory=ExitStack)
     _starting: dict[Shim | None, float] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ class Ground:
 
     def starting_us(self, shim: Shim | None) -> float:
         """Processor time that bertha-run takes before it becomes the program."""
-        key = shim and Shim(policy=shim.policy, spin_us=shim.spin_us)
+        key = shim and replace(shim, log=None)
         if key not in self._starting:
             taken = []
             for _ in range(3):
@@ -101,6 +101,14 @@ def spent_ns(pids: list[int]) -> int:
 def _sample(load: Load, requests: float, client_us: float, begin_ns: int, **values: float) -> Sample:
     spent = (spent_ns(load.pids) - begin_ns) / 1000 + max(0.0, client_us)
     return Sample({**values, "cpu": spent / max(1.0, requests), "requests": requests})
+
+
+def made_sample(load: Load, ask: Callable[[], str]) -> Sample:
+    """Of a client that prints a JSON object: requests, wall_ns, cpu_ns."""
+    before = spent_ns(load.pids)
+    said = json.loads(ask())
+    rate = said["requests"] / said["wall_ns"] * 1e9
+    return _sample(load, said["requests"], said["cpu_ns"] / 1000, before, rate=rate)
 
 
 @dataclass
@@ -252,10 +260,11 @@ class Crowded:
         self.target = f"{place.address}:{stage.port(place)}"
         serve = [str(self.ground.programs["server"]), "hold", self.target]
         self.running = self.ground.begin(stage.start(serve, place, ready="ready", shim=shim))
-        idle = max(10, int(self.idle * min(1.0, self.ground.seconds)))
+        idle = max(10, int(self.idle * min(1.0, self.ground.scale))) if self.idle > 0 else 0
         hold = [str(self.ground.programs["hold"]), self.target, "--count", str(idle), "--touch", "64"]
         argv = [*hold, "--chunk", "64"]
-        self.ground.begin(stage.start(argv, place, ready="holding", shim=shim, stdin=True, timeout_s=120))
+        if idle > 0:
+            self.ground.begin(stage.start(argv, place, ready="holding", shim=shim, stdin=True, timeout_s=120))
 
     @property
     def pids(self) -> list[int]:
@@ -486,55 +495,3 @@ class Beside:
         finally:
             for running in hogs:
                 running.stop()
-
-
-@dataclass
-class SystemCalls:
-    """Counts system calls of a load's two ends, with the kernel's tracepoint and perf; a run by itself."""
-
-    ground: Ground
-
-    @staticmethod
-    def unavailable() -> str | None:
-        """Why they cannot be counted here; None when they can."""
-        perf = shutil.which("perf")
-        if perf is None:
-            return "system calls are not counted: perf is not installed (apt-get install linux-perf)"
-        done = subprocess.run(
-            [perf, "stat", "-x", ",", "-e", "raw_syscalls:sys_enter", "true"],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=20,
-        )
-        if done.returncode != 0 or not re.match(r"\d", done.stderr):
-            return "system calls are not counted: perf may not count raw_syscalls here"
-        return None
-
-    def count(self, load: Load, use: Callable[[], Sample]) -> tuple[float, float | None]:
-        """System calls for each request: the server's, and the client's where that can be had."""
-        stage, perf = self.ground.stage, tools.find("perf")
-        serving, asking = stage.path(".perf"), stage.path(".perf")
-        wide = ["--no-big-num", "-x", ",", "-e", "raw_syscalls:sys_enter"]
-        pids = ",".join(map(str, family(load.pids)))
-        argv = [perf, "stat", *wide, "-o", str(serving), "-p", pids]
-        counter = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        if load.client_counts:
-            stage.before = (perf, "stat", *wide, "-o", str(asking), "--")
-        try:
-            requests = use().values["requests"]
-        finally:
-            stage.before = ()
-            counter.send_signal(2)
-            counter.wait(timeout=20)
-        if requests == 0:
-            raise Failed("no request was answered in that time")
-        asked = _counted(asking) / requests if load.client_counts else None
-        return _counted(serving) / requests, asked
-
-
-def _counted(path: Path) -> float:
-    found = re.search(r"^(\d+),,raw_syscalls", path.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
-        raise Failed("perf stat counted nothing")
-    return float(found.group(1))

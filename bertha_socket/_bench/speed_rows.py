@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from bertha_socket._bench import host, variants
+from bertha_socket._bench import host, peers, variants
 from bertha_socket._bench.bulk import RING_SIZES, SPINS
 from bertha_socket._bench.report import Report
 from bertha_socket._bench.speed_load import (
@@ -34,12 +34,15 @@ _FLOOR = 0.95
 
 @dataclass(frozen=True)
 class Want:
-    """A bound on how many times better than TCP a variant's metric is; ``absolute``: on the metric itself."""
+    """A bound on how many times better than TCP (or ``under``) a variant's metric is; ``absolute``: on the
+    metric itself."""
 
     metric: str
     bound: float | None = None
     variant: str = variants.SHM
     absolute: bool = False
+    #: What it is compared with.
+    under: str = variants.TCP
 
 
 Make = Callable[[Ground, Variant], Load]
@@ -50,8 +53,13 @@ def _standard(*names: str) -> Choose:
     return lambda ground, report: variants.standard(ground.stage, names, report)
 
 
-_PAIR = _standard(variants.TCP, variants.SHM)
-_TRIO = _standard(variants.TCP, variants.SHM, variants.SHM_NOSPIN)
+PAIR = _standard(variants.TCP, variants.SHM)
+TRIO = _standard(variants.TCP, variants.SHM, variants.SHM_NOSPIN)
+
+
+def _with_peers(choose: Choose) -> Choose:
+    """Also with what else the user has installed for this."""
+    return lambda ground, report: [*choose(ground, report), *peers.installed(ground.stage, report)]
 
 
 @dataclass(frozen=True)
@@ -63,12 +71,14 @@ class Row:
     make: Make
     wants: tuple[Want, ...]
     programs: tuple[str, ...] = ()
-    choose: Choose = _PAIR
+    choose: Choose = PAIR
     #: Connections are few and long: each round's log is checked.  Else one run before the rounds is.
     logged: bool = True
     two_processors: bool = False
     #: Its connections are over after one exchange, and the shim may leave them to TCP for that.
     brief: bool = False
+    #: Raises Unavailable when something else is missing that it needs.
+    needs: Callable[[], object] | None = None
     #: Its programs refuse to be root's.
     unprivileged: bool = False
     #: How much of the usual time a round of it takes.
@@ -91,7 +101,7 @@ def _every_setting(ground: Ground, report: Report) -> list[Variant]:
     return found
 
 
-def _floor(*metrics: str, names: tuple[str, ...] = (variants.SHM, variants.SHM_NOSPIN)) -> tuple[Want, ...]:
+def floor(*metrics: str, names: tuple[str, ...] = (variants.SHM, variants.SHM_NOSPIN)) -> tuple[Want, ...]:
     return tuple(Want(metric, _FLOOR, name) for metric in metrics for name in names)
 
 
@@ -108,42 +118,80 @@ def _beside(inner: Make) -> Make:
     return lambda ground, variant: Beside(inner(ground, variant), ground)
 
 
+_PEERS = (Want("rate", variant=peers.IP2UNIX), Want("rate", variant=peers.SOCKET_WRAPPER))
+_ALONE = "-alone"
+
+
+def _crowd(ground: Ground, variant: Variant) -> Load:
+    return Crowded(ground, variant, idle=0 if variant.name.endswith(_ALONE) else 10000)
+
+
+def _with_and_without_crowd(ground: Ground, report: Report) -> list[Variant]:
+    found = PAIR(ground, report)
+    return found + [replace(variant, name=variant.name + _ALONE) for variant in found]
+
+
 ROWS: tuple[Row, ...] = (
     Row(
         "pingpong/two",
         "C ping-pong 64 B, two cores",
         partial(PingPong, cores="two"),
         (Want("p50", 0.3, absolute=True), Want("p99", 1.0, absolute=True), Want("p50"), Want("cpu")),
-        choose=_TRIO,
+        choose=TRIO,
         two_processors=True,
     ),
     Row(
         "pingpong/one",
         "C ping-pong 64 B, one core",
         partial(PingPong, cores="one"),
-        (Want("p50", 2.5), *_floor("p50", "cpu")),
-        choose=_TRIO,
+        (Want("p50", 2.5), *floor("p50", "cpu")),
+        choose=TRIO,
     ),
     Row(
         "redis/c50",
         "redis-benchmark -c 50",
         Redis,
-        (Want("rate", 12), Want("rate", 5, variants.SHM_NOSPIN), Want("cpu", 10), Want("p99")),
+        (
+            Want("rate", 12),
+            Want("rate", 5, variants.SHM_NOSPIN),
+            Want("cpu", 10),
+            Want("p99"),
+            *_PEERS,
+        ),
         _REDIS,
-        _TRIO,
+        _with_peers(TRIO),
     ),
     Row(
-        "redis/c1", "redis-benchmark -c 1", partial(Redis, clients=1), (Want("rate", 40), Want("cpu")), _REDIS
+        "redis/c1",
+        "redis-benchmark -c 1",
+        partial(Redis, clients=1),
+        (Want("rate", 40), Want("cpu"), *_PEERS),
+        _REDIS,
+        _with_peers(PAIR),
     ),
-    Row("redis/c500", "redis-benchmark -c 500", partial(Redis, clients=500), (Want("rate", 8),), _REDIS),
-    Row("redis/P16", "redis-benchmark -c 50 -P 16", partial(Redis, pipeline=16), (Want("rate", 2),), _REDIS),
+    Row(
+        "redis/c500",
+        "redis-benchmark -c 500",
+        partial(Redis, clients=500),
+        (Want("rate", 8), *_PEERS),
+        _REDIS,
+        _with_peers(PAIR),
+    ),
+    Row(
+        "redis/P16",
+        "redis-benchmark -c 50 -P 16",
+        partial(Redis, pipeline=16),
+        (Want("rate", 2), *_PEERS),
+        _REDIS,
+        _with_peers(PAIR),
+    ),
     Row(
         "memcached/c50",
         "memcached, 50 connections, gets",
         Memcache,
         (Want("rate", 10), Want("cpu")),
         ("memcached",),
-        _TRIO,
+        TRIO,
     ),
     Row(
         "nginx/file",
@@ -151,7 +199,7 @@ ROWS: tuple[Row, ...] = (
         partial(Web, path="file"),
         (Want("rate", 4), Want("p99", 1), Want("cpu")),
         _NGINX,
-        _TRIO,
+        TRIO,
     ),
     Row(
         "nginx/bare",
@@ -159,7 +207,7 @@ ROWS: tuple[Row, ...] = (
         partial(Web, path="bare"),
         (Want("rate", 8), Want("p99", 1), Want("cpu")),
         _NGINX,
-        _TRIO,
+        TRIO,
     ),
     Row(
         "nginx/close",
@@ -184,7 +232,7 @@ ROWS: tuple[Row, ...] = (
         partial(Iperf, cores="two"),
         (Want("rate", 10), Want("cpu")),
         ("iperf3",),
-        _TRIO,
+        TRIO,
         two_processors=True,
     ),
     Row(
@@ -193,7 +241,7 @@ ROWS: tuple[Row, ...] = (
         partial(Iperf, cores="one"),
         (Want("rate", 4), Want("cpu")),
         ("iperf3",),
-        _TRIO,
+        TRIO,
     ),
     Row(
         "connect/w1",
@@ -222,8 +270,16 @@ ROWS: tuple[Row, ...] = (
     Row(
         "crowd/10000",
         "the same beside 10,000 idle ones in the set",
-        Crowded,
-        (Want("rate"), Want("cpu")),
+        _crowd,
+        (
+            Want("rate"),
+            Want("cpu"),
+            # Cost follows the active ones.
+            Want("rate", 0.9, under=f"{variants.SHM}{_ALONE}"),
+            Want("cpu", 0.9, under=f"{variants.SHM}{_ALONE}"),
+            Want("rate", variant=variants.TCP, under=f"{variants.TCP}{_ALONE}"),
+        ),
+        choose=_with_and_without_crowd,
     ),
     Row("asyncio/c1", "asyncio echo 64 B, 1 connection", Asyncio, (Want("rate", 1.5), Want("cpu"))),
     Row(
@@ -236,15 +292,15 @@ ROWS: tuple[Row, ...] = (
         "floor/redis-one-core",
         "redis-benchmark -c 50, both ends on one core",
         _one_core_redis,
-        _floor("rate", "cpu"),
+        floor("rate", "cpu"),
         _REDIS,
-        _TRIO,
+        TRIO,
     ),
     Row(
         "floor/iperf-settings",
         "iperf3, each ring size and spin setting",
         Iperf,
-        _floor("rate", names=_SETTINGS),
+        floor("rate", "cpu", names=_SETTINGS),
         ("iperf3",),
         _every_setting,
         share=0.5,
@@ -253,7 +309,7 @@ ROWS: tuple[Row, ...] = (
         "floor/redis-settings",
         "redis-benchmark -c 50, each ring size and spin setting",
         Redis,
-        _floor("rate", "cpu", names=_SETTINGS),
+        floor("rate", "cpu", names=_SETTINGS),
         _REDIS,
         _every_setting,
         share=0.5,
@@ -262,31 +318,31 @@ ROWS: tuple[Row, ...] = (
         "floor/hogs-pingpong",
         "C ping-pong 64 B, two CPU hogs beside",
         _beside(partial(PingPong, cores="any")),
-        _floor("p50", "p99", "rate", "cpu"),
-        choose=_TRIO,
+        floor("p50", "p99", "rate", "cpu"),
+        choose=TRIO,
     ),
     Row(
         "floor/hogs-redis",
         "redis-benchmark -c 50, two CPU hogs beside",
         _beside(Redis),
-        _floor("rate", "cpu"),
+        floor("rate", "cpu"),
         _REDIS,
-        _TRIO,
+        TRIO,
     ),
     Row(
         "floor/processes",
         "C ping-pong 64 B, 25 clients and 25 servers",
         partial(PingPong, cores="any", processes=25),
-        _floor("rate", "cpu"),
-        choose=_TRIO,
+        floor("rate", "cpu"),
+        choose=TRIO,
     ),
     *(
         Row(
             f"floor/think-{name}",
             f"C ping-pong 64 B, a pause of {name} before each",
             partial(PingPong, cores="two", think_us=think),
-            _floor("p50", "cpu"),
-            choose=_TRIO,
+            floor("p50", "p99", "cpu"),
+            choose=TRIO,
             two_processors=True,
         )
         for name, think in (("20us", 20), ("100us", 100), ("1ms", 1000))

@@ -34,6 +34,8 @@ class Shim:
     policy: Path | None = None
     spin_us: int | None = None
     log: Path | None = None
+    #: Somebody else's command in the place of bertha-run.
+    instead: tuple[str, ...] = ()
 
     def logged(self, path: Path) -> Shim:
         return replace(self, log=path)
@@ -84,6 +86,8 @@ class Stage:
     #: Whose processes these are, when not the caller's (some servers refuse to be root's).
     user: str | None = None
     cluster_key: Path | None = None
+    #: Each host has an agent of its own, as two machines have.
+    own_agents: bool = False
     _port: int = 20000
     _serial: int = 0
 
@@ -96,7 +100,7 @@ class Stage:
     def __exit__(self, *_exc: object) -> None:
         for running in reversed(self.running):
             running.stop()
-        self._stop_agent()
+        self._stop_agents()
         for host in self.hosts:
             host.close()
         shutil.rmtree(self.tmp, ignore_errors=True)
@@ -141,16 +145,18 @@ class Stage:
 
     # -- processes ------------------------------------------------------------------------------
 
-    @property
-    def agent_socket(self) -> Path:
+    def agent_socket(self, host: netns.Host | None = None) -> Path:
+        """Of the agent of programs on this host."""
+        if self.own_agents and host is not None:
+            return self.tmp / f"agent-{host.address}.sock"
         return self.tmp / "agent.sock"
 
-    def environment(self, shim: Shim | None) -> dict[str, str]:
+    def environment(self, shim: Shim | None, host: netns.Host | None = None) -> dict[str, str]:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_") and k != "LD_PRELOAD"}
         if self.user is not None:
             env = {k: v for k, v in env.items() if not k.startswith("XDG_")} | {"HOME": str(self.tmp)}
-        if shim is not None:
-            env["BERTHA_AGENT"] = str(self.agent_socket)
+        if shim is not None and not shim.instead:
+            env["BERTHA_AGENT"] = str(self.agent_socket(host))
             if self.cluster_key is not None:
                 env["BERTHA_CLUSTER_KEY"] = str(self.cluster_key)
             if shim.spin_us is not None:
@@ -172,7 +178,9 @@ class Stage:
             command += ["--ambient-caps=-all,+dac_read_search", "--pdeathsig", "KILL"]
         if cpus is not None:
             command += [tools.find("taskset"), "-c", ",".join(map(str, cpus))]
-        if shim is not None:
+        if shim is not None and shim.instead:
+            command += shim.instead
+        elif shim is not None:
             command += tools.bertha_run()
             if shim.policy is not None:
                 command += ["--policy", str(shim.policy)]
@@ -199,7 +207,7 @@ class Stage:
                 stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                env=self.environment(shim),
+                env=self.environment(shim, host),
                 cwd=self.tmp,
             )
         running = Running(process, output, shim.log if shim else None)
@@ -243,7 +251,7 @@ class Stage:
                 command,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
-                env=self.environment(shim),
+                env=self.environment(shim, host),
                 cwd=self.tmp,
                 timeout=timeout_s,
                 check=False,
@@ -260,31 +268,38 @@ class Stage:
 
     def agent_pid(self) -> int | None:
         """Pid of the private agent, as it says itself in its directory file; None when there is none."""
-        try:
-            header = Path(f"{self.agent_socket}.dir").read_bytes()[: _DIRECTORY_AGENT_PID + 4]
-            pid = int(struct.unpack_from("=I", header, _DIRECTORY_AGENT_PID)[0])
-        except (OSError, struct.error):
-            return None
-        return pid or None
+        return _agent_pid(Path(f"{self.agent_socket()}.dir"))
 
-    def _stop_agent(self) -> None:
-        pid = self.agent_pid()
-        if pid is None:
-            return
+    def _stop_agents(self) -> None:
+        for directory in self.tmp.glob("agent*.sock.dir"):
+            pid = _agent_pid(directory)
+            if pid is not None:
+                _stop_agent(pid)
+
+
+def _agent_pid(directory: Path) -> int | None:
+    try:
+        header = directory.read_bytes()[: _DIRECTORY_AGENT_PID + 4]
+        return int(struct.unpack_from("=I", header, _DIRECTORY_AGENT_PID)[0]) or None
+    except (OSError, struct.error):
+        return None
+
+
+def _stop_agent(pid: int) -> None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return
+    if b"bertha" not in command:  # the number may belong to somebody else by now
+        return
+    for sig in (signal.SIGTERM, signal.SIGKILL):
         try:
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        except OSError:
+            os.kill(pid, sig)
+        except ProcessLookupError:
             return
-        if b"bertha" not in command:  # the number may belong to somebody else by now
-            return
-        for sig in (signal.SIGTERM, signal.SIGKILL):
-            try:
-                os.kill(pid, sig)
-            except ProcessLookupError:
-                return
-            deadline = time.monotonic() + 3
-            while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
-                time.sleep(0.01)
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline and Path(f"/proc/{pid}").exists():
+            time.sleep(0.01)
 
 
 def _toml(value: object) -> str:

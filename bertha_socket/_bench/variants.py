@@ -14,8 +14,7 @@ from bertha_socket._bench.stage import Failed, Shim, Stage
 
 @dataclass(frozen=True)
 class Variant:
-    """``shim`` None: without bertha.  ``expects``: what the connection log must say when there is a shim.
-    ``optional``: where the log says otherwise, skip it with that reason instead of failing."""
+    """``shim`` None: without bertha.  ``expects``: what the connection log must say when there is a shim."""
 
     name: str
     label: str
@@ -23,7 +22,6 @@ class Variant:
     nodelay: bool = False
     shim: Shim | None = None
     expects: str = connlog.PLAIN
-    optional: bool = False
 
     def target(self, address: str, port: int, path: Path) -> str:
         """What our programs connect to or listen at."""
@@ -65,7 +63,6 @@ def standard(stage: Stage, names: tuple[str, ...], report: Report) -> list[Varia
             "bertha-run: unix",
             shim=Shim(policy=stage.policy(prohibit=["shm"])),
             expects="unix",
-            optional=True,
         ),
     }
     wanted = [known[name] for name in names]
@@ -86,7 +83,7 @@ def prove(
     use: Callable[[Variant], object],
     unused: bool = False,
 ) -> bool:
-    """Let ``use`` run the variant's client once, logged; is it what it is called?  Else skipped or a failure.
+    """Let ``use`` run the variant's client once, logged; is it what it is called?  Else a failure.
 
     What the log said is added to ``report.carried``.  A variant without a shim needs no proof, but is run all
     the same: everyone warms up alike.  ``unused``: its connections are meant to carry nothing.
@@ -125,8 +122,5 @@ def check(report: Report, variant: Variant, log: Path, unused: bool = False) -> 
     wrong = connlog.objection(connections, variant.expects, unused)
     if wrong is None:
         return True
-    if variant.optional:
-        report.skipped.setdefault(variant.name, wrong)
-    else:
-        report.fail(f"{variant.name}: {wrong}")
+    report.fail(f"{variant.name}: {wrong}")
     return False

@@ -131,6 +131,11 @@ class Session:
     def _hello_waits(self) -> bool:
         return self._hello is not None and self._inner is None and self.state == State.PENDING
 
+    @property
+    def sniffed(self) -> bool:
+        """Whether it is known what the client speaks: a plain one may also have been silent for long."""
+        return self._sniffed
+
     def deadline(self) -> float | None:
         """When `tick` is to be called."""
         times = [p.deadline() for p in (self._outer, self._inner) if p is not None]

@@ -37,9 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--budget",
         type=float,
-        default=600.0,
         metavar="S",
-        help="stop measuring after S seconds (default 600)",
+        help="stop measuring after S seconds (default 600; of the bench `speed`: 60 for each row)",
     )
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="X", help="multiply the work of a round by X"
@@ -49,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="ROW",
-        help="only these rows of the bench `speed`, e.g. redis or redis/c50 (may be repeated)",
+        help="only these rows of the benches `speed` and `python`, e.g. redis or redis/c50 (may be repeated)",
     )
     parser.add_argument(
         "--check", action="store_true", help="exit with 3 when a figure falls short of what is wanted"
@@ -70,7 +69,7 @@ def _progress(line: str) -> None:
 def _problem(args: argparse.Namespace) -> str | None:
     if args.name not in registry.BENCHES:
         return f"no such bench: {args.name} (bertha bench lists them)"
-    if args.rounds < 0 or args.scale <= 0 or args.budget <= 0:
+    if args.rounds < 0 or args.scale <= 0 or (args.budget is not None and args.budget <= 0):
         return "--rounds, --scale and --budget take positive numbers"
     rows = registry.rows(args.name)
     for only in args.only:

@@ -295,4 +295,9 @@ void session_run(struct session *s) {
       buffer_free(&s->up[i]);
     }
   }
+  for (unsigned i = 0; i < s->stages; i++) {
+    if (s->stage[i]->ops->idle != NULL) {
+      s->stage[i]->ops->idle(s->stage[i]);
+    }
+  }
 }

@@ -28,6 +28,7 @@ struct chunnel_ops {
   /* From the network; `back` takes what it answers downwards by itself.  Sets up_done at the end of the stream. */
   bool (*up)(struct chunnel *c, struct buffer *in, struct buffer *out, struct buffer *back, bool end);
   void (*close)(struct chunnel *c);
+  void (*idle)(struct chunnel *c); /* nothing is under way: memory may go; NULL: it keeps none */
 };
 
 struct chunnel { /* the first member of each type's own struct */

@@ -159,5 +159,5 @@ static bool compress_up(struct chunnel *c, struct buffer *in, struct buffer *out
   return true;
 }
 
-const struct chunnel_ops chunnel_compress = {"compress", compress_open, compress_down, compress_up,
-                                             compress_close};
+const struct chunnel_ops chunnel_compress = {"compress",  compress_open,  compress_down,
+                                             compress_up, compress_close, NULL};

@@ -87,4 +87,4 @@ static bool frame_up(struct chunnel *c, struct buffer *in, struct buffer *out, s
   return true;
 }
 
-const struct chunnel_ops chunnel_frame = {"frame", frame_open, frame_down, frame_up, frame_close};
+const struct chunnel_ops chunnel_frame = {"frame", frame_open, frame_down, frame_up, frame_close, NULL};

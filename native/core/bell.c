@@ -93,9 +93,10 @@ static int keep_bell(uint32_t id, int fd) {
 
 static int fetch_bell(uint32_t id) {
   int64_t now = bertha_now_ns();
+  uint32_t nobody = 0;
   if (id == BELL_GONE || now < atomic_load_explicit(&no_fetch_before, memory_order_relaxed) ||
-      !bertha_lock(&bells_lock)) {
-    return -1;
+      !atomic_compare_exchange_strong(&bells_lock, &nobody, bertha_tid())) {
+    return -1; /* also when another thread is asking: that may take its time, and the connection's byte does as well */
   }
   int fd = known_bell(id);
   if (fd < 0) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -57,6 +58,53 @@ def _rest(client: socket.socket) -> bytes:
         while data := client.recv(4096):
             got += data
     return got
+
+
+def test_without_chunnels_it_is_a_call_in_c() -> None:
+    """Also for bytes that are many, for what is no bytes object, and at the end."""
+    with _echo(None) as listener, bertha_socket.new("client").connect(listener.address) as connection:
+        assert type(connection.send).__name__ == "builtin_function_or_method"
+        assert type(connection.recv).__name__ == "builtin_function_or_method"
+        for item in (b"x", bytearray(b"y" * 64), memoryview(b"z" * 300_000)):
+            connection.send(item)
+            got = b""
+            while len(got) < len(item):
+                got += connection.recv(timeout=10)
+            assert got == bytes(item)
+        with pytest.raises(TimeoutError):
+            connection.recv(0.01)
+        with pytest.raises(TypeError):
+            connection.recv(1, 2)  # type: ignore[call-arg]
+        with pytest.raises(TypeError):
+            connection.send("text")
+        connection.end()
+        with pytest.raises(EOFError, match="client: the other end sends no more"):
+            connection.recv(None)
+        send, recv = connection.send, connection.recv
+    for use in (lambda: send(b"x"), recv, lambda: recv(1)):  # the number may be somebody else's by now
+        with pytest.raises(OSError, match=r"Bad file descriptor"):
+            use()
+
+
+def test_a_signal_interrupts_a_recv() -> None:
+    """Its handler runs, and may raise."""
+
+    class Enough(Exception):
+        pass
+
+    def enough(*_: object) -> None:
+        raise Enough
+
+    before = signal.signal(signal.SIGALRM, enough)
+    try:
+        with _echo(None) as listener, bertha_socket.new("client").connect(listener.address) as connection:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(Enough):
+                connection.recv()
+            connection.send(b"still there")
+            assert connection.recv(10) == b"still there"
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(
