@@ -15,7 +15,10 @@ def main() -> None:
             server.sendall(b"head")
         assert server.recv(1) == b"*"
         if way == "much":
-            server.sendall(bytes(4 << 20))
+            for _ in range(2):
+                server.sendall(b"x")
+                assert server.recv(1) == b"*"
+            server.sendall(b"x" + bytes(4 << 20))
             return
         for part in [b"er", b"body!"] if way == "first" else [b"head", b"er", b"body!"]:
             server.sendall(part)

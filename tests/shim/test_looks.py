@@ -19,6 +19,8 @@ _POLICIES = {"tcp": None, "shm": None, "unix": '[[rule]]\nprohibit = ["shm"]\n'}
     ("way", "carrier"), [*itertools.product(["first", "then"], _POLICIES), ("much", "shm")]
 )
 def test_look_at_all(host: Host, build: Build, way: str, carrier: str) -> None:
+    if way == "much" and host.rehearse:
+        pytest.skip("TCP waits for ever for more than its buffer holds")
     if policy := _POLICIES[carrier]:
         host.set_policy(policy)
     port = free_port()
