@@ -86,6 +86,7 @@ struct link { /* this process's mapping of a link */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
+  _Atomic int64_t no_sleeper_before; /* when to look for an entry among our sleepers again; 0: now */
   struct link *_Atomic next;
 };
 

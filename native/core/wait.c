@@ -83,11 +83,17 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   if (index != 0) {
     uint16_t other = atomic_load(place);
     if (sleeper_elsewhere(c, other, index)) {
-      index = 0; /* another thread sleeps on this very thing: take turns by the clock */
+      index = 0; /* another thread sleeps on this very thing */
     } else {
       atomic_store(place, (uint16_t)index);
       sleeper_arm(s);
     }
+  }
+  bool byte = index == 0 && (want & POLLIN); /* as for anybody who waits in the kernel */
+  uint32_t watched = 0;
+  if (byte) {
+    watched = conn_kernel_sleep(c);
+    conn_watch_kernel(c);
   }
   atomic_thread_fence(memory_order_seq_cst);
   int result = 0;
@@ -99,7 +105,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     }
     /* A carrier has no bell but the byte, which one that waits for space must leave to one that waits for data. */
     bool carried = (want & POLLOUT) && (flags & CONN_CARRIED);
-    bool bell = index != 0 && (w->bell != 0 || (want & POLLIN)) && !carried;
+    bool bell = (index != 0 ? w->bell != 0 || (want & POLLIN) : byte) && !carried;
     int64_t now = deadline >= 0 || !bell ? bertha_now_ns() : 0;
     int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
     if (want & POLLOUT) { /* whatever becomes of the bell or of the other end: look again */
@@ -131,6 +137,9 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
         conn_look_at_kernel(c, fd);
       }
     }
+  }
+  if (byte) {
+    conn_kernel_awake(c, watched);
   }
   if (index != 0) {
     atomic_store(&s->armed, 0);

@@ -1,6 +1,4 @@
 /* Waiting for many descriptors at once, for poll and select: those on rings and the kernel's together. */
-#include <stdlib.h>
-
 #include "carried.h"
 #include "conn.h"
 #include "eset.h"
@@ -159,15 +157,24 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
   }
   /* Waiting in the kernel on a descriptor whose other end may come to the rings: it must ring there. */
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    p->waits[i].conn = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
-    if (p->waits[i].conn != NULL) {
-      p->waits[i].life = conn_kernel_sleep(p->waits[i].conn);
+    struct conn *c = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (p->class[i] == BECOMING) {
+      p->waits[i].conn = c;
+      p->waits[i].life = c != NULL ? conn_kernel_sleep(c) : 0;
+    }
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    struct conn *c = p->class[i] == BECOMING ? p->waits[i].conn : NULL;
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_SHM) {
+      timeout = (struct timespec){0, 0}; /* another thread has tied it before it could see us here */
+      ns = 0;
     }
   }
   int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
   int error = errno;
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    if (p->waits[i].conn != NULL) {
+    if (p->class[i] == BECOMING && p->waits[i].conn != NULL) {
       conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
     }
   }
@@ -179,21 +186,35 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
 
 static void disarm(struct waiter *w) {
   for (uint32_t i = 0; i < w->count; i++) {
-    struct link *l = w->sleepers[i].link;
-    _Atomic uint32_t *armed = &l->sleepers[l->side][w->sleepers[i].index].armed;
+    const struct sleeper_place *place = waiter_place(w, i);
+    struct link *l = place->link;
+    if (l == NULL) {
+      continue;
+    }
+    _Atomic uint32_t *armed = &l->sleepers[l->side][place->index].armed;
     if (atomic_load_explicit(armed, memory_order_relaxed)) {
       atomic_store(armed, 0);
     }
   }
 }
 
-/* Registers this thread with every ring it waits for; false: somebody else sleeps on one of them, or there
- * is no bell for what is waited for: sleep by the clock. */
+/* False: another thread sleeps on this very thing, or this one has no entry there. */
+static bool place(const struct conn *c, _Atomic uint16_t *at, uint32_t index) {
+  if (index == 0 || sleeper_elsewhere(c, atomic_load(at), index)) {
+    return false;
+  }
+  atomic_store(at, (uint16_t)index);
+  return true;
+}
+
+/* Registers this thread with every ring it waits for; false: there is no bell for what is waited for: sleep by the
+ * clock. */
 static bool arm(struct waiter *w, struct poll_call *p) {
   bool sure = true;
   bool out = false;
   for (nfds_t i = 0; i < p->count; i++) {
     out |= p->class[i] == RING && (p->user[i].events & POLLOUT);
+    p->waits[i].conn = NULL;
   }
   waiter_want_bell(w, out);
   for (nfds_t i = 0; i < p->count; i++) {
@@ -202,32 +223,25 @@ static bool arm(struct waiter *w, struct poll_call *p) {
       continue;
     }
     uint32_t index = waiter_sleeper(w, c->link);
-    if (index == 0) {
-      sure = false;
-      continue;
-    }
     struct bertha_watch *watch = &c->slot->watch[c->side];
-    _Atomic uint16_t *places[2] = {p->user[i].events & (POLLIN | POLLRDNORM) ? &watch->rx : NULL,
-                                   p->user[i].events & POLLOUT ? &watch->tx : NULL};
-    for (int k = 0; k < 2; k++) {
-      if (places[k] == NULL) {
-        continue;
-      }
-      uint16_t other = atomic_load(places[k]);
-      if (sleeper_elsewhere(c, other, index)) {
+    if ((p->user[i].events & (POLLIN | POLLRDNORM)) && !place(c, &watch->rx, index)) {
+      if (c->rcv_lowat > 1) { /* the byte would come with too little, and stay */
         sure = false;
-      } else {
-        atomic_store(places[k], (uint16_t)index);
+      } else { /* as for anybody who waits in the kernel */
+        p->waits[i].conn = c;
+        p->waits[i].life = conn_kernel_sleep(c);
+        conn_watch_kernel(c);
       }
     }
     if (p->user[i].events & POLLOUT) {
+      sure &= place(c, &watch->tx, index);
       if (conn_flags(c) & CONN_FIN) {
         bell_on_connection(c, p->user[i].fd);
       }
       sure &= w->bell != 0 && !(conn_flags(c) & CONN_CARRIED); /* as in wait.c */
       p->space = true;
     }
-    if (!atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
+    if (index != 0 && !atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
       sleeper_arm(&c->link->sleepers[c->side][index]);
     }
   }
@@ -239,15 +253,19 @@ static void unplace(struct waiter *w, struct poll_call *p) {
   disarm(w);
   for (nfds_t i = 0; i < p->count; i++) {
     struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (p->class[i] == RING && p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
+      p->waits[i].conn = NULL;
+    }
     if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
       continue;
     }
-    uint32_t index = waiter_sleeper(w, c->link);
+    uint16_t index = (uint16_t)waiter_sleeper(w, c->link);
     struct bertha_watch *watch = &c->slot->watch[c->side];
-    uint16_t mine = (uint16_t)index;
-    atomic_compare_exchange_strong(&watch->rx, &mine, 0);
-    mine = (uint16_t)index;
-    atomic_compare_exchange_strong(&watch->tx, &mine, 0);
+    for (int k = 0; index != 0 && k < 2; k++) {
+      uint16_t mine = index;
+      atomic_compare_exchange_strong(k == 0 ? &watch->rx : &watch->tx, &mine, 0);
+    }
   }
 }
 
@@ -262,6 +280,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   int64_t kernel_next = only_rings && timeout_ns != 0 && w != NULL ? w->kernel_seen + KERNEL_EVERY_NS : begin;
   int ready;
   bool first = true;
+  bool unmasked = false;
   int64_t last = begin;
   for (;;) {
     ready = look_at_rings(p);
@@ -269,9 +288,15 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
     if (ready > 0 && (!first || (only_rings && w != NULL && now - w->kernel_seen < KERNEL_EVERY_NS))) {
       break; /* a descriptor that is always writable must not hide the end of its connection for ever */
     }
-    if (now >= kernel_next) {
+    bool over = deadline >= 0 && now >= deadline;
+    if (now >= kernel_next || (over && mask != NULL && !unmasked)) {
       fill_kernel(p);
-      int n = kernel_poll_call(p, -1, 0, NULL);
+      /* With nothing ready, signals that the program lets in now come before the spin, and before the end. */
+      int n = kernel_poll_call(p, -1, 0, ready == 0 ? mask : NULL);
+      if (n == -EINTR && ready == 0 && mask != NULL) {
+        return n;
+      }
+      unmasked |= ready == 0;
       kernel_next = now + KERNEL_EVERY_NS;
       if (w != NULL) {
         w->kernel_seen = now;
@@ -282,7 +307,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
       }
     }
     first = false;
-    if (ready > 0 || (deadline >= 0 && now >= deadline)) {
+    if (ready > 0 || over) {
       break;
     }
     if (now - last > SPIN_GAP_NS && w != NULL) {
@@ -355,13 +380,16 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   struct kernel_wait wait_space[STACK_FDS];
   struct poll_call p = {
       .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
-  void *heap = NULL;
+  struct waiter *w = NULL;
+  void *room = NULL;
+  size_t bytes = (count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count;
   if (count > STACK_FDS) {
-    heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
-    if (heap == NULL) {
+    w = waiter_get();
+    room = waiter_room(w, bytes);
+    if (room == NULL) {
       return -ENOMEM;
     }
-    p.waits = heap;
+    p.waits = room;
     p.kernel = (struct pollfd *)(void *)(p.waits + count + 1);
     p.class = (uint8_t *)(p.kernel + count + 1);
   }
@@ -395,6 +423,8 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
       break;
     }
   }
-  free(heap);
+  if (room != NULL) {
+    waiter_room_back(w, room, bytes);
+  }
   return result;
 }
