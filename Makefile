@@ -119,7 +119,7 @@ lint-native: venv
 	  set -x; cppcheck --quiet --std=c11 --language=c --enable=warning,performance,portability --inline-suppr \
 	    --error-exitcode=1 --suppress=missingIncludeSystem --suppress=unmatchedSuppression \
 	    --suppressions-list=native/cppcheck-suppressions.txt -D__linux__ -D__x86_64__ -D__GNUC__=12 \
-	    '-DBERTHA_VERSION="lint"' -Inative/core -Inative/calls native/core native/calls native/cffi native/carrier native/chunnels; \
+	    '-DBERTHA_VERSION="lint"' -Inative/core -Inative/calls native/core native/calls native/cffi native/carrier native/chunnels native/door native/relay; \
 	else echo "lint: cppcheck is not installed: skipped"; fi
 
 format: venv

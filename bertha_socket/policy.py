@@ -40,7 +40,8 @@ SIDES: Final = ("client", "server", "any")
 PROTOCOLS: Final = ("tcp", "udp", "any")
 #: Bytes; a ring's address space is BERTHA_RING_MAX of native/core/layout.h.
 #: Below this, bulk transfer waits for wake-ups and is slower than plain TCP (measured: 0.2 of it at 4 KiB).
-RING_MIN: Final = 65536
+#: Less is slower than TCP where nobody spins: each ring full is a sleep.
+RING_MIN: Final = 262144
 RING_MAX: Final = 1 << 20
 #: A second: a bound that is longer is a mistake in the unit.
 SPIN_MAX_US: Final = 1_000_000

@@ -42,13 +42,15 @@ class Reason(IntEnum):
     CHUNNEL_REFUSED = 24
     NO_CARRIER = 25
     CHUNNEL_FAILED = 26
+    BRIEF = 27
+    AGENT_NEW = 28
 
 
 _TEXTS: dict[int, str] = {
     Reason.NONE: "no reason: nothing better was possible",
     Reason.NO_AGENT: "no agent answered on this host: start one with 'bertha agent'",
-    Reason.PEER_UNAWARE: "the peer does not run under bertha-run",
-    Reason.NOT_LISTED: "no program under bertha-run listens on this address on this host",
+    Reason.PEER_UNAWARE: "the peer did not ask for more: it is not under bertha-run, or chose plain TCP",
+    Reason.NOT_LISTED: "no program under bertha-run is known to listen on this address on this host",
     Reason.NOT_ATTACHED: "the peer never tied its end of the connection to shared memory",
     Reason.REFUSED_BY_AGENT: "the agent refused: the listener is unconfirmed, or out of reach for the caller",
     Reason.POLICY: "a rule of the policy file chose this implementation",
@@ -66,12 +68,14 @@ _TEXTS: dict[int, str] = {
     Reason.DISABLED: "BERTHA_DISABLE is set",
     Reason.VERSION: "the two ends, or a program and its agent, have different versions of bertha-socket",
     Reason.FASTOPEN: "the program sent data with the connection request (TCP Fast Open)",
-    Reason.PASSED_ON: "the descriptor was passed to a process that does not run under bertha-run",
+    Reason.PASSED_ON: "the descriptor was passed to another process, which may know nothing but TCP",
     Reason.SHM_PROHIBITED: "a rule of the policy file prohibits shared memory",
     Reason.NEVER_CONNECTED: "the connection was never established",
     Reason.CHUNNEL_REFUSED: "a required chunnel cannot be had with this peer",
     Reason.NO_CARRIER: "no carrier process could be started for the chunnels of this connection",
     Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: its bytes were altered or cut off",
+    Reason.BRIEF: "connections to this listener end after one exchange: plain TCP sets up faster",
+    Reason.AGENT_NEW: "the agent was started after this listener, and did not know of it yet",
 }
 
 

@@ -17,6 +17,27 @@ ROOT = Path(__file__).resolve().parent.parent
 SHIM = ROOT / "bertha_socket" / "lib" / "libbertha_shim.so"
 CALLS = ROOT / "native" / "calls.list"
 
+#: What other shims take over (ip2unix, VMA/XLIO, VCL and LDP, rsocket, socket_wrapper, Slim, SocksDirect),
+#: all of them together, and what none of them does and a program can notice.
+# fmt: off
+PEERS = [
+    "socket", "bind", "listen", "accept", "accept4", "connect", "getpeername", "getsockname", "setsockopt",
+    "getsockopt", "shutdown", "close", "fcntl", "fcntl64", "ioctl", "read", "write", "readv", "writev",
+    "recv", "send", "recvfrom", "sendto", "recvmsg", "sendmsg", "recvmmsg", "sendmmsg", "sendfile",
+    "sendfile64", "select", "pselect", "poll", "ppoll", "epoll_create", "epoll_create1", "epoll_ctl",
+    "epoll_wait", "epoll_pwait", "dup", "dup2", "dup3", "socketpair", "pipe", "fork", "vfork", "clone",
+    "daemon", "__read_chk", "__recv_chk", "__recvfrom_chk", "__poll_chk", "__ppoll_chk", "open", "open64",
+    "openat", "creat", "fopen", "fopen64", "eventfd", "signalfd", "timerfd_create", "epoll_pwait2",
+    "splice", "tee", "vmsplice", "preadv2", "pwritev2", "close_range", "closefrom", "posix_spawn", "fdopen",
+    "syscall", "pidfd_getfd",
+]
+# fmt: on
+NOT_OURS = {
+    "tee": "both ends are pipes: no connection can be meant",
+    "vmsplice": "the same",
+    "pidfd_getfd": "takes a descriptor of another process: not in our books (docs/users/limits.md)",
+}
+
 
 def _run(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
@@ -38,6 +59,11 @@ def test_list_is_well_formed(calls: list[str]) -> None:
     assert calls
     assert [c for c in calls if not re.fullmatch(r"[A-Za-z_]\w*", c)] == []
     assert sorted(c for c in set(calls) if calls.count(c) > 1) == []
+
+
+def test_nothing_is_missing_that_others_take_over(calls: list[str]) -> None:
+    assert sorted(set(PEERS) - set(calls) - set(NOT_OURS)) == []
+    assert sorted(set(NOT_OURS) & set(calls)) == [], "taken over after all"
 
 
 def test_exports_are_the_list(calls: list[str], dynamic: str) -> None:

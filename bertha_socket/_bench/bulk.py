@@ -15,7 +15,7 @@ from bertha_socket._bench.report import Cell, Report, Sample, Target
 from bertha_socket._bench.stage import Shim, Stage
 from bertha_socket._bench.variants import Variant
 
-RING_SIZES = (65536, 262144, 1048576)  # a policy file may ask for any power of two in between
+RING_SIZES = (262144, 524288, 1048576)  # a policy file may ask for any power of two in between
 SPINS = (0, 20, 100)
 PROGRAMS = ("iperf3",)
 UNITS = {"rate": "MB/s", "sender_cpu": "%", "receiver_cpu": "%"}

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from bertha_socket._bench import host, interleave, tools, variants
+from bertha_socket._bench.connlog import BRIEF
 from bertha_socket._bench.idle import UNITS as IDLE_UNITS
 from bertha_socket._bench.idle import Crowd
 from bertha_socket._bench.report import Cell, Report, Sample, Target
@@ -102,7 +103,9 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, co
         ground = Ground(stage, tools.build(), stage.one_host(), seconds, opened)
         part = Report(report.bench, "")
         loads: dict[str, Load] = {}
-        for variant in row.choose(ground, part):
+        for given in row.choose(ground, part):
+            brief = row.brief and given.shim is not None
+            variant = replace(given, expects=f"{given.expects}|{BRIEF}") if brief else given
             load = _add(ground, part, row, variant)
             if load is not None:
                 loads[variant.name] = load

@@ -67,6 +67,8 @@ class Row:
     #: Connections are few and long: each round's log is checked.  Else one run before the rounds is.
     logged: bool = True
     two_processors: bool = False
+    #: Its connections are over after one exchange, and the shim may leave them to TCP for that.
+    brief: bool = False
     #: Its programs refuse to be root's.
     unprivileged: bool = False
     #: How much of the usual time a round of it takes.
@@ -165,6 +167,7 @@ ROWS: tuple[Row, ...] = (
         partial(Web, path="bare", close=True),
         (Want("rate", 1.0), Want("cpu")),
         _NGINX,
+        brief=True,
         logged=False,
     ),
     Row(
@@ -197,6 +200,7 @@ ROWS: tuple[Row, ...] = (
         "connect, 64 B, echo, close",
         Connect,
         (Want("rate", 1.0), Want("cpu")),
+        brief=True,
         logged=False,
         two_processors=True,
     ),
@@ -205,6 +209,7 @@ ROWS: tuple[Row, ...] = (
         "connect, 64 B, echo, close, 16 at a time",
         partial(Connect, window=16),
         (Want("rate", 1.0), Want("cpu")),
+        brief=True,
         logged=False,
         two_processors=True,
     ),

@@ -47,6 +47,8 @@ UNIX_SOCKET = "unix-socket"
 SHM = "shm"
 SHM_NOSPIN = "shm-nospin"
 UNIX = "unix"
+#: What the shim chooses for connections that are over after one exchange.
+CHOSEN = "chosen"
 
 
 def standard(stage: Stage, names: tuple[str, ...], report: Report) -> list[Variant]:
@@ -56,6 +58,7 @@ def standard(stage: Stage, names: tuple[str, ...], report: Report) -> list[Varia
         TCP: Variant(TCP, "TCP_NODELAY", nodelay=True),
         UNIX_SOCKET: Variant(UNIX_SOCKET, "hard-coded unix socket", unix=True),
         SHM: Variant(SHM, "bertha-run: shm", shim=Shim(), expects="shm"),
+        CHOSEN: Variant(CHOSEN, "bertha-run", shim=Shim(), expects=f"shm|{connlog.BRIEF}"),
         SHM_NOSPIN: Variant(SHM_NOSPIN, "bertha-run: shm, no spin", shim=Shim(spin_us=0), expects="shm"),
         UNIX: Variant(
             UNIX,

@@ -193,6 +193,13 @@ def _link(service: Service, caller: Caller, request: Request, fds: Descriptors) 
     )
 
 
+def _unlink(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
+    process = _greeted(caller)
+    _need(fds, 0)
+    service.registry.unlink(process, *messages.parse_link(request.body))
+    return Answer()
+
+
 def _bell_new(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
     process = _greeted(caller)
     messages.parse_bell(request.body)
@@ -272,6 +279,7 @@ _HANDLERS: dict[Op, _Handler] = {
     Op.UNLISTEN: _unlisten,
     Op.CONNECT: _connect,
     Op.LINK: _link,
+    Op.UNLINK: _unlink,
     Op.BELL_NEW: _bell_new,
     Op.BELL_GET: _bell_get,
     Op.RESOLVE: _resolve,

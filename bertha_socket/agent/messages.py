@@ -63,6 +63,7 @@ class Op(IntEnum):
     RESOLVE = 8
     NEGOTIATE = 9
     CARRIER = 10
+    UNLINK = 11
     OFFER = 20
     STATUS = 100
     STOP = 101

@@ -133,6 +133,21 @@ class Registry:
         listener.servers.add(process)
         return link
 
+    def unlink(self, process: Process, number: int, index: int) -> None:
+        """The process has given up one of its links as a client.  Raises Refused."""
+        link = process.links.pop((number, index), None)
+        if link is None:
+            raise Refused(Why.NOT_LISTED)
+        self._end_link(link)
+
+    def _end_link(self, link: Link) -> None:
+        memory.mark_link_dead(link.fd)
+        link.listener.links.pop(link.index, None)
+        for server in link.servers:
+            server.served.discard(link)
+        link.close()
+        self.listeners.forget_if_done(link.listener)
+
     def resolve(self, process: Process, question: Resolve) -> int:
         """Which of some listeners has the other half of a connection; 0: none, or not only one."""
         found = 0
@@ -188,12 +203,7 @@ class Registry:
         for listener in list(process.listeners):
             self.listeners.leave(process, listener, now)
         for link in list(process.links.values()):
-            memory.mark_link_dead(link.fd)
-            link.listener.links.pop(link.index, None)
-            for server in link.servers:
-                server.served.discard(link)
-            link.close()
-            self.listeners.forget_if_done(link.listener)
+            self._end_link(link)
         process.links.clear()
         for link in process.served:
             link.servers.discard(process)

@@ -119,6 +119,9 @@ def pick(
     ):
         return Refusal(Cause.OTHER_USER)
     cause = Cause.NONE
+    asked = any("shm" in (*w.require, *w.prefer) for w in (client, server))
+    if best == "shm" and asked:  # not just the shim's own preference, which it may think better of
+        cause = Cause.POLICY
     if best != "shm":
         cause = Cause.POLICY if "shm" in left else lost_shm
     return Plan(

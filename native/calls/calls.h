@@ -2,6 +2,7 @@
 #ifndef BERTHA_CALLS_H
 #define BERTHA_CALLS_H
 
+#include "../core/brief.h"
 #include "../core/conn.h"
 #include "../core/connlog.h"
 #include "../core/dgram.h"
@@ -23,6 +24,22 @@ static inline struct conn *stream_of(int fd) {
              : NULL;
 }
 
+/* descriptor.c */
+static inline bool tracked(int fd) {
+  return bertha.fds != NULL && (unsigned)fd < BERTHA_FDS &&
+         (atomic_load_explicit(&bertha.fds[fd].conn, memory_order_relaxed) != 0 ||
+          atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed) != 0);
+}
+struct conn *descriptor_forget(int fd); /* before the kernel's close; conn_after_close() what it returns */
+void descriptor_stale(int fd);
+/* For a number that the kernel has just given out: nothing may be known of it yet. */
+static inline int descriptor_fresh(int fd) {
+  if (UNLIKELY(tracked(fd))) {
+    descriptor_stale(fd);
+  }
+  return fd;
+}
+
 /* rights.c: around the sending of a message with control data, which may have to carry other descriptors. */
 enum { RIGHTS_RELAYS = 8, RIGHTS_ROOM = 2048 };
 struct rights {
@@ -36,6 +53,7 @@ struct rights {
 };
 const struct msghdr *rights_begin(struct rights *r, const struct msghdr *msg);
 void rights_end(struct rights *r, bool sent);
+void rights_received(struct msghdr *msg); /* descriptors have come */
 
 /* The result of a call in the form that programs know. */
 static inline ssize_t errno_result(ssize_t n) {
@@ -58,6 +76,9 @@ static inline void plain_count(int fd, ssize_t n, bool sent) {
   struct conn *c;
   if (n > 0 && (c = conn_of(fd)) != NULL) {
     count_bytes(sent ? &c->info.tx_bytes : &c->info.rx_bytes, (uint64_t)n);
+    if (sent) {
+      brief_sent(c);
+    }
   }
 }
 

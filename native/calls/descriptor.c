@@ -8,10 +8,12 @@
 #include "../core/stdfile.h"
 #include "calls.h"
 
-/* The books only; the kernel's close is the caller's.  Returns the connection if this was its last
- * descriptor in this family of processes: conn_after_close() is then due. */
-static struct conn *forget(int fd) {
+/* The books only; the kernel's close is the caller's.  `gone`: it has been closed already, and the number may be
+ * another file's.  Returns the connection if this was its last descriptor in this family of processes:
+ * conn_after_close() is then due. */
+static struct conn *forget_at(int fd, bool gone) {
   eset_forget(fd);
+  int kernel = gone ? -1 : fd;
   struct conn *c = conn_of(fd);
   if (c == NULL) {
     return NULL;
@@ -24,7 +26,7 @@ static struct conn *forget(int fd) {
     return NULL;
   }
   if (last) {
-    connlog_write(c, unix_tcp_fd(c, fd));
+    connlog_write(c, unix_tcp_fd(c, kernel));
   }
   conn_forget(fd);
   stdfile_follow(fd);
@@ -39,16 +41,29 @@ static struct conn *forget(int fd) {
       conn_free(c);
       return NULL;
     }
-    connlog_write(c, fd);
+    connlog_write(c, kernel);
   }
-  conn_last_close(c, fd);
+  conn_last_close(c, kernel);
   return c;
 }
 
-static bool tracked(int fd) {
-  return bertha.fds != NULL && (unsigned)fd < BERTHA_FDS &&
-         (atomic_load_explicit(&bertha.fds[fd].conn, memory_order_relaxed) != 0 ||
-          atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed) != 0);
+struct conn *descriptor_forget(int fd) {
+  return forget_at(fd, false);
+}
+
+/* The kernel has just given this number to somebody: what we know of it was closed by a call that we do not see. */
+void descriptor_stale(int fd) {
+  if (bertha_is_hidden(fd) || bertha_in_forked_stranger()) {
+    return;
+  }
+  int saved = errno;
+  conn_books_begin();
+  struct conn *last = forget_at(fd, true);
+  conn_books_end();
+  if (last != NULL) {
+    conn_after_close(last);
+  }
+  errno = saved;
 }
 
 BERTHA_EXPORT int close(int fd) {
@@ -62,11 +77,12 @@ BERTHA_EXPORT int close(int fd) {
   if (bertha_in_forked_stranger()) {
     return REAL(close)(fd);
   }
+  CANCELLATION_POINT();
   int saved = errno;
   conn_books_begin();
-  struct conn *last = forget(fd);
+  struct conn *last = descriptor_forget(fd);
   errno = saved;
-  int result = REAL(close)(fd);
+  int result = QUIET(close)(fd);
   saved = errno;
   conn_books_end();
   if (last != NULL) {
@@ -78,6 +94,7 @@ BERTHA_EXPORT int close(int fd) {
 
 static void share(int from, int to) {
   struct conn *c = conn_of(from);
+  descriptor_fresh(to);
   if (c != NULL && (unsigned)to < BERTHA_FDS) {
     atomic_fetch_add(&c->info.refs, 1);
     conn_track(to, c);
@@ -90,7 +107,7 @@ static void share(int from, int to) {
 BERTHA_EXPORT int dup(int fd) {
   bool ours = tracked(fd) && !bertha_in_forked_stranger();
   if (LIKELY(!ours)) {
-    return REAL(dup)(fd);
+    return descriptor_fresh(REAL(dup)(fd));
   }
   conn_books_begin();
   int to = REAL(dup)(fd);
@@ -115,7 +132,7 @@ static int dup_onto(int from, int to, int flags, bool three) {
         return -1;
       }
     } else if (REAL(fcntl)(from, F_GETFD) >= 0) { /* otherwise `to` stays open (dup2(2)) */
-      last = forget(to);
+      last = descriptor_forget(to);
     }
   }
   int result = three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
@@ -170,7 +187,7 @@ BERTHA_EXPORT void closefrom(int first) {
 static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argument) {
   int result = real(fd, op, argument);
   if (result < 0 || !tracked(fd)) {
-    return result;
+    return op == F_DUPFD || op == F_DUPFD_CLOEXEC ? descriptor_fresh(result) : result;
   }
   struct conn *c = conn_of(fd);
   if ((op == F_DUPFD || op == F_DUPFD_CLOEXEC) && !bertha_in_forked_stranger()) {

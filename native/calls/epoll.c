@@ -2,13 +2,13 @@
 #include "calls.h"
 
 BERTHA_EXPORT int epoll_create(int size) {
-  int fd = REAL(epoll_create)(size);
+  int fd = descriptor_fresh(REAL(epoll_create)(size));
   eset_created(fd);
   return fd;
 }
 
 BERTHA_EXPORT int epoll_create1(int flags) {
-  int fd = REAL(epoll_create1)(flags);
+  int fd = descriptor_fresh(REAL(epoll_create1)(flags));
   eset_created(fd);
   return fd;
 }

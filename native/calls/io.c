@@ -83,6 +83,7 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
 }
 
 /* On a socket the position must be -1 (preadv2(2)); RWF_NOWAIT is MSG_DONTWAIT. */
+#define KNOWN_FLAGS 0x1f /* RWF_HIPRI, _DSYNC, _SYNC, _NOWAIT, _APPEND */
 #define NOWAIT_FLAG(flags) ((flags)&8 /* RWF_NOWAIT */ ? MSG_DONTWAIT : 0)
 
 #define PREADV2(name, off_type)                                                                              \
@@ -97,7 +98,8 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
       plain_count(fd, got, false);                                                                           \
       return got;                                                                                            \
     }                                                                                                        \
-    return errno_result(stream_recv(c, fd, iov, count, NOWAIT_FLAG(flags)));                                 \
+    return errno_result(flags & ~KNOWN_FLAGS ? -EOPNOTSUPP                                                   \
+                                             : stream_recv(c, fd, iov, count, NOWAIT_FLAG(flags)));          \
   }
 #define PWRITEV2(name, off_type)                                                                             \
   BERTHA_EXPORT ssize_t name(int fd, const struct iovec *iov, int count, off_type at, int flags) {           \
@@ -111,7 +113,8 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
       plain_count(fd, sent, true);                                                                           \
       return sent;                                                                                           \
     }                                                                                                        \
-    return errno_result(stream_send(c, fd, iov, count, NOWAIT_FLAG(flags)));                                 \
+    return errno_result(flags & ~KNOWN_FLAGS ? -EOPNOTSUPP                                                   \
+                                             : stream_send(c, fd, iov, count, NOWAIT_FLAG(flags)));          \
   }
 PREADV2(preadv2, off_t)
 PREADV2(preadv64v2, off64_t)
@@ -134,13 +137,24 @@ static void tx_special(struct conn *c, int fd, int flags) {
   }
 }
 
+/* A unix socket in the connection's place is the kernel's, but for one thing: it does not wait for all that is to be
+ * looked at. */
+static struct conn *stream_read(int fd, int flags) {
+  struct conn *c = stream_of(fd);
+  if (LIKELY(c != NULL || !(flags & MSG_PEEK) || !(flags & MSG_WAITALL))) {
+    return c;
+  }
+  c = conn_of(fd);
+  return c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_DGRAM) ? c : NULL;
+}
+
 /* Where the kernel's own answers are, of a carried UDP socket too. */
 static int dgram_own(const struct conn *d, int fd) {
   return UNLIKELY(d != NULL) ? unix_tcp_fd(d, fd) : fd;
 }
 
 BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
-  struct conn *c = stream_of(fd);
+  struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
     struct conn *d = dgram_of(fd);
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
@@ -187,7 +201,7 @@ static ssize_t recvfrom_carried(struct conn *d, int fd, struct iovec iov, int fl
 
 BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct sockaddr *from,
                                socklen_t *size) {
-  struct conn *c = stream_of(fd);
+  struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags)) {
     struct conn *d = dgram_of(fd);
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
@@ -264,13 +278,16 @@ static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int fl
 }
 
 BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
-  struct conn *c = stream_of(fd);
+  struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
     struct conn *d = dgram_of(fd);
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return errno_result(dgram_recv(d, fd, msg, flags));
     }
     ssize_t got = REAL(recvmsg)(dgram_own(d, fd), msg, flags);
+    if (UNLIKELY(got >= 0 && msg->msg_controllen > 0)) {
+      rights_received(msg);
+    }
     if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
       plain_count(fd, got, false);
     }
@@ -328,7 +345,16 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
   struct conn *c = stream_of(fd);
   struct conn *d = c == NULL && !(flags & KERNELS_OWN) ? dgram_of(fd) : NULL;
   if (LIKELY(d == NULL) && (LIKELY(c == NULL) || rx_special(c, fd, flags))) {
-    return REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
+    int got = REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
+    for (int i = 0; i < got; i++) {
+      if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
+        plain_count(fd, messages[i].msg_len, false);
+      }
+      if (UNLIKELY(messages[i].msg_hdr.msg_controllen > 0)) {
+        rights_received(&messages[i].msg_hdr);
+      }
+    }
+    return got;
   }
   int error = c != NULL ? error_before_data(c, fd) : 0;
   if (UNLIKELY(error != 0)) {
@@ -364,7 +390,11 @@ BERTHA_EXPORT int sendmmsg(int fd, struct mmsghdr *messages, unsigned int count,
     }
     bool begins = count > 0 && messages != NULL && dgram_may_begin(fd, messages[0].msg_hdr.msg_name);
     if (LIKELY(!control && !begins && dgram_of(fd) == NULL)) {
-      return REAL(sendmmsg)(fd, messages, count, flags);
+      int done = REAL(sendmmsg)(fd, messages, count, flags);
+      for (int i = 0; i < done; i++) {
+        plain_count(fd, messages[i].msg_len, true);
+      }
+      return done;
     }
     unsigned int sent = 0;
     for (ssize_t n; sent < count && (n = sendmsg(fd, &messages[sent].msg_hdr, flags)) >= 0; sent++) {

@@ -74,12 +74,12 @@ static void take_out(int fd, fd_set *set) {
 /* Some programs say all the descriptors that there may be: the kernel looks no further than its own table is long. */
 static int looked_at(int n) {
   char text[2048];
-  int fd = n > FD_SETSIZE ? open("/proc/self/status", O_RDONLY | O_CLOEXEC) : -1;
+  int fd = n > FD_SETSIZE ? QUIET(open)("/proc/self/status", O_RDONLY | O_CLOEXEC, 0) : -1;
   if (fd < 0) {
     return n < FD_SETSIZE ? n : FD_SETSIZE;
   }
-  ssize_t size = REAL(read)(fd, text, sizeof text - 1);
-  REAL(close)(fd);
+  ssize_t size = QUIET(read)(fd, text, sizeof text - 1);
+  QUIET(close)(fd);
   text[size > 0 ? size : 0] = '\0';
   const char *line = strstr(text, "FDSize:");
   long there = line != NULL ? strtol(line + strlen("FDSize:"), NULL, 10) : FD_SETSIZE;
@@ -102,21 +102,29 @@ static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_se
   return false;
 }
 
+/* Cancelled, it leaves nothing behind. */
+static __attribute__((noinline)) int wait_or_leave(struct waiter_room *room, struct pollfd *p, nfds_t count,
+                                                   int64_t ns, const sigset_t *mask) {
+  int n;
+  pthread_cleanup_push(waiter_room_back, room);
+  n = wait_fds(p, count, ns, mask);
+  pthread_cleanup_pop(0);
+  return n;
+}
+
 /* select()'s three sets in poll()'s terms (select(2), "Correspondence between select() and poll()"). */
 static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, const sigset_t *mask) {
   struct pollfd space[STACK_FDS];
   struct pollfd *p = space;
-  struct waiter *waiter = NULL;
-  size_t bytes = 0;
+  struct waiter_room room = {0};
   n = looked_at(n);
   nfds_t most = 0;
   for (int fd = 0; fd < n; fd++) {
     most += in_set(fd, r) || in_set(fd, w) || in_set(fd, e);
   }
   if (most > STACK_FDS) {
-    bytes = most * sizeof *p;
-    waiter = waiter_get();
-    p = waiter_room(waiter, bytes);
+    room = waiter_room(most * sizeof *p);
+    p = room.at;
     if (p == NULL) {
       return -ENOMEM;
     }
@@ -131,7 +139,7 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
       p[count++] = (struct pollfd){.fd = fd, .events = events};
     }
   }
-  int result = wait_fds(p, count, ns, mask);
+  int result = wait_or_leave(&room, p, count, ns, mask);
   for (nfds_t i = 0; result >= 0 && i < count; i++) {
     if (p[i].revents & POLLNVAL) {
       result = -EBADF;
@@ -157,9 +165,7 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
     }
     result = bits;
   }
-  if (p != space) {
-    waiter_room_back(waiter, p, bytes);
-  }
+  waiter_room_back(&room);
   return result;
 }
 

@@ -86,6 +86,18 @@ void rights_end(struct rights *r, bool sent) {
   errno = saved;
 }
 
+void rights_received(struct msghdr *msg) {
+  for (struct cmsghdr *head = CMSG_FIRSTHDR(msg); head != NULL; head = CMSG_NXTHDR(msg, head)) {
+    if (head->cmsg_level == SOL_SOCKET && head->cmsg_type == SCM_RIGHTS && head->cmsg_len >= CMSG_LEN(0)) {
+      for (size_t i = 0; i < (head->cmsg_len - CMSG_LEN(0)) / sizeof(int); i++) {
+        int fd;
+        memcpy(&fd, CMSG_DATA(head) + i * sizeof fd, sizeof fd);
+        descriptor_fresh(fd);
+      }
+    }
+  }
+}
+
 /* For bertha-relay (native/relay): how many descriptors a connection has, in all processes. */
 BERTHA_EXPORT unsigned bertha_connection_holders(int fd);
 unsigned bertha_connection_holders(int fd) {

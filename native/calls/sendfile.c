@@ -80,8 +80,10 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
       }
       continue;
     }
+    int before = cancellation_off(); /* we have the connection's lock */
     ssize_t n = read_now(in, to, room, offset, waits >= WAITS);
     tx_commit(c, out, n > 0 ? (size_t)n : 0);
+    cancellation_back(before);
     if (n == -EAGAIN) {
       bool file = is_file(in);
       n = sent > 0 && !file ? 0

@@ -33,7 +33,7 @@ static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
 }
 
 BERTHA_EXPORT int socket(int family, int type, int protocol) {
-  int fd = REAL(socket)(family, type, protocol);
+  int fd = descriptor_fresh(REAL(socket)(family, type, protocol));
   if (fd >= 0) {
     dgram_made(fd, is_udp(family, type, protocol));
   }
@@ -124,7 +124,13 @@ static struct listener *listener_now(struct conn *c, int fd) {
   uint32_t why = 0;
   struct listener *fresh = listener_register(fd, &why);
   if (fresh != NULL) {
+    if (l == NULL || l->generation != generation) {
+      atomic_store(&fresh->known_since, now);
+    }
     c->listener = fresh;
+    if (l != NULL && l != fresh) {
+      listener_closed(l);
+    }
   }
   return c->listener;
 }
@@ -139,7 +145,7 @@ static bool must_not_be_plain(const struct conn *l) {
 static int refused(int fd) {
   struct linger now = {.l_onoff = 1};
   REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-  REAL(close)(fd);
+  QUIET(close)(fd);
   errno = ECONNABORTED;
   return -1;
 }
@@ -186,12 +192,12 @@ static int accept_with(int listening, struct sockaddr *address, socklen_t *size,
   struct sockaddr_storage from;
   socklen_t from_size = sizeof from;
   if (!bertha.enabled || (address != NULL && size == NULL)) {
-    return plain_call ? REAL(accept)(listening, address, size)
-                      : REAL(accept4)(listening, address, size, flags);
+    return descriptor_fresh(plain_call ? REAL(accept)(listening, address, size)
+                                       : REAL(accept4)(listening, address, size, flags));
   }
   int fd = plain_call ? REAL(accept)(listening, (struct sockaddr *)&from, &from_size)
                       : REAL(accept4)(listening, (struct sockaddr *)&from, &from_size, flags);
-  if (fd < 0) {
+  if (descriptor_fresh(fd) < 0) {
     return fd;
   }
   if (address != NULL) {

@@ -88,9 +88,11 @@ static ssize_t from_pipe(struct conn *c, int pipe, int fd, size_t size, unsigned
       }
       continue;
     }
+    int before = cancellation_off(); /* we have the connection's lock */
     ssize_t n = pipe_read(pipe, to, room);
     int saved = errno;
     tx_commit(c, fd, n > 0 ? (size_t)n : 0);
+    cancellation_back(before);
     if (n == 0 || (n < 0 && saved != EAGAIN)) {
       return done > 0 || n == 0 ? (ssize_t)done : -saved;
     }

@@ -8,13 +8,9 @@
 #include "../core/stdfile.h"
 #include "calls.h"
 
-static bool may_ring(int fd) {
-  struct conn *c = conn_of(fd);
-  return c != NULL && (stream_of(fd) != NULL || conn_kind(c) == BERTHA_CONN_SOCKET);
-}
-
+/* Also one that is plain: glibc's own stream would close it past us, and its bytes would not be counted. */
 BERTHA_EXPORT FILE *fdopen(int fd, const char *mode) {
-  if (LIKELY(!may_ring(fd)) || bertha_in_forked_stranger()) {
+  if (LIKELY(conn_of(fd) == NULL) || bertha_in_forked_stranger()) {
     return REAL(fdopen)(fd, mode);
   }
   if (mode[0] != 'r' && mode[0] != 'w' && mode[0] != 'a') {
@@ -35,6 +31,63 @@ BERTHA_EXPORT FILE *fdopen(int fd, const char *mode) {
   return stdfile_open(fd, plain);
 }
 
+/* glibc's own stream on a descriptor that came to be a connection only afterwards, by dup2: glibc closes it itself. */
+static bool closes_ours(FILE *f, int *fd) {
+  int saved = errno;
+  *fd = fileno_unlocked(f); /* a stream without one sets errno */
+  errno = saved;
+  return UNLIKELY(tracked(*fd)) && !bertha_is_hidden(*fd) && !bertha_in_forked_stranger();
+}
+
+BERTHA_EXPORT int fclose(FILE *f) {
+  int fd;
+  if (LIKELY(!closes_ours(f, &fd)) || stdfile_is(f)) {
+    return REAL(fclose)(f);
+  }
+  fflush(f); /* which may block */
+  conn_books_begin();
+  struct conn *last = descriptor_forget(fd);
+  int result = REAL(fclose)(f);
+  int saved = errno;
+  conn_books_end();
+  if (last != NULL) {
+    conn_after_close(last);
+  }
+  errno = saved;
+  return result;
+}
+
+/* glibc's puts the new file in the descriptor's place itself: here it finds a file there that is nobody's. */
+static FILE *reopen(FILE *(*real)(const char *, const char *, FILE *), const char *path, const char *mode,
+                    FILE *f) {
+  int fd;
+  if (LIKELY(!closes_ours(f, &fd)) && !stdfile_is(f)) {
+    return real(path, mode, f);
+  }
+  fflush(f);
+  if (stdfile_reopen(&f, path, mode)) {
+    return f;
+  }
+  int saved = errno;
+  int nothing = path != NULL ? open("/dev/null", O_RDWR | O_CLOEXEC) : -1;
+  if (nothing < 0 || dup2(nothing, fd) < 0) {
+    close(fd); /* without a path the new file is the old one, and a socket cannot be opened that way */
+  }
+  if (nothing >= 0) {
+    close(nothing);
+  }
+  errno = saved;
+  return real(path, mode, f);
+}
+
+BERTHA_EXPORT FILE *freopen(const char *path, const char *mode, FILE *f) {
+  return reopen(REAL(freopen), path, mode, f);
+}
+
+BERTHA_EXPORT FILE *freopen64(const char *path, const char *mode, FILE *f) {
+  return reopen(REAL(freopen64), path, mode, f);
+}
+
 static int print_all(int fd, char *text, int size) {
   for (int done = 0; done < size;) {
     ssize_t n = write(fd, text + done, (size_t)(size - done));
@@ -52,7 +105,7 @@ static int print_all(int fd, char *text, int size) {
 
 BERTHA_EXPORT int vdprintf(int fd, const char *format, va_list args) {
   char *text;
-  if (LIKELY(!may_ring(fd))) {
+  if (LIKELY(conn_of(fd) == NULL)) {
     return REAL(vdprintf)(fd, format, args);
   }
   int size = vasprintf(&text, format, args);
@@ -74,7 +127,7 @@ BERTHA_EXPORT int __dprintf_chk(int fd, int flag, const char *format, ...);
 
 int __vdprintf_chk(int fd, int flag, const char *format, va_list args) {
   char *text;
-  if (LIKELY(!may_ring(fd))) {
+  if (LIKELY(conn_of(fd) == NULL)) {
     return REAL(__vdprintf_chk)(fd, flag, format, args);
   }
   int size = __vasprintf_chk(&text, flag, format, args);
@@ -91,7 +144,7 @@ int __dprintf_chk(int fd, int flag, const char *format, ...) {
 
 /* glibc's makes a stream of its own on stderr's descriptor. */
 BERTHA_EXPORT void perror(const char *message) {
-  if (LIKELY(!may_ring(2))) {
+  if (LIKELY(conn_of(2) == NULL)) {
     REAL(perror)(message);
     return;
   }

@@ -90,7 +90,7 @@ static int send_message(const struct bertha_msg *head, const void *body, size_t 
   }
   ssize_t n;
   do {
-    n = REAL(sendmsg)(agent.fd, &msg, MSG_NOSIGNAL);
+    n = QUIET(sendmsg)(agent.fd, &msg, MSG_NOSIGNAL);
   } while (n < 0 && errno == EINTR);
   return n == (ssize_t)(sizeof *head + body_size) ? 0 : -1;
 }
@@ -107,7 +107,7 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
                        .msg_controllen = sizeof control.space};
   ssize_t n;
   do {
-    n = REAL(recvmsg)(agent.fd, &msg, MSG_CMSG_CLOEXEC);
+    n = QUIET(recvmsg)(agent.fd, &msg, MSG_CMSG_CLOEXEC);
   } while (n < 0 && errno == EINTR);
   if (n < 0) {
     return -1;
@@ -122,7 +122,7 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
         if (got < max_fds) {
           fds[got++] = fd;
         } else {
-          REAL(close)(fd);
+          QUIET(close)(fd);
         }
       }
     }
@@ -133,11 +133,13 @@ static int receive_message(struct bertha_msg *head, void *body, size_t body_size
     enough = (size_t)n >= sizeof *head + sizeof *reply &&
              (size_t)n == sizeof *head + sizeof *reply + reply->plan_size;
   }
-  bool whole = (size_t)n >= sizeof *head && (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) == 0 &&
-               (head->status != 0 || enough);
+  bool whole = (size_t)n >= sizeof *head && (msg.msg_flags & MSG_TRUNC) == 0 && (head->status != 0 || enough);
+  if (whole && (msg.msg_flags & MSG_CTRUNC) != 0) { /* none was left: to hang up would end all that we have */
+    head->status = BERTHA_WHY_NO_DESCRIPTOR;
+  }
   if (!whole) {
     for (int i = 0; i < got; i++) {
-      REAL(close)(fds[i]);
+      QUIET(close)(fds[i]);
       fds[i] = -1;
     }
     return -1;
@@ -164,7 +166,7 @@ static int exchange(enum bertha_op op, const void *body, size_t body_size, const
   if (!ours || head.status != 0) { /* a refusal has no descriptors: nobody would close them */
     for (int i = 0; i < max_fds; i++) {
       if (fds[i] >= 0) {
-        REAL(close)(fds[i]);
+        QUIET(close)(fds[i]);
         fds[i] = -1;
       }
     }
@@ -185,11 +187,11 @@ static void fill_hello(struct bertha_hello *hello) {
   memcpy(hello->policy, bertha.policy, sizeof hello->policy);
   ssize_t n = readlink("/proc/self/exe", hello->exe, sizeof hello->exe - 1);
   hello->exe[n > 0 ? n : 0] = '\0';
-  int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+  int fd = QUIET(open)("/proc/self/cmdline", O_RDONLY | O_CLOEXEC, 0);
   if (fd >= 0) {
-    n = REAL(read)(fd, hello->args, sizeof hello->args);
+    n = QUIET(read)(fd, hello->args, sizeof hello->args);
     hello->args_len = n > 0 ? (uint32_t)n : 0;
-    REAL(close)(fd);
+    QUIET(close)(fd);
   }
 #ifdef BERTHA_VERSION
   strncpy(hello->package_version, BERTHA_VERSION, sizeof hello->package_version - 1);
@@ -213,11 +215,11 @@ static uint32_t dial(int patience_ms) {
   memcpy(where.sun_path, bertha.agent_path, sizeof where.sun_path - 1);
   struct ucred owner;
   socklen_t size = sizeof owner;
-  if (REAL(connect)(fd, (struct sockaddr *)&where, sizeof where) != 0 ||
+  if (QUIET(connect)(fd, (struct sockaddr *)&where, sizeof where) != 0 ||
       REAL(getsockopt)(fd, SOL_SOCKET, SO_PEERCRED, &owner, &size) != 0 ||
       (owner.uid != geteuid() && owner.uid != 0)) {
     bool silent = errno == EAGAIN; /* its queue of connections is full */
-    REAL(close)(fd);
+    QUIET(close)(fd);
     hang_up(silent);
     return BERTHA_WHY_NO_AGENT;
   }
@@ -241,6 +243,12 @@ static uint32_t dial(int patience_ms) {
     agent.not_before = bertha_now_ns() + 10 * (int64_t)RETRY_NS;
   }
   return status;
+}
+
+bool agent_gone(void) {
+  struct pollfd p = {.fd = agent.fd};
+  return agent.fd >= 0 && agent.pid == bertha.pid && QUIET(poll)(&p, 1, 0) == 1 &&
+         (p.revents & (POLLHUP | POLLERR));
 }
 
 void agent_greet(void) {

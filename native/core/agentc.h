@@ -10,6 +10,7 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
 void agent_greet(void);          /* so that agent_client_dags() knows */
 bool agent_client_dags(void);    /* this process's policy has chunnels for its connections as a client */
 bool agent_dags(uint32_t which); /* BERTHA_HELLO_*: its policy has such rules */
+bool agent_gone(void);           /* it has answered this process once, and is not there any more */
 void agent_after_fork(void);
 void agent_fd_moved(int from, int to);
 
@@ -30,8 +31,10 @@ uint64_t bertha_netns(int any_socket);
 /* link.c */
 struct listener *listener_register(int fd, uint32_t *why);
 struct listener *listener_get(uint64_t id);
-struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd);
-struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns, uint32_t *why);
+void listener_closed(struct listener *l); /* no socket of this family's listens there any more */
+/* What it returns is `c`'s, which is yet to be connected. */
+struct link *link_to(struct conn *c, uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns,
+                     uint32_t *why);
 struct link *link_fetch(struct listener *listener, uint32_t index);
 /* One that an earlier image had: no new connection is made on it.  Takes the descriptor over. */
 struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply);

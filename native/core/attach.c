@@ -11,11 +11,13 @@
 
 #include "agentc.h"
 #include "abroad.h"
+#include "brief.h"
 #include "carried.h"
 #include "conn.h"
 #include "connlog.h"
 #include "dgram.h"
 #include "eset.h"
+#include "orphans.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -75,6 +77,7 @@ void conn_refresh_watch(struct conn *c) {
 /* Both ends know of each other. */
 void conn_tied(struct conn *c, uint32_t from) {
   struct link *l = c->link;
+  c->link_index = l->index;
   c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
   c->tx_mem = link_ring(l, c->slot_index, c->side);
   c->tx_limit = l->plan.ring_size != 0 && l->plan.ring_size < l->ring_max ? l->plan.ring_size : l->ring_max;
@@ -189,6 +192,10 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (conn_flags(c) & CONN_NO_ATTACH) {
     return c->info.reason != 0 ? c->info.reason : BERTHA_WHY_KERNEL_ASKED;
   }
+  if (brief_expected(any.listener)) {
+    c->chosen = any.listener;
+    return BERTHA_WHY_BRIEF;
+  }
   struct sockaddr_storage local;
   socklen_t size = sizeof local;
   if (REAL(getsockname)(fd, (struct sockaddr *)&local, &size) != 0 ||
@@ -203,7 +210,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (listener == 0) {
     return why;
   }
-  struct link *l = link_to(listener, tuple.server_addr, tuple.server_port, netns, &why);
+  struct link *l = link_to(c, listener, tuple.server_addr, tuple.server_port, netns, &why);
   if (l == NULL) {
     return why;
   }
@@ -215,7 +222,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (s < 0) {
     return BERTHA_WHY_LINK_FULL;
   }
-  c->link = l;
+  c->chosen = l->plan.reason == BERTHA_WHY_NONE ? listener : 0;
   c->cookie = bertha_cookie(fd);
   c->side = BERTHA_SIDE_CLIENT;
   c->slot_index = (uint32_t)s;
@@ -264,7 +271,7 @@ void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_
     /* A chosen port may be that of an earlier connection that the server has yet to accept.  Once ours is
      * established, the earlier one is dead, and the server can tell. */
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
+    if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
       why = BERTHA_WHY_NOT_ATTACHED;
     }
   }
@@ -309,6 +316,9 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
       conn_kind(c) == BERTHA_CONN_MAYBE) {
     carried_accepted(c, fd,
                      listener); /* nobody of this host has claimed it: a client elsewhere may bring a plan */
+  }
+  if (conn_kind(c) == BERTHA_CONN_MAYBE && c->info.reason == 0) {
+    c->info.reason = listener_standing(listener); /* until it is tied */
   }
 }
 
@@ -450,6 +460,9 @@ static bool find_claim(struct conn *c, int fd) {
 
 bool conn_ripe(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
+  if (UNLIKELY(atomic_load_explicit(&c->info.holder, memory_order_relaxed) != (uint32_t)bertha.pid)) {
+    orphans_mine(c);
+  }
   if (LIKELY(kind == BERTHA_CONN_SHM)) {
     return true;
   }
@@ -554,8 +567,7 @@ static void silence(struct conn *c, int fd) {
     return;
   }
   for (int tries = 0; tries < 20 && !bell_take_byte(c, fd); tries++) {
-    struct timespec moment = {0, 50000};
-    nanosleep(&moment, NULL);
+    QUIET(nap)(50000);
   }
 }
 
@@ -591,9 +603,14 @@ void conn_last_close(struct conn *c, int fd) {
 void conn_after_close(struct conn *c) {
   struct bertha_slot *s = c->slot;
   uint32_t kind = conn_kind(c);
+  if (c->chosen != 0) {
+    brief_closed(c);
+  }
+  struct listener *listener = NULL;
   if (kind == BERTHA_CONN_LISTENER && c->listener != NULL) {
     struct bertha_unlisten body = {.listener = c->listener->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+    listener = c->listener;
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM ||
@@ -613,6 +630,9 @@ void conn_after_close(struct conn *c) {
     carried_ended(c);
   }
   conn_free(c);
+  if (listener != NULL) {
+    listener_closed(listener);
+  }
 }
 
 void conn_release(struct conn *c, int fd) {

@@ -133,7 +133,7 @@ uint32_t bell_create(int *fd) {
   struct bertha_bell body = {0}, reply = {0};
   if (agent_call(BERTHA_OP_BELL_NEW, &body, sizeof body, &e, 1, &reply, sizeof reply, NULL, 0) != 0 ||
       reply.bell == 0) {
-    REAL(close)(e);
+    QUIET(close)(e);
     return 0;
   }
   *fd = bertha_hide_fd(e);
@@ -147,13 +147,13 @@ bool bell_drain(int fd) {
   uint64_t count;
   struct iovec part = {&count, sizeof count};
   if (bertha_real()->preadv2 != NULL && !atomic_load_explicit(&no_nowait, memory_order_relaxed)) {
-    ssize_t n = REAL(preadv2)(fd, &part, 1, -1, RWF_NOWAIT);
+    ssize_t n = QUIET(readv2)(fd, &part, 1, RWF_NOWAIT);
     if (n >= 0 || (errno != EOPNOTSUPP && errno != ENOSYS && errno != EINVAL)) {
       return n == (ssize_t)sizeof count;
     }
     atomic_store(&no_nowait, true);
   }
-  return REAL(read)(fd, &count, sizeof count) == (ssize_t)sizeof count;
+  return QUIET(read)(fd, &count, sizeof count) == (ssize_t)sizeof count;
 }
 
 /* ---- ringing ----------------------------------------------------------------------------------- */
@@ -180,7 +180,7 @@ void bell_on_connection(struct conn *c, int fd) {
   if (atomic_load(&d->ring_end) == UINT64_MAX) {
     atomic_fetch_add_explicit(&d->bells, 1, memory_order_release);
     /* never EAGAIN: a direction switches only while the kernel has room, and two bytes are the most it holds */
-    if (REAL(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
+    if (QUIET(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
       atomic_fetch_sub_explicit(&d->bells, 1, memory_order_release);
     }
   }
@@ -191,7 +191,7 @@ void bell_on_connection(struct conn *c, int fd) {
 static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
   /* A carrier has no bells of programs: the byte wakes them as well, and wait.c sees to those that wait for space. */
   uint64_t one = 1;
-  if (UNLIKELY(c->link->bell_fd >= 0) && REAL(write)(c->link->bell_fd, &one, sizeof one) == sizeof one) {
+  if (UNLIKELY(c->link->bell_fd >= 0) && QUIET(write)(c->link->bell_fd, &one, sizeof one) == sizeof one) {
     return;
   }
   uint32_t id = bertha.is_carrier ? 0 : atomic_load_explicit(&s->bell, memory_order_relaxed);
@@ -199,7 +199,7 @@ static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
   if (bell < 0 && id != 0) {
     bell = fetch_bell(id);
   }
-  if (bell < 0 || REAL(write)(bell, &one, sizeof one) != sizeof one || known_bell(id) != bell) {
+  if (bell < 0 || QUIET(write)(bell, &one, sizeof one) != sizeof one || known_bell(id) != bell) {
     bell_on_connection(c, fd); /* also when it has gone meanwhile, and another one was rung for it */
   }
 }
@@ -270,7 +270,7 @@ void signal_space(struct conn *c, int fd) {
 
 bool bell_take_byte(struct conn *c, int fd) {
   char byte;
-  if (REAL(recv)(fd, &byte, 1, MSG_DONTWAIT) == 1) {
+  if (QUIET(recv)(fd, &byte, 1, MSG_DONTWAIT) == 1) {
     c->bells_seen++;
     return true;
   }

@@ -88,7 +88,7 @@ static bool open_statuses(void) {
     p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
   }
   if (p == MAP_FAILED) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     return false;
   }
   madvise(p, size, MADV_DONTDUMP);
@@ -113,12 +113,12 @@ static bool send_message(int to, const void *message, size_t size, const int *fd
   head->cmsg_len = CMSG_LEN(count * sizeof(int));
   memcpy(CMSG_DATA(head), fds, count * sizeof(int));
   for (int tries = 0; tries < 2; tries++) {
-    ssize_t n = REAL(sendmsg)(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t n = QUIET(sendmsg)(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n >= 0 || errno != EAGAIN) {
       return n == (ssize_t)size;
     }
     struct pollfd p = {.fd = to, .events = POLLOUT};
-    REAL(poll)(&p, 1, CARRIER_PATIENCE_MS);
+    QUIET(poll)(&p, 1, CARRIER_PATIENCE_MS);
   }
   return false;
 }
@@ -145,7 +145,7 @@ static bool open_carrier(uint32_t which) {
                                        .pid = (uint32_t)bertha.pid,
                                        .status_count = BERTHA_CONNS};
   if (!send_message(fd, &hello, sizeof hello, &here.status_fd, 1)) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     return false;
   }
   k->fd = bertha_hide_fd(fd);
@@ -318,9 +318,9 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   head->status_index = conn_index(c);
   struct place place = {.link = ring ? &any : NULL};
   bool good = carry(which, head, plan, unix_tcp_fd(c, fd), pair[1], &place);
-  REAL(close)(pair[1]);
+  QUIET(close)(pair[1]);
   if (!good) {
-    REAL(close)(pair[0]);
+    QUIET(close)(pair[0]);
   } else {
     c->info.carried = 1;
     c->slot = NULL;           /* of a claim that came to nothing */
@@ -394,7 +394,7 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
       agent_call(BERTHA_OP_NEGOTIATE, &body, sizeof body, &probe, 1, reply, sizeof *reply, NULL, 0) == 0 &&
       reply->head.plan_size <= sizeof reply->plan;
   if (probe >= 0) {
-    REAL(close)(probe);
+    QUIET(close)(probe);
   }
   if (good) {
     memcpy(p->addr, addr, 16);
@@ -583,7 +583,7 @@ void carried_connecting(struct conn *c, int fd) {
 /* Sends a RST, whoever else has the socket (tcp(7)). */
 static void reset(int fd) {
   struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-  REAL(connect)(fd, &nowhere, sizeof nowhere);
+  QUIET(connect)(fd, &nowhere, sizeof nowhere);
 }
 
 /* With the rx lock held. */
@@ -592,10 +592,10 @@ static void refuse(struct conn *c, int fd, uint32_t why) {
   reset(fd);
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
-    if (REAL(write)(pair[0], "", 1) < 0) {
+    if (QUIET(write)(pair[0], "", 1) < 0) {
       errno = 0;
     }
-    REAL(close)(pair[1]); /* with a byte unread: ECONNRESET */
+    QUIET(close)(pair[1]); /* with a byte unread: ECONNRESET */
     unix_put(c, fd, pair[0]);
   }
 }
@@ -619,7 +619,7 @@ bool carried_settle(struct conn *c, int fd) {
   struct pollfd p = {.fd = fd, .events = POLLOUT};
   int saved = errno;
   uint32_t nobody = 0;
-  if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP)) || !(p.revents & POLLOUT) ||
+  if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP)) || !(p.revents & POLLOUT) ||
       !atomic_compare_exchange_strong(&c->rx_lock, &nobody, bertha_tid())) {
     errno = saved;
     return false;

@@ -14,6 +14,10 @@ void conn_tied(struct conn *c,
                uint32_t from); /* `from`, if it is still its kind, becomes what the link's plan says */
 void conn_after_tied(struct conn *c, int fd); /* without the connection's locks */
 void conn_make_plain(struct conn *c, uint32_t why);
+/* untied.c: why clients may not know of the listener just now (0: they do), and why one did not come. */
+uint32_t listener_standing(struct listener *l);
+uint32_t conn_untied_reason(const struct conn *c);
+void conn_broken(struct conn *c); /* the other end has written nonsense */
 /* What is not on shared memory yet shall not come there any more: its kind from now on. */
 bool conn_stays_plain(struct conn *c, uint32_t why); /* the server, if it has not seen a claim */
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why);
@@ -56,6 +60,12 @@ static inline void conn_kernel_awake(struct conn *c, uint32_t life) {
     conn_refresh_watch(c);
   }
 }
+
+struct kernel_sleep { /* what conn_kernel_sleep() said, for one that is cancelled */
+  struct conn *conn;
+  uint32_t life;
+};
+void conn_kernel_cancelled(void *kernel_sleep);
 
 /* rx.c, tx.c: a byte count, 0 at the end of the stream, or -errno */
 ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
@@ -118,6 +128,10 @@ static inline void conn_low_water_back(const struct conn *c, int fd) {
     REAL(setsockopt)(fd, SOL_SOCKET, SO_RCVLOWAT, &c->rcv_lowat, sizeof c->rcv_lowat);
   }
 }
+
+/* The first `cap` bytes of an iovec that starts `skip` bytes in; returns the count of parts. */
+int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip, size_t cap);
+enum { IOV_PARTS = 64 };
 
 static inline size_t iov_bytes(const struct iovec *iov, int count) {
   size_t n = 0;

@@ -33,7 +33,7 @@ void connlog_put(const char *line, size_t size) {
     }
     return;
   }
-  int log = open(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
+  int log = QUIET(open)(bertha.connlog, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOCTTY, 0666);
   if (log >= 0) {
     if (ours && kept_size > 0) {
       write_all(log, kept, kept_size);
@@ -42,7 +42,7 @@ void connlog_put(const char *line, size_t size) {
     if (size > 0) {
       write_all(log, line, size);
     }
-    REAL(close)(log);
+    QUIET(close)(log);
   } else if (ours && (errno == EMFILE || errno == ENFILE) && kept_size + size <= sizeof kept) {
     memcpy(kept + kept_size, line, size);
     kept_size += size;

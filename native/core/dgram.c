@@ -189,6 +189,7 @@ void dgram_register_again(struct conn *c, int fd) {
   struct listener *fresh = listener_register(unix_tcp_fd(c, fd), &why);
   if (fresh != NULL && fresh != l) { /* another agent: its carrier knows the plans that it has made */
     c->listener = fresh;
+    listener_closed(l);
     dgram_revive(c, fd);
   }
 }
@@ -263,7 +264,7 @@ static int tell_plan(int fd, const uint8_t addr[16], uint16_t port, uint32_t sco
   memcpy(head.addr, addr, 16);
   struct iovec parts[2] = {{&head, sizeof head}, {(void *)(uintptr_t)a->plan, a->size}};
   struct msghdr msg = {.msg_iov = parts, .msg_iovlen = 2};
-  return REAL(sendmsg)(fd, &msg, MSG_NOSIGNAL) < 0 ? errno : 0;
+  return QUIET(sendmsg)(fd, &msg, MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope) {
@@ -381,7 +382,7 @@ int dgram_connecting(int fd, const struct sockaddr *address, socklen_t size) {
 
 int dgram_connected(int fd, const struct sockaddr *address, socklen_t size) {
   struct conn *c = dgram_of(fd);
-  int result = REAL(connect)(unix_tcp_fd(c, fd), address, size);
+  int result = QUIET(connect)(unix_tcp_fd(c, fd), address, size);
   if (result == 0 && address != NULL && address->sa_family == AF_UNSPEC) {
     c->info.peer_port = 0;
   } else if (result == 0) {
@@ -409,7 +410,7 @@ int dgram_first_send(int fd, const struct sockaddr *to, socklen_t size) {
 static void put_to_rest(struct conn *c) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0) {
-    REAL(close)(pair[1]);
+    QUIET(close)(pair[1]);
     unix_replace(c, pair[0]);
   }
 }
@@ -452,7 +453,7 @@ void dgram_closing(struct conn *c, int fd) {
     int saved = errno;
     struct pollfd p = {.fd = fd};
     REAL(shutdown)(fd, SHUT_WR);
-    REAL(poll)(&p, 1, CLOSE_MS);
+    QUIET(poll)(&p, 1, CLOSE_MS);
     errno = saved;
   }
 }
@@ -462,5 +463,8 @@ void dgram_closed(struct conn *c) {
   if (l != NULL && l->generation == directory_generation()) {
     struct bertha_unlisten body = {.listener = l->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+  }
+  if (l != NULL) {
+    listener_closed(l); /* what this connection still needs of it is spared: it is yet to be freed */
   }
 }

@@ -43,7 +43,7 @@ static void put_name(const struct conn *c, const struct bertha_dgram *head, stru
 
 static bool take(int fd) { /* what is next, and not for the program */
   char byte;
-  return REAL(recv)(fd, &byte, 1, MSG_DONTWAIT) > 0;
+  return QUIET(recv)(fd, &byte, 1, MSG_DONTWAIT) > 0;
 }
 
 ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
@@ -169,7 +169,7 @@ int dgram_unread(struct conn *c, int fd) {
   struct bertha_dgram head;
   (void)c;
   for (;;) {
-    ssize_t n = REAL(recv)(fd, &head, sizeof head, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+    ssize_t n = QUIET(recv)(fd, &head, sizeof head, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
     if (n < (ssize_t)sizeof head) {
       return 0;
     }

@@ -25,10 +25,10 @@ static bool is_epoll(int fd) {
 static char *text_of(int fd) {
   char path[40];
   snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
-  int file = open(path, O_RDONLY | O_CLOEXEC);
+  int file = QUIET(open)(path, O_RDONLY | O_CLOEXEC, 0);
   size_t size = 0, room = 1 << 16;
   char *text = file >= 0 ? malloc(room) : NULL;
-  for (ssize_t n; text != NULL && (n = REAL(read)(file, text + size, room - size - 1)) > 0;) {
+  for (ssize_t n; text != NULL && (n = QUIET(read)(file, text + size, room - size - 1)) > 0;) {
     size += (size_t)n;
     if (room - size < 4096) {
       char *more = realloc(text, room *= 2);
@@ -42,7 +42,7 @@ static char *text_of(int fd) {
     text[size] = '\0';
   }
   if (file >= 0) {
-    REAL(close)(file);
+    QUIET(close)(file);
   }
   return text;
 }

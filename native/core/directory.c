@@ -28,7 +28,7 @@ static struct bertha_dir_entry *entries(struct bertha_dir_header *map) {
 static struct bertha_dir_header *open_map(void) {
   char path[sizeof bertha.agent_path + 8];
   snprintf(path, sizeof path, "%s.dir", bertha.agent_path);
-  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  int fd = QUIET(open)(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0);
   if (fd < 0) {
     return NULL;
   }
@@ -39,12 +39,12 @@ static struct bertha_dir_header *open_map(void) {
       st.st_size >= (off_t)size) {
     struct bertha_dir_header *old = atomic_load(&directory.map);
     if (old != NULL && st.st_ino == directory.inode) {
-      REAL(close)(fd);
+      QUIET(close)(fd);
       return old;
     }
     map = mmap(NULL, size, PROT_READ, MAP_SHARED, fd, 0);
   }
-  REAL(close)(fd);
+  QUIET(close)(fd);
   if (map == MAP_FAILED) {
     return NULL;
   }

@@ -113,12 +113,29 @@ struct eset *eset_to_sleep_in(int epfd) {
 
 /* ---- rings of a set ------------------------------------------------------------------------------ */
 
+/* Of links that this process has no connections on any more. */
+static void drop_retired(struct eset *s) {
+  for (struct slink **place = &s->slinks; *place != NULL;) {
+    struct slink *k = *place;
+    if (k->count > 0 || !atomic_load_explicit(&k->link->retired, memory_order_relaxed)) {
+      place = &k->next;
+      continue;
+    }
+    *place = k->next;
+    if (!s->inherited) {
+      sleeper_give_back(k->link, k->sleeper);
+    }
+    munmap(k, sizeof *k);
+  }
+}
+
 static struct slink *slink_for(struct eset *s, struct link *l) {
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
     if (k->link == l) {
       return k;
     }
   }
+  drop_retired(s);
   struct slink *k = mmap(NULL, sizeof *k, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (k == MAP_FAILED) {
     return NULL;
@@ -167,7 +184,7 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   r->first = 1;
   r->ready = 0;
   struct pollfd now = {.fd = fd, .events = POLLRDHUP}; /* an end that came before we were told of it */
-  if (REAL(poll)(&now, 1, 0) > 0) {
+  if (QUIET(poll)(&now, 1, 0) > 0) {
     conn_kernel_events(c, (uint16_t)now.revents);
   }
   r->state = REG_RING;

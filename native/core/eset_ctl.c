@@ -57,6 +57,11 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     return 0;
   }
   int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
+  if (was_off && (event->events & EPOLLEXCLUSIVE)) { /* which cannot be modified */
+    struct epoll_event none = {0};
+    real_ctl(s->epfd, EPOLL_CTL_DEL, fd, &none);
+    op = EPOLL_CTL_ADD;
+  }
   if (!many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
     int result = eset_to_ring(s, fd, c, op);
     if (result != -ENOSPC) {

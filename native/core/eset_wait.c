@@ -6,6 +6,9 @@
 enum {
   BELL_AFTER = 16,
   KERNEL_EVENTS = 512,
+  LOOKS =
+      8, /* of those between two looks at the clock, with the lock held; the others leave it to other threads */
+  LOOK_LINKS = 4,
   LOOKS_PER_CLOCK = 16,
   NO_BELL_MS = 1,
   STARVED_MS = 20,
@@ -86,6 +89,24 @@ static int collect(struct eset *s, struct epoll_event *events, int max) {
   return n;
 }
 
+/* By memory alone, with the lock held: whether a look would find something.  A few links at most: it is done between pauses. */
+static bool changed(const struct eset *s) {
+  unsigned links = 0;
+  for (const struct slink *k = s->slinks; k != NULL && links < LOOK_LINKS; k = k->next) {
+    const struct link *l = k->link;
+    if (k->count == 0) {
+      continue;
+    }
+    links++;
+    for (unsigned i = 0, words = (l->slot_count + 63) / 64; i < words; i++) {
+      if (atomic_load_explicit(&l->dirty[l->side][i], memory_order_relaxed) & k->mask[i]) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
 /* So that under steady load the first links and slots of a set do not keep the others waiting. */
 static void rotate(struct eset *s) {
   struct slink *first = s->slinks;
@@ -113,7 +134,7 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   if (conn_kind(c) == BERTHA_CONN_UNIX && !unix_swapped(c) && unix_settle(c, fd) &&
       conn_kind(c) == BERTHA_CONN_UNIX) {
     struct pollfd p = {.fd = fd, .events = (short)(r->events & POLL_BITS)};
-    return REAL(poll)(&p, 1, 0) > 0 ? (uint16_t)p.revents : 0;
+    return QUIET(poll)(&p, 1, 0) > 0 ? (uint16_t)p.revents : 0;
   }
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return seen;
@@ -214,20 +235,15 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
   return n;
 }
 
-static int kernel_wait(struct eset *s, struct epoll_event *events, int max, int64_t ns,
-                       const sigset_t *mask) {
-  struct timespec timeout = {ns / 1000000000, ns % 1000000000};
-  static _Atomic bool no_pwait2;
-  if (bertha_real()->epoll_pwait2 != NULL && !atomic_load(&no_pwait2)) {
-    int n = REAL(epoll_pwait2)(s->epfd, events, max, ns >= 0 ? &timeout : NULL, mask);
-    if (n >= 0 || errno != ENOSYS) {
-      return n >= 0 ? n : -errno;
-    }
-    atomic_store(&no_pwait2, true);
-  }
-  int64_t ms = ns < 0 ? -1 : (ns + 999999) / 1000000;
-  int n = REAL(epoll_pwait)(s->epfd, events, max, ms > 0x7fffffff ? 0x7fffffff : (int)ms, mask);
+static int kernel_wait(struct eset *s, struct epoll_event *events, int max, int64_t ns, const sigset_t *mask,
+                       void (*undo)(void *)) {
+  int n = ns == 0 && mask == NULL ? QUIET(epoll_look)(s->epfd, events, max)
+                                  : sleep_epoll(s->epfd, events, max, ns, mask, undo, s);
   return n >= 0 ? n : -errno;
+}
+
+static void nothing(void *s) {
+  (void)s;
 }
 
 /* Signals that the program lets in for the length of this wait: a handler may do whatever it likes, so without the lock. */
@@ -253,7 +269,7 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
   if (kernel) {
     struct epoll_event seen[64];
     int room = max > 1 ? max / 2 : 1;
-    int got = kernel_wait(s, seen, room < 64 ? room : 64, 0, NULL);
+    int got = kernel_wait(s, seen, room < 64 ? room : 64, 0, NULL, nothing);
     int64_t twice = s->kernel_every < KERNEL_SELDOM_NS ? 2 * s->kernel_every : KERNEL_SELDOM_NS;
     s->kernel_every = got == 0 && s->kernel_every >= KERNEL_EVERY_NS ? twice : KERNEL_EVERY_NS;
     n = got > 0 ? sort_out(s, seen, got, events) : 0;
@@ -305,6 +321,16 @@ static void woken(struct eset *s) {
   }
 }
 
+/* Cancelled in its sleep. */
+static void no_more_asleep(void *p) {
+  struct eset *s = p;
+  atomic_fetch_sub(&s->asleep, 1);
+  if (bertha_lock(&s->lock)) {
+    woken(s);
+    bertha_unlock(&s->lock);
+  }
+}
+
 /* What this thread leaves behind is for one that sleeps in the same set, as in the kernel; and their bell stays
  * armed for what comes while we are busy.  With the lock held. */
 void eset_pass_on(struct eset *s) {
@@ -322,7 +348,7 @@ void eset_pass_on(struct eset *s) {
     }
   }
   uint64_t one = 1;
-  if (more && s->bell_fd >= 0 && REAL(write)(s->bell_fd, &one, sizeof one) < 0) {
+  if (more && s->bell_fd >= 0 && QUIET(write)(s->bell_fd, &one, sizeof one) < 0) {
     errno = saved;
   }
   errno = saved;
@@ -355,7 +381,7 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
       left -= bertha_now_ns() - begin;
       left = left > 0 ? left : 0;
     }
-    int n = kernel_wait(s, events, max, left, mask);
+    int n = kernel_wait(s, events, max, left, mask, no_more_asleep);
     atomic_fetch_sub(&s->asleep, 1);
     if (n <= 0) {
       return n;
@@ -382,15 +408,15 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
       return eset_wait(s, events, max, timeout_ns < 0 ? -1 : left, mask);
     }
     if (s->plain) {
-      struct timespec pause = {0, 100000}; /* a full ring looks writable to the kernel */
-      nanosleep(&pause, NULL);
+      QUIET(nap)(100000); /* a full ring looks writable to the kernel */
     }
   }
 }
 
 int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns, const sigset_t *mask) {
+  CANCELLATION_POINT();
   if (max <= 0 || !bertha_lock(&s->lock)) {
-    return kernel_wait(s, events, max, timeout_ns, mask);
+    return kernel_wait(s, events, max, timeout_ns, mask, nothing);
   }
   if (s->inherited) {
     eset_adopt(s);
@@ -434,8 +460,13 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
         n = -EINTR;
         break;
       }
+      bool found = false;
+      for (int i = 0; i < LOOKS && !found; i++) {
+        bertha_pause();
+        found = changed(s);
+      }
       bertha_unlock(&s->lock); /* epoll_ctl of another thread gets in */
-      for (int i = 0; i < LOOKS_PER_CLOCK; i++) {
+      for (int i = LOOKS; i < LOOKS_PER_CLOCK && !found; i++) {
         bertha_pause();
       }
       int64_t last = now;
@@ -475,7 +506,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     struct epoll_event seen[KERNEL_EVENTS];
     atomic_fetch_add(&s->asleep, 1);
     bertha_unlock(&s->lock);
-    int got = kernel_wait(s, seen, room, ns, mask);
+    int got = kernel_wait(s, seen, room, ns, mask, no_more_asleep);
     atomic_fetch_sub(&s->asleep, 1);
     if (!bertha_lock(&s->lock)) {
       return -EINTR;

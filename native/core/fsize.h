@@ -29,17 +29,19 @@ static inline int fsize_make(int fd, size_t size) {
 /* write() to a file that others write to as well, so that nobody knows how much room there is. */
 static inline ssize_t fsize_write(int fd, const void *data, size_t size) {
   if (fsize_allows(RLIM_INFINITY - 1)) {
-    return REAL(write)(fd, data, size);
+    return QUIET(write)(fd, data, size);
   }
   sigset_t ours, before, pending;
   sigemptyset(&ours);
   sigaddset(&ours, SIGXFSZ);
   sigpending(&pending);
   pthread_sigmask(SIG_BLOCK, &ours, &before);
-  ssize_t n = REAL(write)(fd, data, size);
+  ssize_t n = QUIET(write)(fd, data, size);
   int error = errno;
   if (n < 0 && error == EFBIG && !sigismember(&pending, SIGXFSZ)) {
+    int cancel = cancellation_off();
     sigtimedwait(&ours, NULL, &(struct timespec){0, 0});
+    cancellation_back(cancel);
   }
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   errno = error;

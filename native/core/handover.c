@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "hop.h"
+#include "orphans.h"
 #include "fsize.h"
 #include "parcel.h"
 #include "relay.h"
@@ -98,7 +99,7 @@ static bool survives(const struct packing *p, const struct conn *c, int fd) {
   return flags >= 0 && !(flags & FD_CLOEXEC);
 }
 
-static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
+static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken, bool passed_on) {
   struct parcel_header *head = &p->h->head;
   struct parcel_conn e = {.cookie = c->cookie, .index = conn_index(c), .taken = taken, .kind = conn_kind(c)};
   e.home_index = e.index;
@@ -108,6 +109,11 @@ static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
   if (c->home != NULL) {
     int table = abroad_table_of(c->home, &e.home_index);
     e.home_table = table_number(head, table);
+  }
+  if (passed_on) {
+    atomic_store(&(c->home != NULL ? c->home : c)->info.holder, BERTHA_HELD_ABROAD);
+  } else {
+    orphans_not_mine(c);
   }
   if (e.kind == BERTHA_CONN_SHM) {
     e.link = link_number(head, c->link);
@@ -203,9 +209,9 @@ static void pack_process(struct packing *p, bool passed_on) {
     }
     uint32_t kind = passed_on ? decide(p, c, fd) : conn_kind(c);
     if (!p->h->spawn) {
-      pack(p, c, fd, 1);
+      pack(p, c, fd, 1, passed_on);
     } else if (passed_on && kind == BERTHA_CONN_SHM) {
-      pack(p, c, fd, 0);
+      pack(p, c, fd, 0, true);
     }
   }
 }
@@ -235,7 +241,7 @@ struct directory_entry { /* getdents64(2) */
 /* A vfork child's descriptors are its own, and our books know nothing of what it did with them. */
 static void pack_stranger(struct packing *p) {
   char space[2048] __attribute__((aligned(8)));
-  int list = open("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  int list = QUIET(open)("/proc/self/fd", O_RDONLY | O_DIRECTORY | O_CLOEXEC, 0);
   long size;
   while (list >= 0 && (size = REAL(syscall)(SYS_getdents64, list, space, sizeof space)) > 0) {
     for (long at = 0; at < size;) {
@@ -251,12 +257,12 @@ static void pack_stranger(struct packing *p) {
       if (p->bare) {
         leave_bare(p, c, fd, true);
       } else if (decide(p, c, fd) == BERTHA_CONN_SHM) {
-        pack(p, c, fd, 0); /* once for each descriptor: the next image gives back what it finds twice */
+        pack(p, c, fd, 0, true); /* once for each descriptor: the next image gives back what it finds twice */
       }
     }
   }
   if (list >= 0) {
-    REAL(close)(list);
+    QUIET(close)(list);
   }
 }
 
@@ -292,7 +298,7 @@ static bool new_parcel(struct handover *h) {
   }
   int high = REAL(fcntl)(fd, F_DUPFD, HIGH);
   if (high >= 0) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     fd = high;
   }
   h->fd = fd;
@@ -358,7 +364,7 @@ void handover_spawned(struct handover *h) {
   if (h->active) {
     int saved = errno;
     keep_open(&h->head, false);
-    REAL(close)(h->fd);
+    QUIET(close)(h->fd);
     errno = saved;
   }
 }
@@ -380,7 +386,7 @@ void handover_failed(struct handover *h) {
     }
   }
   keep_open(&h->head, false);
-  REAL(close)(h->fd);
+  QUIET(close)(h->fd);
   h->active = false;
   errno = saved;
 }

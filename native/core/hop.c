@@ -61,19 +61,19 @@ struct link *hop_make(uint32_t *index) {
   }
   if (ftruncate(fd, (off_t)h.total_size) != 0 || pwrite(fd, &h, sizeof h, 0) != (ssize_t)sizeof h ||
       REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     return NULL;
   }
   /* Not the byte on the socketpair, which cannot be sent any more when the program has shut down its half. */
   int bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (bell < 0) {
-    REAL(close)(fd);
+    QUIET(close)(fd);
     return NULL;
   }
   struct bertha_link_reply reply = as_reply(*index);
   struct link *l = link_adopt(fd, BERTHA_SIDE_CLIENT, &reply);
   if (l == NULL) {
-    REAL(close)(bell);
+    QUIET(close)(bell);
     return NULL;
   }
   l->bell_fd = bertha_hide_fd(bell);

@@ -211,7 +211,7 @@ void inherit_connections(void) {
   unsetenv(PARCEL_VARIABLE);
   struct unpacking *u = calloc(1, sizeof *u);
   if (u != NULL && fd > 2 && fd < (long)BERTHA_FDS && bertha_table_open() && open_parcel(u, (int)fd, token)) {
-    REAL(close)((int)fd);
+    QUIET(close)((int)fd);
     take_descriptors(u);
     for (uint32_t i = 0; i < u->head.conn_count; i++) {
       settle_sender(u, &u->conns[i]);

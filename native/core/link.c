@@ -1,43 +1,34 @@
-/* Listeners and links of this process: what the agent has handed out, mapped. */
+/* Links of this process: what the agent has handed out, mapped. */
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include <linux/netlink.h>
-#include <netinet/in.h>
-
 #include "agentc.h"
+#include "links.h"
 #include "unixmail.h"
-
-#define AGENTS_PORT 7277
 
 enum { REFUSALS = 16, RING_MIN = 256 };
 static const int64_t refusal_ns = 1000000000;
 
+struct mapped mapped;
 static struct {
-  _Atomic uint32_t lock; /* of the two lists; both only grow at their head */
-  struct listener *_Atomic listeners;
-  struct link *_Atomic links;
-  struct {
-    uint64_t listener;
-    int64_t until;
-    uint32_t why;
-  } refused[REFUSALS];
-  unsigned next_refused;
-} here;
+  uint64_t listener;
+  int64_t until;
+  uint32_t why;
+} refusals[REFUSALS];
+static unsigned next_refusal;
 
 void bertha_close_hidden(int fd);
 
-static bool link_is_mine(const struct link *other) {
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
-    if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid && l->listener == other->listener &&
-        l->index == other->index) {
-      return true;
-    }
+static struct link *my_link(uint64_t listener, uint32_t index) {
+  struct link *l = mapped.links;
+  while (l != NULL && (l->side != BERTHA_SIDE_CLIENT || l->owner_pid != bertha.pid ||
+                       l->listener != listener || l->index != index)) {
+    l = l->next;
   }
-  return false;
+  return l;
 }
 
 /* A client's process holds a record lock on each of its links, which the kernel takes away at its death
@@ -48,13 +39,10 @@ static bool hold(struct link *l) {
   return REAL(fcntl)(l->fd, F_SETLK, &lock) == 0;
 }
 
-/* Client and server in one process: closing any descriptor of the memfd has dropped our lock on it (fcntl(2)). */
-static void hold_again(uint64_t listener, uint32_t index) {
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
-    if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid && l->listener == listener &&
-        l->index == index) {
-      hold(l);
-    }
+void link_hold_again(uint64_t listener, uint32_t index) {
+  struct link *l = my_link(listener, index);
+  if (l != NULL) {
+    hold(l);
   }
 }
 
@@ -63,20 +51,35 @@ bool link_held(const struct link *l) {
   if (atomic_load_explicit(&l->header->dead, memory_order_relaxed)) {
     return false;
   }
-  /* our own lock does not show: client and server in one process */
-  return (REAL(fcntl)(l->fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) || link_is_mine(l);
+  if (REAL(fcntl)(l->fd, F_GETLK, &lock) == 0 && lock.l_type != F_UNLCK) {
+    return true;
+  }
+  bool mine = false; /* our own lock does not show: client and server in one process */
+  if (bertha_lock(&mapped.lock)) {
+    mine = my_link(l->listener, l->index) != NULL;
+    bertha_unlock(&mapped.lock);
+  }
+  return mine;
 }
 
 void link_after_fork(void) {
-  atomic_store(&here.lock, 0); /* the lists are whole at any moment */
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+  atomic_store(&mapped.lock, 0); /* who changes the lists holds forks off (conn_books_begin) */
+  for (struct listener *l = mapped.listeners; l != NULL; l = l->next) {
+    l->pins = 0;
+  }
+  for (struct link *l = mapped.old_links; l != NULL; l = l->next) {
+    atomic_store(&l->named, 0);
+  }
+  for (struct link *l = mapped.links; l != NULL; l = l->next) {
     atomic_store(&l->lock, 0);
-    mail_forget(l); /* the parent's: an end that we had as well would never be seen to close */
+    atomic_store(&l->named, 0); /* this thread's waiter and the sets begin anew */
+    mail_forget(l);             /* the parent's: an end that we had as well would never be seen to close */
   }
 }
 
 void link_fd_moved(int from, int to) {
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+  bool locked = bertha_lock(&mapped.lock);
+  for (struct link *l = mapped.links; l != NULL; l = l->next) {
     if (l->fd == from) {
       l->fd = to;
       if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid) {
@@ -91,121 +94,26 @@ void link_fd_moved(int from, int to) {
       l->bell_fd = to;
     }
   }
-}
-
-struct listener *listener_get(uint64_t id) {
-  for (struct listener *l = atomic_load(&here.listeners); l != NULL; l = l->next) {
-    if (l->id == id) {
-      return l;
-    }
+  if (locked) {
+    bertha_unlock(&mapped.lock);
   }
-  return NULL;
 }
 
-/* Sealed against shrinking, or we would take a SIGBUS at the other side's pleasure. */
-static void *map_sealed(int fd, size_t least, size_t *size) {
+size_t sealed_size(int fd, size_t least) {
   struct stat st;
   int seals = REAL(fcntl)(fd, F_GET_SEALS);
-  if (seals < 0 || (seals & F_SEAL_SHRINK) == 0 || fstat(fd, &st) != 0 || (size_t)st.st_size < least) {
-    return NULL;
-  }
-  *size = (size_t)st.st_size;
-  void *p = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  bool sealed = seals >= 0 && (seals & F_SEAL_SHRINK) != 0 && fstat(fd, &st) == 0;
+  return sealed && (size_t)st.st_size >= least ? (size_t)st.st_size : 0;
+}
+
+void *map_over(int fd, size_t size, void *over) {
+  int how = over != NULL ? MAP_SHARED | MAP_FIXED : MAP_SHARED;
+  void *p = mmap(over, size, PROT_READ | PROT_WRITE, how, fd, 0);
   if (p == MAP_FAILED) {
     return NULL;
   }
-  madvise(p, *size, MADV_DONTDUMP);
+  madvise(p, size, MADV_DONTDUMP);
   return p;
-}
-
-/* Takes the descriptor over. */
-struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd) {
-  struct listener *known = listener_get(id);
-  if (known != NULL) {
-    known->generation = generation;
-    known->pid = bertha.pid;
-    REAL(close)(claims_fd);
-    return known;
-  }
-  size_t size;
-  struct bertha_claims_header *claims = map_sealed(
-      claims_fd, sizeof *claims + BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket), &size);
-  REAL(close)(claims_fd);
-  if (claims == NULL) {
-    return NULL;
-  }
-  struct listener *l = calloc(1, sizeof *l);
-  if (l == NULL || claims->magic != BERTHA_MAGIC_CLAIM || claims->version != BERTHA_LAYOUT_VERSION ||
-      claims->bucket_count != BERTHA_CLAIM_BUCKETS) {
-    munmap(claims, size);
-    free(l);
-    return NULL;
-  }
-  l->id = id;
-  l->generation = generation;
-  l->pid = bertha.pid;
-  l->claims = claims;
-  bertha_lock(&here.lock);
-  l->next = atomic_load(&here.listeners);
-  atomic_store(&here.listeners, l);
-  bertha_unlock(&here.lock);
-  return l;
-}
-
-/* The port on which other hosts' agents ask, in our network namespace: taken if the agent lives in this one too.  Only
- * for listeners with chunnels. */
-static int agents_port(void) {
-  const char *text = getenv("BERTHA_AGENT_PORT");
-  int port = text != NULL && *text != '\0' ? atoi(text) : AGENTS_PORT;
-  struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
-  int fd =
-      port > 0 && port < 65536 ? REAL(socket)(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0) : -1;
-  int off = 0;
-  if (fd >= 0 && (REAL(setsockopt)(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) != 0 ||
-                  REAL(bind)(fd, (struct sockaddr *)&any, sizeof any) != 0 || REAL(listen)(fd, 16) != 0)) {
-    REAL(close)(fd);
-    fd = -1;
-  }
-  return fd;
-}
-
-static uint32_t tell(int *fds, int count, struct bertha_listen_reply *reply, int *claims) {
-  struct bertha_listen body = {0};
-  uint32_t why =
-      agent_call(BERTHA_OP_LISTEN, &body, sizeof body, fds, count, reply, sizeof *reply, claims, 1);
-  if (why == 0 && reply->dag != BERTHA_DAG_NONE && count == 3 && (fds[3] = agents_port()) >= 0) {
-    if (*claims >= 0) {
-      REAL(close)(*claims);
-    }
-    return tell(fds, 4, reply, claims);
-  }
-  return why;
-}
-
-/* Tells the agent of a listening socket; the agent sees by the socket itself that we own its address. */
-struct listener *listener_register(int fd, uint32_t *why) {
-  uint64_t generation = directory_generation();
-  int fds[4] = {fd, -1, -1, -1};
-  fds[1] = REAL(socket)(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
-  fds[2] = REAL(socket)(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
-  struct listener *l = NULL;
-  if (fds[1] < 0 || fds[2] < 0) {
-    *why = BERTHA_WHY_NO_DESCRIPTOR;
-  } else {
-    struct bertha_listen_reply reply;
-    int claims = -1;
-    *why = tell(fds, 3, &reply, &claims);
-    if (*why == 0 && claims >= 0) {
-      l = listener_add(reply.listener, generation != 0 ? generation : directory_generation(), claims);
-      *why = l != NULL ? 0 : BERTHA_WHY_NO_MEMORY;
-    }
-  }
-  for (int i = 1; i < 4; i++) {
-    if (fds[i] >= 0) {
-      REAL(close)(fds[i]);
-    }
-  }
-  return l;
 }
 
 /* The other side may write into its mapping at any time: what has been checked here is what is used. */
@@ -234,9 +142,9 @@ static bool header_copy(struct bertha_link_header *h, const struct bertha_link_h
 }
 
 static void close_both(int a, int b) {
-  REAL(close)(a);
+  QUIET(close)(a);
   if (b >= 0) {
-    REAL(close)(b);
+    QUIET(close)(b);
   }
 }
 
@@ -261,6 +169,9 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
     l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
   }
   l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
+  l->claims = NULL;
+  l->free_count = 0;
+  l->next_fresh = 0;
   l->left = -1;
   l->bell_fd = -1;
   l->mailbox = -1;
@@ -269,67 +180,102 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
 }
 
 static struct link *enlist(struct link *l) {
-  bertha_lock(&here.lock);
-  l->next = atomic_load(&here.links);
-  atomic_store(&here.links, l);
-  bertha_unlock(&here.lock);
+  conn_books_begin();
+  if (!bertha_lock(&mapped.lock)) { /* a signal handler, in the middle of the list: it does without */
+    conn_books_end();
+    bertha_close_hidden(l->fd);
+    bertha_close_hidden(l->mailbox);
+    return NULL;
+  }
+  l->next = mapped.links;
+  mapped.links = l;
+  bertha_unlock(&mapped.lock);
+  conn_books_end();
   return l;
 }
 
-struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply) {
-  size_t size = 0;
-  struct bertha_link_header *h = map_sealed(fd, sizeof *h, &size);
-  struct link *l = calloc(1, sizeof *l);
+/* Maps the memory that `l`, an old one or a new one, is to be; false: it is not a link, or there is no room. */
+static bool map_memory(struct link *l, int fd, size_t size, const struct bertha_link_reply *reply, int side) {
+  bool old = l->base != NULL;
+  struct bertha_link_header *h = map_over(fd, size, l->base);
   struct bertha_link_header checked;
-  if (h == NULL || l == NULL || !header_copy(&checked, h, size, reply->listener, reply->index)) {
-    if (h != NULL) {
-      munmap(h, size);
-    }
+  if (h != NULL && header_copy(&checked, h, size, reply->listener, reply->index)) {
+    fill_link(l, h, &checked, size, reply, side);
+    return true;
+  }
+  if (h != NULL && !old) {
+    munmap(h, size);
+  }
+  return false;
+}
+
+/* One that is not in use; NULL: no memory. */
+static struct link *new_link(size_t size, bool old_too) {
+  struct link *l = old_too ? old_link(size) : NULL;
+  return l != NULL ? l : calloc(1, sizeof *l);
+}
+
+/* One that came to nothing.  What was in use before stays mapped: somebody may still look at it. */
+static void no_link(struct link *l) {
+  if (l != NULL && l->since == 0) {
+    free(l->free_slots);
+    free(l->mail);
     free(l);
-    REAL(close)(fd);
+  }
+}
+
+struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply) {
+  size_t size = sealed_size(fd, sizeof(struct bertha_link_header));
+  struct link *l = size != 0 ? new_link(size, false) : NULL;
+  if (l == NULL || !map_memory(l, fd, size, reply, side)) {
+    no_link(l);
+    QUIET(close)(fd);
     return NULL;
   }
-  fill_link(l, h, &checked, size, reply, side);
   l->owner_pid = -1;
   l->fd = bertha_hide_fd(fd);
   return enlist(l);
 }
 
-/* Takes both descriptors over. */
-static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply *reply, int side) {
-  size_t size = 0;
-  struct bertha_link_header *h = map_sealed(fd, sizeof *h, &size);
-  if (h == NULL) {
+/* What a client's side needs for itself, and a server's does not. */
+static bool client_memory(struct link *l, bool mailbox) {
+  if (l->free_slots == NULL) {
+    l->free_slots = calloc(2 * BERTHA_LINK_SLOTS, sizeof *l->free_slots);
+  }
+  if (mailbox && l->mail == NULL) {
+    l->mail = calloc(BERTHA_LINK_SLOTS, sizeof *l->mail);
+  }
+  return l->free_slots != NULL;
+}
+
+/* Takes both descriptors over.  Not in the list yet. */
+static struct link *prepare_link(int fd, int mailbox, const struct bertha_link_reply *reply, int side) {
+  size_t size = sealed_size(fd, sizeof(struct bertha_link_header));
+  struct link *l = size != 0 ? new_link(size, true) : NULL;
+  if (l == NULL || (side == BERTHA_SIDE_CLIENT && !client_memory(l, mailbox >= 0)) ||
+      !map_memory(l, fd, size, reply, side)) {
+    no_link(l);
     close_both(fd, mailbox);
     return NULL;
   }
-  struct link *l = calloc(1, sizeof *l);
-  struct bertha_link_header checked;
-  uint16_t *stack = side == BERTHA_SIDE_CLIENT ? calloc(2 * BERTHA_LINK_SLOTS, sizeof *stack) : NULL;
-  if (l == NULL || (side == BERTHA_SIDE_CLIENT && stack == NULL) ||
-      !header_copy(&checked, h, size, reply->listener, reply->index)) {
-    munmap(h, size);
-    close_both(fd, mailbox);
-    free(l);
-    free(stack);
-    return NULL;
-  }
-  fill_link(l, h, &checked, size, reply, side);
   l->mailbox = mailbox >= 0 ? bertha_hide_fd(mailbox) : -1;
-  l->mail = mailbox >= 0 && side == BERTHA_SIDE_CLIENT ? calloc(l->slot_count, sizeof *l->mail) : NULL;
   l->owner_pid = bertha.pid;
-  l->free_slots = stack;
   l->fd = bertha_hide_fd(fd);
-  if (side == BERTHA_SIDE_CLIENT && !hold(l)) {
-    munmap(h, size); /* without it nobody would believe our claims */
+  if (side == BERTHA_SIDE_CLIENT && !hold(l)) { /* without it nobody would believe our claims */
     bertha_close_hidden(l->fd);
     bertha_close_hidden(l->mailbox);
-    free(l->mail);
-    free(l);
-    free(stack);
+    if (l->since == 0) {
+      munmap(l->base, l->size);
+    }
+    no_link(l);
     return NULL;
   }
-  return enlist(l);
+  return l;
+}
+
+static struct link *map_link(int fd, int mailbox, const struct bertha_link_reply *reply, int side) {
+  struct link *l = prepare_link(fd, mailbox, reply, side);
+  return l != NULL ? enlist(l) : NULL;
 }
 
 struct link *link_adopt(int fd, int side, const struct bertha_link_reply *reply) {
@@ -337,15 +283,15 @@ struct link *link_adopt(int fd, int side, const struct bertha_link_reply *reply)
 }
 
 void link_drop(struct link *link) {
-  if (bertha_lock(&here.lock)) {
-    struct link *_Atomic *place = &here.links;
-    for (struct link *l = atomic_load(place); l != NULL; place = &l->next, l = atomic_load(place)) {
-      if (l == link) {
-        atomic_store(place, atomic_load(&l->next));
-        break;
-      }
+  if (bertha_lock(&mapped.lock)) {
+    struct link **place = &mapped.links;
+    while (*place != NULL && *place != link) {
+      place = &(*place)->next;
     }
-    bertha_unlock(&here.lock);
+    if (*place == link) {
+      *place = link->next;
+    }
+    bertha_unlock(&mapped.lock);
   }
   munmap(link->base, link->size);
   bertha_close_hidden(link->fd);
@@ -360,18 +306,18 @@ uint8_t *link_ring(const struct link *link, uint32_t slot, int side) {
 
 static uint32_t refused(uint64_t listener) {
   for (unsigned i = 0; i < REFUSALS; i++) {
-    if (here.refused[i].listener == listener && bertha_now_ns() < here.refused[i].until) {
-      return here.refused[i].why;
+    if (refusals[i].listener == listener && bertha_now_ns() < refusals[i].until) {
+      return refusals[i].why;
     }
   }
   return 0;
 }
 
 static void remember_refusal(uint64_t listener, uint32_t why) {
-  unsigned i = here.next_refused++ % REFUSALS;
-  here.refused[i].listener = listener;
-  here.refused[i].why = why;
-  here.refused[i].until = bertha_now_ns() + refusal_ns;
+  unsigned i = next_refusal++ % REFUSALS;
+  refusals[i].listener = listener;
+  refusals[i].why = why;
+  refusals[i].until = bertha_now_ns() + refusal_ns;
 }
 
 static bool has_room(struct link *l) {
@@ -394,93 +340,121 @@ static void sweep(struct link *l) {
   }
 }
 
-struct link *link_to(uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns,
-                     uint32_t *why) {
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
+/* `c` has the link from here on: it is not retired under its hands. */
+static struct link *with_room(struct conn *c, uint64_t listener) {
+  if (!bertha_lock(&mapped.lock)) {
+    return NULL;
+  }
+  struct link *l = mapped.links;
+  for (; l != NULL; l = l->next) {
     if (l->listener == listener && l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid) {
-      if (has_room(l)) {
-        return l;
-      }
-      if (bertha_lock(&l->lock)) {
+      if (!has_room(l) && bertha_lock(&l->lock)) {
         sweep(l);
         bertha_unlock(&l->lock);
       }
       if (has_room(l)) {
-        return l;
+        break;
       }
     }
+  }
+  if (l != NULL && c != NULL) {
+    c->link = l;
+  }
+  bertha_unlock(&mapped.lock);
+  return l;
+}
+
+static void link_not_had(uint64_t listener, uint32_t index) {
+  struct bertha_link body = {.listener = listener, .index = index};
+  agent_call(BERTHA_OP_UNLINK, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
+}
+
+static uint32_t ask_for_link(const struct bertha_connect *body, struct link **l) {
+  struct bertha_link_reply reply = {.listener = 0};
+  int fds[3]; /* link, claims, mailbox */
+  uint32_t why = agent_call(BERTHA_OP_CONNECT, body, sizeof *body, NULL, 0, &reply, sizeof reply, fds, 3);
+  *l = NULL;
+  if (why == BERTHA_WHY_NO_DESCRIPTOR && reply.listener != 0) { /* the agent has made it */
+    link_not_had(reply.listener, reply.index);
+  }
+  if (why != 0) {
+    return why;
+  }
+  struct listener *to = NULL;
+  if (fds[0] >= 0 && fds[1] >= 0) {
+    to = listener_add(reply.listener, directory_generation(), fds[1], false);
+    fds[1] = -1;
+  }
+  if (to != NULL) {
+    *l = prepare_link(fds[0], fds[2], &reply, BERTHA_SIDE_CLIENT);
+    fds[0] = fds[2] = -1;
+  }
+  if (*l != NULL) {
+    (*l)->claims = to->claims;
+    memcpy((*l)->addr, body->server_addr, 16);
+    (*l)->port = body->server_port;
+  }
+  for (int i = 0; i < 3; i++) {
+    if (fds[i] >= 0) {
+      QUIET(close)(fds[i]);
+    }
+  }
+  *l = *l != NULL ? enlist(*l) : NULL;
+  if (to != NULL) {
+    listener_unpin(to);
+  }
+  if (*l == NULL) {
+    link_not_had(reply.listener, reply.index);
+  }
+  return *l != NULL ? 0 : BERTHA_WHY_NO_MEMORY;
+}
+
+struct link *link_to(struct conn *c, uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns,
+                     uint32_t *why) {
+  struct link *l = with_room(c, listener);
+  if (l != NULL) {
+    return l;
   }
   *why = refused(listener);
   if (*why != 0) {
     return NULL;
   }
+  links_retire(false);
   struct bertha_connect body = {.listener = listener, .server_port = port, .netns = netns};
   memcpy(body.server_addr, addr, 16);
-  struct bertha_link_reply reply;
-  int fds[3]; /* link, claims, mailbox */
-  *why = agent_call(BERTHA_OP_CONNECT, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 3);
-  struct link *l = NULL;
-  if (*why == 0) {
-    struct listener *to = NULL;
-    if (fds[0] >= 0 && fds[1] >= 0) {
-      to = listener_add(reply.listener, directory_generation(), fds[1]);
-      fds[1] = -1;
-    }
-    if (to != NULL) {
-      l = map_link(fds[0], fds[2], &reply, BERTHA_SIDE_CLIENT);
-      fds[0] = fds[2] = -1;
-    }
-    if (l != NULL) {
-      l->claims = to->claims;
-    } else {
-      *why = BERTHA_WHY_NO_MEMORY;
-    }
-    for (int i = 0; i < 3; i++) {
-      if (fds[i] >= 0) {
-        REAL(close)(fds[i]);
-      }
-    }
+  *why = ask_for_link(&body, &l);
+  bool no_room =
+      *why == BERTHA_WHY_LINK_FULL || *why == BERTHA_WHY_NO_DESCRIPTOR || *why == BERTHA_WHY_NO_MEMORY;
+  if (no_room && links_retire(true) > 0) { /* what has been idle makes room */
+    *why = ask_for_link(&body, &l);
   }
   if (l == NULL) {
     remember_refusal(listener, *why);
+    return NULL;
+  }
+  l = with_room(c, listener);
+  *why = l != NULL ? 0 : BERTHA_WHY_LINK_FULL; /* other threads have taken all of it */
+  return l;
+}
+
+static struct link *fetched(uint64_t listener, uint32_t index) {
+  struct link *l = NULL;
+  if (bertha_lock(&mapped.lock)) {
+    l = mapped.links;
+    while (l != NULL && (l->listener != listener || l->index != index || l->side != BERTHA_SIDE_SERVER)) {
+      l = l->next;
+    }
+    bertha_unlock(&mapped.lock);
   }
   return l;
 }
 
-/* A server outlives its clients: what it holds of a link whose client process is gone, and on which no connection is left,
- * goes when the next client comes.  The address range stays taken (other threads may still be looking at it, and find
- * zeros); the memory and the descriptors are given back. */
-static void retire_links(void) {
-  struct link *_Atomic *place = &here.links;
-  if (!bertha_lock(&here.lock)) {
-    return;
-  }
-  for (struct link *l = atomic_load(place); l != NULL; l = atomic_load(place)) {
-    bool gone = l->side == BERTHA_SIDE_SERVER && atomic_load(&l->header->dead) && !conn_uses_link(l);
-    if (!gone) {
-      place = &l->next;
-      continue;
-    }
-    atomic_store(place, atomic_load(&l->next));
-    int fd = l->fd;
-    int mailbox = l->mailbox;
-    l->fd = l->mailbox = -1;
-    mail_forget(l);
-    bertha_close_hidden(fd);
-    bertha_close_hidden(mailbox);
-    mmap(l->base, l->size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED,
-         -1, 0);
-  }
-  bertha_unlock(&here.lock);
-}
-
 struct link *link_fetch(struct listener *listener, uint32_t index) {
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = l->next) {
-    if (l->listener == listener->id && l->index == index && l->side == BERTHA_SIDE_SERVER) {
-      return l;
-    }
+  struct link *l = fetched(listener->id, index);
+  if (l != NULL) {
+    return l;
   }
-  retire_links();
+  links_retire(false);
   struct bertha_link body = {.listener = listener->id, .index = index};
   struct bertha_link_reply reply;
   int fds[2]; /* link, mailbox */
@@ -488,9 +462,12 @@ struct link *link_fetch(struct listener *listener, uint32_t index) {
       fds[0] < 0) {
     return NULL;
   }
-  struct link *mapped = map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
-  hold_again(listener->id, index);
-  return mapped;
+  l = map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
+  if (bertha_lock(&mapped.lock)) {
+    link_hold_again(listener->id, index);
+    bertha_unlock(&mapped.lock);
+  }
+  return l;
 }
 
 /* The slot last given back first: its pages are warm. */

@@ -14,6 +14,7 @@
 #include "agentc.h"
 #include "carried.h"
 #include "connlog.h"
+#include "orphans.h"
 #include "stdfile.h"
 #include "wait.h"
 
@@ -72,7 +73,7 @@ void bertha_debug(const char *format, ...) {
     n += m < (int)sizeof line - n - 1 ? m : (int)sizeof line - n - 2;
   }
   line[n] = '\n';
-  if (REAL(write)(2, line, (size_t)n + 1) < 0) {
+  if (QUIET(write)(2, line, (size_t)n + 1) < 0) {
     errno = saved;
   }
   errno = saved;
@@ -137,7 +138,7 @@ int bertha_hide_fd(int fd) {
   if (moved < 0) {
     moved = fd; /* better visible than not at all */
   } else {
-    REAL(close)(fd);
+    QUIET(close)(fd);
   }
   mark_hidden(moved);
   return moved;
@@ -171,7 +172,7 @@ void bertha_close_hidden(int fd) {
     if ((unsigned)fd < BERTHA_FDS && bertha.fds != NULL) {
       atomic_store(&bertha.fds[fd].set, 0);
     }
-    REAL(close)(fd);
+    QUIET(close)(fd);
   }
 }
 
@@ -215,6 +216,7 @@ static void in_parent(void) {
 static void in_child(void) {
   conn_fork_done(true);
   bertha.pid = (int)REAL(syscall)(SYS_getpid);
+  orphans_after_fork();
   my_tid = 0;
   agent_after_fork();
   carried_after_fork();
@@ -266,8 +268,8 @@ static void answer_probe(void) {
   }
   int fd = atoi(probe);
   static const char ok[] = "ok " BERTHA_VERSION "\n";
-  if (fd > 2 && REAL(write)(fd, ok, sizeof ok - 1) > 0) {
-    REAL(close)(fd);
+  if (fd > 2 && QUIET(write)(fd, ok, sizeof ok - 1) > 0) {
+    QUIET(close)(fd);
   }
   unsetenv("BERTHA_PROBE_FD");
 }

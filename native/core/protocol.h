@@ -29,6 +29,7 @@ enum bertha_op {
   BERTHA_OP_RESOLVE = 8,
   BERTHA_OP_NEGOTIATE = 9,
   BERTHA_OP_CARRIER = 10,
+  BERTHA_OP_UNLINK = 11,
   BERTHA_OP_OFFER = 20,
   BERTHA_OP_STATUS = 100,
   BERTHA_OP_STOP = 101,
@@ -111,7 +112,8 @@ struct bertha_link_reply { /* + descriptors: link, claims (claims for CONNECT on
   struct bertha_plan plan;
 };
 
-/* LINK: the listener's side asks for link number `index` of its listener. */
+/* LINK: the listener's side asks for link number `index` of its listener.  UNLINK: the client's side has given up its own
+ * of that number, on which it has no connection; the reply has no body. */
 struct bertha_link {
   uint64_t listener;
   uint32_t index;

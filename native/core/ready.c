@@ -5,7 +5,7 @@
 static short kernel_poll(int fd, short want) {
   struct pollfd p = {.fd = fd, .events = want};
   int saved = errno;
-  int n = REAL(poll)(&p, 1, 0);
+  int n = QUIET(poll)(&p, 1, 0);
   errno = saved;
   return n > 0 ? p.revents : 0;
 }
@@ -148,7 +148,7 @@ static bool look_at_kernel(struct conn *c, int fd) {
   int saved = errno;
   for (int looks = 0; looks < 4; looks++) {
     char byte;
-    ssize_t n = REAL(recv)(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+    ssize_t n = QUIET(recv)(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
     if (n == 0) {
       conn_set_flag(c, CONN_FIN);
       /* A carrier says in the ring that the stream has ended; one that has not is dead, or reset the connection. */

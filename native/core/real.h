@@ -86,6 +86,30 @@
   X(posix_spawnp, int,                                                                                       \
     (pid_t *, const char *, const posix_spawn_file_actions_t *, const posix_spawnattr_t *, char *const[],    \
      char *const[]))                                                                                         \
+  X(open, int, (const char *, int, ...))                                                                     \
+  X(open64, int, (const char *, int, ...))                                                                   \
+  X(openat, int, (int, const char *, int, ...))                                                              \
+  X(openat64, int, (int, const char *, int, ...))                                                            \
+  X(__open_2, int, (const char *, int))                                                                      \
+  X(__open64_2, int, (const char *, int))                                                                    \
+  X(__openat_2, int, (int, const char *, int))                                                               \
+  X(__openat64_2, int, (int, const char *, int))                                                             \
+  X(creat, int, (const char *, mode_t))                                                                      \
+  X(creat64, int, (const char *, mode_t))                                                                    \
+  X(eventfd, int, (unsigned int, int))                                                                       \
+  X(signalfd, int, (int, const sigset_t *, int))                                                             \
+  X(timerfd_create, int, (clockid_t, int))                                                                   \
+  X(memfd_create, int, (const char *, unsigned int))                                                         \
+  X(inotify_init, int, (void))                                                                               \
+  X(inotify_init1, int, (int))                                                                               \
+  X(socketpair, int, (int, int, int, int *))                                                                 \
+  X(pipe, int, (int *))                                                                                      \
+  X(pipe2, int, (int *, int))                                                                                \
+  X(fopen, FILE *, (const char *, const char *))                                                             \
+  X(fopen64, FILE *, (const char *, const char *))                                                           \
+  X(freopen, FILE *, (const char *, const char *, FILE *))                                                   \
+  X(freopen64, FILE *, (const char *, const char *, FILE *))                                                 \
+  X(fclose, int, (FILE *))                                                                                   \
   X(fdopen, FILE *, (int, const char *))                                                                     \
   X(vdprintf, int, (int, const char *, va_list))                                                             \
   X(__vdprintf_chk, int, (int, int, const char *, va_list))                                                  \
@@ -112,7 +136,15 @@
   X(pclose, int, (FILE *))                                                                                   \
   X(perror, void, (const char *))                                                                            \
   X(syscall, long, (long, ...))                                                                              \
-  X(sigaction, int, (int, const struct sigaction *, struct sigaction *))
+  X(sigaction, int, (int, const struct sigaction *, struct sigaction *))                                     \
+  X(signal, sighandler_t, (int, sighandler_t))                                                               \
+  X(bsd_signal, sighandler_t, (int, sighandler_t))                                                           \
+  X(ssignal, sighandler_t, (int, sighandler_t))                                                              \
+  X(sysv_signal, sighandler_t, (int, sighandler_t))                                                          \
+  X(__sysv_signal, sighandler_t, (int, sighandler_t))                                                        \
+  X(sigset, sighandler_t, (int, sighandler_t))                                                               \
+  X(siginterrupt, int, (int, int))                                                                           \
+  X(sigignore, int, (int))
 
 struct bertha_real {
 #define X(name, ret, params) ret(*name) params;

@@ -8,8 +8,9 @@
 static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_NONE] = "no reason: nothing better was possible",
     [BERTHA_WHY_NO_AGENT] = "no agent answered on this host: start one with 'bertha agent'",
-    [BERTHA_WHY_PEER_UNAWARE] = "the peer does not run under bertha-run",
-    [BERTHA_WHY_NOT_LISTED] = "no program under bertha-run listens on this address on this host",
+    [BERTHA_WHY_PEER_UNAWARE] =
+        "the peer did not ask for more: it is not under bertha-run, or chose plain TCP",
+    [BERTHA_WHY_NOT_LISTED] = "no program under bertha-run is known to listen on this address on this host",
     [BERTHA_WHY_NOT_ATTACHED] = "the peer never tied its end of the connection to shared memory",
     [BERTHA_WHY_REFUSED_BY_AGENT] =
         "the agent refused: the listener is unconfirmed, or out of reach for the caller",
@@ -32,12 +33,14 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_VERSION] =
         "the two ends, or a program and its agent, have different versions of bertha-socket",
     [BERTHA_WHY_FASTOPEN] = "the program sent data with the connection request (TCP Fast Open)",
-    [BERTHA_WHY_PASSED_ON] = "the descriptor was passed to a process that does not run under bertha-run",
+    [BERTHA_WHY_PASSED_ON] = "the descriptor was passed to another process, which may know nothing but TCP",
     [BERTHA_WHY_SHM_PROHIBITED] = "a rule of the policy file prohibits shared memory",
     [BERTHA_WHY_NEVER_CONNECTED] = "the connection was never established",
     [BERTHA_WHY_CHUNNEL_REFUSED] = "a required chunnel cannot be had with this peer",
     [BERTHA_WHY_NO_CARRIER] = "no carrier process could be started for the chunnels of this connection",
     [BERTHA_WHY_CHUNNEL_FAILED] = "a chunnel of this connection failed: its bytes were altered or cut off",
+    [BERTHA_WHY_BRIEF] = "connections to this listener end after one exchange: plain TCP sets up faster",
+    [BERTHA_WHY_AGENT_NEW] = "the agent was started after this listener, and did not know of it yet",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

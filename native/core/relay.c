@@ -60,19 +60,19 @@ static bool tcp_pair(int family, int pair[2]) {
   pair[0] = -1;
   if (listening >= 0 && pair[1] >= 0 && REAL(bind)(listening, (struct sockaddr *)&at, size) == 0 &&
       REAL(listen)(listening, 1) == 0 && REAL(getsockname)(listening, (struct sockaddr *)&at, &size) == 0 &&
-      REAL(connect)(pair[1], (struct sockaddr *)&at, size) == 0) {
-    pair[0] = REAL(accept4)(listening, NULL, NULL, SOCK_CLOEXEC);
+      QUIET(connect)(pair[1], (struct sockaddr *)&at, size) == 0) {
+    pair[0] = QUIET(accept4)(listening, NULL, NULL, SOCK_CLOEXEC);
   }
   bool good = pair[0] >= 0 && same_end(pair[1], pair[0]); /* nobody else has been quicker */
   for (int i = 0; i < 2; i++) {
     if (good) {
       REAL(setsockopt)(pair[i], IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     } else if (pair[i] >= 0) {
-      REAL(close)(pair[i]);
+      QUIET(close)(pair[i]);
     }
   }
   if (listening >= 0) {
-    REAL(close)(listening);
+    QUIET(close)(listening);
   }
   return good;
 }
@@ -156,13 +156,13 @@ static bool send_end(int to, int fd) {
   head->cmsg_type = SCM_RIGHTS;
   head->cmsg_len = CMSG_LEN(sizeof fd);
   memcpy(CMSG_DATA(head), &fd, sizeof fd);
-  return REAL(sendmsg)(to, &msg, MSG_NOSIGNAL) == 1;
+  return QUIET(sendmsg)(to, &msg, MSG_NOSIGNAL) == 1;
 }
 
 static bool place(int connection, int end, int word) {
   int high[3] = {REAL(fcntl)(connection, F_DUPFD, HIGH), REAL(fcntl)(end, F_DUPFD, HIGH),
                  REAL(fcntl)(word, F_DUPFD, HIGH)};
-  int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+  int nothing = QUIET(open)("/dev/null", O_RDWR | O_CLOEXEC, 0);
   bool good = nothing >= 0;
   for (int i = 0; i < 3; i++) {
     good = good && high[i] >= 0 && REAL(dup2)(nothing, i) == i && REAL(dup2)(high[i], AT_CONNECTION + i) >= 0;
@@ -222,7 +222,7 @@ static int receive_end(int from) {
                        .msg_controllen = sizeof control.space};
   ssize_t n;
   do {
-    n = REAL(recvmsg)(from, &msg, MSG_CMSG_CLOEXEC);
+    n = QUIET(recvmsg)(from, &msg, MSG_CMSG_CLOEXEC);
   } while (n < 0 && errno == EINTR);
   struct cmsghdr *head = n == 1 ? CMSG_FIRSTHDR(&msg) : NULL;
   if (head != NULL && head->cmsg_type == SCM_RIGHTS && head->cmsg_len == CMSG_LEN(sizeof fd)) {
@@ -263,24 +263,24 @@ bool relay_begin(struct relay *r, const struct conn *c, int fd) {
   if (between == 0) {
     pid_t relay = raw_fork(SIGCHLD);
     if (relay == 0) {
-      REAL(close)(word[0]);
+      QUIET(close)(word[0]);
       become(c, fd, word[1]);
     }
     REAL(_exit)(relay < 0);
   }
-  REAL(close)(word[1]);
+  QUIET(close)(word[1]);
   while (between > 0 && REAL(syscall)(SYS_wait4, (long)between, &status, (long)__WALL, NULL) < 0 &&
          errno == EINTR) {
   }
   int end = between > 0 ? receive_end(word[0]) : -1;
   sigprocmask(SIG_SETMASK, &before, NULL);
   if (end < 0) {
-    REAL(close)(word[0]);
+    QUIET(close)(word[0]);
     return false;
   }
   int high = REAL(fcntl)(end, F_DUPFD_CLOEXEC, HIGH);
   if (high >= 0) {
-    REAL(close)(end);
+    QUIET(close)(end);
     end = high;
   }
   same_settings(fd, end);
@@ -290,12 +290,12 @@ bool relay_begin(struct relay *r, const struct conn *c, int fd) {
 }
 
 void relay_go(struct relay *r) {
-  REAL(send)(r->word, "", 1, MSG_NOSIGNAL);
-  REAL(close)(r->word);
-  REAL(close)(r->end);
+  QUIET(send)(r->word, "", 1, MSG_NOSIGNAL);
+  QUIET(close)(r->word);
+  QUIET(close)(r->end);
 }
 
 void relay_cancel(struct relay *r) {
-  REAL(close)(r->word);
-  REAL(close)(r->end);
+  QUIET(close)(r->word);
+  QUIET(close)(r->end);
 }

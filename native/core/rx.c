@@ -7,9 +7,7 @@
 #include "unixpair.h"
 #include "wait.h"
 
-/* The first `cap` bytes of an iovec that starts `skip` bytes in; returns the count of parts. */
-static int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip,
-                      size_t cap) {
+int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip, size_t cap) {
   int n = 0;
   for (int i = 0; i < count && cap > 0 && n < max; i++) {
     if (skip >= from[i].iov_len) {
@@ -26,13 +24,29 @@ static int iov_window(struct iovec *to, int max, const struct iovec *from, int c
   return n;
 }
 
+/* Of what is there. */
 static ssize_t kernel_recv(int fd, const struct iovec *iov, int count, int flags) {
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
-  ssize_t n = REAL(recvmsg)(fd, &msg, flags);
+  ssize_t n = QUIET(recvmsg)(fd, &msg, flags);
   return n >= 0 ? n : -errno;
 }
 
-enum { IOV_PARTS = 64 };
+void conn_kernel_cancelled(void *p) {
+  const struct kernel_sleep *s = p;
+  conn_kernel_awake(s->conn, s->life);
+}
+
+/* Until there is a byte, or something else to be told; it is only looked at.  `life`: conn_kernel_sleep()'s. */
+static ssize_t await_byte(struct conn *c, int fd, uint32_t life, size_t size, int flags) {
+  char byte;
+  struct iovec one = {&byte, size};
+  struct msghdr msg = {.msg_iov = &one, .msg_iovlen = 1};
+  struct kernel_sleep s = {c, life};
+  flags |= MSG_PEEK;
+  ssize_t n = flags & MSG_DONTWAIT ? QUIET(recvmsg)(fd, &msg, flags)
+                                   : sleep_recvmsg(fd, &msg, flags, conn_kernel_cancelled, &s);
+  return n >= 0 ? n : -errno;
+}
 
 /* Of what the kernel holds, only the bytes before the producer's switch are data; the rest are bell bytes, or (if it
  * has come back from the ring meanwhile) data of a later time.  While the switch is not known yet: look first (this is
@@ -110,7 +124,7 @@ static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, siz
   uint32_t size = atomic_load_explicit(&d->size, memory_order_relaxed);
   uint64_t base = atomic_load_explicit(&d->base, memory_order_relaxed);
   if (size == 0 || (size & (size - 1)) != 0 || size > c->link->ring_max || used > size) {
-    conn_set_flag(c, CONN_BROKEN);
+    conn_broken(c);
     return -ECONNRESET;
   }
   size_t taken = 0;
@@ -146,7 +160,7 @@ static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int c
   while (c->bells_seen < bells) {
     char junk[16];
     size_t left = bells - c->bells_seen;
-    ssize_t n = REAL(recv)(fd, junk, left < sizeof junk ? left : sizeof junk, MSG_DONTWAIT);
+    ssize_t n = QUIET(recv)(fd, junk, left < sizeof junk ? left : sizeof junk, MSG_DONTWAIT);
     if (n <= 0) {
       return n == 0 ? 0 : -errno;
     }
@@ -274,14 +288,12 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
 
 /* Sleeps without the lock until the kernel has something, and takes it with the lock: several threads may read here, and
  * only one of them may judge how much of it is data. */
-static ssize_t wait_and_take(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+static ssize_t wait_and_take(struct conn *c, int fd, uint32_t life, const struct iovec *iov, int count,
+                             int flags) {
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
   uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
   if (patient && atomic_load(&c->krx) < switch_at) {
-    uint32_t life = conn_life(c);
-    char byte;
-    struct iovec one = {&byte, 1};
-    ssize_t n = kernel_recv(fd, &one, 1, MSG_PEEK);
+    ssize_t n = await_byte(c, fd, life, 1, 0);
     if (UNLIKELY(conn_closed(c, fd, life))) {
       return n <= 0 ? n : -EBADF;
     }
@@ -304,33 +316,69 @@ ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int co
   uint32_t life = conn_kernel_sleep(c);
   ssize_t n = -EINPROGRESS;
   if (conn_kind(c) != BERTHA_CONN_SHM) {
-    n = wait_and_take(c, fd, iov, count, flags & ~MSG_WAITALL);
+    n = wait_and_take(c, fd, life, iov, count, flags & ~MSG_WAITALL);
   }
   conn_kernel_awake(c, life);
   return n;
 }
 
+/* There is a first byte: a claim, if there is one, is there too. */
+static void claimed_or_plain(struct conn *c, int fd) {
+  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
+    if (conn_kind(c) == BERTHA_CONN_MAYBE) {
+      conn_make_plain(c, conn_untied_reason(c)); /* it sent without a claim */
+    }
+    bertha_unlock(&c->rx_lock);
+  }
+}
+
+/* The first bytes, if they are there: nothing but data can come before the tie, and that needs the lock that we hold.
+ * A thread that would wait tries seldom where it found nothing the last time: its look would be a call too many. */
+static ssize_t recv_first(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  enum { SELDOM = 16 };
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  _Atomic uint8_t *late = &c->listener->late;
+  uint8_t skip = patient ? atomic_load_explicit(late, memory_order_relaxed) : 0;
+  if (skip > 0) {
+    atomic_store_explicit(late, skip - 1, memory_order_relaxed);
+  }
+  if (skip > 0 || (patient && c->rcv_lowat > 1) ||
+      (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL)) != 0 || !bertha_lock(&c->rx_lock)) {
+    return -EINPROGRESS;
+  }
+  ssize_t n = -EINPROGRESS;
+  if (conn_kind(c) == BERTHA_CONN_MAYBE && conn_of(fd) == c) {
+    n = kernel_recv(fd, iov, count, MSG_DONTWAIT);
+    if (n > 0) {
+      atomic_fetch_add(&c->krx, (uint64_t)n);
+      count_bytes(&c->info.rx_bytes, (uint64_t)n);
+    }
+  }
+  bertha_unlock(&c->rx_lock);
+  if (n > 0) {
+    claimed_or_plain(c, fd);
+  } else if (n == -EAGAIN && patient) {
+    atomic_store_explicit(late, SELDOM, memory_order_relaxed);
+    n = -EINPROGRESS;
+  }
+  return n;
+}
+
 /* The server until it sees the claim. */
 static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  ssize_t first = recv_first(c, fd, iov, count, flags);
+  if (first != -EINPROGRESS || conn_kind(c) != BERTHA_CONN_MAYBE) {
+    return first;
+  }
   uint32_t life = conn_kernel_sleep(c);
-  char byte;
-  struct iovec one = {&byte, iov_bytes(iov, count) > 0};
-  ssize_t n = kernel_recv(fd, &one, 1, MSG_PEEK | (flags & MSG_DONTWAIT));
+  ssize_t n = await_byte(c, fd, life, iov_bytes(iov, count) > 0, flags & MSG_DONTWAIT);
   conn_kernel_awake(c, life);
   if (n <= 0 || UNLIKELY(conn_closed(c, fd, life))) {
     conn_refresh_watch(c);
     return n;
   }
-  /* There is a first byte: a claim, if there is one, is there too.  Only looked at, because another thread may have taken
-   * the claim meanwhile, and then the byte may be a bell. */
-  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
-    if (conn_kind(c) == BERTHA_CONN_MAYBE) {
-      /* it sent without a claim: it does not know us; or another process has the connection as well */
-      conn_make_plain(c, c->info.reason == BERTHA_WHY_INHERITED ? BERTHA_WHY_INHERITED
-                                                                : BERTHA_WHY_PEER_UNAWARE);
-    }
-    bertha_unlock(&c->rx_lock);
-  }
+  /* Only looked at, because another thread may have taken the claim meanwhile, and then the byte may be a bell. */
+  claimed_or_plain(c, fd);
   conn_refresh_watch(c);
   return -EINPROGRESS;
 }
@@ -377,7 +425,7 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
       n = recv_kernel_part(c, fd, iov, count, waited == 0 ? flags | MSG_DONTWAIT : flags);
       n = n == -EAGAIN && waited == 0 ? -EINPROGRESS : n;
       if (n == -EINPROGRESS && switched_untied(c, fd)) {
-        conn_set_flag(c, CONN_BROKEN);
+        conn_broken(c);
         return -ECONNRESET;
       }
     } else if (kind == BERTHA_CONN_MAYBE) {
@@ -385,7 +433,9 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
     } else if (kind == BERTHA_CONN_UNIX) {
       n = unix_recv(c, fd, iov, count, flags);
     } else if (kind != BERTHA_CONN_SHM) {
-      n = kernel_recv(fd, iov, count, flags);
+      struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
+      n = REAL(recvmsg)(fd, &msg, flags);
+      n = n >= 0 ? n : -errno;
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }
@@ -405,9 +455,72 @@ static ssize_t recv_nothing(struct conn *c, int fd, int flags) {
   return n > 0 || (n == -EAGAIN && patient) ? 0 : n;
 }
 
+/* What can be looked at beyond the `seen` bytes that the kernel has; the same number: nothing. */
+static size_t look_on(struct conn *c, const struct iovec *iov, int count, size_t seen) {
+  uint32_t kind = conn_kind(c);
+  bool mixed = (kind == BERTHA_CONN_SHM && c->rx_phase == PHASE_BEFORE) ||
+               (kind == BERTHA_CONN_UNIX && !unix_swapped(c) && !(conn_flags(c) & CONN_CARRIED));
+  if (LIKELY(!mixed) || atomic_load(&c->krx) + seen != atomic_load(&conn_rx(c)->switch_at) ||
+      !bertha_lock(&c->rx_lock)) {
+    return seen;
+  }
+  ssize_t n = kind == BERTHA_CONN_UNIX      ? unix_look(c, iov, count, seen)
+              : c->rx_phase == PHASE_BEFORE ? ring_read(c, iov, count, seen, MSG_PEEK)
+                                            : 0;
+  bertha_unlock(&c->rx_lock);
+  return seen + (n > 0 ? (size_t)n : 0);
+}
+
+/* The producer waits for us to read, or goes on elsewhere than where we have looked: no more can be seen at once. */
+static bool seen_all(struct conn *c) {
+  if (conn_kind(c) != BERTHA_CONN_SHM || c->rx_phase == PHASE_AFTER) {
+    return false;
+  }
+  const struct bertha_direction *d = conn_rx(c);
+  return atomic_load(&d->space_wanted) || atomic_load(&d->ring_end) != UINT64_MAX ||
+         conn_readable_bytes(c) >= atomic_load(&d->size);
+}
+
+static void nothing(void *unused) {
+  (void)unused;
+}
+
+enum { FIRST_NAP_NS = 50000, LONGEST_NAP_NS = 5000000 };
+
+/* MSG_PEEK | MSG_WAITALL: until all that is asked for is there.  No bell tells of more than something, so the clock does:
+ * who asks for this expects the rest at once.  Of what no carrier can hold, as much as it holds. */
+static ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  size_t want = iov_bytes(iov, count);
+  int64_t deadline = c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
+  bool ended = false;
+  for (long nap = FIRST_NAP_NS;; nap = nap < LONGEST_NAP_NS ? 2 * nap : LONGEST_NAP_NS) {
+    ssize_t n = recv_once(c, fd, iov, count, flags & ~MSG_WAITALL);
+    if (n <= 0) {
+      return n;
+    }
+    n = (ssize_t)look_on(c, iov, count, (size_t)n);
+    if ((size_t)n >= want || ended || seen_all(c) || (deadline >= 0 && bertha_now_ns() >= deadline)) {
+      return n;
+    }
+    uint32_t life = conn_life(c);
+    struct pollfd p = {.fd = fd, .events = POLLRDHUP};
+    struct timespec t = {0, nap};
+    int polled = sleep_ppoll(&p, 1, &t, NULL, nothing, NULL);
+    if (polled < 0 || conn_closed(c, fd, life)) {
+      return n;
+    }
+    ended = polled > 0; /* one more look */
+  }
+}
+
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  CANCELLATION_POINT();
   if (UNLIKELY(iov_bytes(iov, count) == 0)) {
     return recv_nothing(c, fd, flags);
+  }
+  if (UNLIKELY((flags & MSG_PEEK) && (flags & MSG_WAITALL) && !(flags & MSG_DONTWAIT) &&
+               !(conn_flags(c) & CONN_NONBLOCK))) {
+    return look_patiently(c, fd, iov, count, flags);
   }
   bool before = conn_kind(c) == BERTHA_CONN_SHM;
   ssize_t n = recv_once(c, fd, iov, count, flags);

@@ -10,6 +10,7 @@
 
 #include "layout.h"
 #include "protocol.h"
+#include "quiet.h"
 #include "real.h"
 
 #define BERTHA_EXPORT __attribute__((visibility("default")))
@@ -39,9 +40,15 @@ struct plan;
 
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
-  uint64_t generation;    /* of the directory when registered */
-  int pid;                /* the process that registered */
+  uint64_t generation;         /* of the directory when registered */
+  int pid;                     /* the process that registered */
+  _Atomic int64_t known_since; /* to an agent that had not known it before; 0: long ago */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
+  _Atomic uint8_t late;   /* looks to spare for a first byte: the last time there was none yet (core/rx.c) */
+  bool serves;            /* a socket of ours listens */
+  uint32_t pins;          /* threads that are about to make a link to it */
+  int64_t since;          /* when it was retired; 0: never */
+  size_t size;            /* of the claims */
   struct bertha_claims_header *claims;
   struct listener *next;
 };
@@ -86,8 +93,13 @@ struct link { /* this process's mapping of a link */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
+  uint8_t addr[16]; /* client: how its listener was reached */
+  uint16_t port;
+  _Atomic bool retired;
+  _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
+  int64_t since;          /* when it was retired; 0: never */
   _Atomic int64_t no_sleeper_before; /* when to look for an entry among our sleepers again; 0: now */
-  struct link *_Atomic next;
+  struct link *next;
 };
 
 enum conn_flag {
@@ -128,6 +140,7 @@ struct conn {
   struct listener *listener;
   struct bertha_slot *slot;
   uint32_t slot_index;
+  uint32_t link_index; /* the link's number, which means the same in each process */
   uint8_t side;
   uint8_t rx_phase;
   uint8_t tx_phase;
@@ -154,6 +167,7 @@ struct conn {
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
   uint32_t sends;          /* every eighth looks whether the other end is alive */
+  uint64_t chosen;         /* client: the listener that was chosen for it; 0: none (core/brief.h) */
   _Atomic uint32_t life;   /* another one for each connection that has this record */
   uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
   const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */
@@ -214,7 +228,6 @@ void bertha_unlock(_Atomic uint32_t *lock);
 /* table.c */
 struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
-bool conn_uses_link(const struct link *l);                            /* any of this family's connections */
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c);                              /* takes over a reference */
 void conn_forget(int fd);
@@ -222,7 +235,8 @@ void conn_books_begin(void); /* around what changes a descriptor in the books, a
 void conn_books_end(void);
 void conn_fork_prepare(void);
 void conn_fork_done(bool child);
-void conn_fork_failed(void);
+void conn_fork_begin(void); /* around the C library's fork(); what comes by others has no end that we see */
+void conn_fork_end(bool failed);
 
 #define BERTHA_RECORD 512u /* bytes from one connection's record to the next */
 extern uint8_t *bertha_records;

@@ -77,6 +77,7 @@ uint32_t sleeper_take(struct link *l, uint32_t bell) {
       if (takeable && atomic_compare_exchange_strong(&s[i].owner, &owner, me)) {
         atomic_store(&s[i].armed, 0);
         atomic_store(&s[i].bell, bell);
+        atomic_fetch_add(&l->named, 1);
         return i;
       }
     }
@@ -98,4 +99,7 @@ void sleeper_give_back(struct link *l, uint32_t index) {
   atomic_store(&s->armed, 0);
   atomic_store(&s->bell, 0);
   atomic_store(&s->owner, 0);
+  uint32_t named = atomic_load(&l->named); /* a set that was given up in a child may have none to give back */
+  while (index != 0 && named > 0 && !atomic_compare_exchange_weak(&l->named, &named, named - 1)) {
+  }
 }

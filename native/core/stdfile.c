@@ -1,10 +1,14 @@
 #include "stdfile.h"
 
+#include <fcntl.h>
 #include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "unixpair.h"
+
+/* Of FILE's flags; libio has these values since it exists, but no header for programs says so. */
+enum { NO_READS = 4, NO_WRITES = 8 };
 
 struct stdfile {
   int fd; /* -1: the descriptor is somebody else's again */
@@ -35,20 +39,17 @@ static ssize_t file_write(void *p, const char *buf, size_t n) {
 }
 
 static int file_seek(void *p, off64_t *at, int whence) {
-  (void)p;
-  (void)at;
-  (void)whence;
-  errno = ESPIPE;
-  return -1;
+  off64_t now =
+      lseek64(((struct stdfile *)p)->fd, *at, whence); /* a socket: ESPIPE; freopen makes it a file */
+  *at = now;
+  return now < 0 ? -1 : 0;
 }
 
 static FILE **variable(int fd) {
   return fd == 0 ? &stdin : fd == 1 ? &stdout : &stderr;
 }
 
-static int file_close(void *p) {
-  struct stdfile *s = p;
-  int fd = s->fd;
+static void take_out(struct stdfile *s) {
   if (bertha_lock(&lock)) {
     for (struct stdfile **at = &all; *at != NULL; at = &(*at)->next) {
       if (*at == s) {
@@ -58,6 +59,12 @@ static int file_close(void *p) {
     }
     bertha_unlock(&lock);
   }
+}
+
+static int file_close(void *p) {
+  struct stdfile *s = p;
+  int fd = s->fd;
+  take_out(s);
   for (int i = 0; i < 3; i++) {
     if (ours[i] == s) {
       ours[i] = NULL;
@@ -65,7 +72,10 @@ static int file_close(void *p) {
     }
   }
   free(s);
-  return fd >= 0 ? close(fd) : 0;
+  int before = cancellation_off(); /* or a stream would be left that is not ours any more */
+  int result = fd >= 0 ? close(fd) : 0;
+  cancellation_back(before);
+  return result;
 }
 
 static struct stdfile *make(int fd, const char *mode) {
@@ -93,16 +103,20 @@ FILE *stdfile_open(int fd, const char *mode) {
   return s != NULL ? s->file : NULL;
 }
 
-bool stdfile_is(FILE *f) {
+static struct stdfile *find(const FILE *f) {
   if (LIKELY(all == NULL) || !bertha_lock(&lock)) {
-    return false;
+    return NULL;
   }
   struct stdfile *s = all;
   while (s != NULL && s->file != f) {
     s = s->next;
   }
   bertha_unlock(&lock);
-  return s != NULL;
+  return s;
+}
+
+bool stdfile_is(FILE *f) {
+  return find(f) != NULL;
 }
 
 /* What the program has printed and not yet flushed goes where the descriptor leads now. */
@@ -150,6 +164,62 @@ static void restore(int fd) {
     move_output(s->file, theirs[fd]);
   }
   fclose(s->file);
+}
+
+/* freopen(3)'s modes as open(2) has them. */
+static int open_flags(const char *mode) {
+  int flags = mode[0] == 'r'   ? O_RDONLY
+              : mode[0] == 'w' ? O_WRONLY | O_CREAT | O_TRUNC
+                               : O_WRONLY | O_CREAT | O_APPEND;
+  for (const char *m = mode + 1; *m != '\0' && *m != ','; m++) {
+    flags = *m == '+' ? (flags & ~O_ACCMODE) | O_RDWR : flags;
+    flags |= *m == 'x' ? O_EXCL : *m == 'e' ? O_CLOEXEC : 0;
+  }
+  return flags;
+}
+
+bool stdfile_reopen(FILE **f, const char *path, const char *mode) {
+  struct stdfile *s = find(*f);
+  int fd = s != NULL ? s->fd : -1;
+  for (int i = 0; s != NULL && i < 3; i++) {
+    if (ours[i] == s) { /* the C library's own is still there, and is what the program goes on with */
+      restore(i);
+      *f = *variable(i);
+      return false;
+    }
+  }
+  if (s == NULL) {
+    return false;
+  }
+  FILE *stream = *f;
+  int flags = open_flags(mode);
+  int file = -1;
+  __fpurge(stream);
+  if (strchr("rwa", mode[0]) == NULL || mode[0] == '\0') {
+    errno = EINVAL;
+  } else if (path == NULL) {
+    errno = ENXIO; /* what opening a socket's entry in /proc says */
+  } else {
+    file = QUIET(open)(path, flags, 0666);
+  }
+  if (file < 0 || dup3(file, fd, flags & O_CLOEXEC) < 0) {
+    int saved = errno;
+    if (file >= 0) {
+      close(file);
+    }
+    close(fd);
+    s->fd = stream->_fileno = -1;
+    errno = saved;
+    *f = NULL;
+    return true;
+  }
+  close(file);
+  clearerr(stream);
+  stream->_flags &= ~(NO_READS | NO_WRITES);
+  stream->_flags |= (flags & O_ACCMODE) == O_RDONLY   ? NO_WRITES
+                    : (flags & O_ACCMODE) == O_WRONLY ? NO_READS
+                                                      : 0;
+  return true;
 }
 
 void stdfile_follow(int fd) {

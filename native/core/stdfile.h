@@ -14,6 +14,8 @@ FILE *stdfile_open(int fd, const char *mode);
 /* What stands behind this descriptor has changed: stdin, stdout, stderr follow. */
 void stdfile_follow(int fd);
 bool stdfile_is(FILE *f); /* is this stream one of ours? */
+/* freopen() of a stream of ours, which glibc's would crash on.  True: done, the result (NULL: an errno) is in `*f`. */
+bool stdfile_reopen(FILE **f, const char *path, const char *mode);
 /* At the end of the process, while the connections are still there. */
 void stdfile_flush(void);
 void stdfile_after_fork(void);

@@ -29,9 +29,9 @@ static bool kernel_has_room(int fd, size_t bytes) {
 static void send_all(int fd, struct iovec *part) {
   struct msghdr msg = {.msg_iov = part, .msg_iovlen = 2};
   while (part[0].iov_len + part[1].iov_len > 0) {
-    ssize_t n = REAL(sendmsg)(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+    ssize_t n = QUIET(sendmsg)(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    if (n < 0 && (errno != EAGAIN || REAL(poll)(&p, 1, 1000) < 1)) {
+    if (n < 0 && (errno != EAGAIN || QUIET(poll)(&p, 1, 1000) < 1)) {
       REAL(shutdown)(fd, SHUT_RDWR); /* an end that both see, never a gap */
       return;
     }
@@ -99,7 +99,7 @@ static bool possible(const struct conn *c) {
 static bool take_bells(struct conn *c, int fd, int64_t until) {
   while (c->bells_seen < atomic_load_explicit(&conn_rx(c)->bells, memory_order_acquire)) {
     struct pollfd p = {.fd = fd, .events = POLLIN};
-    if (!bell_take_byte(c, fd) && (bertha_now_ns() > until || REAL(poll)(&p, 1, 1) < 0)) {
+    if (!bell_take_byte(c, fd) && (bertha_now_ns() > until || QUIET(poll)(&p, 1, 1) < 0)) {
       return false;
     }
   }
@@ -109,7 +109,7 @@ static bool take_bells(struct conn *c, int fd, int64_t until) {
 /* After its end the producer can give nothing back, and writes nothing any more. */
 static bool producer_gone(int fd) {
   struct pollfd p = {.fd = fd, .events = POLLRDHUP};
-  return REAL(poll)(&p, 1, 0) > 0;
+  return QUIET(poll)(&p, 1, 0) > 0;
 }
 
 static bool ask(struct conn *c, int fd, int64_t until) {

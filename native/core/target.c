@@ -78,14 +78,14 @@ enum target target_of(const char *path, char *const env[]) {
       result = TARGET_BARE; /* ld.so(8): secure-execution mode */
       break;
     }
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = QUIET(open)(path, O_RDONLY | O_CLOEXEC, 0);
     if (fd < 0) {
       break; /* may be executed, not read: taken for an ordinary one */
     }
     ssize_t n = pread(fd, head, sizeof head - 1, 0);
     bool is_elf = n >= SELFMAG && memcmp(head, ELFMAG, SELFMAG) == 0;
     enum target here = is_elf ? elf(fd, head, (size_t)n) : TARGET_SHIMMED;
-    REAL(close)(fd);
+    QUIET(close)(fd);
     if (n < 3 || head[0] != '#' || head[1] != '!') {
       result = here == TARGET_SHIMMED ? result : here; /* no magic number: execvp() gives it to the shell */
       break;

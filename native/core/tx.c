@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "abroad.h"
+#include "brief.h"
 #include "conn.h"
 #include "eset.h"
 #include "unixpair.h"
@@ -10,15 +11,17 @@
 #define TCP_LEVEL 6
 #define TCP_CORK_OPTION 3
 
-static ssize_t kernel_send(int fd, const struct iovec *iov, int count, int flags) {
+/* A thread that is cancelled while it is asleep in here stays counted among `kernel_sends`: how much it had sent nobody
+ * knows, so this direction cannot change its carrier any more. */
+static ssize_t kernel_send(int fd, const struct iovec *iov, int count, int flags, bool patient) {
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
-  ssize_t n = REAL(sendmsg)(fd, &msg, flags);
+  ssize_t n = patient ? REAL(sendmsg)(fd, &msg, flags) : QUIET(sendmsg)(fd, &msg, flags);
   return n >= 0 ? n : -errno;
 }
 
 /* The kernel's own verdict on a send: EPIPE with its SIGPIPE, ECONNRESET, or nothing wrong. */
 static int kernel_verdict(int fd, int flags) {
-  return REAL(send)(fd, "", 0, flags & MSG_NOSIGNAL) < 0 ? -errno : 0;
+  return QUIET(send)(fd, "", 0, flags & MSG_NOSIGNAL) < 0 ? -errno : 0;
 }
 
 /* With the tx lock held: from this byte on, the ring.  Not while a thread is inside a kernel send, whose
@@ -29,7 +32,7 @@ static bool switch_to_ring(struct conn *c, int fd) {
   }
   if (atomic_load(&c->ktx) != 0) { /* bell bytes must always find room behind what the kernel holds */
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    if (REAL(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
+    if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
       return false;
     }
   }
@@ -74,7 +77,7 @@ static int64_t ring_room(struct conn *c) {
   c->tx_head = atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire);
   uint64_t used = c->tx_tail - c->tx_head;
   if (used > c->tx_size) {
-    conn_set_flag(c, CONN_BROKEN);
+    conn_broken(c);
     return -ECONNRESET;
   }
   uint32_t room = ring_bound(c);
@@ -85,6 +88,8 @@ static bool ring_empty(const struct conn *c) {
   return atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire) == c->tx_tail;
 }
 
+enum { COLOURED = 2048, COLOURS = 16384 };
+
 /* While the ring is empty it may start over, and grow: a small request finds the same cache lines each time,
  * bulk gets the room it needs. */
 static void ring_restart(struct conn *c, size_t want) {
@@ -93,7 +98,10 @@ static void ring_restart(struct conn *c, size_t want) {
     c->tx_size = c->tx_size * 4 < c->tx_limit ? c->tx_size * 4 : c->tx_limit;
     atomic_store_explicit(&d->size, c->tx_size, memory_order_relaxed);
   }
-  c->tx_base = c->tx_tail;
+  /* Rings lie at a power of two from one another: small messages that all began at offset 0 would meet in a few sets of the
+   * cache. */
+  uint32_t colour = want < COLOURED ? (c->slot_index * 576 + (c->side ? 2112u : 0)) & (COLOURS - 64) : 0;
+  c->tx_base = c->tx_tail - colour;
   atomic_store_explicit(&d->base, c->tx_base, memory_order_relaxed);
 }
 
@@ -170,7 +178,8 @@ static bool ask_for_space(struct conn *c) {
 }
 
 static ssize_t send_by_kernel(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  ssize_t n = kernel_send(fd, iov, count, flags);
+  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
+  ssize_t n = kernel_send(fd, iov, count, flags, patient);
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   }
@@ -209,8 +218,9 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     return -EINPROGRESS;
   }
   /* A consumer that is behind may be dead, and its ring big: TCP would tell a sender at its second send. */
+  brief_sent(c);
   bool look =
-      (++c->sends & 7) == 0 && atomic_load_explicit(&conn_tx(c)->head, memory_order_relaxed) != c->tx_tail;
+      (c->sends & 7) == 0 && atomic_load_explicit(&conn_tx(c)->head, memory_order_relaxed) != c->tx_tail;
   int64_t n = ring_write(c, iov, count, skip, want);
   if (n >= 0 && (size_t)n < want && ask_for_space(c)) {
     int64_t more = ring_write(c, iov, count, skip + (size_t)n, want - (size_t)n);
@@ -293,6 +303,7 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
 }
 
 ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+  CANCELLATION_POINT();
   if (conn_ripe(c, fd)) {
     return conn_send(c, fd, iov, count, flags);
   }
@@ -310,6 +321,7 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   kind = conn_kind(c);
   bool tied = kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX;
   if (!tied) {
+    brief_sent(c);
     atomic_fetch_add(&c->kernel_sends, 1);
   }
   bertha_unlock(&c->tx_lock);

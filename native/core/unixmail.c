@@ -28,7 +28,7 @@ static int post(struct link *l, const struct letter *letter, int fd) {
   head->cmsg_type = SCM_RIGHTS;
   head->cmsg_len = CMSG_LEN(sizeof(int));
   memcpy(CMSG_DATA(head), &fd, sizeof(int));
-  ssize_t n = REAL(sendmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  ssize_t n = QUIET(sendmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
   return n == (ssize_t)sizeof *letter ? 0 : n < 0 ? errno : EPROTO;
 }
 
@@ -65,7 +65,7 @@ static bool read_letter(struct link *l) {
                        .msg_iovlen = 1,
                        .msg_control = control.space,
                        .msg_controllen = sizeof control.space};
-  ssize_t n = REAL(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  ssize_t n = QUIET(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (n < 0) {
     return false;
   }
@@ -85,7 +85,7 @@ static bool read_letter(struct link *l) {
     bertha_close_hidden(take_from(l, letter.slot)); /* of an earlier claim, which nobody has fetched */
     l->mail[letter.slot] = (struct unix_mail){bertha_hide_fd(fd), letter.use};
   } else {
-    REAL(close)(fd); /* for a connection that is over */
+    QUIET(close)(fd); /* for a connection that is over */
   }
   return true;
 }
@@ -194,9 +194,9 @@ void spares_fill(struct link *l) {
          socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
     struct letter letter = {ANY, 0, new_number()};
     bool posted = post(l, &letter, pair[1]) == 0;
-    REAL(close)(pair[1]);
+    QUIET(close)(pair[1]);
     if (!posted) {
-      REAL(close)(pair[0]);
+      QUIET(close)(pair[0]);
       break;
     }
     l->spares.end[l->spares.count].number = letter.number;

@@ -1,6 +1,7 @@
 #include "unixpair.h"
 
 #include <fcntl.h>
+#include <limits.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/time.h>
@@ -68,9 +69,9 @@ uint32_t unix_offer(struct conn *c) {
     return BERTHA_WHY_NO_DESCRIPTOR;
   }
   int error = mail_post(c->link, c->slot_index, BERTHA_SLOT_USE(atomic_load(&c->slot->state)), pair[1]);
-  REAL(close)(pair[1]);
+  QUIET(close)(pair[1]);
   if (error != 0) {
-    REAL(close)(pair[0]);
+    QUIET(close)(pair[0]);
     return error == EAGAIN ? UNIX_LATER : BERTHA_WHY_NO_DESCRIPTOR;
   }
   return keep(c, bertha_hide_fd(pair[0]), 0) ? 0 : BERTHA_WHY_NO_MEMORY;
@@ -237,7 +238,7 @@ void unix_replace(struct conn *c, int end) {
       exchange_one(c, &e, (int)i);
     }
   }
-  REAL(close)(end);
+  QUIET(close)(end);
 }
 
 bool unix_settle(struct conn *c, int fd) {
@@ -328,7 +329,7 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     }
   }
   int to = unix_tx_begin(c, fd, &tcp);
-  ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN;
+  ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN; /* as kernel_send() in tx.c */
   unix_tx_end(c, fd, to, tcp, n);
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
@@ -351,6 +352,10 @@ static bool may_wait_there(const struct conn *c) {
          ++e->requests < STAYS;
 }
 
+static void ring_again(void *kernel) {
+  atomic_store((_Atomic uint16_t *)kernel, 1);
+}
+
 int unix_wait(struct conn *c, int fd, int64_t deadline) {
   struct ends *e = ends_of(c);
   if (e == NULL || e->unix_fd <= 0 || e->swapped || e->deaf || (conn_flags(c) & CONN_CARRIED) ||
@@ -365,7 +370,7 @@ int unix_wait(struct conn *c, int fd, int64_t deadline) {
       memory_order_seq_cst); /* the other end publishes its switch, and then looks whether to ring */
   if (atomic_load(switch_at) == UINT64_MAX) {
     struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = e->unix_fd, .events = POLLIN}};
-    n = wait_two(p, deadline);
+    n = wait_two(p, deadline, ring_again, kernel);
     e->deaf = n > 0 && (p[1].revents & (POLLHUP | POLLERR)) != 0;
   }
   atomic_store(kernel, 1);
@@ -376,12 +381,24 @@ int unix_wait(struct conn *c, int fd, int64_t deadline) {
 /* What there is in the unix socket before it has taken the descriptor's place. */
 static ssize_t take_there(struct conn *c, int fd, struct msghdr *msg, int flags) {
   uint32_t life = conn_kernel_sleep(c);
-  ssize_t n = message(REAL(recvmsg)(unix_swapped(c) ? fd : ends_of(c)->unix_fd, msg, flags));
+  struct kernel_sleep sleep = {c, life};
+  ssize_t n = message(
+      sleep_recvmsg(unix_swapped(c) ? fd : ends_of(c)->unix_fd, msg, flags, conn_kernel_cancelled, &sleep));
   conn_kernel_awake(c, life);
   if (n > 0 && !(flags & MSG_PEEK)) {
     count_bytes(&c->info.rx_bytes, (uint64_t)n);
   }
   return n;
+}
+
+ssize_t unix_look(struct conn *c, const struct iovec *iov, int count, size_t skip) {
+  const struct ends *e = ends_of(c);
+  struct iovec part[IOV_PARTS];
+  int parts = iov_window(part, IOV_PARTS, iov, count, skip, SSIZE_MAX);
+  struct msghdr msg = {.msg_iov = part, .msg_iovlen = (size_t)parts};
+  return e != NULL && !e->swapped && e->unix_fd > 0 && parts > 0
+             ? QUIET(recvmsg)(e->unix_fd, &msg, MSG_PEEK | MSG_DONTWAIT)
+             : 0;
 }
 
 ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {

@@ -32,6 +32,8 @@ bool unix_swapped(const struct conn *c);
 static inline bool unix_stands(const struct conn *c) {
   return conn_kind(c) == BERTHA_CONN_UNIX || (conn_flags(c) & CONN_CARRIED);
 }
+/* With the rx lock held, before the exchange: looks into the unix socket; the first `skip` bytes' place is taken. */
+ssize_t unix_look(struct conn *c, const struct iovec *iov, int count, size_t skip);
 int unix_unread(struct conn *c, int fd);       /* before the exchange: what FIONREAD is to say */
 int unix_tcp_fd(const struct conn *c, int fd); /* where addresses and TCP's options are asked */
 void unix_shutdown(struct conn *c, int fd, int how);

@@ -1,4 +1,6 @@
 /* Waiting for one connection: look, spin while that pays, sleep with a bell within reach. */
+#include <sys/epoll.h>
+
 #include "conn.h"
 #include "waiter.h"
 
@@ -59,18 +61,57 @@ void wait_note_signal(int number, const struct sigaction *action) {
   }
 }
 
-int wait_two(struct pollfd fds[2], int64_t deadline) {
+int wait_two(struct pollfd fds[2], int64_t deadline, void (*undo)(void *), void *arg) {
   for (;;) {
     int64_t left = deadline >= 0 ? deadline - bertha_now_ns() : 0;
     if (left < 0) {
       return -EAGAIN;
     }
     struct timespec timeout = {left / 1000000000, left % 1000000000};
-    int n = REAL(ppoll)(fds, 2, deadline >= 0 ? &timeout : NULL, NULL);
+    int n = sleep_ppoll(fds, 2, deadline >= 0 ? &timeout : NULL, NULL, undo, arg);
     if (n != 0 && (n > 0 || errno != EINTR || deadline >= 0 || atomic_load(&interrupting) != 0)) {
       return n > 0 ? n : -errno;
     }
   }
+}
+
+/* An armed entry among the link's sleepers, and where the connection names it. */
+struct armed {
+  struct bertha_sleeper *sleeper;
+  _Atomic uint16_t *place;
+  uint32_t index;              /* 0: none */
+  struct kernel_sleep watched; /* instead of that */
+};
+
+static void disarm(void *p) {
+  struct armed *a = p;
+  if (a->watched.conn != NULL) {
+    conn_kernel_awake(a->watched.conn, a->watched.life);
+  }
+  if (a->index != 0) {
+    atomic_store(&a->sleeper->armed, 0);
+    uint16_t mine = (uint16_t)a->index; /* another thread may have come since we were rung */
+    atomic_compare_exchange_strong(a->place, &mine, 0);
+  }
+}
+
+static int wait_levels(struct waiter *w, struct pollfd p[2], int64_t ns, struct armed *armed) {
+  struct timespec timeout = {ns / 1000000000, ns % 1000000000};
+  int n = sleep_ppoll(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL, disarm, armed);
+  if (n > 0 && w->bell_fd >= 0 && p[1].revents != 0) {
+    bell_drain(w->bell_fd);
+  }
+  return n;
+}
+
+/* Epoll's bits have poll's values (epoll_ctl(2)). */
+static int wait_edges(struct waiter *w, struct pollfd p[2], struct armed *armed) {
+  struct epoll_event e[2];
+  int n = sleep_epoll(w->edges.set, e, 2, -1, NULL, disarm, armed);
+  for (int i = 0; i < n; i++) {
+    p[e[i].data.u64 == 1 ? 0 : 1].revents |= (short)e[i].events;
+  }
+  return n;
 }
 
 static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_t deadline, uint32_t life) {
@@ -90,9 +131,9 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     }
   }
   bool byte = index == 0 && (want & POLLIN); /* as for anybody who waits in the kernel */
-  uint32_t watched = 0;
+  struct armed armed = {.sleeper = s, .place = place, .index = index};
   if (byte) {
-    watched = conn_kernel_sleep(c);
+    armed.watched = (struct kernel_sleep){c, conn_kernel_sleep(c)};
     conn_watch_kernel(c);
   }
   atomic_thread_fence(memory_order_seq_cst);
@@ -120,16 +161,14 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       ns = at_most(deadline, now, NO_BELL_MS * 1000000);
       ns = ns > 0 ? ns : 0;
     }
-    struct timespec timeout = {ns / 1000000000, ns % 1000000000};
-    int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
+    bool lasting = c->rx_phase == PHASE_RING && !(flags & (CONN_FIN | CONN_RST));
+    bool edges = bell && index != 0 && ns < 0 && w->bell != 0 && lasting && waiter_edges(w, c, fd, life);
+    int n = edges ? wait_edges(w, p, &armed) : wait_levels(w, p, ns, &armed);
     if (n < 0) {
       result = -errno;
     } else if (UNLIKELY(conn_closed(c, fd, life))) {
       result = -EBADF;
     } else if (n > 0) {
-      if (w->bell_fd >= 0 && p[1].revents != 0) {
-        bell_drain(w->bell_fd);
-      }
       if (p[0].revents & (POLLERR | POLLHUP)) {
         conn_set_flag(c, CONN_RST);
       }
@@ -138,14 +177,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       }
     }
   }
-  if (byte) {
-    conn_kernel_awake(c, watched);
-  }
-  if (index != 0) {
-    atomic_store(&s->armed, 0);
-    uint16_t mine = (uint16_t)index; /* another thread may have come since we were rung */
-    atomic_compare_exchange_strong(place, &mine, 0);
-  }
+  disarm(&armed);
   return result;
 }
 

@@ -11,7 +11,7 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline);
  * the server to come to the ring with it.  Returns with the kernel's bell on again. */
 void wait_claimed(struct conn *c);
 /* ppoll() of two descriptors, interrupted and restarted as recv() is: a count, -EAGAIN at the deadline, -EINTR. */
-int wait_two(struct pollfd fds[2], int64_t deadline);
+int wait_two(struct pollfd fds[2], int64_t deadline, void (*undo)(void *), void *arg); /* undo: quiet.h */
 /* poll() over any descriptors; -errno instead of errno. */
 int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask);
 void wait_after_fork(void);

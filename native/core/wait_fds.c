@@ -19,7 +19,9 @@ struct poll_call {
   struct pollfd *user;
   nfds_t count;
   uint8_t *class;
-  struct pollfd *kernel;     /* count + 1 */
+  struct pollfd *kernel; /* count + 1 */
+  struct waiter_room room;
+  struct waiter *armed;      /* by arm(), and not yet taken back */
   struct kernel_wait *waits; /* who is counted among the kernel's waiters for the length of a call */
   unsigned rings;
   unsigned becoming;
@@ -119,7 +121,7 @@ static int take_kernel(struct poll_call *p) {
     if (u != NULL && conn_kind(u) == BERTHA_CONN_UNIX && unix_settle(u, p->user[i].fd)) {
       struct pollfd now = {.fd = p->user[i].fd, .events = p->user[i].events};
       r = conn_kind(u) == BERTHA_CONN_SHM ? conn_events(u, now.fd, now.events)
-          : REAL(poll)(&now, 1, 0) > 0    ? now.revents
+          : QUIET(poll)(&now, 1, 0) > 0   ? now.revents
                                           : 0; /* of the socket that has just come there */
     }
     if (p->class[i] != RING) {
@@ -149,6 +151,59 @@ static int take_kernel(struct poll_call *p) {
   return ready;
 }
 
+static void disarm(struct waiter *w) {
+  for (uint32_t i = 0; i < w->count; i++) {
+    const struct sleeper_place *place = waiter_place(w, i);
+    struct link *l = place->link;
+    if (l == NULL) {
+      continue;
+    }
+    _Atomic uint32_t *armed = &l->sleepers[l->side][place->index].armed;
+    if (atomic_load_explicit(armed, memory_order_relaxed)) {
+      atomic_store(armed, 0);
+    }
+  }
+}
+
+static void unplace(struct waiter *w, struct poll_call *p) {
+  disarm(w);
+  p->armed = NULL;
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (p->class[i] == RING && p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
+      p->waits[i].conn = NULL;
+    }
+    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
+      continue;
+    }
+    uint16_t index = (uint16_t)waiter_sleeper(w, c->link);
+    struct bertha_watch *watch = &c->slot->watch[c->side];
+    for (int k = 0; index != 0 && k < 2; k++) {
+      uint16_t mine = index;
+      atomic_compare_exchange_strong(k == 0 ? &watch->rx : &watch->tx, &mine, 0);
+    }
+  }
+}
+
+static void all_awake(struct poll_call *p) {
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    if (p->class[i] == BECOMING && p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
+    }
+  }
+}
+
+/* The thread ends while it is asleep. */
+static void cancelled(void *call) {
+  struct poll_call *p = call;
+  all_awake(p);
+  if (p->armed != NULL) {
+    unplace(p->armed, p);
+  }
+  waiter_room_back(&p->room);
+}
+
 static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const sigset_t *mask) {
   struct timespec timeout = {ns / 1000000000, ns % 1000000000};
   nfds_t n = p->count;
@@ -171,31 +226,15 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
       ns = 0;
     }
   }
-  int result = REAL(ppoll)(p->kernel, n, ns >= 0 ? &timeout : NULL, mask);
+  int result = ns == 0 && mask == NULL
+                   ? QUIET(poll)(p->kernel, n, 0)
+                   : sleep_ppoll(p->kernel, n, ns >= 0 ? &timeout : NULL, mask, cancelled, p);
   int error = errno;
-  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    if (p->class[i] == BECOMING && p->waits[i].conn != NULL) {
-      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
-    }
-  }
+  all_awake(p);
   if (result > 0 && bell_fd >= 0 && p->kernel[p->count].revents != 0) {
     result -= bell_drain(bell_fd);
   }
   return result >= 0 ? result : -error;
-}
-
-static void disarm(struct waiter *w) {
-  for (uint32_t i = 0; i < w->count; i++) {
-    const struct sleeper_place *place = waiter_place(w, i);
-    struct link *l = place->link;
-    if (l == NULL) {
-      continue;
-    }
-    _Atomic uint32_t *armed = &l->sleepers[l->side][place->index].armed;
-    if (atomic_load_explicit(armed, memory_order_relaxed)) {
-      atomic_store(armed, 0);
-    }
-  }
 }
 
 /* False: another thread sleeps on this very thing, or this one has no entry there. */
@@ -247,26 +286,6 @@ static bool arm(struct waiter *w, struct poll_call *p) {
   }
   atomic_thread_fence(memory_order_seq_cst);
   return sure;
-}
-
-static void unplace(struct waiter *w, struct poll_call *p) {
-  disarm(w);
-  for (nfds_t i = 0; i < p->count; i++) {
-    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
-    if (p->class[i] == RING && p->waits[i].conn != NULL) {
-      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
-      p->waits[i].conn = NULL;
-    }
-    if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
-      continue;
-    }
-    uint16_t index = (uint16_t)waiter_sleeper(w, c->link);
-    struct bertha_watch *watch = &c->slot->watch[c->side];
-    for (int k = 0; index != 0 && k < 2; k++) {
-      uint16_t mine = index;
-      atomic_compare_exchange_strong(k == 0 ? &watch->rx : &watch->tx, &mine, 0);
-    }
-  }
 }
 
 static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *mask) {
@@ -325,6 +344,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
       break;
     }
     bool sure = arm(w, p);
+    p->armed = w;
     ready = look_at_rings(p);
     if (ready == 0) {
       fill_kernel(p);
@@ -361,6 +381,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
 }
 
 int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask) {
+  CANCELLATION_POINT();
   bool any = false;
   for (nfds_t i = 0; i < count; i++) {
     struct conn *c = fds[i].fd >= 0 ? conn_of(fds[i].fd) : NULL;
@@ -380,16 +401,12 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   struct kernel_wait wait_space[STACK_FDS];
   struct poll_call p = {
       .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
-  struct waiter *w = NULL;
-  void *room = NULL;
-  size_t bytes = (count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count;
   if (count > STACK_FDS) {
-    w = waiter_get();
-    room = waiter_room(w, bytes);
-    if (room == NULL) {
+    p.room = waiter_room((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
+    if (p.room.at == NULL) {
       return -ENOMEM;
     }
-    p.waits = room;
+    p.waits = p.room.at;
     p.kernel = (struct pollfd *)(void *)(p.waits + count + 1);
     p.class = (uint8_t *)(p.kernel + count + 1);
   }
@@ -423,8 +440,6 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
       break;
     }
   }
-  if (room != NULL) {
-    waiter_room_back(w, room, bytes);
-  }
+  waiter_room_back(&p.room);
   return result;
 }

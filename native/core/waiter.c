@@ -2,6 +2,7 @@
 #include "waiter.h"
 
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 
@@ -9,6 +10,9 @@
 #include "conn.h"
 #include "eset.h"
 #include "unixpair.h"
+
+enum { EDGES_AFTER = 32, EDGES_MOST = 16 };
+static _Atomic uint32_t edge_sets;
 
 enum { BELL_AFTER = 16 }; /* sleeps on the connection's own byte before an eventfd is worth its set-up */
 #define NO_SLEEPER_NS 200000000 /* how long a link that had no entry left is not searched again */
@@ -33,6 +37,14 @@ static void drop_sleepers(struct waiter *w) {
   w->count = 0;
 }
 
+static void drop_edges(struct waiter *w) {
+  if (w->edges.set >= 0) {
+    bertha_close_hidden(w->edges.set);
+    atomic_fetch_sub(&edge_sets, 1);
+  }
+  w->edges = (struct edges){.set = -1};
+}
+
 /* The record itself stays, for the next thread that has none. */
 static void thread_ended(void *p) {
   struct waiter *w = p;
@@ -42,9 +54,11 @@ static void thread_ended(void *p) {
       bertha_close_hidden(w->bell_fd);
       atomic_fetch_sub(&own_bells, 1);
     }
+    drop_edges(w);
   }
   w->bell_fd = -1;
   w->bell = 0;
+  w->edges.set = -1;
   my_waiter = NULL;
   __atomic_store_n(&w->pid, 0, __ATOMIC_RELEASE);
 }
@@ -82,6 +96,7 @@ struct waiter *waiter_get(void) {
   for (int i = 0; i < WAITER_ROOMS; i++) {
     w->rooms[i].used = false;
   }
+  w->edges = (struct edges){.set = -1};
   w->spin.score = 0;
   w->first.score = 0;
   pthread_once(&key_once, make_key);
@@ -100,6 +115,9 @@ void wait_after_fork(void) {
     for (uint32_t i = 0; i < w->count; i++) {
       waiter_place(w, i)->link = NULL;
     }
+    if (w->pid != 0) {
+      drop_edges(w);
+    }
     w->count = 0;
     w->pid = 0;
   }
@@ -115,6 +133,9 @@ void wait_fd_moved(int from, int to) {
   for (struct waiter *w = atomic_load(&all_waiters); w != NULL; w = atomic_load(&w->next)) {
     if (w->bell_fd == from) {
       w->bell_fd = to;
+    }
+    if (w->pid != 0 && w->edges.set == from) {
+      w->edges.set = to;
     }
   }
   bell_fd_moved(from, to);
@@ -150,6 +171,15 @@ uint32_t waiter_sleeper(struct waiter *w, struct link *l) {
     if (p->link == l) {
       w->hint = i + 1;
       return p->index;
+    }
+  }
+  for (i = w->count; i-- > 0;) {
+    struct sleeper_place *p = waiter_place(w, i);
+    if (p->link != NULL && atomic_load_explicit(&p->link->retired, memory_order_relaxed)) {
+      sleeper_give_back(p->link, p->index);
+      struct sleeper_place *last = waiter_place(w, --w->count);
+      *p = *last;
+      last->link = NULL;
     }
   }
   _Atomic int64_t *not_before = &l->no_sleeper_before;
@@ -203,7 +233,8 @@ static void *map(size_t bytes) {
   return p != MAP_FAILED ? p : NULL;
 }
 
-void *waiter_room(struct waiter *w, size_t bytes) {
+struct waiter_room waiter_room(size_t bytes) {
+  struct waiter *w = waiter_get();
   for (int i = 0; w != NULL && i < WAITER_ROOMS; i++) {
     if (w->rooms[i].used) { /* by what a handler has interrupted, or for the same call */
       continue;
@@ -221,17 +252,58 @@ void *waiter_room(struct waiter *w, size_t bytes) {
       w->rooms[i].at = larger;
       w->rooms[i].size = 2 * bytes;
     }
-    return w->rooms[i].at;
+    return (struct waiter_room){w, w->rooms[i].at, bytes};
   }
-  return map(bytes);
+  return (struct waiter_room){NULL, map(bytes), bytes};
 }
 
-void waiter_room_back(struct waiter *w, void *room, size_t bytes) {
-  for (int i = 0; w != NULL && i < WAITER_ROOMS; i++) {
-    if (w->rooms[i].at == room) {
-      w->rooms[i].used = false;
-      return;
+void waiter_room_back(void *p) {
+  struct waiter_room *room = p;
+  for (int i = 0; room->waiter != NULL && i < WAITER_ROOMS; i++) {
+    if (room->waiter->rooms[i].at == room->at) {
+      room->waiter->rooms[i].used = false;
     }
   }
-  munmap(room, bytes);
+  if (room->waiter == NULL && room->at != NULL) {
+    munmap(room->at, room->bytes);
+  }
+  room->at = NULL;
+}
+
+static bool edge_of(struct waiter *w, int op, int fd, uint64_t data) {
+  struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.u64 = data};
+  return REAL(epoll_ctl)(w->edges.set, op, fd, &e) == 0;
+}
+
+static bool make_edges(struct waiter *w) {
+  int set = atomic_fetch_add(&edge_sets, 1) < EDGES_MOST ? REAL(epoll_create1)(EPOLL_CLOEXEC) : -1;
+  if (set >= 0) {
+    w->edges.set = bertha_hide_fd(set);
+    if (edge_of(w, EPOLL_CTL_ADD, w->bell_fd, 0)) {
+      return true;
+    }
+    bertha_close_hidden(w->edges.set);
+    w->edges.set = -1;
+  }
+  atomic_fetch_sub(&edge_sets, 1);
+  return false;
+}
+
+bool waiter_edges(struct waiter *w, const struct conn *c, int fd, uint32_t life) {
+  struct edges *e = &w->edges;
+  if (e->conn != conn_index(c) + 1 || e->life != life) {
+    /* The last one may be closed, and gone from the set by that, or live on elsewhere: then it wakes us now and then. */
+    e->conn = conn_index(c) + 1;
+    e->life = life;
+    e->times = 0;
+    e->in = false;
+  }
+  if (e->in) {
+    return true;
+  }
+  if (++e->times != EDGES_AFTER || w->bell_fd < 0 || (e->set < 0 && !make_edges(w))) {
+    return false;
+  }
+  e->in = edge_of(w, EPOLL_CTL_ADD, fd, 1) || (errno == EEXIST && edge_of(w, EPOLL_CTL_MOD, fd, 1));
+  return e->in;
 }

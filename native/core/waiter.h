@@ -20,6 +20,17 @@ struct sleeper_place {
   uint32_t index;
 };
 
+/* A thread that sleeps on one and the same connection again and again has an epoll set of its own for that, with the
+ * connection and its bell in it, edge-triggered: one call a sleep, where ppoll() and a read that takes the bell's count
+ * back are two.  It is worth a descriptor to some threads of a process. */
+struct edges {
+  int set;       /* hidden; -1: none */
+  uint32_t conn; /* index + 1 of what is in it, or slept on last */
+  uint32_t life;
+  uint32_t times;
+  bool in;
+};
+
 struct waiter { /* of a thread */
   struct spinner spin;
   struct spinner first; /* for the first answer on a connection */
@@ -28,6 +39,7 @@ struct waiter { /* of a thread */
   uint32_t bell;
   int bell_fd;
   int pid;
+  struct edges edges;
   uint32_t count;
   uint32_t hint;               /* behind the place last found: a poll asks in the same order each time */
   struct waiter *_Atomic next; /* all of the process, for fork and moved descriptors */
@@ -51,9 +63,17 @@ static inline struct sleeper_place *waiter_place(struct waiter *w, uint32_t i) {
 struct waiter *waiter_get(void);                           /* this thread's; NULL: no memory */
 uint32_t waiter_sleeper(struct waiter *w, struct link *l); /* its entry there; 0: none left */
 void waiter_want_bell(struct waiter *w, bool space); /* for space in a ring: there is no byte for that */
-/* For the length of a call, without malloc, which a signal handler must not wait for.  NULL: no memory. */
-void *waiter_room(struct waiter *w, size_t bytes);
-void waiter_room_back(struct waiter *w, void *room, size_t bytes);
+bool waiter_edges(struct waiter *w, const struct conn *c, int fd,
+                  uint32_t life); /* its edges are to be slept on */
+
+/* Memory for the length of a call, without malloc, which a signal handler must not wait for. */
+struct waiter_room {
+  struct waiter *waiter;
+  void *at; /* NULL: none */
+  size_t bytes;
+};
+struct waiter_room waiter_room(size_t bytes);
+void waiter_room_back(void *room);
 
 /* Another thread of this side is asleep on the same thing.  The number lies in shared memory: it may be any. */
 static inline bool sleeper_elsewhere(const struct conn *c, uint32_t other, uint32_t mine) {

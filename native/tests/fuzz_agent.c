@@ -137,7 +137,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       break;
     case BERTHA_OP_CONNECT: {
       static uint64_t listener = 1000; /* a refusal is remembered */
-      link_to(listener++, addr, 80, 1, &why);
+      link_to(NULL, listener++, addr, 80, 1, &why);
       break;
     }
     case BERTHA_OP_LINK:

@@ -49,7 +49,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       slot_give_back(l, (uint32_t)s);
     }
   }
-  atomic_store(&here.links, l->next); /* this process would have as many as there are inputs */
+  mapped.links = l->next; /* this process would have as many as there are inputs */
   bertha_close_hidden(l->fd);
   munmap(l->header, l->size);
   free(l->free_slots);

@@ -170,7 +170,8 @@ def test_one_offer_and_only_before_listening(watched: Agent) -> None:
 
 
 def test_nothing_before_hello(watched: Agent) -> None:
-    for op, size in ((Op.CONNECT, 40), (Op.LINK, 16), (Op.BELL_GET, 8), (Op.RESOLVE, 104), (Op.UNLISTEN, 8)):
+    sizes = {Op.CONNECT: 40, Op.LINK: 16, Op.UNLINK: 16, Op.BELL_GET: 8, Op.RESOLVE: 104, Op.UNLISTEN: 8}
+    for op, size in sizes.items():
         with Shim(watched.path) as shim:
             shim.send(op, bytes(size))
             assert ended(shim)

@@ -87,6 +87,22 @@ def test_a_dead_clients_link_says_so_and_is_forgotten(served: Served) -> None:
     theirs.close()
 
 
+def test_a_link_that_its_client_gives_up_is_forgotten(served: Served) -> None:
+    with served.agent.shim() as client:
+        link = served.connect(client)
+        theirs = served.server.link(served.listener, link.index)
+        body = messages.LINK.pack(link.listener, link.index, 0)
+        assert client.ask(Op.UNLINK, body).status == Reason.NONE
+        assert theirs.dead()
+        assert client.ask(Op.UNLINK, body).status == Reason.NOT_LISTED
+        with pytest.raises(RefusedError, match="NOT_LISTED"):
+            served.server.link(served.listener, link.index)
+        another = served.connect(client)
+        assert another.index == link.index + 1
+        for one in (link, theirs, another):
+            one.close()
+
+
 def test_a_link_outlives_its_listening_socket(served: Served) -> None:
     """`accept; close(listener); recv`: what was claimed before can be tied afterwards."""
     with served.agent.shim() as client:
@@ -240,7 +256,7 @@ def test_a_worker_of_another_user_gets_a_link_by_the_socket_it_holds(served: Ser
 def test_the_policy_decides_about_the_plan(agent: Agent, room: Path) -> None:
     policy = write(
         room / "p.toml",
-        '[[rule]]\nprogram = "quick"\nspin_us = 5\nring_size = 65536\n'
+        '[[rule]]\nprogram = "quick"\nspin_us = 5\nring_size = 262144\n'
         '[[rule]]\nprogram = "mailer"\nprohibit = ["shm"]\n'
         '[[rule]]\nprogram = "loner"\nside = "client"\nrequire = ["tcp"]\n'
         '[[rule]]\nprogram = "server"\nspin_us = 20\n',
@@ -257,7 +273,7 @@ def test_the_policy_decides_about_the_plan(agent: Agent, room: Path) -> None:
                 link.close()
                 return link.plan
 
-        assert plan("quick") == (messages.IMPL_SHM, 5, 65536, 0)
+        assert plan("quick") == (messages.IMPL_SHM, 5, 262144, 0)
         assert plan("other") == (messages.IMPL_SHM, 20, 0, 0)
         assert plan("mailer") == (messages.IMPL_UNIX, 20, 0, Reason.SHM_PROHIBITED)
         with pytest.raises(RefusedError, match="POLICY"):

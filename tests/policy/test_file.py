@@ -145,7 +145,7 @@ def test_the_first_rule_that_matches_wins() -> None:
         ("spin_us = 2000000", "spin_us", "microseconds"),
         ("spin_us = true", "spin_us", "microseconds"),
         ('spin_us = "20"', "spin_us", "microseconds"),
-        ("ring_size = 70000", "ring_size", "131072"),
+        ("ring_size = 300000", "ring_size", "524288"),
         ("ring_size = 2097152", "ring_size", "bytes"),
         ("ring_size = 1024", "ring_size", "bytes"),
         ('allow_users = "all"', "allow_users", '["..."]'),

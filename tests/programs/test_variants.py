@@ -48,7 +48,7 @@ _FIRST_CPU = str(min(os.sched_getaffinity(0)))
 _VARIANTS = [
     Variant("no spinning", env={"BERTHA_SPIN_US": "0"}),
     Variant("long spinning", env={"BERTHA_SPIN_US": "2000"}),
-    Variant("small rings", policy="[[rule]]\nring_size = 65536\n"),
+    Variant("small rings", policy="[[rule]]\nring_size = 262144\n"),
     Variant("one processor", before=("taskset", "-c", _FIRST_CPU)),
     Variant("unix", "unix", policy='[[rule]]\nprohibit = ["shm"]\n'),
     Variant("unix, no spinning", "unix", {"BERTHA_SPIN_US": "0"}, '[[rule]]\nprefer = ["unix"]\n'),

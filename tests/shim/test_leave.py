@@ -34,4 +34,4 @@ def test_left_to_a_program_without_shim(host: Host, build: Build, way: str, clie
         assert_balanced(log)
     for c in connections(log, role="server"):
         assert c.program == "bare_talk"
-        assert c.implementation == "shm" and c.reason is not None and "does not run under" in c.reason
+        assert c.implementation == "shm" and c.reason is not None and "passed to another process" in c.reason
