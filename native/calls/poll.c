@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../core/wait.h"
+#include "../core/waiter.h"
 #include "calls.h"
 
 /* glibc declares that poll only writes to its array; we read it first. */
@@ -61,7 +61,7 @@ int __ppoll_chk(struct pollfd *fds, nfds_t count, const struct timespec *timeout
 
 /* A set may have more bits than fd_set, by a program's own allocation. */
 typedef unsigned long word;
-enum { WORD_BITS = 8 * sizeof(word) };
+enum { WORD_BITS = 8 * sizeof(word), STACK_FDS = 64 };
 
 static bool in_set(int fd, const fd_set *set) {
   return set != NULL && (((const word *)(const void *)set)[fd / WORD_BITS] >> (fd % WORD_BITS) & 1);
@@ -103,10 +103,10 @@ static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_se
 }
 
 /* Cancelled, it leaves nothing behind. */
-static __attribute__((noinline)) int wait_or_free(struct pollfd *p, nfds_t count, int64_t ns,
-                                                  const sigset_t *mask) {
+static __attribute__((noinline)) int wait_or_leave(struct waiter_room *room, struct pollfd *p, nfds_t count,
+                                                   int64_t ns, const sigset_t *mask) {
   int n;
-  pthread_cleanup_push(free, p);
+  pthread_cleanup_push(waiter_room_back, room);
   n = wait_fds(p, count, ns, mask);
   pthread_cleanup_pop(0);
   return n;
@@ -114,13 +114,23 @@ static __attribute__((noinline)) int wait_or_free(struct pollfd *p, nfds_t count
 
 /* select()'s three sets in poll()'s terms (select(2), "Correspondence between select() and poll()"). */
 static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, const sigset_t *mask) {
+  struct pollfd space[STACK_FDS];
+  struct pollfd *p = space;
+  struct waiter_room room = {0};
   n = looked_at(n);
-  struct pollfd *p = calloc((size_t)n, sizeof *p);
-  if (p == NULL) {
-    return -ENOMEM;
+  nfds_t most = 0;
+  for (int fd = 0; fd < n; fd++) {
+    most += in_set(fd, r) || in_set(fd, w) || in_set(fd, e);
+  }
+  if (most > STACK_FDS) {
+    room = waiter_room(most * sizeof *p);
+    p = room.at;
+    if (p == NULL) {
+      return -ENOMEM;
+    }
   }
   nfds_t count = 0;
-  for (int fd = 0; fd < n; fd++) {
+  for (int fd = 0; fd < n && count < most; fd++) {
     short events = 0;
     events |= in_set(fd, r) ? POLLIN | POLLRDNORM : 0;
     events |= in_set(fd, w) ? POLLOUT | POLLWRNORM : 0;
@@ -129,15 +139,14 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
       p[count++] = (struct pollfd){.fd = fd, .events = events};
     }
   }
-  int result = wait_or_free(p, count, ns, mask);
+  int result = wait_or_leave(&room, p, count, ns, mask);
+  for (nfds_t i = 0; result >= 0 && i < count; i++) {
+    if (p[i].revents & POLLNVAL) {
+      result = -EBADF;
+    }
+  }
   if (result >= 0) {
     int bits = 0;
-    for (nfds_t i = 0; i < count; i++) {
-      if (p[i].revents & POLLNVAL) {
-        free(p);
-        return -EBADF;
-      }
-    }
     for (nfds_t i = 0; i < count; i++) {
       int fd = p[i].fd;
       short got = p[i].revents;
@@ -156,7 +165,7 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
     }
     result = bits;
   }
-  free(p);
+  waiter_room_back(&room);
   return result;
 }
 
@@ -175,7 +184,7 @@ BERTHA_EXPORT int select(int n, fd_set *r, fd_set *w, fd_set *e, struct timeval 
   }
   int64_t begin = bertha_now_ns();
   int result = select_by_poll(n, r, w, e, ns, NULL);
-  if (timeout != NULL && result >= 0) { /* Linux leaves the time not slept (select(2)) */
+  if (timeout != NULL) { /* Linux leaves the time not slept, whatever the result (select(2)) */
     int64_t left = ns - (bertha_now_ns() - begin);
     left = left > 0 ? left : 0;
     timeout->tv_sec = left / 1000000000;

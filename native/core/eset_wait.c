@@ -250,6 +250,17 @@ static void nothing(void *s) {
   (void)s;
 }
 
+/* Signals that the program lets in for the length of this wait: a handler may do whatever it likes, so without the lock. */
+static bool let_signals_in(struct eset *s, const sigset_t *mask) {
+  struct timespec none = {0, 0};
+  if (LIKELY(mask == NULL)) {
+    return false;
+  }
+  bertha_unlock(&s->lock);
+  bool came = REAL(ppoll)(NULL, 0, &none, mask) < 0 && errno == EINTR;
+  return !bertha_lock(&s->lock) || came;
+}
+
 /* Rings and the kernel, without waiting.  With the lock held.  The kernel first, and for half of what the program takes:
  * neither side's descriptors, if they are ready all the time, may keep the other's from being told of. */
 static int look(struct eset *s, struct epoll_event *events, int max, bool kernel) {
@@ -448,6 +459,11 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       break;
     }
     if (now < spin_end) {
+      if (ask_kernel &&
+          let_signals_in(s, mask)) { /* a spin that always finds something must not keep them out */
+        n = -EINTR;
+        break;
+      }
       bool found = false;
       for (int i = 0; i < LOOKS && !found; i++) {
         bertha_pause();
@@ -467,6 +483,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       }
       if (deadline >= 0 && now >= deadline) {
         n = look(s, events, max, true);
+        n = n == 0 && let_signals_in(s, mask) ? -EINTR : n;
         break;
       }
       continue;

@@ -98,6 +98,7 @@ struct link { /* this process's mapping of a link */
   _Atomic bool retired;
   _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
   int64_t since;          /* when it was retired; 0: never */
+  _Atomic int64_t no_sleeper_before; /* when to look for an entry among our sleepers again; 0: now */
   struct link *next;
 };
 

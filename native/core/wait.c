@@ -79,11 +79,15 @@ int wait_two(struct pollfd fds[2], int64_t deadline, void (*undo)(void *), void 
 struct armed {
   struct bertha_sleeper *sleeper;
   _Atomic uint16_t *place;
-  uint32_t index; /* 0: none */
+  uint32_t index;              /* 0: none */
+  struct kernel_sleep watched; /* instead of that */
 };
 
 static void disarm(void *p) {
   struct armed *a = p;
+  if (a->watched.conn != NULL) {
+    conn_kernel_awake(a->watched.conn, a->watched.life);
+  }
   if (a->index != 0) {
     atomic_store(&a->sleeper->armed, 0);
     uint16_t mine = (uint16_t)a->index; /* another thread may have come since we were rung */
@@ -120,13 +124,18 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   if (index != 0) {
     uint16_t other = atomic_load(place);
     if (sleeper_elsewhere(c, other, index)) {
-      index = 0; /* another thread sleeps on this very thing: take turns by the clock */
+      index = 0; /* another thread sleeps on this very thing */
     } else {
       atomic_store(place, (uint16_t)index);
       sleeper_arm(s);
     }
   }
-  struct armed armed = {s, place, index};
+  bool byte = index == 0 && (want & POLLIN); /* as for anybody who waits in the kernel */
+  struct armed armed = {.sleeper = s, .place = place, .index = index};
+  if (byte) {
+    armed.watched = (struct kernel_sleep){c, conn_kernel_sleep(c)};
+    conn_watch_kernel(c);
+  }
   atomic_thread_fence(memory_order_seq_cst);
   int result = 0;
   if (!conn_events_any(c, fd, want)) {
@@ -137,7 +146,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     }
     /* A carrier has no bell but the byte, which one that waits for space must leave to one that waits for data. */
     bool carried = (want & POLLOUT) && (flags & CONN_CARRIED);
-    bool bell = index != 0 && (w->bell != 0 || (want & POLLIN)) && !carried;
+    bool bell = (index != 0 ? w->bell != 0 || (want & POLLIN) : byte) && !carried;
     int64_t now = deadline >= 0 || !bell ? bertha_now_ns() : 0;
     int64_t ns = deadline >= 0 ? (deadline > now ? deadline - now : 0) : -1;
     if (want & POLLOUT) { /* whatever becomes of the bell or of the other end: look again */
@@ -153,7 +162,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       ns = ns > 0 ? ns : 0;
     }
     bool lasting = c->rx_phase == PHASE_RING && !(flags & (CONN_FIN | CONN_RST));
-    bool edges = bell && ns < 0 && w->bell != 0 && lasting && waiter_edges(w, c, fd, life);
+    bool edges = bell && index != 0 && ns < 0 && w->bell != 0 && lasting && waiter_edges(w, c, fd, life);
     int n = edges ? wait_edges(w, p, &armed) : wait_levels(w, p, ns, &armed);
     if (n < 0) {
       result = -errno;

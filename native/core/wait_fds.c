@@ -1,6 +1,4 @@
 /* Waiting for many descriptors at once, for poll and select: those on rings and the kernel's together. */
-#include <stdlib.h>
-
 #include "carried.h"
 #include "conn.h"
 #include "eset.h"
@@ -22,7 +20,7 @@ struct poll_call {
   nfds_t count;
   uint8_t *class;
   struct pollfd *kernel; /* count + 1 */
-  void *heap;
+  struct waiter_room room;
   struct waiter *armed;      /* by arm(), and not yet taken back */
   struct kernel_wait *waits; /* who is counted among the kernel's waiters for the length of a call */
   unsigned rings;
@@ -155,8 +153,12 @@ static int take_kernel(struct poll_call *p) {
 
 static void disarm(struct waiter *w) {
   for (uint32_t i = 0; i < w->count; i++) {
-    struct link *l = w->sleepers[i].link;
-    _Atomic uint32_t *armed = &l->sleepers[l->side][w->sleepers[i].index].armed;
+    const struct sleeper_place *place = waiter_place(w, i);
+    struct link *l = place->link;
+    if (l == NULL) {
+      continue;
+    }
+    _Atomic uint32_t *armed = &l->sleepers[l->side][place->index].armed;
     if (atomic_load_explicit(armed, memory_order_relaxed)) {
       atomic_store(armed, 0);
     }
@@ -168,21 +170,25 @@ static void unplace(struct waiter *w, struct poll_call *p) {
   p->armed = NULL;
   for (nfds_t i = 0; i < p->count; i++) {
     struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (p->class[i] == RING && p->waits[i].conn != NULL) {
+      conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
+      p->waits[i].conn = NULL;
+    }
     if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM) {
       continue;
     }
-    uint32_t index = waiter_sleeper(w, c->link);
+    uint16_t index = (uint16_t)waiter_sleeper(w, c->link);
     struct bertha_watch *watch = &c->slot->watch[c->side];
-    uint16_t mine = (uint16_t)index;
-    atomic_compare_exchange_strong(&watch->rx, &mine, 0);
-    mine = (uint16_t)index;
-    atomic_compare_exchange_strong(&watch->tx, &mine, 0);
+    for (int k = 0; index != 0 && k < 2; k++) {
+      uint16_t mine = index;
+      atomic_compare_exchange_strong(k == 0 ? &watch->rx : &watch->tx, &mine, 0);
+    }
   }
 }
 
 static void all_awake(struct poll_call *p) {
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    if (p->waits[i].conn != NULL) {
+    if (p->class[i] == BECOMING && p->waits[i].conn != NULL) {
       conn_kernel_awake(p->waits[i].conn, p->waits[i].life);
     }
   }
@@ -195,7 +201,7 @@ static void cancelled(void *call) {
   if (p->armed != NULL) {
     unplace(p->armed, p);
   }
-  free(p->heap);
+  waiter_room_back(&p->room);
 }
 
 static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const sigset_t *mask) {
@@ -206,9 +212,18 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
   }
   /* Waiting in the kernel on a descriptor whose other end may come to the rings: it must ring there. */
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
-    p->waits[i].conn = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
-    if (p->waits[i].conn != NULL) {
-      p->waits[i].life = conn_kernel_sleep(p->waits[i].conn);
+    struct conn *c = p->class[i] == BECOMING ? conn_of(p->user[i].fd) : NULL;
+    if (p->class[i] == BECOMING) {
+      p->waits[i].conn = c;
+      p->waits[i].life = c != NULL ? conn_kernel_sleep(c) : 0;
+    }
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
+    struct conn *c = p->class[i] == BECOMING ? p->waits[i].conn : NULL;
+    if (c != NULL && conn_kind(c) == BERTHA_CONN_SHM) {
+      timeout = (struct timespec){0, 0}; /* another thread has tied it before it could see us here */
+      ns = 0;
     }
   }
   int result = ns == 0 && mask == NULL
@@ -222,13 +237,23 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
   return result >= 0 ? result : -error;
 }
 
-/* Registers this thread with every ring it waits for; false: somebody else sleeps on one of them, or there
- * is no bell for what is waited for: sleep by the clock. */
+/* False: another thread sleeps on this very thing, or this one has no entry there. */
+static bool place(const struct conn *c, _Atomic uint16_t *at, uint32_t index) {
+  if (index == 0 || sleeper_elsewhere(c, atomic_load(at), index)) {
+    return false;
+  }
+  atomic_store(at, (uint16_t)index);
+  return true;
+}
+
+/* Registers this thread with every ring it waits for; false: there is no bell for what is waited for: sleep by the
+ * clock. */
 static bool arm(struct waiter *w, struct poll_call *p) {
   bool sure = true;
   bool out = false;
   for (nfds_t i = 0; i < p->count; i++) {
     out |= p->class[i] == RING && (p->user[i].events & POLLOUT);
+    p->waits[i].conn = NULL;
   }
   waiter_want_bell(w, out);
   for (nfds_t i = 0; i < p->count; i++) {
@@ -237,32 +262,25 @@ static bool arm(struct waiter *w, struct poll_call *p) {
       continue;
     }
     uint32_t index = waiter_sleeper(w, c->link);
-    if (index == 0) {
-      sure = false;
-      continue;
-    }
     struct bertha_watch *watch = &c->slot->watch[c->side];
-    _Atomic uint16_t *places[2] = {p->user[i].events & (POLLIN | POLLRDNORM) ? &watch->rx : NULL,
-                                   p->user[i].events & POLLOUT ? &watch->tx : NULL};
-    for (int k = 0; k < 2; k++) {
-      if (places[k] == NULL) {
-        continue;
-      }
-      uint16_t other = atomic_load(places[k]);
-      if (sleeper_elsewhere(c, other, index)) {
+    if ((p->user[i].events & (POLLIN | POLLRDNORM)) && !place(c, &watch->rx, index)) {
+      if (c->rcv_lowat > 1) { /* the byte would come with too little, and stay */
         sure = false;
-      } else {
-        atomic_store(places[k], (uint16_t)index);
+      } else { /* as for anybody who waits in the kernel */
+        p->waits[i].conn = c;
+        p->waits[i].life = conn_kernel_sleep(c);
+        conn_watch_kernel(c);
       }
     }
     if (p->user[i].events & POLLOUT) {
+      sure &= place(c, &watch->tx, index);
       if (conn_flags(c) & CONN_FIN) {
         bell_on_connection(c, p->user[i].fd);
       }
       sure &= w->bell != 0 && !(conn_flags(c) & CONN_CARRIED); /* as in wait.c */
       p->space = true;
     }
-    if (!atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
+    if (index != 0 && !atomic_load_explicit(&c->link->sleepers[c->side][index].armed, memory_order_relaxed)) {
       sleeper_arm(&c->link->sleepers[c->side][index]);
     }
   }
@@ -281,6 +299,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   int64_t kernel_next = only_rings && timeout_ns != 0 && w != NULL ? w->kernel_seen + KERNEL_EVERY_NS : begin;
   int ready;
   bool first = true;
+  bool unmasked = false;
   int64_t last = begin;
   for (;;) {
     ready = look_at_rings(p);
@@ -288,9 +307,15 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
     if (ready > 0 && (!first || (only_rings && w != NULL && now - w->kernel_seen < KERNEL_EVERY_NS))) {
       break; /* a descriptor that is always writable must not hide the end of its connection for ever */
     }
-    if (now >= kernel_next) {
+    bool over = deadline >= 0 && now >= deadline;
+    if (now >= kernel_next || (over && mask != NULL && !unmasked)) {
       fill_kernel(p);
-      int n = kernel_poll_call(p, -1, 0, NULL);
+      /* With nothing ready, signals that the program lets in now come before the spin, and before the end. */
+      int n = kernel_poll_call(p, -1, 0, ready == 0 ? mask : NULL);
+      if (n == -EINTR && ready == 0 && mask != NULL) {
+        return n;
+      }
+      unmasked |= ready == 0;
       kernel_next = now + KERNEL_EVERY_NS;
       if (w != NULL) {
         w->kernel_seen = now;
@@ -301,7 +326,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
       }
     }
     first = false;
-    if (ready > 0 || (deadline >= 0 && now >= deadline)) {
+    if (ready > 0 || over) {
       break;
     }
     if (now - last > SPIN_GAP_NS && w != NULL) {
@@ -377,11 +402,11 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
   struct poll_call p = {
       .user = fds, .count = count, .class = class_space, .kernel = kernel_space, .waits = wait_space};
   if (count > STACK_FDS) {
-    void *heap = p.heap = malloc((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
-    if (heap == NULL) {
+    p.room = waiter_room((count + 1) * (sizeof(struct pollfd) + sizeof(struct kernel_wait)) + count);
+    if (p.room.at == NULL) {
       return -ENOMEM;
     }
-    p.waits = heap;
+    p.waits = p.room.at;
     p.kernel = (struct pollfd *)(void *)(p.waits + count + 1);
     p.class = (uint8_t *)(p.kernel + count + 1);
   }
@@ -415,6 +440,6 @@ int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_
       break;
     }
   }
-  free(p.heap);
+  waiter_room_back(&p.room);
   return result;
 }

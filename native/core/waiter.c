@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include "agentc.h"
 #include "conn.h"
@@ -14,6 +15,7 @@ enum { EDGES_AFTER = 32, EDGES_MOST = 16 };
 static _Atomic uint32_t edge_sets;
 
 enum { BELL_AFTER = 16 }; /* sleeps on the connection's own byte before an eventfd is worth its set-up */
+#define NO_SLEEPER_NS 200000000 /* how long a link that had no entry left is not searched again */
 
 static BERTHA_TLS struct waiter *my_waiter;
 static pthread_key_t at_thread_end;
@@ -22,9 +24,15 @@ static struct waiter *_Atomic all_waiters;
 
 extern void bertha_close_hidden(int fd);
 
+static _Atomic uint32_t own_bells; /* of this process's threads */
+
 static void drop_sleepers(struct waiter *w) {
   for (uint32_t i = 0; i < w->count; i++) {
-    sleeper_give_back(w->sleepers[i].link, w->sleepers[i].index);
+    struct sleeper_place *p = waiter_place(w, i);
+    if (p->link != NULL) {
+      sleeper_give_back(p->link, p->index);
+    }
+    p->link = NULL;
   }
   w->count = 0;
 }
@@ -44,6 +52,7 @@ static void thread_ended(void *p) {
     drop_sleepers(w);
     if (w->bell_fd >= 0) {
       bertha_close_hidden(w->bell_fd);
+      atomic_fetch_sub(&own_bells, 1);
     }
     drop_edges(w);
   }
@@ -84,6 +93,9 @@ struct waiter *waiter_get(void) {
   w->bell = 0;
   w->sleeps = 0;
   w->count = 0;
+  for (int i = 0; i < WAITER_ROOMS; i++) {
+    w->rooms[i].used = false;
+  }
   w->edges = (struct edges){.set = -1};
   w->spin.score = 0;
   w->first.score = 0;
@@ -100,6 +112,9 @@ void wait_after_fork(void) {
       bertha_close_hidden(w->bell_fd);
       w->bell_fd = -1;
     }
+    for (uint32_t i = 0; i < w->count; i++) {
+      waiter_place(w, i)->link = NULL;
+    }
     if (w->pid != 0) {
       drop_edges(w);
     }
@@ -107,6 +122,7 @@ void wait_after_fork(void) {
     w->pid = 0;
   }
   my_waiter = NULL;
+  atomic_store(&own_bells, 0);
   link_after_fork();
   directory_after_fork();
   bell_after_fork();
@@ -127,43 +143,131 @@ void wait_fd_moved(int from, int to) {
   eset_fd_moved(from, to);
 }
 
+static bool one_more_place(struct waiter *w) {
+  uint32_t i = w->count - PLACES_FIRST;
+  if (w->count < PLACES_FIRST) {
+    return true;
+  }
+  if (i >= PLACES_PARTS * PLACES_MORE) {
+    return false;
+  }
+  struct sleeper_place *_Atomic *part = &w->more[i / PLACES_MORE];
+  if (atomic_load(part) == NULL) {
+    size_t size = PLACES_MORE * sizeof **part;
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    struct sleeper_place *none = NULL;
+    if (p != MAP_FAILED && !atomic_compare_exchange_strong(part, &none, p)) {
+      munmap(p, size); /* a handler of ours was quicker */
+    }
+  }
+  return atomic_load(part) != NULL;
+}
+
 uint32_t waiter_sleeper(struct waiter *w, struct link *l) {
-  for (uint32_t i = 0; i < w->count; i++) {
-    if (w->sleepers[i].link == l) {
-      return w->sleepers[i].index;
+  uint32_t i = w->hint;
+  for (uint32_t looked = 0; looked < w->count; looked++, i++) {
+    i = i < w->count ? i : 0;
+    const struct sleeper_place *p = waiter_place(w, i);
+    if (p->link == l) {
+      w->hint = i + 1;
+      return p->index;
     }
   }
-  for (uint32_t i = w->count; i-- > 0;) {
-    if (atomic_load_explicit(&w->sleepers[i].link->retired, memory_order_relaxed)) {
-      sleeper_give_back(w->sleepers[i].link, w->sleepers[i].index);
-      w->sleepers[i] = w->sleepers[--w->count];
+  for (i = w->count; i-- > 0;) {
+    struct sleeper_place *p = waiter_place(w, i);
+    if (p->link != NULL && atomic_load_explicit(&p->link->retired, memory_order_relaxed)) {
+      sleeper_give_back(p->link, p->index);
+      struct sleeper_place *last = waiter_place(w, --w->count);
+      *p = *last;
+      last->link = NULL;
     }
   }
-  if (w->count == SLEEPERS_PER_THREAD) {
-    drop_sleepers(w); /* the slots that name them are set anew at each sleep */
+  _Atomic int64_t *not_before = &l->no_sleeper_before;
+  if (UNLIKELY(atomic_load_explicit(not_before, memory_order_relaxed) != 0) &&
+      bertha_now_ns() < atomic_load_explicit(not_before, memory_order_relaxed)) {
+    return 0; /* to find that out takes a look at every entry, and at every process that has one */
   }
-  uint32_t index = sleeper_take(l, w->bell);
+  uint32_t index = one_more_place(w) ? sleeper_take(l, w->bell) : 0;
   if (index != 0) {
-    w->sleepers[w->count].link = l;
-    w->sleepers[w->count++].index = index;
+    struct sleeper_place *p = waiter_place(w, w->count++);
+    p->index = index;
+    p->link = l;
   }
+  atomic_store_explicit(not_before, index != 0 ? 0 : bertha_now_ns() + NO_SLEEPER_NS, memory_order_relaxed);
   return index;
 }
 
-void waiter_want_bell(struct waiter *w, bool now) {
-  if (w->bell != 0 || (!now && ++w->sleeps % BELL_AFTER != 0)) {
+/* They are the program's descriptors that go.  Who waits for data can do without: a byte on the connection wakes it. */
+static bool may_have_bell(bool space) {
+  uint64_t have = atomic_load(&own_bells);
+  struct rlimit limit;
+  if (have < 16) {
+    return true;
+  }
+  uint64_t n = getrlimit(RLIMIT_NOFILE, &limit) == 0 ? limit.rlim_cur / 32 : 0;
+  n = n > 1024 ? 1024 : n;
+  return have < (space ? 2 * n : n);
+}
+
+void waiter_want_bell(struct waiter *w, bool space) {
+  if (w->bell != 0 || (!space && ++w->sleeps % BELL_AFTER != 0) || !may_have_bell(space)) {
     return;
   }
   int fd;
   uint32_t bell = bell_create(&fd);
   if (bell != 0) {
+    atomic_fetch_add(&own_bells, 1);
     w->bell = bell;
     w->bell_fd = fd;
     for (uint32_t i = 0; i < w->count; i++) {
-      struct link *l = w->sleepers[i].link;
-      atomic_store(&l->sleepers[l->side][w->sleepers[i].index].bell, bell);
+      const struct sleeper_place *p = waiter_place(w, i);
+      if (p->link != NULL) {
+        atomic_store(&p->link->sleepers[p->link->side][p->index].bell, bell);
+      }
     }
   }
+}
+
+static void *map(size_t bytes) {
+  void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return p != MAP_FAILED ? p : NULL;
+}
+
+struct waiter_room waiter_room(size_t bytes) {
+  struct waiter *w = waiter_get();
+  for (int i = 0; w != NULL && i < WAITER_ROOMS; i++) {
+    if (w->rooms[i].used) { /* by what a handler has interrupted, or for the same call */
+      continue;
+    }
+    w->rooms[i].used = true;
+    if (w->rooms[i].size < bytes) {
+      void *larger = map(2 * bytes);
+      if (larger == NULL) {
+        w->rooms[i].used = false;
+        break;
+      }
+      if (w->rooms[i].at != NULL) {
+        munmap(w->rooms[i].at, w->rooms[i].size);
+      }
+      w->rooms[i].at = larger;
+      w->rooms[i].size = 2 * bytes;
+    }
+    return (struct waiter_room){w, w->rooms[i].at, bytes};
+  }
+  return (struct waiter_room){NULL, map(bytes), bytes};
+}
+
+void waiter_room_back(void *p) {
+  struct waiter_room *room = p;
+  for (int i = 0; room->waiter != NULL && i < WAITER_ROOMS; i++) {
+    if (room->waiter->rooms[i].at == room->at) {
+      room->waiter->rooms[i].used = false;
+    }
+  }
+  if (room->waiter == NULL && room->at != NULL) {
+    munmap(room->at, room->bytes);
+  }
+  room->at = NULL;
 }
 
 static bool edge_of(struct waiter *w, int op, int fd, uint64_t data) {

@@ -6,10 +6,18 @@
 #include "wait.h"
 
 enum {
-  SLEEPERS_PER_THREAD = 240,
+  PLACES_FIRST = 200, /* as many links as most threads ever sleep on */
+  PLACES_MORE = 256,
+  PLACES_PARTS = 64,
+  WAITER_ROOMS = 2,
   LOOKS_PER_CLOCK = 32,
   NO_BELL_MS = 1, /* how long to sleep where nobody can wake us */
   SPACE_MS = 20,  /* and at most for space in a ring */
+};
+
+struct sleeper_place {
+  struct link *link; /* NULL: being made */
+  uint32_t index;
 };
 
 /* A thread that sleeps on one and the same connection again and again has an epoll set of its own for that, with the
@@ -33,18 +41,39 @@ struct waiter { /* of a thread */
   int pid;
   struct edges edges;
   uint32_t count;
-  struct {
-    struct link *link;
-    uint32_t index;
-  } sleepers[SLEEPERS_PER_THREAD];
+  uint32_t hint;               /* behind the place last found: a poll asks in the same order each time */
   struct waiter *_Atomic next; /* all of the process, for fork and moved descriptors */
+  struct {
+    void *at;
+    size_t size;
+    bool used;
+  } rooms[WAITER_ROOMS];
+  struct sleeper_place *_Atomic more[PLACES_PARTS]; /* each stays where it is: a handler may be looking */
+  struct sleeper_place first_places[PLACES_FIRST];
 };
+
+static inline struct sleeper_place *waiter_place(struct waiter *w, uint32_t i) {
+  if (LIKELY(i < PLACES_FIRST)) {
+    return &w->first_places[i];
+  }
+  i -= PLACES_FIRST;
+  return &atomic_load_explicit(&w->more[i / PLACES_MORE], memory_order_relaxed)[i % PLACES_MORE];
+}
 
 struct waiter *waiter_get(void);                           /* this thread's; NULL: no memory */
 uint32_t waiter_sleeper(struct waiter *w, struct link *l); /* its entry there; 0: none left */
-void waiter_want_bell(struct waiter *w, bool now);
+void waiter_want_bell(struct waiter *w, bool space); /* for space in a ring: there is no byte for that */
 bool waiter_edges(struct waiter *w, const struct conn *c, int fd,
                   uint32_t life); /* its edges are to be slept on */
+
+/* Memory for the length of a call, without malloc, which a signal handler must not wait for. */
+struct waiter_room {
+  struct waiter *waiter;
+  void *at; /* NULL: none */
+  size_t bytes;
+};
+struct waiter_room waiter_room(size_t bytes);
+void waiter_room_back(void *room);
 
 /* Another thread of this side is asleep on the same thing.  The number lies in shared memory: it may be any. */
 static inline bool sleeper_elsewhere(const struct conn *c, uint32_t other, uint32_t mine) {
