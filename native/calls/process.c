@@ -3,11 +3,18 @@
 
 #include "calls.h"
 
-/* The fork handlers (core/process.c) do the work; only a failure is not told to them. */
+/* The fork handlers (core/process.c) do the work; only a failure is not told to them, and until it is known nothing may
+ * change in the books. */
 BERTHA_EXPORT pid_t fork(void) {
+  bool ours = bertha.enabled && !bertha_in_forked_stranger();
+  if (ours) {
+    conn_fork_begin();
+  }
   pid_t pid = REAL(fork)();
-  if (pid < 0) {
-    conn_fork_failed();
+  if (ours && pid != 0) {
+    int saved = errno;
+    conn_fork_end(pid < 0);
+    errno = saved;
   }
   return pid;
 }

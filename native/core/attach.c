@@ -16,6 +16,7 @@
 #include "connlog.h"
 #include "dgram.h"
 #include "eset.h"
+#include "orphans.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -76,6 +77,7 @@ void conn_refresh_watch(struct conn *c) {
 /* Both ends know of each other. */
 void conn_tied(struct conn *c, uint32_t from) {
   struct link *l = c->link;
+  c->link_index = l->index;
   c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
   c->tx_mem = link_ring(l, c->slot_index, c->side);
   c->tx_limit = l->plan.ring_size != 0 && l->plan.ring_size < l->ring_max ? l->plan.ring_size : l->ring_max;
@@ -450,6 +452,9 @@ static bool find_claim(struct conn *c, int fd) {
 
 bool conn_ripe(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
+  if (UNLIKELY(atomic_load_explicit(&c->info.holder, memory_order_relaxed) != (uint32_t)bertha.pid)) {
+    orphans_mine(c);
+  }
   if (LIKELY(kind == BERTHA_CONN_SHM)) {
     return true;
   }

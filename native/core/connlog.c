@@ -60,7 +60,9 @@ static void escape(char *to, size_t size, const char *from) {
 /* What goes into one line, besides the connection's own record. */
 struct line {
   const struct conn *c;
+  int pid;
   bool plain;
+  bool killed;
   char chunnels[800]; /* JSON */
   char reason[600];   /* empty: null */
 };
@@ -81,15 +83,16 @@ static void write_line(const struct line *l) {
                                                       : ",\"carrier\":\"socketpair\"";
   uint64_t now = connlog_clock();
   char line[3200];
-  int n = snprintf(line, sizeof line,
-                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
-                   "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
-                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s}\n",
-                   (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u), bertha.pid,
-                   program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
-                   c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
-                   l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
-                   (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop);
+  int n = snprintf(
+      line, sizeof line,
+      "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
+      "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
+      "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s}\n",
+      (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u),
+      l->pid != 0 ? l->pid : bertha.pid, program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
+      c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
+      l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
+      (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, l->killed ? ",\"killed\":true" : "");
   if (n > 0 && (size_t)n < sizeof line) {
     connlog_put(line, (size_t)n);
   }
@@ -166,6 +169,32 @@ void connlog_refused(struct conn *c, int fd, const char *detail) {
   errno = saved;
 }
 
+static void bottom(struct line *l, uint32_t kind) {
+  const char *implementation = kind == BERTHA_CONN_SHM ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : "tcp";
+  l->plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX;
+  snprintf(l->chunnels, sizeof l->chunnels,
+           "[{\"type\":\"local_or_remote\",\"implementation\":\"%s\",\"where\":\"%s\"}]", implementation,
+           l->plain ? "global" : "host");
+}
+
+void connlog_killed(struct conn *c, int pid) {
+  uint32_t kind = conn_kind(c);
+  if (bertha.connlog[0] == '\0' || kind < BERTHA_CONN_PLAIN || (conn_flags(c) & (CONN_LOGGED | CONN_NAMED))) {
+    return;
+  }
+  int saved = errno;
+  struct line l = {.c = c, .pid = pid, .killed = true};
+  bottom(&l, kind);
+  if (c->info.reason != 0) {
+    snprintf(l.reason, sizeof l.reason, "%s", bertha_reason_text(c->info.reason));
+  }
+  if (conn_flags(c) & CONN_CARRIED) {
+    carried_line(&l, carried_status(c));
+  }
+  write_line(&l);
+  errno = saved;
+}
+
 void connlog_write(struct conn *c, int fd) {
   conn_ripe(c, fd); /* a client that only wrote may not have looked since the server came */
   uint32_t kind = conn_kind(c);
@@ -181,11 +210,8 @@ void connlog_write(struct conn *c, int fd) {
     why = BERTHA_WHY_PEER_UNAWARE;
   }
   connlog_addresses(c, fd);
-  struct line l = {.c = c, .plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX};
-  const char *implementation = kind == BERTHA_CONN_SHM ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : "tcp";
-  snprintf(l.chunnels, sizeof l.chunnels,
-           "[{\"type\":\"local_or_remote\",\"implementation\":\"%s\",\"where\":\"%s\"}]", implementation,
-           l.plain ? "global" : "host");
+  struct line l = {.c = c};
+  bottom(&l, kind);
   if (why != 0) {
     snprintf(l.reason, sizeof l.reason, "%s", bertha_reason_text(why));
   }

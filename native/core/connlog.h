@@ -6,6 +6,8 @@
 
 uint64_t connlog_clock(void); /* CLOCK_REALTIME, ns; 0 when nobody will want it */
 /* While the descriptor is still open: a plain connection's addresses are asked of the kernel only now. */
+/* One whose process was killed, by its record alone. */
+void connlog_killed(struct conn *c, int pid);
 void connlog_write(struct conn *c, int fd);
 void connlog_addresses(struct conn *c,
                        int fd); /* asks the kernel now: the descriptor is about to be exchanged */

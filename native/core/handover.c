@@ -14,6 +14,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "hop.h"
+#include "orphans.h"
 #include "fsize.h"
 #include "parcel.h"
 #include "relay.h"
@@ -98,7 +99,7 @@ static bool survives(const struct packing *p, const struct conn *c, int fd) {
   return flags >= 0 && !(flags & FD_CLOEXEC);
 }
 
-static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
+static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken, bool passed_on) {
   struct parcel_header *head = &p->h->head;
   struct parcel_conn e = {.cookie = c->cookie, .index = conn_index(c), .taken = taken, .kind = conn_kind(c)};
   e.home_index = e.index;
@@ -108,6 +109,11 @@ static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken) {
   if (c->home != NULL) {
     int table = abroad_table_of(c->home, &e.home_index);
     e.home_table = table_number(head, table);
+  }
+  if (passed_on) {
+    atomic_store(&(c->home != NULL ? c->home : c)->info.holder, BERTHA_HELD_ABROAD);
+  } else {
+    orphans_not_mine(c);
   }
   if (e.kind == BERTHA_CONN_SHM) {
     e.link = link_number(head, c->link);
@@ -203,9 +209,9 @@ static void pack_process(struct packing *p, bool passed_on) {
     }
     uint32_t kind = passed_on ? decide(p, c, fd) : conn_kind(c);
     if (!p->h->spawn) {
-      pack(p, c, fd, 1);
+      pack(p, c, fd, 1, passed_on);
     } else if (passed_on && kind == BERTHA_CONN_SHM) {
-      pack(p, c, fd, 0);
+      pack(p, c, fd, 0, true);
     }
   }
 }
@@ -251,7 +257,7 @@ static void pack_stranger(struct packing *p) {
       if (p->bare) {
         leave_bare(p, c, fd, true);
       } else if (decide(p, c, fd) == BERTHA_CONN_SHM) {
-        pack(p, c, fd, 0); /* once for each descriptor: the next image gives back what it finds twice */
+        pack(p, c, fd, 0, true); /* once for each descriptor: the next image gives back what it finds twice */
       }
     }
   }

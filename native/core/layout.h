@@ -226,6 +226,8 @@ enum bertha_conn_kind {
 };
 
 #define BERTHA_FAMILY_DATAGRAMS 0x100u /* a UDP socket */
+#define BERTHA_HELD_ABROAD                                                                                   \
+  UINT32_MAX /* also by programs that were executed: their processes are not known here */
 
 /* What the agent and `bertha ps` read of a connection; the first member of the shim's own record. */
 struct bertha_conn_info {
@@ -242,7 +244,8 @@ struct bertha_conn_info {
   uint16_t peer_port;
   uint32_t family;  /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
   uint32_t carried; /* 1: a carrier has it; on SHM, that is reached over a ring */
-  uint32_t reserved;
+  /* The process that has used it last and has not closed it since (core/orphans.c); 0: nobody known, BERTHA_HELD_ABROAD. */
+  _Atomic uint32_t holder;
   _Atomic uint64_t tx_bytes;
   _Atomic uint64_t rx_bytes;
 };

@@ -14,6 +14,7 @@
 #include "agentc.h"
 #include "carried.h"
 #include "connlog.h"
+#include "orphans.h"
 #include "stdfile.h"
 #include "wait.h"
 
@@ -215,6 +216,7 @@ static void in_parent(void) {
 static void in_child(void) {
   conn_fork_done(true);
   bertha.pid = (int)REAL(syscall)(SYS_getpid);
+  orphans_after_fork();
   my_tid = 0;
   agent_after_fork();
   carried_after_fork();

@@ -136,6 +136,7 @@ struct conn {
   struct listener *listener;
   struct bertha_slot *slot;
   uint32_t slot_index;
+  uint32_t link_index; /* the link's number, which means the same in each process */
   uint8_t side;
   uint8_t rx_phase;
   uint8_t tx_phase;
@@ -229,7 +230,8 @@ void conn_books_begin(void); /* around what changes a descriptor in the books, a
 void conn_books_end(void);
 void conn_fork_prepare(void);
 void conn_fork_done(bool child);
-void conn_fork_failed(void);
+void conn_fork_begin(void); /* around the C library's fork(); what comes by others has no end that we see */
+void conn_fork_end(bool failed);
 
 #define BERTHA_RECORD 512u /* bytes from one connection's record to the next */
 extern uint8_t *bertha_records;

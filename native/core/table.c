@@ -12,6 +12,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "fsize.h"
+#include "orphans.h"
 
 _Static_assert(sizeof(struct conn) <= BERTHA_RECORD, "a connection's record has outgrown its stride");
 
@@ -67,6 +68,9 @@ bool bertha_table_open(void) {
   return bertha.table_ready;
 }
 
+/* Before the table grows by so much, and at each try when it is full. */
+enum { SWEEP_EVERY = 128 };
+
 static struct conn *take_record(void) {
   uint64_t head = atomic_load(free_head);
   while ((uint32_t)head != 0) {
@@ -76,9 +80,12 @@ static struct conn *take_record(void) {
       return c;
     }
   }
+  if (atomic_load(&bertha.table->used) % SWEEP_EVERY == SWEEP_EVERY - 1 && orphans_sweep() > 0) {
+    return take_record();
+  }
   uint32_t fresh = atomic_fetch_add(&bertha.table->used, 1);
   if (fresh >= BERTHA_CONNS) {
-    atomic_fetch_sub(&bertha.table->used, 1);
+    atomic_fetch_sub(&bertha.table->used, 1); /* SWEEP_EVERY divides their number: it is swept each time */
     return NULL;
   }
   return conn_by_index(fresh);
@@ -97,6 +104,7 @@ struct conn *conn_new(int fd, enum bertha_conn_kind kind) {
   memset(c, 0, sizeof *c);
   atomic_store(&c->life, life + 1);
   c->info.pid = (uint32_t)bertha.pid;
+  atomic_store(&c->info.holder, c->info.pid);
   c->rcv_lowat = 1;
   atomic_store(&c->info.refs, 1);
   atomic_store_explicit(&c->info.kind, kind, memory_order_release);
@@ -128,6 +136,10 @@ void conn_track(int fd, struct conn *c) {
 }
 
 void conn_forget(int fd) {
+  const uint32_t i = atomic_load_explicit(&bertha.fds[fd].conn, memory_order_relaxed);
+  if (i != 0) {
+    orphans_not_mine(conn_by_index(i - 1));
+  }
   atomic_store_explicit(&bertha.fds[fd].conn, 0, memory_order_release);
 }
 
@@ -137,6 +149,7 @@ void conn_forget(int fd) {
 static _Atomic uint32_t changing;
 static _Atomic uint32_t forking;
 static BERTHA_TLS uint32_t my_changes;
+static BERTHA_TLS bool my_fork; /* by our fork(), which learns whether there is a child */
 /* On a busy machine a thread may be off its processor for long, or wait for the connection log's disk. */
 #define FORK_PATIENCE_NS 3000000000
 
@@ -147,7 +160,8 @@ static void a_moment(void) {
 
 void conn_books_begin(void) {
   int64_t until = 0;
-  bool within = my_changes++ > 0; /* another change of this thread's: a fork waits for that anyway */
+  /* Another change of this thread's: a fork waits for that anyway; or a handler of the fork that we are in. */
+  bool within = my_changes++ > 0 || my_fork;
   for (;;) {
     atomic_fetch_add(&changing, 1);
     if (LIKELY(within || atomic_load(&forking) == 0)) {
@@ -204,15 +218,26 @@ void conn_fork_prepare(void) {
   all_refs(1);
 }
 
-void conn_fork_done(bool child) {
-  if (child) {
-    atomic_store(&changing, my_changes); /* the other threads are not there to end theirs */
-    atomic_store(&forking, 0);
-  } else {
+void conn_fork_begin(void) {
+  my_fork = true;
+}
+
+void conn_fork_end(bool failed) {
+  if (my_fork) {
+    my_fork = false;
+    if (failed) {
+      all_refs((uint32_t)-1);
+    }
     atomic_fetch_sub(&forking, 1);
   }
 }
 
-void conn_fork_failed(void) {
-  all_refs((uint32_t)-1);
+void conn_fork_done(bool child) {
+  if (child) {
+    my_fork = false;
+    atomic_store(&changing, my_changes); /* the other threads are not there to end theirs */
+    atomic_store(&forking, 0);
+  } else if (!my_fork) { /* else whether there is a child is known a moment later: conn_fork_end() */
+    atomic_fetch_sub(&forking, 1);
+  }
 }

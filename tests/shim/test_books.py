@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.harness import Host, assert_balanced, assert_carried, connections, eventually, free_port
 from tests.shim.conftest import Build
 
@@ -26,10 +28,11 @@ def test_client_and_server_in_one_process(host: Host) -> None:
     assert_balanced(log, min_pairs=3)
 
 
-def test_forks_while_connections_come_and_go(host: Host, build: Build) -> None:
+@pytest.mark.parametrize("forks", ["forks", "nofork"])
+def test_forks_while_connections_come_and_go(host: Host, build: Build, forks: str) -> None:
     """Each is closed once: a reference that is counted wrongly would keep its line from the log."""
     port, count = free_port(), 200
-    server = host.server([build("again"), "forks", port, count], port)
+    server = host.server([build("again"), forks, port, count], port)
     assert host.run([sys.executable, _HERE / "connects.py", port, count, 0.001], timeout=60) == "ok\n"
     server.wait()
     _settled(host, 2 * count)

@@ -1,9 +1,15 @@
 /* serve PORT COUNT: echoes a line on each of so many connections.
  * forks PORT COUNT: the same, while another thread forks all the time.
+ * nofork PORT COUNT: the same, but the kernel has no process to give.
  * twice PORT: a client that dissolves its connection by connect() to AF_UNSPEC and connects anew with the same socket. */
 #include "common.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 
 static void echo_line(int fd) {
   char text[64];
@@ -17,10 +23,31 @@ static void echo_line(int fd) {
 }
 
 static volatile int over;
+static int fails;
+
+/* As a limit on processes does it, which is not for root. */
+static void no_processes(void) {
+  struct sock_filter is[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 1, 0),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EAGAIN),
+  };
+  struct sock_fprog program = {sizeof is / sizeof is[0], is};
+  MUST(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+  MUST(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0);
+}
 
 static void *fork_on(void *nothing) {
+  if (fails) {
+    no_processes();
+  }
   while (!over) {
     pid_t child = fork();
+    if (fails) {
+      MUST(child < 0 && errno == EAGAIN);
+      continue;
+    }
     MUST(child >= 0);
     if (child == 0) {
       _exit(0);
@@ -65,7 +92,8 @@ int main(int argc, char **argv) {
   int port = atoi(argv[2]);
   if (strcmp(argv[1], "twice") != 0) {
     MUST(argc == 4);
-    serve(port, atoi(argv[3]), strcmp(argv[1], "forks") == 0);
+    fails = strcmp(argv[1], "nofork") == 0;
+    serve(port, atoi(argv[3]), fails || strcmp(argv[1], "forks") == 0);
     return 0;
   }
   struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((unsigned short)port)};

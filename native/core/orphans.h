@@ -1,0 +1,12 @@
+/* Records of the table that nobody is left to close: their process was killed. */
+#ifndef BERTHA_ORPHANS_H
+#define BERTHA_ORPHANS_H
+
+#include "shim.h"
+
+void orphans_mine(struct conn *c);     /* this process uses it */
+void orphans_not_mine(struct conn *c); /* this process is giving up a reference */
+unsigned orphans_sweep(void);          /* how many records are free again */
+void orphans_after_fork(void);         /* in the child, which knows its own number */
+
+#endif
