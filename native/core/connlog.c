@@ -207,7 +207,7 @@ void connlog_write(struct conn *c, int fd) {
   if (kind == BERTHA_CONN_CLAIMED) {
     why = BERTHA_WHY_NOT_ATTACHED;
   } else if (kind == BERTHA_CONN_MAYBE) {
-    why = BERTHA_WHY_PEER_UNAWARE;
+    why = why != 0 ? why : BERTHA_WHY_PEER_UNAWARE;
   }
   connlog_addresses(c, fd);
   struct line l = {.c = c};

@@ -112,7 +112,8 @@
   X(pclose, int, (FILE *))                                                                                   \
   X(perror, void, (const char *))                                                                            \
   X(syscall, long, (long, ...))                                                                              \
-  X(sigaction, int, (int, const struct sigaction *, struct sigaction *))
+  X(sigaction, int, (int, const struct sigaction *, struct sigaction *))                                     \
+  X(mlockall, int, (int))
 
 struct bertha_real {
 #define X(name, ret, params) ret(*name) params;

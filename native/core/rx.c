@@ -326,8 +326,7 @@ static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int c
   if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
     if (conn_kind(c) == BERTHA_CONN_MAYBE) {
       /* it sent without a claim: it does not know us; or another process has the connection as well */
-      conn_make_plain(c, c->info.reason == BERTHA_WHY_INHERITED ? BERTHA_WHY_INHERITED
-                                                                : BERTHA_WHY_PEER_UNAWARE);
+      conn_make_plain(c, c->info.reason != 0 ? c->info.reason : BERTHA_WHY_PEER_UNAWARE);
     }
     bertha_unlock(&c->rx_lock);
   }
