@@ -35,7 +35,7 @@ void listener_closed(struct listener *l); /* no socket of this family's listens 
 /* What it returns is `c`'s, which is yet to be connected. */
 struct link *link_to(struct conn *c, uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns,
                      uint32_t *why);
-struct link *link_fetch(struct listener *listener, uint32_t index);
+struct link *link_fetch(struct listener *listener, uint32_t index, uint32_t *why);
 /* One that an earlier image had: no new connection is made on it.  Takes the descriptor over. */
 struct link *link_inherit(int fd, int side, const struct bertha_link_reply *reply);
 /* A link that no agent has made (hop.h).  Takes the descriptor over. */

@@ -330,8 +330,12 @@ static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uin
 }
 
 static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
-  struct link *l = link_fetch(c->listener, (uint32_t)(word >> 16) & 0xffffffu);
+  uint32_t why = 0;
+  struct link *l = link_fetch(c->listener, (uint32_t)(word >> 16) & 0xffffffu, &why);
   uint32_t index = (uint32_t)word & 0xffffu;
+  if (l == NULL && (why == BERTHA_WHY_NO_MEMORY || why == BERTHA_WHY_NO_DESCRIPTOR)) {
+    c->info.reason = why; /* if nothing better comes of it */
+  }
   if (l == NULL || index >= l->slot_count) {
     return false;
   }
@@ -362,7 +366,7 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   c->slot = s;
   c->slot_index = index;
   if (l->plan.implementation == BERTHA_IMPL_UNIX) { /* posted before the client can look for it */
-    uint32_t why = unix_offer(c);
+    why = unix_offer(c);
     if (why != 0) {
       if (why != UNIX_LATER) {
         conn_make_plain(c, why);
@@ -388,7 +392,8 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
 static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
   int living = 0;
   for (int i = 0; n > 1 && i < n; i++) {
-    struct link *l = link_fetch(c->listener, (uint32_t)(words[i] >> 16) & 0xffffffu);
+    uint32_t why = 0;
+    struct link *l = link_fetch(c->listener, (uint32_t)(words[i] >> 16) & 0xffffffu, &why);
     uint32_t index = (uint32_t)words[i] & 0xffffu;
     bool again = false; /* a hint is believed once, however often somebody has written it */
     for (int k = 0; k < i; k++) {

@@ -7,6 +7,7 @@
 
 #include "agentc.h"
 #include "links.h"
+#include "room.h"
 #include "unixmail.h"
 
 enum { REFUSALS = 16, RING_MIN = 256 };
@@ -107,13 +108,7 @@ size_t sealed_size(int fd, size_t least) {
 }
 
 void *map_over(int fd, size_t size, void *over) {
-  int how = over != NULL ? MAP_SHARED | MAP_FIXED : MAP_SHARED;
-  void *p = mmap(over, size, PROT_READ | PROT_WRITE, how, fd, 0);
-  if (p == MAP_FAILED) {
-    return NULL;
-  }
-  madvise(p, size, MADV_DONTDUMP);
-  return p;
+  return over != NULL || room_allows(size) ? room_map(over, size, fd) : NULL;
 }
 
 /* The other side may write into its mapping at any time: what has been checked here is what is used. */
@@ -449,7 +444,7 @@ static struct link *fetched(uint64_t listener, uint32_t index) {
   return l;
 }
 
-struct link *link_fetch(struct listener *listener, uint32_t index) {
+struct link *link_fetch(struct listener *listener, uint32_t index, uint32_t *why) {
   struct link *l = fetched(listener->id, index);
   if (l != NULL) {
     return l;
@@ -458,10 +453,11 @@ struct link *link_fetch(struct listener *listener, uint32_t index) {
   struct bertha_link body = {.listener = listener->id, .index = index};
   struct bertha_link_reply reply;
   int fds[2]; /* link, mailbox */
-  if (agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2) != 0 ||
-      fds[0] < 0) {
+  *why = agent_call(BERTHA_OP_LINK, &body, sizeof body, NULL, 0, &reply, sizeof reply, fds, 2);
+  if (*why != 0 || fds[0] < 0) {
     return NULL;
   }
+  *why = BERTHA_WHY_NO_MEMORY; /* unless */
   l = map_link(fds[0], fds[1], &reply, BERTHA_SIDE_SERVER);
   if (bertha_lock(&mapped.lock)) {
     link_hold_again(listener->id, index);

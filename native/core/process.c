@@ -15,6 +15,7 @@
 #include "carried.h"
 #include "connlog.h"
 #include "orphans.h"
+#include "room.h"
 #include "stdfile.h"
 #include "wait.h"
 
@@ -294,14 +295,12 @@ void bertha_init(void) {
     errno = saved;
     return;
   }
-  bertha.fds = mmap(NULL, sizeof(struct fd_entry) * BERTHA_FDS, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (bertha.fds == MAP_FAILED) {
-    bertha.fds = NULL;
+  size_t size = sizeof(struct fd_entry) * BERTHA_FDS;
+  bertha.fds = room_allows(size) ? room_map(NULL, size, -1) : NULL;
+  if (bertha.fds == NULL) {
     errno = saved;
     return;
   }
-  madvise(bertha.fds, sizeof(struct fd_entry) * BERTHA_FDS, MADV_DONTDUMP);
   copy_text(bertha.program, sizeof bertha.program, program_invocation_short_name);
   copy_text(bertha.name, sizeof bertha.name, getenv("BERTHA_NAME"));
   copy_text(bertha.policy, sizeof bertha.policy, getenv("BERTHA_POLICY"));

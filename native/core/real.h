@@ -144,7 +144,8 @@
   X(__sysv_signal, sighandler_t, (int, sighandler_t))                                                        \
   X(sigset, sighandler_t, (int, sighandler_t))                                                               \
   X(siginterrupt, int, (int, int))                                                                           \
-  X(sigignore, int, (int))
+  X(sigignore, int, (int))                                                                                   \
+  X(mlockall, int, (int))
 
 struct bertha_real {
 #define X(name, ret, params) ret(*name) params;

@@ -13,7 +13,9 @@
 #include <sys/mman.h>
 
 #include "agentc.h"
+#include "fsize.h"
 #include "links.h"
+#include "room.h"
 #include "unixmail.h"
 
 enum { AT_ONCE = 64 };
@@ -96,12 +98,18 @@ static bool is_candidate(const struct candidates *all, const struct listener *at
   return false;
 }
 
-/* With the lock held: the address range stays, the memory goes.  Where that cannot be (vm.overcommit_memory=2), it goes
- * when the range is used again. */
+/* The address range stays, the memory goes.  Memory of our own counts where vm.overcommit_memory is 2: then it is a file's,
+ * or goes when the range is used again. */
 static void let_go(void *base, size_t size) {
-  if (mmap(base, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
-           0) != MAP_FAILED) {
-    madvise(base, size, MADV_DONTDUMP);
+  if (room_map(base, size, -1) != NULL) {
+    return;
+  }
+  int fd = memfd_create("bertha-void", MFD_CLOEXEC);
+  if (fd >= 0) {
+    if (fsize_make(fd, size) == 0) {
+      room_map(base, size, fd);
+    }
+    REAL(close)(fd);
   }
 }
 

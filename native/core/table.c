@@ -13,6 +13,7 @@
 #include "conn.h"
 #include "fsize.h"
 #include "orphans.h"
+#include "room.h"
 
 _Static_assert(sizeof(struct conn) <= BERTHA_RECORD, "a connection's record has outgrown its stride");
 
@@ -37,13 +38,15 @@ bool bertha_table_open(void) {
   }
   if (!bertha.table_ready) {
     size_t size = records_offset() + (size_t)BERTHA_RECORD * BERTHA_CONNS;
-    int fd = memfd_create("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    bool room = room_allows(size);
+    int fd = room ? memfd_create("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING) : -1;
     void *p = MAP_FAILED;
     if (fd >= 0 && fsize_make(fd, size) == 0 &&
         REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0) {
-      p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+      p = room_map(NULL, size, fd);
+      p = p != NULL ? p : MAP_FAILED;
     }
-    if (p == MAP_FAILED) { /* no memfd to be had: works as well, only `bertha ps` cannot look */
+    if (p == MAP_FAILED && room) { /* no memfd to be had: works as well, only `bertha ps` cannot look */
       if (fd >= 0) {
         QUIET(close)(fd);
         fd = -1;

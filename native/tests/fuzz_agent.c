@@ -195,7 +195,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case BERTHA_OP_LINK:
       l = listener_get(7);
       if (l != NULL) {
-        link_fetch(l, (uint32_t)data[0] + 2);
+        link_fetch(l, (uint32_t)data[0] + 2, &why);
       }
       break;
     default:

@@ -1,0 +1,99 @@
+/* What programs limit or demand of their memory concerns what they use, not what we have room for: a link is 2 GB of
+ * addresses, of which an idle connection takes a page or two.
+ *
+ * RLIMIT_AS counts addresses: where ours would be more than a small part of it, there is no shared memory.  mlockall()
+ * makes memory of addresses: ours are left out of it. */
+#include "room.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+
+#include "links.h"
+#include "shim.h"
+
+enum { SMALL_PART = 16 };
+#ifndef MCL_ONFAULT
+#define MCL_ONFAULT 4
+#endif
+#ifndef MLOCK_ONFAULT
+#define MLOCK_ONFAULT 1
+#endif
+
+bool room_allows(size_t size) {
+  struct rlimit limit;
+  return getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+         size <= limit.rlim_cur / SMALL_PART;
+}
+
+/* After mlockall(MCL_FUTURE) a mapping is filled as it is made; but not one that nobody may touch.  What is at `over` is
+ * replaced in one step: another thread may be looking. */
+void *room_map(void *over, size_t size, int fd) {
+  int how = fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void *p = mmap(NULL, size, PROT_NONE, how, fd, 0);
+  if (p == MAP_FAILED) {
+    return NULL;
+  }
+  munlock(p, size);
+  madvise(p, size, MADV_DONTDUMP);
+  if (mprotect(p, size, PROT_READ | PROT_WRITE) != 0 ||
+      (over != NULL && mremap(p, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, over) == MAP_FAILED)) {
+    munmap(p, size);
+    return NULL;
+  }
+  return over != NULL ? over : p;
+}
+
+static bool overlaps(uintptr_t from, uintptr_t to, const void *base, size_t size) {
+  return base != NULL && from < (uintptr_t)base + size && (uintptr_t)base < to;
+}
+
+/* What is next to it may be one mapping with it for the kernel: any part of ours excepts all of it. */
+static bool ours(uintptr_t from, uintptr_t to, const char *line) {
+  bool is = strstr(line, "/memfd:bertha-") != NULL ||
+            overlaps(from, to, bertha.fds, sizeof(struct fd_entry) * BERTHA_FDS);
+  if (!is && bertha_lock(&mapped.lock)) {
+    for (const struct link *l = mapped.old_links; l != NULL && !is; l = l->next) {
+      is = overlaps(from, to, l->base, l->size);
+    }
+    bertha_unlock(&mapped.lock);
+  }
+  return is;
+}
+
+/* MCL_CURRENT, mapping by mapping. */
+static int lock_present(unsigned flags) {
+  FILE *maps = fopen("/proc/self/maps", "re");
+  char line[600];
+  int error = 0;
+  if (maps == NULL) {
+    return ENOMEM;
+  }
+  while (error == 0 && fgets(line, sizeof line, maps) != NULL) {
+    unsigned long from, to;
+    char may[8];
+    if (sscanf(line, "%lx-%lx %7s", &from, &to, may) != 3 || ours(from, to, line)) {
+      continue;
+    }
+    long result = flags != 0 ? REAL(syscall)(SYS_mlock2, from, to - from, flags)
+                             : REAL(syscall)(SYS_mlock, from, to - from);
+    /* What cannot be filled (a guard page, a file that was cut off) is no error of mlockall(2). */
+    if (result != 0 && (errno == EPERM || (errno == ENOMEM && may[0] == 'r'))) {
+      error = errno;
+    }
+  }
+  fclose(maps);
+  return error;
+}
+
+int room_lock(int flags) {
+  int error = flags & MCL_CURRENT ? lock_present(flags & MCL_ONFAULT ? MLOCK_ONFAULT : 0) : 0;
+  if (error == 0 && (flags & MCL_FUTURE) != 0) {
+    error = REAL(mlockall)(flags & ~MCL_CURRENT) == 0 ? 0 : errno;
+  }
+  return error;
+}
