@@ -124,11 +124,19 @@ uint32_t waiter_sleeper(struct waiter *w, struct link *l) {
 }
 
 void waiter_want_bell(struct waiter *w, bool now) {
-  if (w->bell != 0 || (!now && ++w->sleeps % BELL_AFTER != 0)) {
+  static _Atomic int
+      asking; /* the process in which a thread asks the agent for a bell that it can do without */
+  if (w->bell != 0 || (!now && (++w->sleeps % BELL_AFTER != 0 || atomic_load(&asking) == bertha.pid))) {
     return;
   }
   int fd;
+  if (!now) {
+    atomic_store(&asking, bertha.pid);
+  }
   uint32_t bell = bell_create(&fd);
+  if (!now) {
+    atomic_store(&asking, 0);
+  }
   if (bell != 0) {
     w->bell = bell;
     w->bell_fd = fd;
