@@ -210,11 +210,20 @@ static bool may_have_bell(bool space) {
 }
 
 void waiter_want_bell(struct waiter *w, bool space) {
-  if (w->bell != 0 || (!space && ++w->sleeps % BELL_AFTER != 0) || !may_have_bell(space)) {
+  static _Atomic int
+      asking; /* the process in which a thread asks the agent for a bell that it can do without */
+  if (w->bell != 0 || (!space && (++w->sleeps % BELL_AFTER != 0 || atomic_load(&asking) == bertha.pid)) ||
+      !may_have_bell(space)) {
     return;
   }
   int fd;
+  if (!space) {
+    atomic_store(&asking, bertha.pid);
+  }
   uint32_t bell = bell_create(&fd);
+  if (!space) {
+    atomic_store(&asking, 0);
+  }
   if (bell != 0) {
     atomic_fetch_add(&own_bells, 1);
     w->bell = bell;
