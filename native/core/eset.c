@@ -80,9 +80,7 @@ struct eset *eset_new(int epfd) {
     s->plain = eset_entry(epfd) == SET_PLAIN;
     atomic_store(&s->asleep, 0);
     eset_set_entry(epfd, index + 1);
-    if ((uint32_t)epfd >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)epfd + 1;
-    }
+    conn_reach(epfd);
   }
   bertha_unlock(&sets_lock);
   return s;
@@ -418,9 +416,7 @@ void eset_dup(int from, int to) {
   uint32_t e = eset_entry(from);
   if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL) {
     eset_set_entry(to, e);
-    if ((uint32_t)to >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)to + 1;
-    }
+    conn_reach(to);
   }
 }
 
