@@ -42,6 +42,7 @@ class Reason(IntEnum):
     CHUNNEL_REFUSED = 24
     NO_CARRIER = 25
     CHUNNEL_FAILED = 26
+    SECCOMP = 27
 
 
 _TEXTS: dict[int, str] = {
@@ -72,6 +73,7 @@ _TEXTS: dict[int, str] = {
     Reason.CHUNNEL_REFUSED: "a required chunnel cannot be had with this peer",
     Reason.NO_CARRIER: "no carrier process could be started for the chunnels of this connection",
     Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: its bytes were altered or cut off",
+    Reason.SECCOMP: "the program has installed a seccomp filter, which may forbid the shim's own calls",
 }
 
 

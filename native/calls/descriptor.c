@@ -195,12 +195,15 @@ static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argume
   if (UNLIKELY(op == F_DUPFD || op == F_DUPFD_CLOEXEC) && tracked(fd) && !bertha_in_forked_stranger()) {
     return fcntl_dup(real, fd, op, argument);
   }
+  struct conn *c = conn_of(fd);
+  if (UNLIKELY(c != NULL) && op == F_SETFL && ((intptr_t)argument & O_ASYNC)) {
+    unix_signals(c, fd);
+  }
   int result = real(fd, op, argument);
-  if (result < 0 || !tracked(fd)) {
+  if (result < 0 || c == NULL) {
     return result;
   }
-  struct conn *c = conn_of(fd);
-  if (op == F_SETFL && c != NULL) {
+  if (op == F_SETFL) {
     if ((intptr_t)argument & O_ASYNC) {
       conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED); /* SIGIO comes from there alone */
     }

@@ -185,6 +185,9 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
       return 0;
     }
   }
+  if (UNLIKELY(c != NULL) && request == FIOASYNC) {
+    unix_signals(c, fd);
+  }
   int result = REAL(ioctl)(fd, request, argument);
   if (LIKELY(c == NULL) || result != 0) {
     return result;

@@ -38,6 +38,8 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_CHUNNEL_REFUSED] = "a required chunnel cannot be had with this peer",
     [BERTHA_WHY_NO_CARRIER] = "no carrier process could be started for the chunnels of this connection",
     [BERTHA_WHY_CHUNNEL_FAILED] = "a chunnel of this connection failed: its bytes were altered or cut off",
+    [BERTHA_WHY_SECCOMP] =
+        "the program has installed a seccomp filter, which may forbid the shim's own calls",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

@@ -294,6 +294,22 @@ bool unix_settle(struct conn *c, int fd) {
   return e->swapped;
 }
 
+/* SIGIO is a file's own affair: of the one that stays, with the owner that the other one was given. */
+void unix_signals(struct conn *c, int fd) {
+  if (conn_kind(c) != BERTHA_CONN_UNIX || unix_swapped(c) || !unix_settle(c, fd)) {
+    return;
+  }
+  struct f_owner_ex owner;
+  int tcp = unix_tcp_fd(c, fd);
+  if (REAL(fcntl)(tcp, F_GETOWN_EX, &owner) == 0 && owner.pid != 0) {
+    REAL(fcntl)(fd, F_SETOWN_EX, &owner);
+  }
+  int number = REAL(fcntl)(tcp, F_GETSIG);
+  if (number > 0) {
+    REAL(fcntl)(fd, F_SETSIG, number);
+  }
+}
+
 static ssize_t message(ssize_t n) {
   return n >= 0 ? n : -errno;
 }

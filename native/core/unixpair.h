@@ -41,9 +41,10 @@ void unix_forget(struct conn *c); /* this process has closed its last descriptor
 void unix_closed(struct conn *c); /* after the last one has been closed */
 void unix_fd_moved(int from, int to);
 
-void unix_undo(struct conn *c);       /* connect() to nowhere: the TCP socket is back in its place */
-void unix_last_close(struct conn *c); /* before the kernel's close */
-bool unix_was_reset(struct conn *c);  /* true, once: the end that was read is a reset (SO_LINGER) */
+void unix_signals(struct conn *c, int fd); /* before the program asks for SIGIO */
+void unix_undo(struct conn *c);            /* connect() to nowhere: the TCP socket is back in its place */
+void unix_last_close(struct conn *c);      /* before the kernel's close */
+bool unix_was_reset(struct conn *c);       /* true, once: the end that was read is a reset (SO_LINGER) */
 /* tcp(7), MSG_TRUNC: as recv(), and the bytes go nowhere; a count or -errno. */
 ssize_t unix_discard(int fd, size_t want, int flags);
 
