@@ -1,4 +1,4 @@
-"""What a program is told when a connection ends, or a wait is cut short: the same by TCP and by what replaces it."""
+"""What a program is told when a connection ends, or a wait is cut short: the same as by TCP."""
 
 from __future__ import annotations
 
