@@ -321,6 +321,10 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   if (reads != 0) {
     conn_set_flag(c, reads);
   }
+  struct conn *by_unix = how == SHUT_RD ? conn_of(fd) : NULL;
+  if (UNLIKELY(by_unix != NULL) && conn_kind(by_unix) == BERTHA_CONN_UNIX) {
+    unix_hears_no_more(by_unix);
+  }
   int result = REAL(shutdown)(fd, how);
   if (result != 0 && reads != 0) {
     conn_clear_flag(c, reads);

@@ -294,6 +294,19 @@ bool unix_settle(struct conn *c, int fd) {
   return e->swapped;
 }
 
+void unix_hears_no_more(struct conn *c) {
+  if (c->slot != NULL && !(conn_flags(c) & CONN_CARRIED)) {
+    atomic_store(&conn_rx(c)->want_kernel, BERTHA_WANT_KERNEL);
+  }
+}
+
+/* To nowhere, while the other end is there and sends: otherwise the kernel knows what to answer. */
+static bool sends_to_nowhere(const struct conn *c, int fd) {
+  const struct ends *e = ends_of(c);
+  struct pollfd p = {.fd = e != NULL && !e->swapped && e->unix_fd > 0 ? e->unix_fd : fd};
+  return !(conn_flags(c) & CONN_WR_SHUT) && REAL(poll)(&p, 1, 0) == 0;
+}
+
 /* SIGIO is a file's own affair: of the one that stays, with the owner that the other one was given. */
 void unix_signals(struct conn *c, int fd) {
   if (conn_kind(c) != BERTHA_CONN_UNIX || unix_swapped(c) || !unix_settle(c, fd)) {
@@ -368,6 +381,10 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     if (conn_kind(c) == BERTHA_CONN_SHM) {
       return conn_send(c, fd, iov, count, flags);
     }
+  }
+  if (UNLIKELY(unix_unheard(c)) && c->tx_phase != PHASE_BEFORE && sends_to_nowhere(c, fd)) {
+    count_bytes(&c->info.tx_bytes, iov_bytes(iov, count));
+    return (ssize_t)iov_bytes(iov, count);
   }
   int to = unix_tx_begin(c, fd, &tcp);
   ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN;

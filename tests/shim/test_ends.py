@@ -18,6 +18,11 @@ _SAYS = {
     "killed": ["recv: ECONNRESET", "recv: 0", "send: EPIPE"],
     "half_closed": ["recv: 0", "send: 1", "there: 15"],
     "own_shutdown": ["recv: 0", "error: 0 end: 1"],
+    "reader_shut": ["send: 1", "writable: 1 readable: 0", "the other way: 2", "its end: 0"],
+    "thrown_away": ["thrown away: 3", "to nowhere: 2", "counted: 3", "....", "left: 3", "fgh"],
+    "error_queue": ["errors: EAGAIN", "errors: EAGAIN", "data: 4"],
+    "dissolved": ["dissolved: 0", "the other end: ECONNRESET", "again"],
+    "refused": ["a bad timeout: EINVAL"] * 3 + ["unknown flags: EOPNOTSUPP"] * 2 + ["there: 1"],
 }
 #: By a unix socket: not what the kernel's unix sockets cannot tell (docs/users/limits.md).
 _UNIX = sorted(_SAYS.keys() - {"send_reset"})

@@ -1,5 +1,6 @@
 /* `ends NAME`: what the calls on a connection say when it ends, or when a wait is cut short. */
 #include <fcntl.h>
+#include <sys/uio.h>
 
 #include "pair.h"
 
@@ -156,6 +157,64 @@ static void own_shutdown(void) {
   printf("error: %d end: %d\n", (events & POLLERR) != 0, (events & POLLRDHUP) != 0);
 }
 
+/* The other end's reading is over: it is sent to all the same (SIGPIPE would end this program). */
+static void reader_shut(void) {
+  MUST(shutdown(server, SHUT_RD) == 0);
+  say("send", write(client, "x", 1));
+  struct pollfd p = {.fd = client, .events = POLLIN | POLLOUT};
+  MUST(poll(&p, 1, 0) == 1);
+  printf("writable: %d readable: %d\n", (p.revents & POLLOUT) != 0, (p.revents & (POLLIN | POLLHUP)) != 0);
+  MUST(write(server, "ok", 2) == 2);
+  say("the other way", recv(client, bytes, 8, 0));
+  MUST(shutdown(server, SHUT_WR) == 0);
+  say("its end", recv(client, bytes, 8, 0));
+}
+
+static void thrown_away(void) {
+  MUST(write(client, "abcdefgh", 8) == 8);
+  strcpy(bytes, "....");
+  say("thrown away", recv(server, bytes, 3, MSG_TRUNC));
+  say("to nowhere", recv(server, NULL, 2, MSG_TRUNC));
+  say("counted", recv(server, NULL, 8, MSG_PEEK | MSG_TRUNC));
+  printf("%s\n", bytes);
+  say("left", recv(server, bytes, 8, 0));
+  printf("%.3s\n", bytes);
+}
+
+static void error_queue(void) {
+  struct iovec part = {bytes, 8};
+  char space[100];
+  struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+  MUST(write(client, "data", 4) == 4);
+  say("errors", recv(server, bytes, 8, MSG_ERRQUEUE));
+  say("errors", recvmsg(server, &m, MSG_ERRQUEUE));
+  say("data", recv(server, bytes, 8, 0));
+}
+
+static void dissolved(void) {
+  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  say("dissolved", connect(client, &nowhere, sizeof nowhere));
+  say("the other end", recv(server, bytes, 8, 0));
+  close(server);
+  MUST(connect(client, (struct sockaddr *)&at, sizeof at) == 0);
+  server = accept(listener, NULL, NULL);
+  exchanges(client, server, 2);
+  printf("again\n");
+}
+
+static void refused(void) {
+  struct iovec part = {bytes, 1};
+  struct mmsghdr one = {.msg_hdr = {.msg_iov = &part, .msg_iovlen = 1}};
+  struct timespec bad[] = {{-1, 0}, {0, -1}, {0, 1000000000}};
+  MUST(write(client, "x", 1) == 1);
+  for (int i = 0; i < 3; i++) {
+    say("a bad timeout", recvmmsg(server, &one, 1, 0, &bad[i]));
+  }
+  say("unknown flags", preadv2(server, &part, 1, -1, 1 << 30));
+  say("unknown flags", pwritev2(client, &part, 1, -1, 1 << 30));
+  say("there", recv(server, bytes, 8, 0));
+}
+
 static const struct {
   const char *name;
   void (*run)(void);
@@ -165,12 +224,15 @@ static const struct {
     {"waitall_signal", waitall_signal},   {"no_wait", no_wait},
     {"inherited_linger", inherited_linger}, {"killed", killed},
     {"half_closed", half_closed},         {"own_shutdown", own_shutdown},
+    {"reader_shut", reader_shut}, {"thrown_away", thrown_away}, {"error_queue", error_queue},
+    {"dissolved", dissolved}, {"refused", refused},
 };
 
 int main(int count, char **words) {
   MUST(count == 2);
   listener = pair_listener(&at);
   pair_of(listener, &at, &client, &server);
+  exchanges(client, server, 60); /* a connection that stays */
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
     if (strcmp(all[i].name, words[1]) == 0) {
       all[i].run();
