@@ -18,7 +18,7 @@ void conn_dissolved(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
   uint32_t own = own_descriptors(c);
   if (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_SOCKET || kind == BERTHA_CONN_LISTENER ||
-      (conn_flags(c) & CONN_CARRIED) || c->home != NULL || atomic_load(&c->info.refs) != own) {
+      (conn_flags(c) & CONN_DGRAM) || c->home != NULL || atomic_load(&c->info.refs) != own) {
     return; /* other processes have it, too: theirs are the books */
   }
   struct conn *fresh = conn_new(fd, BERTHA_CONN_SOCKET);
@@ -35,7 +35,7 @@ void conn_dissolved(struct conn *c, int fd) {
       (kind == BERTHA_CONN_UNIX && c->slot != NULL)) { /* the kernel has reset it */
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
   }
-  if (kind == BERTHA_CONN_UNIX) {
+  if (unix_stands(c)) {
     unix_undo(c);
   }
   connlog_write(c, fd);

@@ -1,5 +1,6 @@
 /* `ends NAME`: what the calls on a connection say when it ends, or when a wait is cut short. */
 #include <fcntl.h>
+#include <stdbool.h>
 #include <sys/uio.h>
 
 #include "pair.h"
@@ -59,15 +60,28 @@ static void on_signal(int number) {
 }
 
 static pthread_t reader;
+static _Atomic int about_to, done;
 
-/* As often as it takes to be asleep; who waits again after the first one does so until the bytes at last come. */
+static bool asleep(void) {
+  char text[64] = "", state = 0;
+  FILE *f = fopen("/proc/self/stat", "r"); /* of the first thread */
+  MUST(f != NULL && fscanf(f, "%*d %63s %c", text, &state) == 2);
+  fclose(f);
+  return state == 'S';
+}
+
+/* One signal, when it waits.  Who waits again after it does so until the bytes come after all. */
 static void *interrupt(void *p) {
-  _Atomic int *done = p;
-  for (int i = 0; i < 50 && !*done; i++) {
-    moment(20);
-    pthread_kill(reader, SIGUSR1);
+  (void)p;
+  for (int seen = 0; seen < 3;) {
+    moment(5);
+    seen = about_to && asleep() ? seen + 1 : 0;
   }
-  if (!*done) {
+  pthread_kill(reader, SIGUSR1);
+  for (int i = 0; i < 100 && !done; i++) {
+    moment(10);
+  }
+  if (!done) {
     MUST(write(server, "cde", 3) == 3);
   }
   return NULL;
@@ -75,12 +89,12 @@ static void *interrupt(void *p) {
 
 static void waitall_signal(void) {
   struct sigaction action = {.sa_handler = on_signal};
-  _Atomic int done = 0;
   pthread_t thread;
   MUST(sigaction(SIGUSR1, &action, NULL) == 0);
   MUST(write(server, "ab", 2) == 2);
   reader = pthread_self();
-  MUST(pthread_create(&thread, NULL, interrupt, &done) == 0);
+  MUST(pthread_create(&thread, NULL, interrupt, NULL) == 0);
+  about_to = 1;
   say("a part", recv(client, bytes, 5, MSG_WAITALL));
   done = 1;
   pthread_join(thread, NULL);
