@@ -45,6 +45,7 @@ class Reason(IntEnum):
     BRIEF = 27
     AGENT_NEW = 28
     CHUNNEL_RAISED = 29
+    SECCOMP = 30
 
 
 _TEXTS: dict[int, str] = {
@@ -78,6 +79,7 @@ _TEXTS: dict[int, str] = {
     Reason.BRIEF: "connections to this listener end after one exchange: plain TCP sets up faster",
     Reason.AGENT_NEW: "the agent was started after this listener, and did not know of it yet",
     Reason.CHUNNEL_RAISED: "a chunnel's own code failed",
+    Reason.SECCOMP: "the program has installed a seccomp filter, which may forbid the shim's own calls",
 }
 
 

@@ -19,7 +19,7 @@ static inline struct conn *stream_of(int fd) {
   }
   uint32_t kind = conn_kind(c);
   return kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE ||
-                 (kind == BERTHA_CONN_UNIX && !unix_swapped(c))
+                 (kind == BERTHA_CONN_UNIX && (!unix_swapped(c) || unix_unheard(c)))
              ? c
              : NULL;
 }

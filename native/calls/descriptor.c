@@ -1,5 +1,6 @@
 /* close, dup and their like: which descriptor is which connection. */
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -80,6 +81,7 @@ BERTHA_EXPORT int close(int fd) {
   }
   CANCELLATION_POINT();
   int saved = errno;
+  conn_cancel_hold();
   conn_books_begin();
   struct conn *last = descriptor_forget(fd);
   errno = saved;
@@ -89,6 +91,7 @@ BERTHA_EXPORT int close(int fd) {
   if (last != NULL) {
     conn_after_close(last);
   }
+  conn_cancel_release();
   errno = saved;
   return result;
 }
@@ -119,10 +122,15 @@ BERTHA_EXPORT int dup(int fd) {
   return to;
 }
 
+static bool within_limit(int fd) { /* which may have been lowered since */
+  struct rlimit limit;
+  return getrlimit(RLIMIT_NOFILE, &limit) != 0 || (rlim_t)fd < limit.rlim_cur;
+}
+
 static int dup_onto(int from, int to, int flags, bool three) {
   bool ours = (tracked(from) || tracked(to)) && from != to && !bertha_in_forked_stranger();
   struct conn *last = NULL;
-  if (LIKELY(!ours)) {
+  if (LIKELY(!ours) || (flags & ~O_CLOEXEC) != 0) { /* EINVAL, and nothing is closed */
     return three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
   }
   conn_books_begin();
@@ -132,7 +140,8 @@ static int dup_onto(int from, int to, int flags, bool three) {
         conn_books_end();
         return -1;
       }
-    } else if (REAL(fcntl)(from, F_GETFD) >= 0) { /* otherwise `to` stays open (dup2(2)) */
+    } else if (REAL(fcntl)(from, F_GETFD) >= 0 &&
+               within_limit(to)) { /* otherwise `to` stays open (dup2(2)) */
       last = descriptor_forget(to);
     }
   }
@@ -185,15 +194,35 @@ BERTHA_EXPORT void closefrom(int first) {
   close_range(first < 0 ? 0 : (unsigned)first, ~0u, 0);
 }
 
-static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argument) {
+static int fcntl_dup(int (*real)(int, int, ...), int fd, int op, void *argument) {
+  conn_books_begin();
   int result = real(fd, op, argument);
-  if (result < 0 || !tracked(fd)) {
-    return op == F_DUPFD || op == F_DUPFD_CLOEXEC ? descriptor_fresh(result) : result;
+  if (result >= 0) {
+    share(fd, result);
+  }
+  conn_books_end();
+  return result;
+}
+
+static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argument) {
+  if (UNLIKELY(op == F_DUPFD || op == F_DUPFD_CLOEXEC) && tracked(fd) && !bertha_in_forked_stranger()) {
+    return fcntl_dup(real, fd, op, argument);
+  }
+  if (op == F_DUPFD || op == F_DUPFD_CLOEXEC) {
+    return descriptor_fresh(real(fd, op, argument));
   }
   struct conn *c = conn_of(fd);
-  if ((op == F_DUPFD || op == F_DUPFD_CLOEXEC) && !bertha_in_forked_stranger()) {
-    share(fd, result);
-  } else if (op == F_SETFL && c != NULL) {
+  if (UNLIKELY(c != NULL) && op == F_SETFL && ((intptr_t)argument & O_ASYNC)) {
+    unix_signals(c, fd);
+  }
+  int result = real(fd, op, argument);
+  if (result < 0 || c == NULL) {
+    return result;
+  }
+  if (op == F_SETFL) {
+    if ((intptr_t)argument & O_ASYNC) {
+      conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED); /* SIGIO comes from there alone */
+    }
     if ((intptr_t)argument & O_NONBLOCK) {
       conn_set_flag(c, CONN_NONBLOCK);
     } else {

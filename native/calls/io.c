@@ -8,6 +8,16 @@
 #define IOV_MAX 1024
 #endif
 
+/* What the kernel's own call has read, which may have been of the unix socket in a TCP socket's place. */
+static ssize_t plain_received(int fd, ssize_t got, size_t want) {
+  struct conn *c;
+  if (UNLIKELY(got == 0) && want > 0 && (c = conn_of(fd)) != NULL && unix_was_reset(c)) {
+    return errno_result(-ECONNRESET);
+  }
+  plain_count(fd, got, false);
+  return got;
+}
+
 BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || n == 0) {
@@ -15,9 +25,7 @@ BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
     if (UNLIKELY(d != NULL)) {
       return dgram_one(d, fd, &(struct iovec){buf, n}, 1, 0, false);
     }
-    ssize_t got = REAL(read)(fd, buf, n);
-    plain_count(fd, got, false);
-    return got;
+    return plain_received(fd, REAL(read)(fd, buf, n), n);
   }
   struct iovec iov = {buf, n};
   return errno_result(stream_recv(c, fd, &iov, 1, 0));
@@ -61,8 +69,7 @@ BERTHA_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count) {
                                     : dgram_one(d, fd, iov, (size_t)count, 0, false);
     }
     ssize_t got = REAL(readv)(fd, iov, count);
-    plain_count(fd, got, false);
-    return got;
+    return plain_received(fd, got, got == 0 ? iov_bytes(iov, count) : 0);
   }
   return errno_result(stream_recv(c, fd, iov, count, 0));
 }
@@ -148,9 +155,19 @@ static struct conn *stream_read(int fd, int flags) {
   return c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_DGRAM) ? c : NULL;
 }
 
-/* Where the kernel's own answers are, of a carried UDP socket too. */
-static int dgram_own(const struct conn *d, int fd) {
+/* Where the kernel's own answers are, of a carried UDP socket too; a unix socket has no error queue, and gives its bytes. */
+static int kernels_fd(const struct conn *d, int fd, int flags) {
+  if (UNLIKELY(flags & MSG_ERRQUEUE) && d == NULL) {
+    d = conn_of(fd);
+    d = d != NULL && unix_stands(d) ? d : NULL;
+  }
   return UNLIKELY(d != NULL) ? unix_tcp_fd(d, fd) : fd;
+}
+
+/* tcp(7): the bytes are thrown away, which a unix socket does otherwise. */
+static bool discards(int fd, int flags) {
+  const struct conn *c = UNLIKELY(flags & MSG_TRUNC) ? conn_of(fd) : NULL;
+  return UNLIKELY(c != NULL) && unix_stands(c) && !(flags & KERNELS_OWN) && !(conn_flags(c) & CONN_DGRAM);
 }
 
 BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
@@ -160,11 +177,9 @@ BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return dgram_one(d, fd, &(struct iovec){buf, n}, 1, flags, false);
     }
-    ssize_t got = REAL(recv)(dgram_own(d, fd), buf, n, flags);
-    if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
-      plain_count(fd, got, false);
-    }
-    return got;
+    ssize_t got = UNLIKELY(discards(fd, flags)) ? errno_result(unix_discard(fd, n, flags))
+                                                : REAL(recv)(kernels_fd(d, fd, flags), buf, n, flags);
+    return flags & (MSG_PEEK | KERNELS_OWN) ? got : plain_received(fd, got, n);
   }
   struct iovec iov = {buf, n};
   return errno_result(stream_recv(c, fd, &iov, 1, flags));
@@ -207,11 +222,10 @@ BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct so
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return recvfrom_carried(d, fd, (struct iovec){buf, n}, flags, from, size);
     }
-    ssize_t got = REAL(recvfrom)(dgram_own(d, fd), buf, n, flags, from, size);
-    if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
-      plain_count(fd, got, false);
-    }
-    return got;
+    ssize_t got = UNLIKELY(discards(fd, flags))
+                      ? errno_result(unix_discard(fd, n, flags))
+                      : REAL(recvfrom)(kernels_fd(d, fd, flags), buf, n, flags, from, size);
+    return flags & (MSG_PEEK | KERNELS_OWN) ? got : plain_received(fd, got, n);
   }
   struct iovec iov = {buf, n};
   ssize_t got = stream_recv(c, fd, &iov, 1, flags);
@@ -277,6 +291,18 @@ static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int fl
   return n;
 }
 
+/* What comes with the bytes (times, TCP_INQ) the kernel alone can say, and does when they are all its own again. */
+static bool has_gone_back(struct conn *c, int fd, const struct msghdr *msg) {
+  if (LIKELY(msg->msg_controllen == 0) || conn_kind(c) != BERTHA_CONN_SHM || c->home != NULL ||
+      atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) == UINT64_MAX) {
+    return false;
+  }
+  char byte;
+  struct iovec one = {&byte, 1};
+  stream_recv(c, fd, &one, 1, MSG_PEEK | MSG_DONTWAIT); /* past the ring's end, and the bells behind it */
+  return c->rx_phase == PHASE_AFTER && c->bells_seen >= atomic_load(&conn_rx(c)->bells);
+}
+
 BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
   struct conn *c = stream_read(fd, flags);
   if (LIKELY(c == NULL) || rx_special(c, fd, flags) || bad_vector(msg->msg_iov, (int)msg->msg_iovlen)) {
@@ -284,13 +310,16 @@ BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return errno_result(dgram_recv(d, fd, msg, flags));
     }
-    ssize_t got = REAL(recvmsg)(dgram_own(d, fd), msg, flags);
+    ssize_t got = REAL(recvmsg)(kernels_fd(d, fd, flags), msg, flags);
     if (UNLIKELY(got >= 0 && msg->msg_controllen > 0)) {
       rights_received(msg);
     }
-    if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
-      plain_count(fd, got, false);
-    }
+    bool bytes = got == 0 && !(flags & (MSG_PEEK | KERNELS_OWN)) && msg->msg_iovlen > 0;
+    return plain_received(fd, got, bytes ? iov_bytes(msg->msg_iov, (int)msg->msg_iovlen) : 0);
+  }
+  if (UNLIKELY(has_gone_back(c, fd, msg))) {
+    ssize_t got = REAL(recvmsg)(fd, msg, flags);
+    plain_count(fd, got, false);
     return got;
   }
   return errno_result(recvmsg_stream(c, fd, msg, flags));
@@ -345,7 +374,7 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
   struct conn *c = stream_of(fd);
   struct conn *d = c == NULL && !(flags & KERNELS_OWN) ? dgram_of(fd) : NULL;
   if (LIKELY(d == NULL) && (LIKELY(c == NULL) || rx_special(c, fd, flags))) {
-    int got = REAL(recvmmsg)(dgram_own(dgram_of(fd), fd), messages, count, flags, timeout);
+    int got = REAL(recvmmsg)(kernels_fd(dgram_of(fd), fd, flags), messages, count, flags, timeout);
     for (int i = 0; i < got; i++) {
       if (!(flags & (MSG_PEEK | KERNELS_OWN))) {
         plain_count(fd, messages[i].msg_len, false);
@@ -355,6 +384,9 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
       }
     }
     return got;
+  }
+  if (timeout != NULL && (timeout->tv_sec < 0 || timeout->tv_nsec < 0 || timeout->tv_nsec >= 1000000000)) {
+    return (int)errno_result(-EINVAL);
   }
   int error = c != NULL ? error_before_data(c, fd) : 0;
   if (UNLIKELY(error != 0)) {

@@ -17,6 +17,9 @@ static int64_t timeout_ns(const void *value, socklen_t size) {
     return 0;
   }
   memcpy(&t, value, sizeof t);
+  if (t.tv_sec < 0) {
+    return 1; /* the kernel does not wait at all then */
+  }
   return (int64_t)t.tv_sec * 1000000000 + (int64_t)t.tv_usec * 1000;
 }
 
@@ -44,6 +47,26 @@ static void keep_low_water(struct conn *c, int fd) {
   }
 }
 
+/* Completions, times of arrival and a place to peek at come from the kernel alone. */
+static bool kernels_option(int name, int number) {
+  switch (name) {
+  case SO_PEEK_OFF:
+    return number >= 0;
+  case SO_ZEROCOPY:
+  case SO_TIMESTAMP:
+  case SO_TIMESTAMPNS:
+  case SO_TIMESTAMPING:
+#ifdef SO_TIMESTAMP_NEW
+  case SO_TIMESTAMP_NEW:
+  case SO_TIMESTAMPNS_NEW:
+  case SO_TIMESTAMPING_NEW:
+#endif
+    return number != 0;
+  default:
+    return false;
+  }
+}
+
 static void note_option(struct conn *c, int fd, int level, int name, const void *value, socklen_t size) {
   int number = 0;
   if (value != NULL && size >= (socklen_t)sizeof number) {
@@ -68,7 +91,7 @@ static void note_option(struct conn *c, int fd, int level, int name, const void 
       struct linger linger;
       memcpy(&linger, value, sizeof linger);
       flag_by(c, CONN_LINGER_0, linger.l_onoff && linger.l_linger == 0);
-    } else if (name == SO_ZEROCOPY && number != 0) { /* completions come from the kernel alone */
+    } else if (kernels_option(name, number)) {
       conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
     }
   } else if (level == IPPROTO_TCP) {
@@ -78,7 +101,7 @@ static void note_option(struct conn *c, int fd, int level, int name, const void 
       conn_clear_flag(c, CONN_NODELAY_FORCED);
     } else if (name == TCP_CORK) {
       flag_by(c, CONN_CORK_SET, number != 0);
-    } else if (name == TCP_REPAIR || name == TCP_ULP) {
+    } else if (name == TCP_REPAIR || name == TCP_ULP || (name == TCP_INQ && number != 0)) {
       conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
     }
   }
@@ -162,6 +185,9 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
       return 0;
     }
   }
+  if (UNLIKELY(c != NULL) && request == FIOASYNC) {
+    unix_signals(c, fd);
+  }
   int result = REAL(ioctl)(fd, request, argument);
   if (LIKELY(c == NULL) || result != 0) {
     return result;
@@ -171,6 +197,10 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
     if (conn_kind(c) == BERTHA_CONN_UNIX) {
       unix_nonblock(c, *(int *)argument != 0);
     }
+  } else if (request == FIOASYNC) {
+    if (*(int *)argument != 0) {
+      conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED); /* SIGIO comes from there alone */
+    }
   } else if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
     bool ring = conn_ripe(c, fd);
     abroad_leave(c, ring && abroad_enter(c));
@@ -178,7 +208,11 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
         ring) { /* the kernel's count is bell bytes, but for what came before the ring */
       int kernel = *(int *)argument;
       uint64_t before = atomic_load(&conn_rx(c)->switch_at) - atomic_load(&c->krx);
-      if (c->rx_phase == PHASE_RING) {
+      if (atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) != UINT64_MAX) {
+        uint32_t bells =
+            atomic_load(&conn_rx(c)->bells) - c->bells_seen; /* those that are yet to be skipped */
+        kernel = bells < (uint32_t)kernel ? kernel - (int)bells : 0;
+      } else if (c->rx_phase == PHASE_RING) {
         kernel = 0;
       } else if (c->rx_phase == PHASE_BEFORE && before < (uint64_t)kernel) {
         kernel = (int)before;

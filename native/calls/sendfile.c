@@ -71,7 +71,7 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
       return sent > 0 ? (ssize_t)sent : -EOPNOTSUPP;
     }
     if (to == NULL && (error != EAGAIN || !patient)) {
-      return sent > 0 ? (ssize_t)sent : -error;
+      return sent > 0 ? (ssize_t)sent : error == -OWN_LOCK ? -EAGAIN : -error;
     }
     if (to == NULL) {
       int waited = wait_conn(c, out, POLLOUT, deadline);

@@ -168,10 +168,15 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
     return refused(fd);
   }
   if (c != NULL) {
-    if (l->rcv_lowat > 1) { /* inherited, and the kernel's (option.c) */
+    bool kernels =
+        l->rcv_lowat > 1 || (conn_flags(l) & CONN_KERNELS); /* inherited, and the kernel's (option.c) */
+    if (UNLIKELY(kernels)) {
       conn_set_flag(c, CONN_NO_ATTACH);
     }
     conn_accepted(c, fd, listener_now(l, listening), from);
+    if (UNLIKELY(kernels)) {
+      conn_stays_plain(c, BERTHA_WHY_KERNEL_ASKED);
+    }
     if (l->listener == NULL && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
       c->info.reason = l->info.reason; /* what the agent said of the listener */
     }
@@ -179,8 +184,8 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
         l->info.reason != BERTHA_WHY_POLICY && l->info.reason != BERTHA_WHY_SHM_PROHIBITED) {
       carried_refuse(c, fd, BERTHA_WHY_NO_AGENT);
     }
-    uint32_t options = conn_flags(l) & (CONN_NODELAY_SET | CONN_NODELAY_KNOWN); /* inherited (tcp(7)) */
-    conn_set_flag(c, options);
+    conn_set_flag(c, conn_flags(l) & CONN_INHERITED); /* the kernel's new socket is a copy of the listener */
+    c->tx_bound = l->tx_bound;
     c->rcv_timeout_ns = l->rcv_timeout_ns;
     c->snd_timeout_ns = l->snd_timeout_ns;
     c->rcv_lowat = l->rcv_lowat > 1 ? l->rcv_lowat : 1;
@@ -272,10 +277,8 @@ BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size
     errno = ECONNREFUSED; /* a connection that we cannot follow, and that may not be plain */
     return -1;
   }
-  if (UNLIKELY(before != NULL && (conn_flags(before) & CONN_CARRIED))) {
-    fd = unix_tcp_fd(before, fd); /* asks how it is doing */
-  }
-  int result = REAL(connect)(fd, address, size);
+  int tcp = UNLIKELY(before != NULL && unix_stands(before)) ? unix_tcp_fd(before, fd) : fd;
+  int result = REAL(connect)(tcp, address, size); /* of an earlier one: it asks how it is doing, or ends it */
   if (UNLIKELY(result == 0 && before != NULL && address != NULL && address->sa_family == AF_UNSPEC)) {
     conn_dissolved(before, fd);
     return result;
@@ -314,15 +317,28 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   }
   bool ring = c != NULL && conn_ripe(c, fd);
   if (ring && (how == SHUT_WR || how == SHUT_RDWR)) {
-    bertha_lock(&c->tx_lock); /* what other threads are putting in comes before the end */
+    bool locked = bertha_lock(&c->tx_lock); /* what other threads are putting in comes before the end */
     atomic_store_explicit(&conn_tx(c)->closed, 1, memory_order_release);
-    bertha_unlock(&c->tx_lock);
+    if (locked) { /* else it is the call's whose signal handler we are in */
+      bertha_unlock(&c->tx_lock);
+    }
+  }
+  /* Before it is done: who waits wakes up with the end, which is then one of our own making. */
+  uint32_t reads = how != SHUT_WR && c != NULL && !(conn_flags(c) & CONN_RD_SHUT) ? CONN_RD_SHUT : 0;
+  if (reads != 0) {
+    conn_set_flag(c, reads);
+  }
+  struct conn *by_unix = how == SHUT_RD ? conn_of(fd) : NULL;
+  if (UNLIKELY(by_unix != NULL) && conn_kind(by_unix) == BERTHA_CONN_UNIX) {
+    unix_hears_no_more(by_unix);
   }
   int result = REAL(shutdown)(fd, how);
-  if (result == 0 && c != NULL) { /* first: it may come to the ring, or to its unix socket, at any moment */
-    conn_set_flag(c, how == SHUT_RD   ? CONN_RD_SHUT
-                     : how == SHUT_WR ? CONN_WR_SHUT
-                                      : CONN_RD_SHUT | CONN_WR_SHUT);
+  if (result != 0 && reads != 0) {
+    conn_clear_flag(c, reads);
+  }
+  if (result == 0 && c != NULL &&
+      how != SHUT_RD) { /* it may come to the ring, or to its unix socket, at any moment */
+    conn_set_flag(c, CONN_WR_SHUT);
   }
   if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX) {
     unix_shutdown(c, fd, how); /* the socket that takes this one's place ends as well */

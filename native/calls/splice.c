@@ -84,7 +84,7 @@ static ssize_t from_pipe(struct conn *c, int pipe, int fd, size_t size, unsigned
       }
       int waited = error == EAGAIN && patient ? wait_conn(c, fd, POLLOUT, deadline) : -error;
       if (waited < 0) {
-        return done > 0 ? (ssize_t)done : waited;
+        return done > 0 ? (ssize_t)done : waited == OWN_LOCK ? -EAGAIN : waited;
       }
       continue;
     }

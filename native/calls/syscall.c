@@ -4,11 +4,15 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 
 #include "calls.h"
 
+struct iocb;
+void bertha_aio_submits(long count, struct iocb *const *list);
+void bertha_seccomp_begins(unsigned long mode, const void *filter);
 void bertha_uring_begins(void);
 bool bertha_uring_declined(const void *caller, unsigned entries, const void *params);
 extern
@@ -169,6 +173,16 @@ static long process_call(long number, const long *a, const void *caller) {
   case SYS_clone:
     bertha_maybe_vforked = 1; /* as calls/vfork.c does */
     break;
+#ifdef SYS_io_submit
+  case SYS_io_submit:
+    bertha_aio_submits(a[1], PTR(a[2]));
+    break;
+#endif
+  case SYS_seccomp:
+    bertha_seccomp_begins((unsigned long)a[0], PTR(a[2]));
+    break;
+  case SYS_prctl:
+    return prctl((int)a[0], a[1], a[2], a[3], a[4]);
 #ifdef SYS_io_uring_setup
   case SYS_io_uring_setup:
     if (bertha_uring_declined(caller, (unsigned)a[0], PTR(a[1]))) {

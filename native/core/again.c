@@ -1,8 +1,10 @@
-/* A socket that is used again: connect() to AF_UNSPEC dissolves its connection (connect(2)). */
+/* What is not quite an end: connect() to AF_UNSPEC dissolves a connection, and the socket is used again (connect(2)); an
+ * exec closes what is close-on-exec, unless it fails. */
 #include "abroad.h"
 #include "conn.h"
 #include "connlog.h"
 #include "eset.h"
+#include "unixpair.h"
 
 static uint32_t own_descriptors(const struct conn *c) {
   uint32_t n = 0;
@@ -16,8 +18,7 @@ void conn_dissolved(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
   uint32_t own = own_descriptors(c);
   if (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_SOCKET || kind == BERTHA_CONN_LISTENER ||
-      kind == BERTHA_CONN_UNIX || (conn_flags(c) & CONN_CARRIED) || c->home != NULL ||
-      atomic_load(&c->info.refs) != own) {
+      (conn_flags(c) & CONN_DGRAM) || c->home != NULL || atomic_load(&c->info.refs) != own) {
     return; /* other processes have it, too: theirs are the books */
   }
   struct conn *fresh = conn_new(fd, BERTHA_CONN_SOCKET);
@@ -30,8 +31,12 @@ void conn_dissolved(struct conn *c, int fd) {
   fresh->snd_timeout_ns = c->snd_timeout_ns;
   fresh->rcv_lowat = c->rcv_lowat;
   atomic_store(&fresh->info.refs, own);
-  if (kind == BERTHA_CONN_SHM) { /* the kernel has reset the connection */
+  if (kind == BERTHA_CONN_SHM ||
+      (kind == BERTHA_CONN_UNIX && c->slot != NULL)) { /* the kernel has reset it */
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
+  }
+  if (unix_stands(c)) {
+    unix_undo(c);
   }
   connlog_write(c, fd);
   conn_books_begin();
@@ -44,4 +49,34 @@ void conn_dissolved(struct conn *c, int fd) {
   conn_books_end();
   atomic_store(&c->info.refs, 0);
   conn_after_close(c);
+}
+
+/* As close() does it, but for the kernel's part, and for what could not be taken back: the record stays, and if this was the
+ * last descriptor, it waits for this process's end (conn_new). */
+void conn_leave(struct conn *c, int fd) {
+  if (atomic_fetch_sub(&c->info.refs, 1) != 1) {
+    return;
+  }
+  connlog_write(c, unix_tcp_fd(c, fd));
+  atomic_store(&c->next_free, (uint32_t)bertha.pid);
+  conn_set_flag(c, CONN_LEFT);
+  conn_last_close(c, fd);
+}
+
+void conn_stay(struct conn *c, int fd) {
+  if (atomic_fetch_add(&c->info.refs, 1) != 0 || !(conn_flags(c) & CONN_LEFT)) {
+    return;
+  }
+  conn_clear_flag(c, CONN_LEFT | CONN_LOGGED); /* there is another line at its end */
+  uint32_t kind = conn_kind(c);
+  if ((kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) && c->slot != NULL) {
+    atomic_store(&conn_tx(c)->closed, conn_flags(c) & CONN_WR_SHUT ? 1 : 0);
+  }
+  if (kind == BERTHA_CONN_SHM) {
+    atomic_store(&conn_rx(c)->bell_out, 0); /* it may be rung again */
+    if (!(conn_flags(c) & CONN_LINGER_0)) {
+      struct linger none = {.l_onoff = 0};
+      REAL(setsockopt)(fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+    }
+  }
 }

@@ -559,8 +559,10 @@ void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why) {
   if (conn_decide(c, fd, why) == BERTHA_CONN_SHM) {
     conn_leave_ring(c, why);
   } else if (conn_kind(c) == BERTHA_CONN_SOCKET) {
-    conn_set_flag(c, CONN_NO_ATTACH);
+    conn_set_flag(c, CONN_NO_ATTACH | CONN_KERNELS);
     c->info.reason = why;
+  } else if (conn_kind(c) == BERTHA_CONN_LISTENER) {
+    conn_set_flag(c, CONN_KERNELS);
   }
 }
 
@@ -579,6 +581,9 @@ static void silence(struct conn *c, int fd) {
 void conn_last_close(struct conn *c, int fd) {
   if (conn_flags(c) & CONN_DGRAM) {
     dgram_closing(c, fd);
+  }
+  if (conn_kind(c) == BERTHA_CONN_UNIX) {
+    unix_last_close(c);
   }
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return;

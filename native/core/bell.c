@@ -174,9 +174,10 @@ void bell_on_connection(struct conn *c, int fd) {
   /* Counted like any other send: no bell comes behind the bytes of a ring that is given back (takeback.c). */
   atomic_fetch_add(&c->kernel_sends, 1);
   abroad_kernel_send(c, 1, 0);
-  /* A carrier has one thread, which is not giving just now; what a program's memory says does not hold it up. */
-  while (atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING && !bertha.is_carrier) {
-    bertha_pause();
+  /* Who gives has the lock for as long as that lasts: past the lock it is over.  The word alone is the peer's to write. */
+  _Atomic uint32_t *giver = c->home != NULL ? &c->home->tx_lock : &c->tx_lock;
+  if (UNLIKELY(atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING) && bertha_lock(giver)) {
+    bertha_unlock(giver);
   }
   if (atomic_load(&d->ring_end) == UINT64_MAX) {
     atomic_fetch_add_explicit(&d->bells, 1, memory_order_release);

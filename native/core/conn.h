@@ -27,7 +27,10 @@ void conn_refresh_watch(struct conn *c);      /* after kernel_waiters or kernel_
 void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
 void conn_after_close(struct conn *c);        /* after it */
 void conn_release(struct conn *c, int fd);    /* one reference less, without closing anything */
-void conn_dissolved(struct conn *c, int fd);  /* again.c: connect() to nowhere has succeeded */
+/* again.c.  An exec is about to close this descriptor (the books know it afterwards as closed); it has failed. */
+void conn_leave(struct conn *c, int fd);
+void conn_stay(struct conn *c, int fd);
+void conn_dissolved(struct conn *c, int fd); /* again.c: connect() to nowhere has succeeded */
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);
 
 /* A thread may sleep on a connection that another one closes; its record may be a new connection's when it wakes up. */
@@ -76,6 +79,10 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
 /* One try at the kernel's half before the producer's switch; -EINPROGRESS: look again, something changed. */
 ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 size_t conn_readable_bytes(struct conn *c);
+void conn_keep_error(struct conn *c, ssize_t n);
+/* In place of a result: this very thread is in the middle of another call on the connection, whose signal handler we are
+ * in.  Not waited for: the program is told EAGAIN. */
+#define OWN_LOCK (-(ssize_t)EDEADLK)
 /* Free space in the ring, held under the lock, for a producer that reads into it directly (sendfile): NULL
  * when there is none just now (`*error` then says why: EAGAIN: full). */
 uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error);

@@ -39,16 +39,10 @@ struct eset *eset_of(int epfd) {
   return eset_by_entry(e);
 }
 
-static void note_number(int fd) {
-  if ((uint32_t)fd >= bertha.max_fd) {
-    bertha.max_fd = (uint32_t)fd + 1;
-  }
-}
-
 void eset_created(int epfd) {
   if ((unsigned)epfd < BERTHA_FDS && bertha.enabled && !bertha_in_forked_stranger()) {
     eset_set_entry(epfd, SET_FRESH);
-    note_number(epfd);
+    conn_reach(epfd);
   }
 }
 
@@ -94,7 +88,7 @@ struct eset *eset_new(int epfd) {
     if (atomic_exchange(&bertha.fds[epfd].set, index + 1) == SET_PLAIN) {
       s->plain = true; /* who marks it from now on finds the set */
     }
-    note_number(epfd);
+    conn_reach(epfd);
   }
   bertha_unlock(&sets_lock);
   return s;
@@ -487,7 +481,7 @@ void eset_dup(int from, int to) {
       e = eset_entry(from);
     }
     eset_set_entry(to, e);
-    note_number(to);
+    conn_reach(to);
   }
 }
 

@@ -173,8 +173,11 @@ static void leave_bare(struct packing *p, struct conn *c, int fd, bool passed_on
   if (passed_on) {
     conn_forget(fd);
     conn_release(c, fd);
+  } else if (c->home != NULL || (conn_flags(c) & CONN_DGRAM)) {
+    close(fd); /* the family that it came from goes on counting */
   } else {
-    close(fd);
+    conn_leave(c, fd);
+    p->h->left = true;
   }
 }
 
@@ -314,6 +317,7 @@ static bool new_parcel(struct handover *h) {
 void handover_begin(struct handover *h, const char *path, bool spawn, bool moved, char *const from[],
                     char *env[]) {
   h->active = false;
+  h->left = false;
   h->relay_count = 0;
   h->spawn = spawn;
   h->fd = -1;
@@ -371,6 +375,14 @@ void handover_spawned(struct handover *h) {
 
 /* The references that the next image was given come back. */
 void handover_failed(struct handover *h) {
+  for (uint32_t fd = 0; h->left && fd < bertha.max_fd; fd++) {
+    struct conn *c = conn_of((int)fd);
+    int flags = c != NULL && c->home == NULL ? REAL(fcntl)((int)fd, F_GETFD) : 0;
+    if (flags >= 0 && (flags & FD_CLOEXEC)) {
+      conn_stay(c, (int)fd);
+    }
+  }
+  h->left = false;
   for (; h->relay_count > 0; h->relay_count--) {
     relay_cancel(&h->relays[h->relay_count - 1].relay);
   }

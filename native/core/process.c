@@ -110,9 +110,7 @@ bool bertha_is_hidden(int fd) {
 static void mark_hidden(int fd) {
   if ((unsigned)fd < BERTHA_FDS && bertha.fds != NULL) {
     atomic_store(&bertha.fds[fd].set, FD_HIDDEN);
-    if ((uint32_t)fd >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)fd + 1;
-    }
+    conn_reach(fd);
   }
 }
 
@@ -153,9 +151,7 @@ int bertha_unhide(int fd) {
   atomic_store(&bertha.fds[fd].set, 0);
   if ((unsigned)moved < BERTHA_FDS) {
     atomic_store(&bertha.fds[moved].set, FD_HIDDEN);
-    if ((uint32_t)moved >= bertha.max_fd) {
-      bertha.max_fd = (uint32_t)moved + 1;
-    }
+    conn_reach(moved);
   }
   agent_fd_moved(fd, moved);
   carried_fd_moved(fd, moved);

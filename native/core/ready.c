@@ -138,6 +138,23 @@ static bool all_was_read(const struct conn *c) {
   return c->tx_phase == PHASE_RING && atomic_load(&conn_tx(c)->head) == c->tx_tail;
 }
 
+/* Nothing of what TCP would call unread is in the kernel where the other end is killed: it ends in order, as a living end
+ * does that sends no more, which has said so in the ring.  A byte on the connection tells the two apart: one that nobody
+ * has any more is answered with a reset.  With the rx lock held. */
+static void probe_end(struct conn *c, int fd) {
+  uint32_t flags = conn_flags(c);
+  if (LIKELY(atomic_load(&conn_rx(c)->closed) != 0) || c->tx_phase != PHASE_RING || all_was_read(c) ||
+      (flags & (CONN_PROBED | CONN_RD_SHUT | CONN_WR_SHUT | CONN_RST | CONN_CUT))) {
+    return;
+  }
+  conn_set_flag(c, CONN_PROBED);
+  bell_on_connection(c, fd);
+  if (kernel_poll(fd, 0) & (POLLERR | POLLHUP)) {
+    c->error = ECONNRESET;
+    conn_set_flag(c, CONN_RST);
+  }
+}
+
 /* The ring was found empty: has the kernel's half ended, or is there a bell byte to take off? */
 static bool look_at_kernel(struct conn *c, int fd) {
   struct bertha_direction *d = conn_rx(c);
@@ -152,11 +169,12 @@ static bool look_at_kernel(struct conn *c, int fd) {
     if (n == 0) {
       conn_set_flag(c, CONN_FIN);
       /* A carrier says in the ring that the stream has ended; one that has not is dead, or reset the connection. */
-      if (UNLIKELY((conn_flags(c) & (CONN_CARRIED | CONN_CUT)) == CONN_CARRIED) &&
+      if (UNLIKELY((conn_flags(c) & (CONN_CARRIED | CONN_CUT | CONN_RD_SHUT)) == CONN_CARRIED) &&
           c->side == BERTHA_SIDE_CLIENT && c->rx_phase == PHASE_RING && atomic_load(&d->closed) != 1) {
         conn_set_flag(c, CONN_CUT);
         c->error = ECONNRESET;
       }
+      probe_end(c, fd);
       learnt = true;
       break;
     }

@@ -135,6 +135,7 @@
   X(popen, FILE *, (const char *, const char *))                                                             \
   X(pclose, int, (FILE *))                                                                                   \
   X(perror, void, (const char *))                                                                            \
+  X(prctl, int, (int, ...))                                                                                  \
   X(syscall, long, (long, ...))                                                                              \
   X(sigaction, int, (int, const struct sigaction *, struct sigaction *))                                     \
   X(signal, sighandler_t, (int, sighandler_t))                                                               \

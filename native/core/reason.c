@@ -42,6 +42,8 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_BRIEF] = "connections to this listener end after one exchange: plain TCP sets up faster",
     [BERTHA_WHY_AGENT_NEW] = "the agent was started after this listener, and did not know of it yet",
     [BERTHA_WHY_CHUNNEL_RAISED] = "a chunnel's own code failed",
+    [BERTHA_WHY_SECCOMP] =
+        "the program has installed a seccomp filter, which may forbid the shim's own calls",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

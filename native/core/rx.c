@@ -48,6 +48,19 @@ static ssize_t await_byte(struct conn *c, int fd, uint32_t life, size_t size, in
   return n >= 0 ? n : -errno;
 }
 
+/* A call that has bytes to tell of leaves the error that ended it to the next one.  What says nothing of the connection is
+ * not kept. */
+void conn_keep_error(struct conn *c, ssize_t n) {
+  if (LIKELY(n >= 0) || n == -EAGAIN || n == -EINTR || n == -EBADF || n == -EINPROGRESS || n == OWN_LOCK ||
+      n == -EPIPE || n == -ENOMEM || n == -EFAULT ||
+      (conn_kind(c) != BERTHA_CONN_SHM && conn_kind(c) != BERTHA_CONN_UNIX)) {
+    return;
+  }
+  bool abroad = abroad_enter(c);
+  c->error = (int32_t)-n;
+  abroad_leave(c, abroad);
+}
+
 /* Of what the kernel holds, only the bytes before the producer's switch are data; the rest are bell bytes, or (if it
  * has come back from the ring meanwhile) data of a later time.  While the switch is not known yet: look first (this is
  * where it may block), then ask for the switch, then take no more than belongs here. */
@@ -96,7 +109,7 @@ static ssize_t take_before(struct conn *c, int fd, const struct iovec *iov, int 
 static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip,
                            int flags) {
   if (!bertha_lock(&c->rx_lock)) {
-    return -EAGAIN;
+    return OWN_LOCK;
   }
   ssize_t n = take_before(c, fd, iov, count, skip, (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT);
   if (n == -EINPROGRESS && atomic_load(&c->krx) >= atomic_load(&conn_rx(c)->switch_at)) {
@@ -168,7 +181,7 @@ static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int c
   }
   struct iovec part[IOV_PARTS];
   int parts = iov_window(part, IOV_PARTS, iov, count, skip, SSIZE_MAX);
-  ssize_t n = kernel_recv(fd, part, parts, (flags & MSG_PEEK) | MSG_DONTWAIT);
+  ssize_t n = kernel_recv(fd, part, parts, (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT);
   if (n > 0 && !(flags & MSG_PEEK)) {
     count_bytes(&c->info.rx_bytes, (uint64_t)n);
   }
@@ -180,7 +193,7 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
   struct bertha_direction *d = conn_rx(c);
   bool fin = conn_flags(c) & CONN_FIN; /* before the look at the ring: what it holds was written earlier */
   if (!bertha_lock(&c->rx_lock)) {
-    return -EAGAIN;
+    return OWN_LOCK;
   }
   if (UNLIKELY(conn_of(fd) != c)) { /* closed by another thread meanwhile */
     bertha_unlock(&c->rx_lock);
@@ -273,7 +286,8 @@ ssize_t conn_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
       }
       continue;
     }
-    if (got >= least && n <= 0) {
+    if (got > 0 && (got >= least || n != -EAGAIN)) {
+      conn_keep_error(c, n);
       return (ssize_t)got;
     }
     if (n != -EAGAIN || !patient) {
@@ -303,7 +317,7 @@ static ssize_t wait_and_take(struct conn *c, int fd, uint32_t life, const struct
     }
   }
   if (!bertha_lock(&c->rx_lock)) {
-    return -EAGAIN;
+    return OWN_LOCK;
   }
   ssize_t n = take_before(c, fd, iov, count, 0, flags | MSG_DONTWAIT);
   bertha_unlock(&c->rx_lock);
@@ -315,21 +329,25 @@ static ssize_t wait_and_take(struct conn *c, int fd, uint32_t life, const struct
 ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   uint32_t life = conn_kernel_sleep(c);
   ssize_t n = -EINPROGRESS;
-  if (conn_kind(c) != BERTHA_CONN_SHM) {
+  if (atomic_load(&c->info.kind) != BERTHA_CONN_SHM) {
     n = wait_and_take(c, fd, life, iov, count, flags & ~MSG_WAITALL);
   }
   conn_kernel_awake(c, life);
   return n;
 }
 
-/* There is a first byte: a claim, if there is one, is there too. */
-static void claimed_or_plain(struct conn *c, int fd) {
-  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE && bertha_lock(&c->rx_lock)) {
+/* There is a first byte: a claim, if there is one, is there too.  False: a signal handler under its thread's own lock. */
+static bool claimed_or_plain(struct conn *c, int fd) {
+  if (!conn_ripe(c, fd) && conn_kind(c) == BERTHA_CONN_MAYBE) {
+    if (!bertha_lock(&c->rx_lock)) {
+      return false;
+    }
     if (conn_kind(c) == BERTHA_CONN_MAYBE) {
       conn_make_plain(c, conn_untied_reason(c)); /* it sent without a claim */
     }
     bertha_unlock(&c->rx_lock);
   }
+  return true;
 }
 
 /* The first bytes, if they are there: nothing but data can come before the tie, and that needs the lock that we hold.
@@ -343,8 +361,11 @@ static ssize_t recv_first(struct conn *c, int fd, const struct iovec *iov, int c
     atomic_store_explicit(late, skip - 1, memory_order_relaxed);
   }
   if (skip > 0 || (patient && c->rcv_lowat > 1) ||
-      (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL)) != 0 || !bertha_lock(&c->rx_lock)) {
+      (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_WAITALL)) != 0) {
     return -EINPROGRESS;
+  }
+  if (!bertha_lock(&c->rx_lock)) {
+    return OWN_LOCK;
   }
   ssize_t n = -EINPROGRESS;
   if (conn_kind(c) == BERTHA_CONN_MAYBE && conn_of(fd) == c) {
@@ -371,14 +392,25 @@ static ssize_t recv_maybe(struct conn *c, int fd, const struct iovec *iov, int c
     return first;
   }
   uint32_t life = conn_kernel_sleep(c);
+  /* Counted first, looked at afterwards: another thread that ties the connection looks at the count, to tell the other end
+   * whether to ring on the kernel's connection. */
+  if (atomic_load(&c->info.kind) != BERTHA_CONN_MAYBE) {
+    conn_kernel_awake(c, life);
+    return -EINPROGRESS;
+  }
   ssize_t n = await_byte(c, fd, life, iov_bytes(iov, count) > 0, flags & MSG_DONTWAIT);
   conn_kernel_awake(c, life);
   if (n <= 0 || UNLIKELY(conn_closed(c, fd, life))) {
     conn_refresh_watch(c);
-    return n;
+    /* the end of the kernel's half is not that of a ring, or a unix socket, which came meanwhile */
+    uint32_t now = conn_kind(c);
+    bool elsewhere = now == BERTHA_CONN_SHM || now == BERTHA_CONN_UNIX;
+    return n == 0 && elsewhere && !conn_closed(c, fd, life) ? -EINPROGRESS : n;
   }
   /* Only looked at, because another thread may have taken the claim meanwhile, and then the byte may be a bell. */
-  claimed_or_plain(c, fd);
+  if (!claimed_or_plain(c, fd)) {
+    return OWN_LOCK;
+  }
   conn_refresh_watch(c);
   return -EINPROGRESS;
 }
@@ -394,9 +426,11 @@ static bool switched_untied(struct conn *c, int fd) {
          c->link->plan.implementation != BERTHA_IMPL_SHM;
 }
 
-static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+/* `*whole`: what served it did so with MSG_WAITALL; there is no more to be asked for. */
+static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags, bool *whole) {
   int64_t deadline = -1;
   for (;;) {
+    *whole = true;
     if (conn_ripe(c, fd)) {
       return conn_recv(c, fd, iov, count, flags);
     }
@@ -424,13 +458,17 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
       }
       n = recv_kernel_part(c, fd, iov, count, waited == 0 ? flags | MSG_DONTWAIT : flags);
       n = n == -EAGAIN && waited == 0 ? -EINPROGRESS : n;
+      *whole = false;
       if (n == -EINPROGRESS && switched_untied(c, fd)) {
         conn_broken(c);
         return -ECONNRESET;
       }
     } else if (kind == BERTHA_CONN_MAYBE) {
       n = recv_maybe(c, fd, iov, count, flags);
+      *whole = false;
     } else if (kind == BERTHA_CONN_UNIX) {
+      *whole = (conn_flags(c) & CONN_CARRIED) ||
+               atomic_load(&c->krx) == atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
       n = unix_recv(c, fd, iov, count, flags);
     } else if (kind != BERTHA_CONN_SHM) {
       struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
@@ -451,7 +489,9 @@ static ssize_t recv_nothing(struct conn *c, int fd, int flags) {
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
   char byte;
   struct iovec one = {&byte, 1};
-  ssize_t n = recv_once(c, fd, &one, 1, (flags & MSG_DONTWAIT) | MSG_PEEK);
+  bool whole;
+  ssize_t n = recv_once(c, fd, &one, 1, (flags & MSG_DONTWAIT) | MSG_PEEK, &whole);
+  n = n == OWN_LOCK ? -EAGAIN : n;
   return n > 0 || (n == -EAGAIN && patient) ? 0 : n;
 }
 
@@ -494,9 +534,10 @@ static ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, i
   int64_t deadline = c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
   bool ended = false;
   for (long nap = FIRST_NAP_NS;; nap = nap < LONGEST_NAP_NS ? 2 * nap : LONGEST_NAP_NS) {
-    ssize_t n = recv_once(c, fd, iov, count, flags & ~MSG_WAITALL);
+    bool whole;
+    ssize_t n = recv_once(c, fd, iov, count, flags & ~MSG_WAITALL, &whole);
     if (n <= 0) {
-      return n;
+      return n == OWN_LOCK ? -EAGAIN : n;
     }
     n = (ssize_t)look_on(c, iov, count, (size_t)n);
     if ((size_t)n >= want || ended || seen_all(c) || (deadline >= 0 && bertha_now_ns() >= deadline)) {
@@ -523,7 +564,9 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
     return look_patiently(c, fd, iov, count, flags);
   }
   bool before = conn_kind(c) == BERTHA_CONN_SHM;
-  ssize_t n = recv_once(c, fd, iov, count, flags);
+  bool whole;
+  ssize_t n = recv_once(c, fd, iov, count, flags, &whole);
+  n = UNLIKELY(n == OWN_LOCK) ? -EAGAIN : n;
   uint32_t now = conn_kind(c);
   if (n > 0 && !before && (now == BERTHA_CONN_SHM || now == BERTHA_CONN_UNIX) &&
       !(flags & (MSG_PEEK | MSG_WAITALL)) && (size_t)n < iov_bytes(iov, count)) {
@@ -532,20 +575,22 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
     int parts = iov_window(rest, IOV_PARTS, iov, count, (size_t)n, SSIZE_MAX);
     ssize_t more = now == BERTHA_CONN_SHM ? conn_recv(c, fd, rest, parts, flags | MSG_DONTWAIT)
                                           : unix_recv(c, fd, rest, parts, flags | MSG_DONTWAIT);
+    conn_keep_error(c, more);
     return more > 0 ? n + more : n;
   }
   bool all =
       (flags & MSG_WAITALL) && !(flags & (MSG_PEEK | MSG_DONTWAIT)) && !(conn_flags(c) & CONN_NONBLOCK);
-  if (LIKELY(!all) || n <= 0) {
+  if (LIKELY(!all) || n <= 0 || whole) { /* a part only: a timeout, a signal or the end has cut it short */
     return n;
   }
   size_t got = (size_t)n; /* the connection may have changed its carrier on the way */
   size_t want = iov_bytes(iov, count);
-  while (got < want) {
+  while (got < want && !whole) {
     struct iovec part[IOV_PARTS];
     int parts = iov_window(part, IOV_PARTS, iov, count, got, SSIZE_MAX);
-    n = recv_once(c, fd, part, parts, flags);
+    n = recv_once(c, fd, part, parts, flags, &whole);
     if (n <= 0) {
+      conn_keep_error(c, n);
       break;
     }
     got += (size_t)n;

@@ -126,7 +126,12 @@ enum conn_flag {
   CONN_HOP_LEFT = 1u << 21, /* its ring to the carrier was given back */
   CONN_OWN =
       1u << 22, /* a listener whose connections' chunnels run in the program, which refuses by itself */
-  CONN_CUT = 1u << 20, /* its carrier was seen to have ended without an end of the stream */
+  CONN_CUT = 1u << 20,     /* its carrier was seen to have ended without an end of the stream */
+  CONN_KERNELS = 1u << 26, /* has an option that only the kernel serves, and that accept() passes on */
+  CONN_LEFT = 1u << 25,    /* its last descriptor is, or was, about to be closed by an exec */
+  CONN_PROBED = 1u << 27,  /* whether its other end, which has ended, is still there */
+  /* A listener's, of what accept() returns (tcp(7), socket(7)). */
+  CONN_INHERITED = CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS,
 };
 
 /* A connection (or a socket that may become one).  Lives in the table, which forked children share: the
@@ -194,7 +199,7 @@ struct bertha_process {
   bool must_send_datagrams;
   bool is_carrier; /* not a program's: no agent to ask, and the other ends of its links are strangers */
   _Atomic bool io_uring;
-  uint32_t max_fd; /* highest tracked descriptor + 1 */
+  _Atomic uint32_t max_fd; /* highest tracked descriptor + 1 */
   int table_fd;
   struct bertha_table_header *table;
   struct fd_entry *fds;
@@ -233,9 +238,12 @@ struct conn *conn_new(int fd, enum bertha_conn_kind kind);
 void conn_free(struct conn *c);
 void conn_free_in(struct bertha_table_header *table, struct conn *c); /* of another family's table */
 void conn_track(int fd, struct conn *c);                              /* takes over a reference */
+void conn_reach(int fd);                                              /* what is done for all includes it */
 void conn_forget(int fd);
 void conn_books_begin(void); /* around what changes a descriptor in the books, and in the kernel */
 void conn_books_end(void);
+void conn_cancel_hold(void); /* the thread is not cancelled until it is released */
+void conn_cancel_release(void);
 void conn_fork_prepare(void);
 void conn_fork_done(bool child);
 void conn_fork_begin(void); /* around the C library's fork(); what comes by others has no end that we see */

@@ -3,6 +3,7 @@
 #include "shim.h"
 
 #include <fcntl.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -74,6 +75,20 @@ bool bertha_table_open(void) {
 /* Before the table grows by so much, and at each try when it is full. */
 enum { SWEEP_EVERY = 128 };
 
+/* One whose last descriptor was closed by the exec of a process that has ended since (conn_leave). */
+static struct conn *left_by_the_dead(void) {
+  for (uint32_t i = 0; i < BERTHA_CONNS; i++) {
+    struct conn *c = conn_by_index(i);
+    uint32_t flags = conn_flags(c);
+    if ((flags & CONN_LEFT) && atomic_load(&c->info.refs) == 0 &&
+        kill((pid_t)atomic_load(&c->next_free), 0) != 0 && errno == ESRCH &&
+        atomic_compare_exchange_strong(&c->flags, &flags, flags & ~(uint32_t)CONN_LEFT)) {
+      return c;
+    }
+  }
+  return NULL;
+}
+
 static struct conn *take_record(void) {
   uint64_t head = atomic_load(free_head);
   while ((uint32_t)head != 0) {
@@ -89,7 +104,7 @@ static struct conn *take_record(void) {
   uint32_t fresh = atomic_fetch_add(&bertha.table->used, 1);
   if (fresh >= BERTHA_CONNS) {
     atomic_fetch_sub(&bertha.table->used, 1); /* SWEEP_EVERY divides their number: it is swept each time */
-    return NULL;
+    return left_by_the_dead();
   }
   return conn_by_index(fresh);
 }
@@ -130,10 +145,15 @@ void conn_free_in(struct bertha_table_header *table, struct conn *c) {
   } while (!atomic_compare_exchange_weak(list, &head, next));
 }
 
-void conn_track(int fd, struct conn *c) {
-  if ((uint32_t)fd >= bertha.max_fd) {
-    bertha.max_fd = (uint32_t)fd + 1;
+/* Threads open descriptors side by side: the highest of them counts, whoever writes last. */
+void conn_reach(int fd) {
+  uint32_t seen = atomic_load_explicit(&bertha.max_fd, memory_order_relaxed);
+  while ((uint32_t)fd >= seen && !atomic_compare_exchange_weak(&bertha.max_fd, &seen, (uint32_t)fd + 1)) {
   }
+}
+
+void conn_track(int fd, struct conn *c) {
+  conn_reach(fd);
   atomic_store_explicit(&bertha.fds[fd].set, 0, memory_order_relaxed);
   atomic_store_explicit(&bertha.fds[fd].conn, conn_index(c) + 1, memory_order_release);
 }
@@ -161,8 +181,27 @@ static void a_moment(void) {
   REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
 }
 
+/* close() is where a cancelled thread ends, and it must not end while it is counted as changing something.  Not there in a
+ * program without threads, before glibc 2.34. */
+#pragma weak pthread_setcancelstate
+static BERTHA_TLS uint32_t cancel_holds;
+static BERTHA_TLS int cancel_before;
+
+void conn_cancel_hold(void) {
+  if (cancel_holds++ == 0 && pthread_setcancelstate != NULL) {
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel_before);
+  }
+}
+
+void conn_cancel_release(void) {
+  if (--cancel_holds == 0 && pthread_setcancelstate != NULL) {
+    pthread_setcancelstate(cancel_before, NULL);
+  }
+}
+
 void conn_books_begin(void) {
   int64_t until = 0;
+  conn_cancel_hold();
   /* Another change of this thread's: a fork waits for that anyway; or a handler of the fork that we are in. */
   bool within = my_changes++ > 0 || my_fork;
   for (;;) {
@@ -182,6 +221,7 @@ void conn_books_begin(void) {
 void conn_books_end(void) {
   my_changes--;
   atomic_fetch_sub(&changing, 1);
+  conn_cancel_release();
 }
 
 /* A child has every descriptor that the parent has.  Counted before the fork, so that the parent cannot

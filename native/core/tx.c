@@ -199,13 +199,14 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     return -error;
   }
   if (UNLIKELY(fin || (conn_flags(c) & (CONN_WR_SHUT | CONN_RST)))) {
-    int verdict = kernel_verdict(fd, flags);
+    /* after a part has gone, the signal is the next call's */
+    int verdict = kernel_verdict(fd, skip > 0 ? flags | MSG_NOSIGNAL : flags);
     if (verdict < 0) {
       return verdict;
     }
   }
   if (!bertha_lock(&c->tx_lock)) {
-    return -EAGAIN;
+    return OWN_LOCK;
   }
   if (UNLIKELY(conn_of(fd) != c)) {
     bertha_unlock(&c->tx_lock);
@@ -283,6 +284,9 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
         sent += (size_t)n;
         continue;
       }
+      if (sent > 0) {
+        conn_keep_error(c, n);
+      }
       return n > 0 ? n + (ssize_t)sent : sent > 0 ? (ssize_t)sent : n;
     }
     if (n > 0) {
@@ -293,7 +297,11 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
       continue;
     }
     if (n != -EAGAIN || !patient) {
-      return sent > 0 ? (ssize_t)sent : n;
+      if (sent > 0) {
+        conn_keep_error(c, n);
+        return (ssize_t)sent;
+      }
+      return UNLIKELY(n == OWN_LOCK) ? -EAGAIN : n;
     }
     n = wait_conn(c, fd, POLLOUT, deadline);
     if (n < 0) {
@@ -348,6 +356,9 @@ bool tx_kernel_begin(struct conn *c, int fd) {
       abroad_kernel_send(c, 1, 0);
     }
     bertha_unlock(&c->tx_lock);
+  } else if (conn_kind(c) == BERTHA_CONN_CLAIMED || conn_kind(c) == BERTHA_CONN_MAYBE) {
+    atomic_fetch_add(&c->kernel_sends, 1); /* the call that we interrupt has yet to look */
+    kernel = true;
   }
   abroad_leave(c, abroad);
   return kernel;
@@ -362,7 +373,7 @@ void tx_kernel_end(struct conn *c, ssize_t sent) {
 }
 
 static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {
-  *error = EAGAIN;
+  *error = -(int)OWN_LOCK;
   if (!bertha_lock(&c->tx_lock)) {
     return NULL;
   }

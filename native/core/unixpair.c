@@ -145,6 +145,9 @@ void unix_nonblock(struct conn *c, bool on) {
 static void set_timeout(int fd, int option, int64_t ns) {
   if (ns > 0) {
     struct timeval t = {ns / 1000000000, ns % 1000000000 / 1000};
+    if (ns < 1000) {
+      t.tv_sec = -1; /* not at all, which 0 would not mean */
+    }
     REAL(setsockopt)(fd, SOL_SOCKET, option, &t, sizeof t);
   }
 }
@@ -241,6 +244,29 @@ void unix_replace(struct conn *c, int end) {
   QUIET(close)(end);
 }
 
+/* Its connection has been dissolved: the TCP socket is all that the descriptor stands for. */
+void unix_undo(struct conn *c) {
+  struct ends *e = ends_of(c);
+  if (e == NULL) {
+    return;
+  }
+  struct ends tcp = {.unix_fd = e->tcp_fd};
+  for (uint32_t i = 0; e->swapped && i < bertha.max_fd; i++) {
+    if (conn_of((int)i) == c) {
+      exchange_one(c, &tcp, (int)i);
+      int flags = REAL(fcntl)((int)i, F_GETFL);
+      REAL(fcntl)((int)i, F_SETFL, conn_flags(c) & CONN_NONBLOCK ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
+    }
+  }
+  if (e->swapped) {
+    bertha_close_hidden(e->tcp_fd);
+  }
+  if (e->unix_fd > 0) {
+    bertha_close_hidden(e->unix_fd);
+  }
+  *e = (struct ends){0};
+}
+
 bool unix_settle(struct conn *c, int fd) {
   struct ends *e = ends_of(c);
   if (e->swapped) {
@@ -267,6 +293,35 @@ bool unix_settle(struct conn *c, int fd) {
   exchange(c, e, fd);
   bertha_unlock(&c->rx_lock);
   return e->swapped;
+}
+
+void unix_hears_no_more(struct conn *c) {
+  if (c->slot != NULL && !(conn_flags(c) & CONN_CARRIED)) {
+    atomic_store(&conn_rx(c)->want_kernel, BERTHA_WANT_KERNEL);
+  }
+}
+
+/* To nowhere, while the other end is there and sends: otherwise the kernel knows what to answer. */
+static bool sends_to_nowhere(const struct conn *c, int fd) {
+  const struct ends *e = ends_of(c);
+  struct pollfd p = {.fd = e != NULL && !e->swapped && e->unix_fd > 0 ? e->unix_fd : fd};
+  return !(conn_flags(c) & CONN_WR_SHUT) && REAL(poll)(&p, 1, 0) == 0;
+}
+
+/* SIGIO is a file's own affair: of the one that stays, with the owner that the other one was given. */
+void unix_signals(struct conn *c, int fd) {
+  if (conn_kind(c) != BERTHA_CONN_UNIX || unix_swapped(c) || !unix_settle(c, fd)) {
+    return;
+  }
+  struct f_owner_ex owner;
+  int tcp = unix_tcp_fd(c, fd);
+  if (REAL(fcntl)(tcp, F_GETOWN_EX, &owner) == 0 && owner.pid != 0) {
+    REAL(fcntl)(fd, F_SETOWN_EX, &owner);
+  }
+  int number = REAL(fcntl)(tcp, F_GETSIG);
+  if (number > 0) {
+    REAL(fcntl)(fd, F_SETSIG, number);
+  }
 }
 
 static ssize_t message(ssize_t n) {
@@ -328,6 +383,10 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
       return conn_send(c, fd, iov, count, flags);
     }
   }
+  if (UNLIKELY(unix_unheard(c)) && c->tx_phase != PHASE_BEFORE && sends_to_nowhere(c, fd)) {
+    count_bytes(&c->info.tx_bytes, iov_bytes(iov, count));
+    return (ssize_t)iov_bytes(iov, count);
+  }
   int to = unix_tx_begin(c, fd, &tcp);
   ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN; /* as kernel_send() in tx.c */
   unix_tx_end(c, fd, to, tcp, n);
@@ -378,12 +437,61 @@ int unix_wait(struct conn *c, int fd, int64_t deadline) {
   return n > 0 || atomic_load(switch_at) != UINT64_MAX ? 0 : n;
 }
 
+/* A unix socket has no reset of its own but that of unread data: who closes says so in the slot. */
+void unix_last_close(struct conn *c) {
+  if (c->slot != NULL && (conn_flags(c) & (CONN_LINGER_0 | CONN_CARRIED)) == CONN_LINGER_0) {
+    atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
+  }
+}
+
+bool unix_was_reset(struct conn *c) {
+  if (conn_kind(c) == BERTHA_CONN_UNIX && c->error != 0) { /* came behind a part that was told of (rx.c) */
+    c->error = 0;
+    return true;
+  }
+  if (c->slot == NULL || conn_kind(c) != BERTHA_CONN_UNIX ||
+      (conn_flags(c) & (CONN_CARRIED | CONN_RST | CONN_RD_SHUT)) ||
+      atomic_load_explicit(&conn_rx(c)->closed, memory_order_acquire) != 2) {
+    return false;
+  }
+  conn_set_flag(c, CONN_RST); /* told once */
+  return true;
+}
+
+ssize_t unix_discard(int fd, size_t want, int flags) {
+  char junk[4096];
+  size_t done = 0;
+  if (flags & MSG_PEEK) { /* how much there is, if somebody has to wait for it then for a first byte */
+    int there = 0;
+    ssize_t n = REAL(recv)(fd, junk, want > 0, flags & ~MSG_TRUNC);
+    if (n <= 0 || REAL(ioctl)(fd, FIONREAD, &there) != 0) {
+      return message(n);
+    }
+    return (size_t)there < want ? (ssize_t)there : (ssize_t)want;
+  }
+  while (done < want) {
+    size_t part = want - done < sizeof junk ? want - done : sizeof junk;
+    ssize_t n = message(REAL(recv)(
+        fd, junk, part, (flags & ~MSG_TRUNC) | (done > 0 && !(flags & MSG_WAITALL) ? MSG_DONTWAIT : 0)));
+    if (n <= 0) {
+      return done > 0 ? (ssize_t)done : n;
+    }
+    done += (size_t)n;
+  }
+  return (ssize_t)done;
+}
+
 /* What there is in the unix socket before it has taken the descriptor's place. */
 static ssize_t take_there(struct conn *c, int fd, struct msghdr *msg, int flags) {
   uint32_t life = conn_kernel_sleep(c);
   struct kernel_sleep sleep = {c, life};
-  ssize_t n = message(
-      sleep_recvmsg(unix_swapped(c) ? fd : ends_of(c)->unix_fd, msg, flags, conn_kernel_cancelled, &sleep));
+  int from = unix_swapped(c) ? fd : ends_of(c)->unix_fd;
+  ssize_t n = UNLIKELY(flags & MSG_TRUNC)
+                  ? unix_discard(from, iov_bytes(msg->msg_iov, (int)msg->msg_iovlen), flags)
+                  : message(sleep_recvmsg(from, msg, flags, conn_kernel_cancelled, &sleep));
+  if (UNLIKELY(n == 0) && !conn_closed(c, fd, life) && unix_was_reset(c)) {
+    n = -ECONNRESET;
+  }
   conn_kernel_awake(c, life);
   if (n > 0 && !(flags & MSG_PEEK)) {
     count_bytes(&c->info.rx_bytes, (uint64_t)n);
@@ -415,7 +523,8 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
       if (conn_kind(c) == BERTHA_CONN_SHM) {
         return -EINPROGRESS;
       }
-      n = message(REAL(recvmsg)(fd, &msg, flags));
+      n = UNLIKELY(flags & MSG_TRUNC) ? unix_discard(fd, iov_bytes(iov, count), flags)
+                                      : message(REAL(recvmsg)(fd, &msg, flags));
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }

@@ -43,4 +43,18 @@ void unix_forget(struct conn *c); /* this process has closed its last descriptor
 void unix_closed(struct conn *c); /* after the last one has been closed */
 void unix_fd_moved(int from, int to);
 
+/* A unix socket that is not read any more makes its other end's sends fail, which TCP's go on (shutdown(2)): who shuts it
+ * says so in the slot beforehand, and the other end sends to nowhere. */
+static inline bool unix_unheard(const struct conn *c) {
+  return c->slot != NULL && !(conn_flags(c) & CONN_CARRIED) &&
+         atomic_load_explicit(&conn_tx(c)->want_kernel, memory_order_acquire) == BERTHA_WANT_KERNEL;
+}
+void unix_hears_no_more(struct conn *c);   /* before the shutdown */
+void unix_signals(struct conn *c, int fd); /* before the program asks for SIGIO */
+void unix_undo(struct conn *c);            /* connect() to nowhere: the TCP socket is back in its place */
+void unix_last_close(struct conn *c);      /* before the kernel's close */
+bool unix_was_reset(struct conn *c);       /* true, once: the end that was read is a reset (SO_LINGER) */
+/* tcp(7), MSG_TRUNC: as recv(), and the bytes go nowhere; a count or -errno. */
+ssize_t unix_discard(int fd, size_t want, int flags);
+
 #endif

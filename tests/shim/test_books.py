@@ -65,3 +65,27 @@ def test_epoll_set_that_is_watched(host: Host) -> None:
     host.run([sys.executable, _HERE / "water.py", port])
     assert server.wait() == "ok\n"
     assert_carried(host.finish(), _PYTHON, role="server")
+
+
+_SAYS = {
+    "dup_fails": [
+        "bad flags: EINVAL",
+        "bad descriptor: EBADF",
+        "bad descriptor: EBADF",
+        "beyond the limit: EBADF",
+        "still there",
+    ],
+    "exec_fails": ["exec: E2BIG", "still there"],
+    "cancelled_close": ["forks at once: 1", "still there"],
+    "readable": ["readable: 7", "readable: 4", "readable: 0"],
+}
+
+
+@pytest.mark.parametrize("name", _SAYS)
+@pytest.mark.parametrize("carrier", ["tcp", "shm", "unix"])
+def test_calls_that_fail_change_nothing(host: Host, build: Build, name: str, carrier: str) -> None:
+    if carrier == "unix":
+        host.set_policy('[[rule]]\nprohibit = ["shm"]\n')
+    assert host.run([build("books"), name], shim=carrier != "tcp").splitlines() == _SAYS[name]
+    if carrier != "tcp":
+        assert_carried(host.finish(), "books", carrier)

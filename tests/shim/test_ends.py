@@ -1,0 +1,68 @@
+"""What a program is told when a connection ends, or a wait is cut short: the same as by TCP."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import Host, assert_carried
+from tests.shim.conftest import Build
+
+_SAYS = {
+    "waitall_reset": ["a part: 2", "its reason: ECONNRESET", "told once: 0"],
+    "low_water_reset": ["a part: 2", "its reason: ECONNRESET", "told once: 0"],
+    "send_reset": ["a part: 1", "its reason: ECONNRESET", "told once: EPIPE"],
+    "waitall_timeout": ["a part: 2", "one wait: 1"],
+    "waitall_signal": ["a part: 2"],
+    "no_wait": ["a negative timeout: EAGAIN"],
+    "inherited_linger": ["what was sent: 2", "then: ECONNRESET"],
+    "killed": ["recv: ECONNRESET", "recv: 0", "send: EPIPE"],
+    "half_closed": ["recv: 0", "send: 1", "there: 15"],
+    "own_shutdown": ["recv: 0", "error: 0 end: 1"],
+    "reader_shut": ["send: 1", "writable: 1 readable: 0", "the other way: 2", "its end: 0"],
+    "thrown_away": ["thrown away: 3", "to nowhere: 2", "counted: 3", "....", "left: 3", "fgh"],
+    "error_queue": ["errors: EAGAIN", "errors: EAGAIN", "data: 4"],
+    "dissolved": ["dissolved: 0", "the other end: ECONNRESET", "again"],
+    "refused": ["a bad timeout: EINVAL"] * 3 + ["unknown flags: EOPNOTSUPP"] * 2 + ["there: 1"],
+}
+#: By a unix socket: not what the kernel's unix sockets cannot tell (docs/users/limits.md).
+_UNIX = sorted(_SAYS.keys() - {"send_reset"})
+#: With a carrier: not what depends on when it, or the other end's, has got so far.
+_CARRIED = [
+    "waitall_reset",
+    "low_water_reset",
+    "waitall_timeout",
+    "waitall_signal",
+    "no_wait",
+    "own_shutdown",
+    "thrown_away",
+    "error_queue",
+    "dissolved",
+    "refused",
+]
+
+
+@pytest.mark.parametrize("name", _SAYS)
+def test_by_tcp(host: Host, build: Build, name: str) -> None:
+    """What is expected below is the kernel's word."""
+    assert host.run([build("ends"), name], shim=False).splitlines() == _SAYS[name]
+
+
+@pytest.mark.parametrize("name", _SAYS)
+def test_on_a_ring(host: Host, build: Build, name: str) -> None:
+    assert host.run([build("ends"), name]).splitlines() == _SAYS[name]
+    assert_carried(host.finish(), "ends")
+
+
+@pytest.mark.parametrize("name", _UNIX)
+def test_by_a_unix_socket(host: Host, build: Build, name: str) -> None:
+    host.set_policy('[[rule]]\nprohibit = ["shm"]\n')
+    assert host.run([build("ends"), name]).splitlines() == _SAYS[name]
+    assert_carried(host.finish(), "ends", "unix")
+
+
+@pytest.mark.parametrize("name", _CARRIED)
+def test_by_a_carrier(host: Host, build: Build, name: str) -> None:
+    host.set_policy('[[rule]]\ndag = "compress(level=1)"\n')
+    assert host.run([build("ends"), name]).splitlines() == _SAYS[name]
+    log = host.finish()
+    assert host.rehearse or any("compress" in str(c.raw["chunnels"]) for c in log)
