@@ -145,10 +145,14 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd) {
   l->generation = generation;
   l->pid = bertha.pid;
   l->claims = claims;
-  bertha_lock(&here.lock);
-  l->next = atomic_load(&here.listeners);
-  atomic_store(&here.listeners, l);
-  bertha_unlock(&here.lock);
+  bool locked = bertha_lock(&here.lock); /* or we are in a signal handler, in the middle of just this */
+  struct listener *first = atomic_load(&here.listeners);
+  do {
+    l->next = first;
+  } while (!atomic_compare_exchange_weak(&here.listeners, &first, l));
+  if (locked) {
+    bertha_unlock(&here.lock);
+  }
   return l;
 }
 
@@ -269,10 +273,14 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
 }
 
 static struct link *enlist(struct link *l) {
-  bertha_lock(&here.lock);
-  l->next = atomic_load(&here.links);
-  atomic_store(&here.links, l);
-  bertha_unlock(&here.lock);
+  bool locked = bertha_lock(&here.lock); /* or we are in a signal handler, in the middle of just this */
+  struct link *first = atomic_load(&here.links);
+  do {
+    l->next = first;
+  } while (!atomic_compare_exchange_weak(&here.links, &first, l));
+  if (locked) {
+    bertha_unlock(&here.lock);
+  }
   return l;
 }
 
