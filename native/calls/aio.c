@@ -39,11 +39,19 @@ static void reads(int fd) {
   writes(fd);
 }
 
-/* The C library's, of whichever of its libraries: librt until 2.34. */
+/* Behind us, or (where we were loaded late) in whichever library has it: librt until glibc 2.34. */
 static void *next(const char *name, void *_Atomic *known) {
+  static const char *const libraries[] = {"libc.so.6", "librt.so.1", "libaio.so.1"};
   void *f = atomic_load_explicit(known, memory_order_acquire);
   if (f == NULL) {
     f = dlsym(RTLD_NEXT, name);
+    for (int i = 0; f == NULL && i < 3; i++) {
+      void *library = dlopen(libraries[i], RTLD_LAZY | RTLD_NOLOAD);
+      if (library != NULL) {
+        f = dlsym(library, name);
+        dlclose(library);
+      }
+    }
     atomic_store(known, f);
   }
   if (f == NULL) {

@@ -284,7 +284,7 @@ BERTHA_EXPORT ssize_t sendto(int fd, const void *buf, size_t n, int flags, const
 static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int flags) {
   ssize_t n = stream_recv(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags);
   if (n >= 0) {
-    msg->msg_namelen = 0;
+    msg->msg_namelen = msg->msg_name != NULL ? 0 : msg->msg_namelen;
     msg->msg_controllen = 0;
     msg->msg_flags = 0;
   }

@@ -25,8 +25,12 @@ void conn_dissolved(struct conn *c, int fd) {
   if (fresh == NULL) {
     return;
   }
-  conn_set_flag(fresh,
-                conn_flags(c) & (CONN_NONBLOCK | CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_LINGER_0));
+  conn_set_flag(fresh, conn_flags(c) & (CONN_NONBLOCK | CONN_NODELAY_SET | CONN_NODELAY_KNOWN |
+                                        CONN_LINGER_0 | CONN_KERNELS));
+  if (UNLIKELY(conn_flags(c) & CONN_KERNELS)) {
+    conn_set_flag(fresh, CONN_NO_ATTACH);
+    fresh->info.reason = BERTHA_WHY_KERNEL_ASKED;
+  }
   fresh->rcv_timeout_ns = c->rcv_timeout_ns;
   fresh->snd_timeout_ns = c->snd_timeout_ns;
   fresh->rcv_lowat = c->rcv_lowat;

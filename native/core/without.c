@@ -88,6 +88,18 @@ static bool relayed(struct leaving *l, struct conn *c, int fd) {
   return REAL(dup3)(l->relays[i].relay.end, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0) == fd;
 }
 
+/* Another thread waits for it just now, and goes on to do so by our calls: to forget it would tell that thread EBADF. */
+static bool waited_for(const struct conn *c) {
+  if (atomic_load(&c->kernel_waiters) != 0) {
+    return true;
+  }
+  if (conn_kind(c) != BERTHA_CONN_SHM) {
+    return false;
+  }
+  const struct bertha_watch *w = &c->slot->watch[c->side];
+  return atomic_load(&w->rx) != 0 || atomic_load(&w->tx) != 0;
+}
+
 static void leave_one(struct leaving *l, struct conn *c, int fd) {
   hop_leave(c, fd);
   uint32_t kind = conn_decide(c, fd, l->why);
@@ -95,7 +107,8 @@ static void leave_one(struct leaving *l, struct conn *c, int fd) {
     unix_settle(c, fd);
   } else if (kind == BERTHA_CONN_SHM) {
     c->info.reason = l->why;
-    if ((bertha_now_ns() > l->until || !conn_take_back(c, fd, l->why)) && !relayed(l, c, fd)) {
+    if ((bertha_now_ns() > l->until || !conn_take_back(c, fd, l->why)) &&
+        (waited_for(c) || !relayed(l, c, fd))) {
       conn_leave_ring(
           c, l->why); /* what lies in the ring is read by calls of ours, and may be the program's end */
       return;
@@ -103,6 +116,9 @@ static void leave_one(struct leaving *l, struct conn *c, int fd) {
   }
   if (kind == BERTHA_CONN_PLAIN) {
     c->info.reason = c->info.reason != 0 ? c->info.reason : l->why;
+  }
+  if (waited_for(c)) {
+    return;
   }
   conn_forget(fd);
   stdfile_follow(fd);
