@@ -616,7 +616,7 @@ void conn_after_close(struct conn *c) {
     if (c->side == BERTHA_SIDE_CLIENT) {
       slot_give_back(c->link, c->slot_index);
     } else {
-      atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
+      slot_leave(c->link, c->slot_index, BERTHA_SIDE_SERVER);
     }
   } else if (kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_DGRAM)) {
     dgram_closed(c);

@@ -1,5 +1,6 @@
 /* Waiting for one connection: look, spin while that pays, sleep with a bell within reach. */
 #include "conn.h"
+#include "trim.h"
 #include "waiter.h"
 
 /* By memory alone: no system call. */
@@ -114,6 +115,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       ns = at_most(deadline, now, NO_BELL_MS * 1000000);
       ns = ns > 0 ? ns : 0;
     }
+    ns = trim_before_sleep(ns);
     struct timespec timeout = {ns / 1000000000, ns % 1000000000};
     int n = REAL(ppoll)(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL);
     if (n < 0) {
