@@ -47,6 +47,8 @@ bool link_held(const struct link *link); /* its client process lives */
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
 int slot_take(struct link *link); /* -1: none free */
 void slot_give_back(struct link *link, uint32_t slot);
+void slot_leave(const struct link *link, uint32_t slot,
+                int side); /* the same for a server, or one that took no slot */
 
 /* claims.c */
 uint32_t tuple_tag(const uint8_t client_addr[16], uint16_t client_port);

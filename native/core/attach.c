@@ -174,6 +174,33 @@ void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint6
   }
 }
 
+static bool alone_now(struct conn *c) {
+  uint32_t others = atomic_load(&c->info.refs);
+  if (LIKELY(others == 1)) {
+    return true;
+  }
+  for (uint32_t fd = 0; others > 0 && fd < bertha.max_fd; fd++) {
+    others -= conn_of((int)fd) == c;
+  }
+  return others == 0;
+}
+
+/* A link that this process maps now is not in the memory of those that were forked before: a connection that they
+ * have as well cannot be tied to it.  As a rule it is a parent that is about to close its copy, which on a busy
+ * machine takes it a turn or two of the scheduler; a client of ours is there, so it is worth that wait, once. */
+static bool alone(struct conn *c) {
+  bool now = alone_now(c);
+  if (LIKELY(now) || c->info.reason == BERTHA_WHY_INHERITED) {
+    return now;
+  }
+  struct timespec moment = {0, 20000};
+  for (int64_t until = bertha_now_ns() + ALONE_WAIT_NS; !alone_now(c) && bertha_now_ns() < until;) {
+    REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
+    moment.tv_nsec = moment.tv_nsec < 320000 ? 2 * moment.tv_nsec : moment.tv_nsec;
+  }
+  return alone_now(c);
+}
+
 static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   struct bertha_tuple tuple = {.reserved = 0};
   if (!address_of(to, tuple.server_addr, &tuple.server_port)) {
@@ -213,6 +240,9 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   struct link *l = link_to(c, listener, tuple.server_addr, tuple.server_port, netns, &why);
   if (l == NULL) {
     return why;
+  }
+  if (!alone(c)) { /* a child that is made from now on has the link */
+    return BERTHA_WHY_INHERITED;
   }
   if (l->plan.implementation != BERTHA_IMPL_SHM &&
       (l->plan.implementation != BERTHA_IMPL_UNIX || l->mailbox < 0)) {
@@ -339,6 +369,10 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
   if (l == NULL || index >= l->slot_count) {
     return false;
   }
+  if (!alone_now(c)) { /* since find_claim() looked, and before the link was there */
+    c->info.reason = BERTHA_WHY_INHERITED;
+    return false;
+  }
   struct bertha_slot *s = &l->slots[index];
   uint32_t claimed = atomic_load_explicit(&s->state, memory_order_acquire); /* before all that we compare */
   uint32_t use = BERTHA_SLOT_USE(claimed);
@@ -407,33 +441,6 @@ static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
     }
   }
   return living > 1;
-}
-
-static bool alone_now(struct conn *c) {
-  uint32_t others = atomic_load(&c->info.refs);
-  if (LIKELY(others == 1)) {
-    return true;
-  }
-  for (uint32_t fd = 0; others > 0 && fd < bertha.max_fd; fd++) {
-    others -= conn_of((int)fd) == c;
-  }
-  return others == 0;
-}
-
-/* A link that this process maps now is not in the memory of those that were forked before: a connection that they
- * have as well cannot be tied to it.  As a rule it is a parent that is about to close its copy, which on a busy
- * machine takes it a turn or two of the scheduler; a client of ours is there, so it is worth that wait, once. */
-static bool alone(struct conn *c) {
-  bool now = alone_now(c);
-  if (LIKELY(now) || c->info.reason == BERTHA_WHY_INHERITED) {
-    return now;
-  }
-  struct timespec moment = {0, 20000};
-  for (int64_t until = bertha_now_ns() + ALONE_WAIT_NS; !alone_now(c) && bertha_now_ns() < until;) {
-    REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
-    moment.tv_nsec = moment.tv_nsec < 320000 ? 2 * moment.tv_nsec : moment.tv_nsec;
-  }
-  return alone_now(c);
 }
 
 static bool find_claim(struct conn *c, int fd) {
@@ -631,7 +638,7 @@ void conn_after_close(struct conn *c) {
     if (c->side == BERTHA_SIDE_CLIENT) {
       slot_give_back(c->link, c->slot_index);
     } else {
-      atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
+      slot_leave(c->link, c->slot_index, BERTHA_SIDE_SERVER);
     }
   } else if (kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_DGRAM)) {
     dgram_closed(c);

@@ -1,6 +1,7 @@
 /* epoll_wait: the rings first, the kernel now and then, asleep in the kernel when there is nothing. */
 #include "conn.h"
 #include "eset_members.h"
+#include "trim.h"
 #include "unixpair.h"
 
 enum {
@@ -506,6 +507,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       ns = ns >= 0 && ns < cap ? ns : cap;
       s->starved = false;
     }
+    ns = trim_before_sleep(ns);
     int room = max < KERNEL_EVENTS ? max : KERNEL_EVENTS;
     struct epoll_event seen[KERNEL_EVENTS];
     atomic_fetch_add(&s->asleep, 1);

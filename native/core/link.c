@@ -8,6 +8,7 @@
 #include "agentc.h"
 #include "links.h"
 #include "room.h"
+#include "trim.h"
 #include "unixmail.h"
 
 enum { REFUSALS = 16, RING_MIN = 256 };
@@ -331,6 +332,7 @@ static void sweep(struct link *l) {
          (state == BERTHA_SLOT_CLAIMED || state == BERTHA_SLOT_REFUSED ||
           atomic_load_explicit(&slot->watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)))) {
       l->free_slots[l->free_count++] = (uint16_t)s;
+      trim_slot(l, s);
     }
   }
 }
@@ -479,6 +481,7 @@ int slot_take(struct link *l) {
       atomic_load_explicit(&l->slots[l->left].watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
     s = l->left;
     l->left = -1;
+    trim_slot(l, (uint32_t)s);
   } else if (l->free_count > 0) {
     s = l->free_slots[--l->free_count];
   } else if (l->next_fresh < l->slot_count) {
@@ -493,13 +496,22 @@ int slot_take(struct link *l) {
   return s;
 }
 
+void slot_leave(const struct link *l, uint32_t slot, int side) {
+  struct bertha_watch *watch = l->slots[slot].watch;
+  if (atomic_load_explicit(&watch[1 - side].done,
+                           memory_order_acquire)) { /* nobody takes it before our word */
+    trim_slot(l, slot);
+  }
+  atomic_store_explicit(&watch[side].done, 1, memory_order_release);
+}
+
 /* The client's side will not touch the slot any more.  If the server is yet to leave it, it is looked at again at the
  * next claim, or found by a later sweep; so it is by the process that took it when another one is the last to go.
  * The slot counts as left only under the lock: a sweep would find it a second time. */
 void slot_give_back(struct link *l, uint32_t slot) {
   struct bertha_watch *watch = l->slots[slot].watch;
   if (l->owner_pid != bertha.pid || l->side != BERTHA_SIDE_CLIENT || !bertha_lock(&l->lock)) {
-    atomic_store_explicit(&watch[BERTHA_SIDE_CLIENT].done, 1, memory_order_release);
+    slot_leave(l, slot, BERTHA_SIDE_CLIENT);
     return;
   }
   uint32_t state = BERTHA_SLOT_STATE(atomic_load(&l->slots[slot].state));
@@ -508,6 +520,7 @@ void slot_give_back(struct link *l, uint32_t slot) {
       !atomic_load_explicit(&watch[BERTHA_SIDE_SERVER].done, memory_order_acquire)) {
     l->left = (int)slot;
   } else if (l->free_count < l->slot_count) {
+    trim_slot(l, slot);
     l->free_slots[l->free_count++] = (uint16_t)slot;
   }
   bertha_unlock(&l->lock);

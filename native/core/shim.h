@@ -158,6 +158,7 @@ struct conn {
   uint64_t tx_tail;
   uint64_t tx_base;
   uint64_t tx_head;    /* the slot's `head` as last looked at: it may be ahead of that */
+  uint64_t trim_tail;  /* tx_tail when it was last looked at (trim.c) */
   uint64_t tx_look_at; /* up to which position a small message need not look at it */
   uint32_t tx_size;
   uint32_t tx_limit;    /* size may grow to this */

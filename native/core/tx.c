@@ -5,6 +5,7 @@
 #include "brief.h"
 #include "conn.h"
 #include "eset.h"
+#include "trim.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -237,6 +238,9 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
   bertha_unlock(&c->tx_lock);
   if (n > 0) {
     signal_data(c, fd);
+    if (UNLIKELY(c->tx_size > TRIM_WARM)) {
+      trim_note(fd);
+    }
     if (UNLIKELY(look) && c->rx_phase == PHASE_RING) { /* before, its bytes are no bells */
       conn_look_at_kernel(c, fd);
     }
@@ -420,6 +424,9 @@ void tx_commit(struct conn *c, int fd, size_t n) {
   abroad_leave(c, c->home != NULL);
   if (n > 0) {
     signal_data(c, fd);
+    if (UNLIKELY(c->tx_size > TRIM_WARM)) {
+      trim_note(fd);
+    }
   }
 }
 

@@ -2,6 +2,7 @@
 #include <sys/epoll.h>
 
 #include "conn.h"
+#include "trim.h"
 #include "waiter.h"
 
 /* By memory alone: no system call. */
@@ -161,6 +162,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       ns = at_most(deadline, now, NO_BELL_MS * 1000000);
       ns = ns > 0 ? ns : 0;
     }
+    ns = trim_before_sleep(ns);
     bool lasting = c->rx_phase == PHASE_RING && !(flags & (CONN_FIN | CONN_RST));
     bool edges = bell && index != 0 && ns < 0 && w->bell != 0 && lasting && waiter_edges(w, c, fd, life);
     int n = edges ? wait_edges(w, p, &armed) : wait_levels(w, p, ns, &armed);

@@ -1,6 +1,7 @@
 /* Waiting for many descriptors at once, for poll and select: those on rings and the kernel's together. */
 #include "carried.h"
 #include "conn.h"
+#include "trim.h"
 #include "eset.h"
 #include "unixpair.h"
 #include "waiter.h"
@@ -353,7 +354,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
         ns = at_most(deadline, now, (sure ? SPACE_MS : NO_BELL_MS) * 1000000);
         ns = ns > 0 ? ns : 0;
       }
-      int n = kernel_poll_call(p, w->bell_fd, ns, mask);
+      int n = kernel_poll_call(p, w->bell_fd, trim_before_sleep(ns), mask);
       unplace(w, p);
       if (n < 0) {
         return n;

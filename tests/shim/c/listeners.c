@@ -2,10 +2,12 @@
  *
  * poll: client and server are two processes, with blocking calls.  epoll: the client waits in one set for all.
  * same: both ends in one process.  kept: the client's first connection stays, beyond its listener's end and in a child.
+ * threads: as same, in four threads, while another one forks all the time.
  * living: the listeners stay, and COUNT is more than there are descriptors for. */
 #include "common.h"
 
 #include <dirent.h>
+#include <pthread.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
 
@@ -128,7 +130,7 @@ static void client(const char *way, int ports, int count) {
   exit(0);
 }
 
-static void in_one_process(int count) {
+static void rounds(int count, int alone) {
   for (int i = 0; i < count; i++) {
     int port;
     int listening = any_port(&port);
@@ -144,7 +146,44 @@ static void in_one_process(int count) {
     close(fds[i & 1]);
     close(listening);
     close(fds[1 - (i & 1)]);
-    measure(i, count, "both");
+    if (alone) {
+      measure(i, count, "both");
+    }
+  }
+}
+
+static volatile int over;
+static int each;
+
+static void *a_thread(void *nothing) {
+  rounds(each, 0);
+  return nothing;
+}
+
+static void *fork_on(void *nothing) {
+  while (!over) {
+    pid_t child = fork();
+    MUST(child >= 0);
+    if (child == 0) {
+      _exit(0);
+    }
+    int status;
+    MUST(waitpid(child, &status, 0) == child && status == 0);
+    usleep(2000);
+  }
+  return nothing;
+}
+
+static void in_threads(int count) {
+  pthread_t thread[5];
+  each = count / 4;
+  MUST(pthread_create(&thread[4], NULL, fork_on, NULL) == 0);
+  for (int i = 0; i < 4; i++) {
+    MUST(pthread_create(&thread[i], NULL, a_thread, NULL) == 0);
+  }
+  for (int i = 0; i < 5; i++) {
+    MUST(pthread_join(thread[i], NULL) == 0);
+    over = i == 3;
   }
   exit(0);
 }
@@ -154,7 +193,11 @@ int main(int argc, char **argv) {
   MUST(argc == 3 && pipe(ports) == 0);
   int count = atoi(argv[2]);
   if (strcmp(argv[1], "same") == 0) {
-    in_one_process(count);
+    rounds(count, 1);
+    return 0;
+  }
+  if (strcmp(argv[1], "threads") == 0) {
+    in_threads(count);
   }
   if (fork() == 0) {
     close(ports[1]);
