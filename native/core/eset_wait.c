@@ -208,6 +208,9 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       }
       r->fired = (r->events & EPOLLONESHOT) != 0;
       e.events = r->state == REG_KERNEL ? judged(r, (int)fd, e.events) : e.events;
+      if (r->lent) { /* by a connection that may have left its ring meanwhile */
+        e.events &= r->events | EPOLLERR | EPOLLHUP;
+      }
       e.data.u64 = r->data;
       if (e.events != 0) {
         to[n++] = e;
