@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from bertha_socket.reasons import Reason, text_of
 from tests.harness import Connection, Host, Program, assert_carried, connections, eventually, free_port
 from tests.shim.conftest import Build
 
@@ -20,10 +21,14 @@ _PYTHON = Path(sys.executable).name
 _KILLS = 5
 # What a connection may say that came to be while there was no agent, or one that knew nothing yet.
 _REASONS = {
-    "no agent answered on this host: start one with 'bertha agent'",
-    "no program under bertha-run listens on this address on this host",
-    "the peer never tied its end of the connection to shared memory",
-    "the peer does not run under bertha-run",
+    text_of(reason)
+    for reason in (
+        Reason.NO_AGENT,
+        Reason.NOT_LISTED,
+        Reason.NOT_ATTACHED,
+        Reason.PEER_UNAWARE,
+        Reason.AGENT_NEW,
+    )
 }
 
 
