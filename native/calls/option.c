@@ -156,8 +156,7 @@ BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t
     } else if (level == SOL_SOCKET && name == SO_RCVLOWAT) {
       answer = c->rcv_lowat;
     } else if (level == SOL_SOCKET && name == SO_ERROR && c->error != 0) {
-      answer = c->error;
-      c->error = 0;
+      answer = conn_take_error(c);
     }
   }
   if (answer < 0) {

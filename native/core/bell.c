@@ -127,7 +127,7 @@ void bell_fd_moved(int from, int to) {
 
 /* Our own: registered, so that others may ask for it. */
 uint32_t bell_create(int *fd) {
-  int e = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  int e = REAL(eventfd)(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (e < 0) {
     return 0;
   }

@@ -79,7 +79,7 @@ static bool open_statuses(void) {
     return true;
   }
   size_t size = (size_t)BERTHA_CONNS * sizeof(struct bertha_carrier_status);
-  int fd = memfd_create("bertha-carried", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  int fd = REAL(memfd_create)("bertha-carried", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) {
     return false;
   }
@@ -305,7 +305,7 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   if (ring && !bertha_lock(&c->tx_lock)) {
     return false;
   }
-  if (socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) != 0) {
+  if (REAL(socketpair)(AF_UNIX, type | SOCK_CLOEXEC, 0, pair) != 0) {
     if (ring) {
       bertha_unlock(&c->tx_lock);
     }
@@ -591,7 +591,7 @@ static void refuse(struct conn *c, int fd, uint32_t why) {
   c->info.reason = why;
   reset(fd);
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
+  if (REAL(socketpair)(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
     if (QUIET(write)(pair[0], "", 1) < 0) {
       errno = 0;
     }

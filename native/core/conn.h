@@ -140,6 +140,11 @@ static inline void conn_low_water_back(const struct conn *c, int fd) {
 int iov_window(struct iovec *to, int max, const struct iovec *from, int count, size_t skip, size_t cap);
 enum { IOV_PARTS = 64 };
 
+/* It is told once, to whichever thread comes first. */
+static inline int conn_take_error(struct conn *c) {
+  return atomic_load_explicit(&c->error, memory_order_relaxed) != 0 ? atomic_exchange(&c->error, 0) : 0;
+}
+
 static inline size_t iov_bytes(const struct iovec *iov, int count) {
   size_t n = 0;
   for (int i = 0; i < count; i++) {

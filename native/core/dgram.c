@@ -409,7 +409,7 @@ int dgram_first_send(int fd, const struct sockaddr *to, socklen_t size) {
 /* Nobody carries it: it takes nothing and brings nothing, and wakes nobody up, until somebody sends again. */
 static void put_to_rest(struct conn *c) {
   int pair[2];
-  if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0) {
+  if (REAL(socketpair)(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, pair) == 0) {
     QUIET(close)(pair[1]);
     unix_replace(c, pair[0]);
   }

@@ -21,7 +21,7 @@ static void note_watched(int epfd) {
   char path[64];
   char line[256];
   snprintf(path, sizeof path, "/proc/self/fdinfo/%d", epfd);
-  FILE *f = fopen(path, "re");
+  FILE *f = REAL(fopen)(path, "re");
   while (f != NULL && fgets(line, sizeof line, f) != NULL) {
     int member;
     if (sscanf(line, "tfd: %d", &member) == 1) {

@@ -295,7 +295,7 @@ static bool new_parcel(struct handover *h) {
   if (!fsize_allows(sizeof h->head + (size_t)BERTHA_CONNS * sizeof(struct parcel_conn))) {
     return false;
   }
-  int fd = memfd_create("bertha-parcel", 0);
+  int fd = REAL(memfd_create)("bertha-parcel", 0);
   if (fd < 0) {
     return false;
   }

@@ -55,7 +55,7 @@ struct link *hop_make(uint32_t *index) {
   struct bertha_link_header h;
   *index = atomic_fetch_add(&made, 1) + 1;
   fill_header(&h, *index);
-  int fd = memfd_create("bertha-hop", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  int fd = REAL(memfd_create)("bertha-hop", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) {
     return NULL;
   }
@@ -65,7 +65,7 @@ struct link *hop_make(uint32_t *index) {
     return NULL;
   }
   /* Not the byte on the socketpair, which cannot be sent any more when the program has shut down its half. */
-  int bell = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  int bell = REAL(eventfd)(0, EFD_NONBLOCK | EFD_CLOEXEC);
   if (bell < 0) {
     QUIET(close)(fd);
     return NULL;

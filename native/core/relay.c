@@ -78,7 +78,7 @@ static bool tcp_pair(int family, int pair[2]) {
 }
 
 bool relay_pair(int family, int pair[2]) {
-  return tcp_pair(family, pair) || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0;
+  return tcp_pair(family, pair) || REAL(socketpair)(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0;
 }
 
 /* ---- in the process that becomes the relay ------------------------------------------------------- */
@@ -252,7 +252,7 @@ bool relay_begin(struct relay *r, const struct conn *c, int fd) {
   sigset_t all, before;
   int status;
   r->end = r->word = -1;
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, word) != 0) {
+  if (REAL(socketpair)(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, word) != 0) {
     return false;
   }
   struct timeval patience = {PATIENCE_SECONDS, 0};

@@ -104,7 +104,7 @@ static void let_go(void *base, size_t size) {
   if (room_map(base, size, -1) != NULL) {
     return;
   }
-  int fd = memfd_create("bertha-void", MFD_CLOEXEC);
+  int fd = REAL(memfd_create)("bertha-void", MFD_CLOEXEC);
   if (fd >= 0) {
     if (fsize_make(fd, size) == 0) {
       room_map(base, size, fd);

@@ -67,7 +67,7 @@ static bool ours(uintptr_t from, uintptr_t to, const char *line) {
 
 /* MCL_CURRENT, mapping by mapping. */
 static int lock_present(unsigned flags) {
-  FILE *maps = fopen("/proc/self/maps", "re");
+  FILE *maps = REAL(fopen)("/proc/self/maps", "re");
   char line[600];
   int error = 0;
   if (maps == NULL) {

@@ -233,13 +233,10 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
   }
   if (fin) { /* a reset may have come after the FIN: it is reported once (tcp(7)) */
     conn_look_at_kernel(c, fd);
-    int error = c->error;
-    c->error = 0;
-    return -error;
+    return -conn_take_error(c);
   }
-  if (c->error != 0) {
-    int error = c->error;
-    c->error = 0;
+  int error = conn_take_error(c);
+  if (error != 0) {
     return -error;
   }
   /* Whether the kernel's half has ended costs a system call to know.  Not asked directly after data: a

@@ -170,7 +170,7 @@ struct conn {
   _Atomic uint32_t kernel_regs;    /* epoll registrations that the kernel alone serves */
   _Atomic uint32_t bell_debt;      /* bell bytes announced and not yet arrived */
   uint32_t bells_seen;
-  int32_t error;          /* errno that the kernel reported and the program has not seen */
+  _Atomic int32_t error;  /* errno that the kernel reported and the program has not seen */
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;

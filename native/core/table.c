@@ -40,7 +40,7 @@ bool bertha_table_open(void) {
   if (!bertha.table_ready) {
     size_t size = records_offset() + (size_t)BERTHA_RECORD * BERTHA_CONNS;
     bool room = room_allows(size);
-    int fd = room ? memfd_create("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING) : -1;
+    int fd = room ? REAL(memfd_create)("bertha-table", MFD_CLOEXEC | MFD_ALLOW_SEALING) : -1;
     void *p = MAP_FAILED;
     if (fd >= 0 && fsize_make(fd, size) == 0 &&
         REAL(fcntl)(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0) {

@@ -194,9 +194,8 @@ static ssize_t send_by_kernel(struct conn *c, int fd, const struct iovec *iov, i
 static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, size_t want,
                          int flags) {
   bool fin = conn_flags(c) & CONN_FIN;
-  if (UNLIKELY(c->error != 0)) { /* taken from the kernel in a look at it, and not told to the program yet */
-    int error = c->error;
-    c->error = 0;
+  int error = conn_take_error(c); /* taken from the kernel in a look at it, and not told to the program yet */
+  if (UNLIKELY(error != 0)) {
     return -error;
   }
   if (UNLIKELY(fin || (conn_flags(c) & (CONN_WR_SHUT | CONN_RST)))) {

@@ -200,7 +200,7 @@ void spares_fill(struct link *l) {
   conn_books_begin();
   bool locked = bertha_lock(&l->lock);
   while (locked && l->spares.count < l->spares.target &&
-         socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
+         REAL(socketpair)(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
     struct letter letter = {ANY, 0, new_number()};
     bool posted = post(l, &letter, pair[1]) == 0;
     QUIET(close)(pair[1]);

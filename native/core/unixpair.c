@@ -65,7 +65,7 @@ uint32_t unix_offer(struct conn *c) {
   }
   int pair[2];
   spare_missed(c->link);
-  if (c->link->mailbox < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
+  if (c->link->mailbox < 0 || REAL(socketpair)(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
     return BERTHA_WHY_NO_DESCRIPTOR;
   }
   int error = mail_post(c->link, c->slot_index, BERTHA_SLOT_USE(atomic_load(&c->slot->state)), pair[1]);
@@ -445,8 +445,8 @@ void unix_last_close(struct conn *c) {
 }
 
 bool unix_was_reset(struct conn *c) {
-  if (conn_kind(c) == BERTHA_CONN_UNIX && c->error != 0) { /* came behind a part that was told of (rx.c) */
-    c->error = 0;
+  if (conn_kind(c) == BERTHA_CONN_UNIX &&
+      conn_take_error(c) != 0) { /* came behind a part that was told of (rx.c) */
     return true;
   }
   if (c->slot == NULL || conn_kind(c) != BERTHA_CONN_UNIX ||
