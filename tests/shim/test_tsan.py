@@ -31,6 +31,7 @@ _KNOWN = {
     "lose": "the same",
     "eset_new": "a set's record that was another's, ordered by the kernel's close and epoll_create",
     "forget_set": "the same",
+    "eset_ctl": "a member's record, of a number that another thread has closed: ordered by the kernel's close",
     "sort_out": "rx_phase, " + _HINTS,
     "kernel_news": "rx_phase, " + _HINTS,
     "recv_before": "rx_phase, written with the lock and read without: " + _HINTS,
@@ -51,7 +52,8 @@ def _is_known(kind: str, stacks: str) -> bool:
     """Whether the innermost function of ours is a known one, at either end."""
     ends = [found[0] for stack in stacks.split("Previous") if (found := _OURS.findall(stack))]
     made = _MADE.findall(stacks)
-    known = any(end in _KNOWN for end in ends) or (len(made) == 2 and _MAKERS.issuperset(made))
+    both = len(made) == 2 or (len(made) == 1 and "failed to restore the stack" in stacks)
+    known = any(end in _KNOWN for end in ends) or (both and _MAKERS.issuperset(made))
     return kind == "data race" and known
 
 
