@@ -295,9 +295,10 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
   int64_t bound = p->same_cpu ? 0 : p->bound;
   int64_t spin_end = begin + (w != NULL ? spin_budget(&w->spin, begin, bound) : 0);
-  bool only_rings = p->rings == p->count;
-  /* A sleep asks it too; who may not sleep has to know now. */
-  int64_t kernel_next = only_rings && timeout_ns != 0 && w != NULL ? w->kernel_seen + KERNEL_EVERY_NS : begin;
+  /* Under load the kernel is not asked at each call, as in an epoll set of ours: what it has is told of a moment later.  A
+   * sleep asks it too; who may not sleep has to know now. */
+  bool paced = timeout_ns != 0 && w != NULL && p->becoming == 0;
+  int64_t kernel_next = paced ? w->kernel_seen + KERNEL_EVERY_NS : begin;
   int ready;
   bool first = true;
   bool unmasked = false;
@@ -305,7 +306,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   for (;;) {
     ready = look_at_rings(p);
     int64_t now = first ? begin : bertha_now_ns();
-    if (ready > 0 && (!first || (only_rings && w != NULL && now - w->kernel_seen < KERNEL_EVERY_NS))) {
+    if (ready > 0 && (!first || (paced && now - w->kernel_seen < KERNEL_EVERY_NS))) {
       break; /* a descriptor that is always writable must not hide the end of its connection for ever */
     }
     bool over = deadline >= 0 && now >= deadline;

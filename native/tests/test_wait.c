@@ -75,7 +75,7 @@ static void many_gains_bear_some_losses(void **state) {
 
 static void forbidden_is_forbidden(void **state) {
   (void)state;
-  struct spinner s = {16};
+  struct spinner s = {.score = 16};
   assert_int_equal(spin_budget(&s, 0, 0), 0);
 }
 

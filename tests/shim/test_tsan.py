@@ -31,7 +31,7 @@ _KNOWN = {
     "lose": "the same",
     "eset_new": "a set's record that was another's, ordered by the kernel's close and epoll_create",
     "forget_set": "the same",
-    "eset_ctl": "a member's record, of a number that another thread has closed: ordered by the kernel's close",
+    "eset_ctl": "a member's record, of a number that another thread has closed: ordered by that",
     "sort_out": "rx_phase, " + _HINTS,
     "kernel_news": "rx_phase, " + _HINTS,
     "recv_before": "rx_phase, written with the lock and read without: " + _HINTS,
