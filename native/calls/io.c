@@ -222,9 +222,12 @@ BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct so
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return recvfrom_carried(d, fd, (struct iovec){buf, n}, flags, from, size);
     }
-    ssize_t got = UNLIKELY(discards(fd, flags))
-                      ? errno_result(unix_discard(fd, n, flags))
-                      : REAL(recvfrom)(kernels_fd(d, fd, flags), buf, n, flags, from, size);
+    bool thrown = UNLIKELY(discards(fd, flags));
+    ssize_t got = thrown ? errno_result(unix_discard(fd, n, flags))
+                         : REAL(recvfrom)(kernels_fd(d, fd, flags), buf, n, flags, from, size);
+    if (thrown && got >= 0 && from != NULL && size != NULL) {
+      *size = 0;
+    }
     return flags & (MSG_PEEK | KERNELS_OWN) ? got : plain_received(fd, got, n);
   }
   struct iovec iov = {buf, n};
