@@ -297,8 +297,9 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   int64_t spin_end = begin + (w != NULL ? spin_budget(&w->spin, begin, bound) : 0);
   /* Under load the kernel is not asked at each call, as in an epoll set of ours: what it has is told of a moment later.  A
    * sleep asks it too; who may not sleep has to know now. */
-  bool paced = timeout_ns != 0 && w != NULL && p->becoming == 0;
-  int64_t kernel_next = paced ? w->kernel_seen + KERNEL_EVERY_NS : begin;
+  int64_t asked = w != NULL ? w->kernel_seen : begin - KERNEL_EVERY_NS;
+  bool paced = timeout_ns != 0 && p->becoming == 0;
+  int64_t kernel_next = paced ? asked + KERNEL_EVERY_NS : begin;
   int ready;
   bool first = true;
   bool unmasked = false;
@@ -306,7 +307,7 @@ static int poll_rings(struct poll_call *p, int64_t timeout_ns, const sigset_t *m
   for (;;) {
     ready = look_at_rings(p);
     int64_t now = first ? begin : bertha_now_ns();
-    if (ready > 0 && (!first || (paced && now - w->kernel_seen < KERNEL_EVERY_NS))) {
+    if (ready > 0 && (!first || (paced && now - asked < KERNEL_EVERY_NS))) {
       break; /* a descriptor that is always writable must not hide the end of its connection for ever */
     }
     bool over = deadline >= 0 && now >= deadline;
