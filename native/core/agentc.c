@@ -245,7 +245,7 @@ static uint32_t dial(int patience_ms) {
   return status;
 }
 
-bool agent_gone(void) {
+bool agent_has_gone(void) {
   struct pollfd p = {.fd = agent.fd};
   return agent.fd >= 0 && agent.pid == bertha.pid && QUIET(poll)(&p, 1, 0) == 1 &&
          (p.revents & (POLLHUP | POLLERR));

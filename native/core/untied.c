@@ -22,7 +22,9 @@ uint32_t listener_standing(struct listener *l) {
 }
 
 uint32_t conn_untied_reason(const struct conn *c) {
-  return c->info.reason != 0 ? c->info.reason : agent_gone() ? BERTHA_WHY_NO_AGENT : BERTHA_WHY_PEER_UNAWARE;
+  return c->info.reason != 0 ? c->info.reason
+         : agent_has_gone()  ? BERTHA_WHY_NO_AGENT
+                             : BERTHA_WHY_PEER_UNAWARE;
 }
 
 void conn_broken(struct conn *c) {
