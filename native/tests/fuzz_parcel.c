@@ -23,7 +23,7 @@ static int make_link_file(bool sound) {
 
 /* All that the last run has taken up. */
 static void drop_links(void) {
-  for (struct link *l = atomic_load(&here.links); l != NULL; l = atomic_load(&here.links)) {
+  for (struct link *l = mapped.links; l != NULL; l = mapped.links) {
     link_drop(l);
   }
 }
