@@ -39,8 +39,23 @@ struct eset *eset_of(int epfd) {
   return eset_by_entry(e);
 }
 
+/* At the first epoll descriptor, so that a child which waits in the same kernel set knows its parent's registrations. */
+static void make_magic(void) {
+  uint64_t random = 0;
+  if (LIKELY(eset_magic != 0)) {
+    return;
+  }
+  if (getrandom(&random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random) {
+    random = (uint64_t)bertha_now_ns() * 0x9e3779b97f4a7c15u;
+  }
+  uint64_t none = 0;
+  random = (random | 0x8000000000000000u) & 0xffffffff00000000u; /* no user-space pointer */
+  __atomic_compare_exchange_n(&eset_magic, &none, random, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+
 void eset_created(int epfd) {
   if ((unsigned)epfd < BERTHA_FDS && bertha.enabled && !bertha_in_forked_stranger()) {
+    make_magic();
     eset_set_entry(epfd, SET_FRESH);
     conn_reach(epfd);
   }
@@ -57,13 +72,7 @@ struct eset *eset_new(int epfd) {
     bertha_unlock(&sets_lock);
     return s;
   }
-  if (eset_magic == 0) {
-    uint64_t random = 0;
-    if (getrandom(&random, sizeof random, GRND_NONBLOCK) != (ssize_t)sizeof random) {
-      random = (uint64_t)bertha_now_ns() * 0x9e3779b97f4a7c15u;
-    }
-    eset_magic = (random | 0x8000000000000000u) & 0xffffffff00000000u; /* no user-space pointer */
-  }
+  make_magic();
   for (index = 0; index < sets_used; index++) {
     if (sets[index]->epfd < 0) {
       s = sets[index];
