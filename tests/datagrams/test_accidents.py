@@ -163,6 +163,12 @@ def test_what_strangers_send_into_a_session(pair: Pair, make_asker: MakeAsker) -
     )
     pair.client.run([sys.executable, "-c", script, pair.address, port], shim=False)
     assert asker.ask("two") == "two"
+
+    def told() -> bool:  # the carrier says it now and then, and the program's line has what it said last
+        bertha = Path(sys.executable).with_name("bertha")
+        return "datagrams dropped" in pair.server.run([bertha, "ps", "--json"], shim=False)
+
+    eventually(told, "the carrier has told of what it dropped")
     assert asker.ask("quit") == "TimeoutError"
     asker.end()
     echo.wait(20)

@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from bertha_socket.reasons import Reason, text_of
 from tests.conftest import MakeHost
 from tests.harness import (
     Connection,
@@ -98,7 +99,7 @@ def test_each_with_an_agent_of_its_own(make_host: MakeHost, start_redis: StartRe
     assert_plain(clients, "redis-cli", 2, role="client", port=port)
     assert_plain(servers, "redis-server", 2, role="server", port=port)
     reasons = {c.reason for c in connections(clients, port=port)}
-    assert client.rehearse or reasons == {"no program under bertha-run listens on this address on this host"}
+    assert client.rehearse or reasons == {text_of(Reason.NOT_LISTED)}
 
 
 @pytest.mark.parametrize("policy", ["", _EVERYBODY], ids=["default", "everybody"])
@@ -111,6 +112,6 @@ def test_agent_of_the_other_user(make_host: MakeHost, start_redis: StartRedis, p
     assert_plain(clients, "redis-cli", 2, role="client", port=port)
     assert_plain(servers, "redis-server", 2, role="server", port=port)
     said = {c.reason for c in connections(clients, port=port)}
-    assert client.rehearse or said == {"no agent answered on this host: start one with 'bertha agent'"}
+    assert client.rehearse or said == {text_of(Reason.NO_AGENT)}
     warning = next(p for p in client.programs if p.label == "redis-cli").text()
     assert client.rehearse or "belongs to another user" in warning, warning
