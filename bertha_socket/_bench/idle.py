@@ -34,6 +34,9 @@ UNITS = {
     "shmem": "KiB/connection",
 }
 
+#: Before those that were used are taken for idle.
+_SETTLING_S = 1.5
+
 
 @dataclass
 class Crowd:
@@ -65,6 +68,10 @@ class Crowd:
         )
         pids = [server.pid, client.pid]
         agent = self.stage.agent_pid() if self.variant.shim is not None else None
+        if (
+            self.touch > self.chunk
+        ):  # what bulk needed is given back in a second: work, once
+            time.sleep(_SETTLING_S)
         cpu, switches = sum(map(processor_ns, pids)), sum(map(_switches, pids))
         agent_cpu = processor_ns(agent) if agent else 0
         begin = time.monotonic()
@@ -147,7 +154,9 @@ def _figures(report: Report, name: str) -> None:
         report.number(f"{what}: agent's processor time", max(ours.values("agent_cpu")), "ms/s")
         descriptors = beyond("descriptors")
         # A few descriptors are needed in any case: the bound is meant for thousands of connections.
-        bound = Target(1.0, at_least=False) if count >= 1000 else None
+        # `unix` keeps the TCP socket beside the other one, which docs/users/limits.md says.
+        bounded = count >= 1000 and name == variants.SHM
+        bound = Target(1.0, at_least=False) if bounded else None
         report.number(f"{what}: descriptors beyond plain, per 100", descriptors / count * 100, "", bound)
         report.number(
             f"{what}: memory beyond plain", beyond("memory"), "KiB/connection", Target(300.0, at_least=False)
