@@ -79,6 +79,7 @@ ROWS: tuple[Row, ...] = (
             ask=pairs.asking_script("http_pair.py", "client"),
         ),
         _RUNTIME,
+        brief=True,
         logged=False,
     ),
     Row(

@@ -14,7 +14,10 @@ BERTHA_EXPORT int epoll_create1(int flags) {
 }
 
 BERTHA_EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event) {
-  if (LIKELY(conn_of(fd) == NULL) && eset_entry(fd) == 0 && eset_of(epfd) == NULL) {
+  const struct conn *c = conn_of(fd);
+  /* Jumps: a return after a system call is one that the processor has not foreseen. */
+  if (c == NULL ? eset_entry(fd) == 0 && eset_of(epfd) == NULL
+                : conn_kind(c) == BERTHA_CONN_PLAIN && !eset_serves(epfd, fd)) {
     return REAL(epoll_ctl)(epfd, op, fd, event);
   }
   if (bertha_in_forked_stranger()) {

@@ -39,6 +39,11 @@ struct eset *eset_of(int epfd) {
   return eset_by_entry(e);
 }
 
+bool eset_serves(int epfd, int fd) {
+  const struct eset *s = eset_of(epfd);
+  return s != NULL && ((unsigned)fd >= ESET_FDS || s->regs[fd].state != REG_NONE);
+}
+
 /* At the first epoll descriptor, so that a child which waits in the same kernel set knows its parent's registrations. */
 static void make_magic(void) {
   uint64_t random = 0;

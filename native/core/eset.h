@@ -80,6 +80,8 @@ extern uint64_t eset_magic;
 #define ESET_BELL 0xffffffffu
 
 struct eset *eset_of(int epfd);
+bool eset_serves(int epfd,
+                 int fd);      /* or has served: the kernel alone does not say what is asked of it there */
 uint32_t eset_entry(int fd);   /* 0: no epoll descriptor that we know of, and no member of a set */
 void eset_created(int epfd);   /* by this process, just now; -1: not after all */
 void eset_find_existing(void); /* those made before we were there */
