@@ -68,9 +68,7 @@ class Crowd:
         )
         pids = [server.pid, client.pid]
         agent = self.stage.agent_pid() if self.variant.shim is not None else None
-        if (
-            self.touch > self.chunk
-        ):  # what bulk needed is given back in a second: work, once
+        if self.touch > self.chunk:  # what bulk needed is given back in a second: work, once
             time.sleep(_SETTLING_S)
         cpu, switches = sum(map(processor_ns, pids)), sum(map(_switches, pids))
         agent_cpu = processor_ns(agent) if agent else 0
