@@ -69,7 +69,7 @@ def _new_reports(directory: Path) -> tuple[int, list[str]]:
 
 
 # Which of the sanitizer's false alarms a run meets is chance, and the list above is not known to be whole.
-@pytest.mark.skipif(not os.environ.get("BERTHA_TSAN"), reason="asked for by BERTHA_TSAN=1: it has false alarms")
+@pytest.mark.skipif(not os.environ.get("BERTHA_TSAN"), reason="asked for by BERTHA_TSAN=1: false alarms")
 @pytest.mark.slow
 @pytest.mark.timeout(400)  # most of it is a compiler
 def test_threads_under_the_thread_sanitizer(host: Host, tmp_path: Path) -> None:
