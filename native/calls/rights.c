@@ -15,8 +15,9 @@ static bool leaves(int fd, struct relay *relay) {
     return false;
   }
   uint32_t kind = conn_kind(c);
-  if (c->listener != NULL && kind != BERTHA_CONN_LISTENER) {
-    atomic_store(&c->listener->passes_on, true);
+  struct listener *l = kind != BERTHA_CONN_LISTENER ? listener_of(c) : NULL;
+  if (l != NULL) {
+    atomic_store(&l->passes_on, true);
   }
   if (kind == BERTHA_CONN_SOCKET) { /* to be connected by the other process, or by us: nobody can tell */
     conn_set_flag(c, CONN_NO_ATTACH);

@@ -80,10 +80,11 @@ BERTHA_EXPORT int bind(int fd, const struct sockaddr *address, socklen_t size) {
 
 static void start_listening(struct conn *c, int fd) {
   uint32_t why = 0;
-  c->listener = listener_register(fd, &why);
+  const struct listener *l = listener_register(fd, &why);
+  c->listener = l != NULL ? l->id : 0;
   c->info.reason = why;
   atomic_store(&c->info.kind, BERTHA_CONN_LISTENER);
-  if (c->listener == NULL && bertha_log_level > 0) {
+  if (l == NULL && bertha_log_level > 0) {
     bertha_debug("listener on descriptor %d stays plain (reason %u)", fd, why);
   }
 }
@@ -109,7 +110,7 @@ BERTHA_EXPORT int listen(int fd, int backlog) {
 /* After an agent's death its successor has to be told anew; found out when somebody connects.  So has the agent of a
  * worker that has the socket by inheritance: only by showing it may it, perhaps under another user, serve there. */
 static struct listener *listener_now(struct conn *c, int fd) {
-  struct listener *l = c->listener;
+  struct listener *l = listener_of(c);
   static _Atomic int64_t not_before;
   static _Atomic int asked_pid;
   uint64_t generation = directory_generation();
@@ -128,18 +129,18 @@ static struct listener *listener_now(struct conn *c, int fd) {
     if (l == NULL || l->generation != generation) {
       atomic_store(&fresh->known_since, now);
     }
-    c->listener = fresh;
+    c->listener = fresh->id;
     if (l != NULL && l != fresh) {
       listener_closed(l);
     }
   }
-  return c->listener;
+  return fresh != NULL ? fresh : l;
 }
 
 static bool must_not_be_plain(const struct conn *l) {
+  const struct listener *at = listener_of(l);
   return (bertha.must_serve && !(conn_flags(l) & CONN_OWN)) ||
-         (l->listener != NULL &&
-          atomic_load_explicit(&l->listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED);
+         (at != NULL && atomic_load_explicit(&at->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED);
 }
 
 /* A connection that we cannot follow (too many, or in a child that bypassed fork()) and that may not be plain. */
@@ -177,10 +178,10 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
     if (UNLIKELY(kernels)) {
       conn_stays_plain(c, BERTHA_WHY_KERNEL_ASKED);
     }
-    if (l->listener == NULL && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
+    if (l->listener == 0 && l->info.reason != 0 && c->info.reason == BERTHA_WHY_NO_AGENT) {
       c->info.reason = l->info.reason; /* what the agent said of the listener */
     }
-    if (UNLIKELY(bertha.must_serve) && !(conn_flags(l) & CONN_OWN) && l->listener == NULL &&
+    if (UNLIKELY(bertha.must_serve) && !(conn_flags(l) & CONN_OWN) && l->listener == 0 &&
         l->info.reason != BERTHA_WHY_POLICY && l->info.reason != BERTHA_WHY_SHM_PROHIBITED) {
       carried_refuse(c, fd, BERTHA_WHY_NO_AGENT);
     }

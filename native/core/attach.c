@@ -18,6 +18,7 @@
 #include "dgram.h"
 #include "eset.h"
 #include "orphans.h"
+#include "trim.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -326,7 +327,7 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
                  atomic_load_explicit(&listener->claims->dag, memory_order_acquire) == BERTHA_DAG_REQUIRED;
   if (UNLIKELY(
           carried)) { /* also where rings cannot be: what is in the descriptor's place then is the kernel's */
-    c->listener = listener;
+    c->listener = listener->id;
     c->cookie = bertha_cookie(fd);
     if (carried_accepted(c, fd, listener)) {
       return;
@@ -336,7 +337,7 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
     conn_make_plain(c, bertha.io_uring ? BERTHA_WHY_IO_URING : BERTHA_WHY_NO_AGENT);
     return;
   }
-  c->listener = listener;
+  c->listener = listener->id;
   c->cookie = bertha_cookie(fd);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
   if (!atomic_load_explicit(&listener->passes_on, memory_order_relaxed)) {
@@ -359,9 +360,9 @@ static bool slot_is(const struct bertha_slot *s, const struct conn *c, const uin
          memcmp(s->tuple.server_addr, local, 16) == 0;
 }
 
-static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
+static bool take_claim(struct conn *c, int fd, struct listener *listener, uint64_t word, uint32_t tag) {
   uint32_t why = 0;
-  struct link *l = link_fetch(c->listener, (uint32_t)(word >> 16) & 0xffffffu, &why);
+  struct link *l = link_fetch(listener, (uint32_t)(word >> 16) & 0xffffffu, &why);
   uint32_t index = (uint32_t)word & 0xffffu;
   if (l == NULL && (why == BERTHA_WHY_NO_MEMORY || why == BERTHA_WHY_NO_DESCRIPTOR)) {
     c->info.reason = why; /* if nothing better comes of it */
@@ -393,7 +394,7 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
     return false;
   }
   if (!link_held(l)) {
-    claim_withdraw(c->listener->claims, tag, word);
+    claim_withdraw(listener->claims, tag, word);
     return false;
   }
   c->link = l;
@@ -412,7 +413,7 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
     unix_drop(c);
     return false;
   }
-  claim_withdraw(c->listener->claims, tag, word);
+  claim_withdraw(listener->claims, tag, word);
   memcpy(c->info.local_addr, local, 16);
   c->info.local_port = port;
   s->server_pid = (uint32_t)bertha.pid;
@@ -423,11 +424,11 @@ static bool take_claim(struct conn *c, int fd, uint64_t word, uint32_t tag) {
 
 /* Two living claims of one 4-tuple: clients in two networks that use the same addresses, of which only one has its other
  * half here.  Which one, the kernel's connection does not say. */
-static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
+static bool ambiguous(const struct conn *c, struct listener *listener, const uint64_t *words, int n) {
   int living = 0;
   for (int i = 0; n > 1 && i < n; i++) {
     uint32_t why = 0;
-    struct link *l = link_fetch(c->listener, (uint32_t)(words[i] >> 16) & 0xffffffu, &why);
+    struct link *l = link_fetch(listener, (uint32_t)(words[i] >> 16) & 0xffffffu, &why);
     uint32_t index = (uint32_t)words[i] & 0xffffu;
     bool again = false; /* a hint is believed once, however often somebody has written it */
     for (int k = 0; k < i; k++) {
@@ -446,7 +447,8 @@ static bool ambiguous(struct conn *c, const uint64_t *words, int n) {
 static bool find_claim(struct conn *c, int fd) {
   uint64_t words[2 * BERTHA_CLAIM_WAYS];
   uint32_t tag = tuple_tag(c->info.peer_addr, c->info.peer_port);
-  int n = claim_find(c->listener->claims, tag, words);
+  struct listener *listener = listener_of(c);
+  int n = listener != NULL ? claim_find(listener->claims, tag, words) : 0;
   if (n > 0 && !alone(c)) {
     c->info.reason = BERTHA_WHY_INHERITED; /* if nothing better comes of it */
     return false;
@@ -456,11 +458,11 @@ static bool find_claim(struct conn *c, int fd) {
   }
   bool found = false;
   int64_t began = bertha_now_ns();
-  if (ambiguous(c, words, n)) {
+  if (ambiguous(c, listener, words, n)) {
     conn_make_plain(c, BERTHA_WHY_AMBIGUOUS);
   }
   for (int i = 0; i < n && !found && conn_kind(c) == BERTHA_CONN_MAYBE; i++) {
-    found = take_claim(c, fd, words[i], tag);
+    found = take_claim(c, fd, listener, words[i], tag);
   }
   c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
   bertha_unlock(&c->rx_lock);
@@ -620,14 +622,17 @@ void conn_last_close(struct conn *c, int fd) {
 void conn_after_close(struct conn *c) {
   struct bertha_slot *s = c->slot;
   uint32_t kind = conn_kind(c);
+  if (kind == BERTHA_CONN_SHM) {
+    trim_closing();
+  }
   if (c->chosen != 0) {
     brief_closed(c);
   }
   struct listener *listener = NULL;
-  if (kind == BERTHA_CONN_LISTENER && c->listener != NULL) {
-    struct bertha_unlisten body = {.listener = c->listener->id};
+  if (kind == BERTHA_CONN_LISTENER && c->listener != 0) {
+    struct bertha_unlisten body = {.listener = c->listener};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);
-    listener = c->listener;
+    listener = listener_of(c);
   } else if (kind == BERTHA_CONN_CLAIMED && s != NULL) {
     withdraw(c);
   } else if (kind == BERTHA_CONN_SHM ||
@@ -656,6 +661,7 @@ void conn_release(struct conn *c, int fd) {
   (void)fd;
   if (atomic_fetch_sub(&c->info.refs, 1) == 1) {
     if (!abroad_give_up(c)) {
+      trim_closing();
       conn_free(c);
       return;
     }

@@ -16,6 +16,7 @@ void conn_after_tied(struct conn *c, int fd); /* without the connection's locks 
 void conn_make_plain(struct conn *c, uint32_t why);
 /* untied.c: why clients may not know of the listener just now (0: they do), and why one did not come. */
 uint32_t listener_standing(struct listener *l);
+struct listener *listener_of(const struct conn *c); /* NULL: none, or made after this process was forked */
 uint32_t conn_untied_reason(const struct conn *c);
 void conn_broken(struct conn *c); /* the other end has written nonsense */
 /* What is not on shared memory yet shall not come there any more: its kind from now on. */

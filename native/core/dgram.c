@@ -93,7 +93,7 @@ static struct conn *hand_over(int fd, int family, struct listener *l, bool requi
     return NULL;
   }
   int64_t began = bertha_now_ns();
-  c->listener = l;
+  c->listener = l != NULL ? l->id : 0;
   bool done = false;
   if (!atomic_load(&bertha.io_uring) && bertha_lock(&c->rx_lock)) {
     struct dgram_late late;
@@ -176,7 +176,7 @@ int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
 
 /* An agent that has come since, and processes that got the socket by inheritance, have to be told of it. */
 void dgram_register_again(struct conn *c, int fd) {
-  struct listener *l = c->listener;
+  struct listener *l = listener_of(c);
   uint64_t generation = directory_generation();
   static _Atomic int64_t not_before;
   int64_t now = bertha_now_ns();
@@ -188,7 +188,7 @@ void dgram_register_again(struct conn *c, int fd) {
   uint32_t why = 0;
   struct listener *fresh = listener_register(unix_tcp_fd(c, fd), &why);
   if (fresh != NULL && fresh != l) { /* another agent: its carrier knows the plans that it has made */
-    c->listener = fresh;
+    c->listener = fresh->id;
     listener_closed(l);
     dgram_revive(c, fd);
   }
@@ -427,9 +427,9 @@ bool dgram_revive(struct conn *c, int fd) {
   bool done =
       last.conn == conn_index(c) && bertha_now_ns() - last.at < 50000000; /* another thread was quicker */
   if (!done) {
-    uint64_t listener = c->listener != NULL ? c->listener->id : 0;
-    uint32_t need = c->listener != NULL ? atomic_load(&c->listener->claims->dag) : BERTHA_DAG_REQUIRED;
-    done = carried_datagrams(c, fd, listener, need != BERTHA_DAG_MAYBE, true);
+    const struct listener *l = listener_of(c);
+    uint32_t need = l != NULL ? atomic_load(&l->claims->dag) : BERTHA_DAG_REQUIRED;
+    done = carried_datagrams(c, fd, c->listener, need != BERTHA_DAG_MAYBE, true);
     if (!done) {
       put_to_rest(c);
     }
@@ -459,7 +459,7 @@ void dgram_closing(struct conn *c, int fd) {
 }
 
 void dgram_closed(struct conn *c) {
-  struct listener *l = c->listener;
+  struct listener *l = listener_of(c);
   if (l != NULL && l->generation == directory_generation()) {
     struct bertha_unlisten body = {.listener = l->id};
     agent_call(BERTHA_OP_UNLISTEN, &body, sizeof body, NULL, 0, NULL, 0, NULL, 0);

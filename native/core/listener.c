@@ -18,13 +18,19 @@ static struct listener *known_listener(uint64_t id) {
   return l;
 }
 
+/* Also for a signal handler that has interrupted who holds the lock: nothing changes meanwhile, and the list is whole
+ * after each store. */
 struct listener *listener_get(uint64_t id) {
-  struct listener *l = NULL;
-  if (bertha_lock(&mapped.lock)) {
-    l = known_listener(id);
+  bool locked = bertha_lock(&mapped.lock);
+  struct listener *l = known_listener(id);
+  if (locked) {
     bertha_unlock(&mapped.lock);
   }
   return l;
+}
+
+struct listener *listener_of(const struct conn *c) {
+  return c->listener != 0 ? listener_get(c->listener) : NULL;
 }
 
 static struct listener *map_claims(int fd) {

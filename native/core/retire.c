@@ -7,8 +7,8 @@
  * its sleepers, and some time after; the records of `struct link` and `struct listener` likewise.  So such a thread
  * never faults, and what it may do to a stranger's connection is no more than where a slot is used again.
  *
- * Which connections use a link is asked of the table, which all processes of the family share; a pointer in it that is
- * another process's fits one of ours by chance at worst, and then keeps it. */
+ * Which connections use a link is asked of the table, which all processes of the family share; a pointer to a link in
+ * it that is another process's fits one of ours by chance at worst, and then keeps it. */
 #include <string.h>
 #include <sys/mman.h>
 
@@ -41,7 +41,7 @@ static bool listed(const struct link *l) {
   return n == 0 && directory_generation() == 0; /* no agent: nobody knows */
 }
 
-static const struct listener *listener_of(const struct link *l) {
+static const struct listener *listener_behind(const struct link *l) {
   const struct listener *at = mapped.listeners;
   while (at != NULL && at->id != l->listener) {
     at = at->next;
@@ -59,7 +59,7 @@ static bool may_go(const struct link *l, bool idle_too) {
   if (l->side == BERTHA_SIDE_CLIENT) {
     return l->owner_pid == bertha.pid && (idle_too || !listed(l));
   }
-  const struct listener *at = listener_of(l);
+  const struct listener *at = listener_behind(l);
   return at != NULL && !at->serves;
 }
 
@@ -82,7 +82,7 @@ static void strike_out(struct candidates *all, const struct conn *c) {
     }
   }
   for (unsigned i = 0; (busy || kind != BERTHA_CONN_FREE) && i < all->listeners; i++) {
-    if (all->listener[i] == c->listener) {
+    if (all->listener[i]->id == c->listener) {
       all->listener[i] = all->listener[--all->listeners];
       break;
     }
@@ -182,7 +182,7 @@ static unsigned retire(bool idle_too, struct bertha_link *told) {
   }
   for (unsigned i = 0; i < all.links; i++) {
     struct link *l = all.link[i];
-    const struct listener *at = listener_of(l);
+    const struct listener *at = listener_behind(l);
     /* A connection that is yet to be tied names the listener alone. */
     if (l->side == BERTHA_SIDE_SERVER && !atomic_load(&l->header->dead) && !is_candidate(&all, at)) {
       continue;

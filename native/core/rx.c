@@ -352,10 +352,11 @@ static bool claimed_or_plain(struct conn *c, int fd) {
 static ssize_t recv_first(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   enum { SELDOM = 16 };
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
-  if (c->listener == NULL) {
+  struct listener *listener = listener_of(c);
+  if (listener == NULL) {
     return -EINPROGRESS;
   }
-  _Atomic uint8_t *late = &c->listener->late;
+  _Atomic uint8_t *late = &listener->late;
   uint8_t skip = patient ? atomic_load_explicit(late, memory_order_relaxed) : 0;
   if (skip > 0) {
     atomic_store_explicit(late, skip - 1, memory_order_relaxed);

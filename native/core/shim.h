@@ -144,12 +144,12 @@ struct conn {
   _Atomic uint32_t flags;
   _Atomic uint32_t next_free;
   struct link *link;
-  struct listener *listener;
+  uint64_t listener; /* 0: none; each process has a record of its own of it: listener_of() */
   struct bertha_slot *slot;
   uint32_t slot_index;
   uint32_t link_index; /* the link's number, which means the same in each process */
   uint8_t side;
-  uint8_t rx_phase;
+  _Atomic uint8_t rx_phase; /* with the rx lock; a hint for who looks without it */
   uint8_t tx_phase;
   uint8_t pad;
   uint8_t *rx_mem;

@@ -16,6 +16,7 @@ enum { FDS = 65536, WARM_SLOTS = 16 };
 static _Atomic uint64_t grown[FDS / 64];
 static _Atomic uint32_t count;
 static _Atomic int64_t next_look;
+static _Atomic uint32_t looking; /* lock: a thread looks at connections that may be others' */
 
 void trim_note(int fd) {
   uint64_t bit = (uint64_t)1 << (fd % 64);
@@ -71,6 +72,10 @@ static bool look(struct conn *c) {
 }
 
 static void look_at_all(void) {
+  if (!bertha_lock(&looking)) {
+    return;
+  }
+  atomic_thread_fence(memory_order_seq_cst);
   for (uint32_t word = 0; word < FDS / 64 && word * 64 < bertha.max_fd; word++) {
     uint64_t bits = atomic_load_explicit(&grown[word], memory_order_relaxed);
     for (; bits != 0; bits &= bits - 1) {
@@ -81,6 +86,20 @@ static void look_at_all(void) {
       }
     }
   }
+  bertha_unlock(&looking);
+}
+
+/* The closer takes the connection off its descriptor and then looks for us; we say that we look, and then find the
+ * connection by its descriptor. */
+void trim_closing(void) {
+  atomic_thread_fence(memory_order_seq_cst);
+  if (UNLIKELY(atomic_load_explicit(&looking, memory_order_acquire) != 0) && bertha_lock(&looking)) {
+    bertha_unlock(&looking);
+  }
+}
+
+void trim_after_fork(void) {
+  atomic_store(&looking, 0);
 }
 
 int64_t trim_before_sleep(int64_t ns) {

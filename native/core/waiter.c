@@ -9,6 +9,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "eset.h"
+#include "trim.h"
 #include "unixpair.h"
 
 enum { EDGES_AFTER = 32, EDGES_MOST = 16 };
@@ -48,7 +49,7 @@ static void drop_edges(struct waiter *w) {
 /* The record itself stays, for the next thread that has none. */
 static void thread_ended(void *p) {
   struct waiter *w = p;
-  if (w->pid == bertha.pid) {
+  if (__atomic_load_n(&w->pid, __ATOMIC_RELAXED) == bertha.pid) {
     drop_sleepers(w);
     if (w->bell_fd >= 0) {
       bertha_close_hidden(w->bell_fd);
@@ -69,7 +70,7 @@ static void make_key(void) {
 
 struct waiter *waiter_get(void) {
   struct waiter *w = my_waiter;
-  if (LIKELY(w != NULL && w->pid == bertha.pid)) {
+  if (LIKELY(w != NULL && __atomic_load_n(&w->pid, __ATOMIC_RELAXED) == bertha.pid)) {
     return w;
   }
   for (w = atomic_load(&all_waiters); w != NULL; w = atomic_load(&w->next)) {
@@ -115,7 +116,7 @@ void wait_after_fork(void) {
     for (uint32_t i = 0; i < w->count; i++) {
       waiter_place(w, i)->link = NULL;
     }
-    if (w->pid != 0) {
+    if (__atomic_load_n(&w->pid, __ATOMIC_RELAXED) != 0) {
       drop_edges(w);
     }
     w->count = 0;
@@ -127,6 +128,7 @@ void wait_after_fork(void) {
   directory_after_fork();
   bell_after_fork();
   eset_after_fork();
+  trim_after_fork();
 }
 
 void wait_fd_moved(int from, int to) {
@@ -134,7 +136,7 @@ void wait_fd_moved(int from, int to) {
     if (w->bell_fd == from) {
       w->bell_fd = to;
     }
-    if (w->pid != 0 && w->edges.set == from) {
+    if (__atomic_load_n(&w->pid, __ATOMIC_RELAXED) != 0 && w->edges.set == from) {
       w->edges.set = to;
     }
   }

@@ -32,3 +32,12 @@ def test_listeners_of_threads_while_another_one_forks(host: Host, build: Build) 
         reasons = {c.reason for c in connections(log, role="client")}
         assert reasons <= {None, text_of(Reason.INHERITED), text_of(Reason.NOT_ATTACHED)}
         assert sum(c.implementation == "shm" for c in log) > count  # of both ends' lines: more than a half
+
+
+def test_listeners_that_are_made_after_the_fork(host: Host, build: Build) -> None:
+    """What a process notes of a listener is its own: who shares the socket has to find out for itself."""
+    count = 20
+    assert host.run([build("listeners"), "late", count], timeout=60) == ""
+    log = host.finish()
+    assert_balanced(log, min_pairs=count)
+    assert len(assert_carried(log, "listeners", role="server")) == count

@@ -3,7 +3,8 @@
  * poll: client and server are two processes, with blocking calls.  epoll: the client waits in one set for all.
  * same: both ends in one process.  kept: the client's first connection stays, beyond its listener's end and in a child.
  * threads: as same, in four threads, while another one forks all the time.
- * living: the listeners stay, and COUNT is more than there are descriptors for. */
+ * living: the listeners stay, and COUNT is more than there are descriptors for.
+ * late: the parent listens on its sockets after it has forked COUNT children, which accept, each from one. */
 #include "common.h"
 
 #include <dirent.h>
@@ -188,6 +189,53 @@ static void in_threads(int count) {
   exit(0);
 }
 
+/* What the parent notes of its listeners is in memory that the children do not have. */
+static void late(int count) {
+  enum { MORE = 60000 };
+  int go[2];
+  MUST(pipe(go) == 0);
+  int fd[64];
+  pid_t child[64];
+  MUST(count <= 64);
+  for (int i = 0; i < count; i++) {
+    struct sockaddr_in at = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    fd[i] = socket(AF_INET, SOCK_STREAM, 0);
+    MUST(fd[i] >= 0 && bind(fd[i], (struct sockaddr *)&at, sizeof at) == 0);
+  }
+  for (int i = 0; i < count; i++) {
+    child[i] = fork();
+    if (child[i] == 0) {
+      char byte;
+      MUST(read(go[0], &byte, 1) == 1);
+      int served = accept(fd[i], NULL, NULL);
+      MUST(served >= 0);
+      answer(served);
+      _exit(0);
+    }
+  }
+  for (int i = 0; i < 8; i++) { /* not freed: the heap grows beyond what was copied */
+    MUST(calloc(1, MORE) != NULL);
+  }
+  for (int i = 0; i < count; i++) {
+    MUST(listen(fd[i], 8) == 0);
+  }
+  for (int i = 0; i < count; i++) {
+    MUST(write(go[1], "", 1) == 1);
+  }
+  for (int i = 0; i < count; i++) {
+    struct sockaddr_in at;
+    socklen_t size = sizeof at;
+    MUST(getsockname(fd[i], (struct sockaddr *)&at, &size) == 0);
+    int mine = connect_to(ntohs(at.sin_port));
+    close(fd[i]);
+    ask(mine);
+  }
+  for (int i = 0; i < count; i++) {
+    int status;
+    MUST(waitpid(child[i], &status, 0) == child[i] && status == 0);
+  }
+}
+
 int main(int argc, char **argv) {
   int ports[2];
   MUST(argc == 3 && pipe(ports) == 0);
@@ -198,6 +246,10 @@ int main(int argc, char **argv) {
   }
   if (strcmp(argv[1], "threads") == 0) {
     in_threads(count);
+  }
+  if (strcmp(argv[1], "late") == 0) {
+    late(count);
+    return 0;
   }
   if (fork() == 0) {
     close(ports[1]);
