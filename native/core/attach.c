@@ -153,6 +153,7 @@ void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint6
   s->nonce = 0;
   s->client_pid = (uint32_t)bertha.pid;
   s->server_pid = 0;
+  atomic_store_explicit(&s->promise, 0, memory_order_relaxed);
   for (int side = 0; side < 2; side++) {
     struct bertha_watch *w = &s->watch[side];
     atomic_store_explicit(&w->epoll, 0, memory_order_relaxed);
@@ -417,6 +418,9 @@ static bool take_claim(struct conn *c, int fd, struct listener *listener, uint64
   memcpy(c->info.local_addr, local, 16);
   c->info.local_port = port;
   s->server_pid = (uint32_t)bertha.pid;
+  if (l->plan.implementation == BERTHA_IMPL_UNIX) {
+    unix_hold_to(c);
+  }
   same_processor(l); /* says where we run, before the client thinks of spinning */
   conn_tied(c, BERTHA_CONN_MAYBE);
   return true;
@@ -493,6 +497,9 @@ bool conn_ripe(struct conn *c, int fd) {
     return false;
   }
   uint32_t state = BERTHA_SLOT_STATE(atomic_load_explicit(&c->slot->state, memory_order_acquire));
+  if (state == BERTHA_SLOT_CLAIMED && !unix_take_back(c)) {
+    state = BERTHA_SLOT_STATE(atomic_load_explicit(&c->slot->state, memory_order_acquire));
+  }
   if (state == BERTHA_SLOT_ATTACHED) {
     if (!bertha_lock(&c->rx_lock)) {
       return false;

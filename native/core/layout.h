@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 2u
+#define BERTHA_LAYOUT_VERSION 3u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -176,6 +176,7 @@ enum bertha_slot_state {
 #define BERTHA_SLOT_WORD(use, state) ((uint32_t)(use) << 2 | (uint32_t)(state))
 #define BERTHA_SLOT_STATE(word) ((word)&3u)
 #define BERTHA_SLOT_USE(word) ((word) >> 2)
+#define BERTHA_PROMISE_TAKEN (UINT64_C(1) << 63)
 struct bertha_slot {
   _Atomic uint32_t state;
   uint32_t reserved;
@@ -189,7 +190,10 @@ struct bertha_slot {
    * which one the server has taken for this connection.  0: none. */
   _Atomic uint64_t end_held;
   _Atomic uint64_t end_taken;
-  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 16];
+  /* `unix`, a client with such an end that is asleep until there is an answer: after how many bytes, plus one, it sends by the
+   * unix socket.  Valid once the server has set BERTHA_PROMISE_TAKEN; until then the client may take it back. */
+  _Atomic uint64_t promise;
+  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 24];
   struct bertha_watch watch[2];
   struct bertha_direction dir[2]; /* [side that produces] */
 };
