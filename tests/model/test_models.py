@@ -11,6 +11,7 @@ from tests.model import bell, tuple_reuse, wakeup
 from tests.model.connection_state import Rules
 from tests.model.explorer import Model, TooLargeError, explore
 from tests.model.machine import Machine, Memory, World
+from tests.model.promise import Promise
 from tests.model.setup_protocol import SetUp
 from tests.model.tuple_reuse import TupleReuse
 
@@ -266,3 +267,15 @@ def test_machine_knows_its_memories() -> None:
 def test_explorer_refuses_half_a_check() -> None:
     with pytest.raises(TooLargeError):
         explore(SetUp(Rules()), limit=100)
+
+
+# ---- the promise of a client by `unix` ---------------------------------------------------------------
+
+
+def test_a_promise_is_kept() -> None:
+    holds(Promise())
+
+
+@pytest.mark.parametrize("rule", ["taken back", "same end", "attached first"])
+def test_a_promise_needs(rule: str) -> None:
+    fails(Promise(without(rule)))
