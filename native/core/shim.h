@@ -36,8 +36,6 @@ enum phase {
   PHASE_AFTER = 2, /* the kernel again, for good */
 };
 
-struct plan;
-
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
   uint64_t generation;         /* of the directory when registered */
@@ -174,13 +172,13 @@ struct conn {
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
-  uint32_t sends;          /* every eighth looks whether the other end is alive */
-  uint64_t chosen;         /* client: the listener that was chosen for it; 0: none (core/brief.h) */
-  _Atomic uint32_t life;   /* another one for each connection that has this record */
-  uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
-  const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */
-  uint32_t scope;          /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
-  struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
+  uint32_t sends;        /* every eighth looks whether the other end is alive */
+  uint64_t chosen;       /* client: the listener that was chosen for it; 0: none (core/brief.h) */
+  _Atomic uint32_t life; /* another one for each connection that has this record */
+  uint64_t cookie;       /* the kernel's name for its socket, whatever descriptor it has */
+  uint64_t plan;         /* client: what the agent said (core/plans.h); 0: nothing */
+  uint32_t scope;        /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
+  struct conn *home;     /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {
