@@ -223,7 +223,8 @@ class Offers:
                 return "the listener is not registered any more"
             try:
                 plan = Plan.decode(data)
-                offers = {self.of_listener(listener, addr) for addr in listener.entries or listener.reached_at}
+                places = listener.entries or listener.reached_at
+                offers = {self.of_listener(listener, addr) for addr in places}
             except OSError as error:
                 return error.strerror or str(error)
             problem: Refusal | None = None

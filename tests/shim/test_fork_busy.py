@@ -1,4 +1,4 @@
-"""A child is made while the parent's other threads are in the middle of something: it waits for none of them."""
+"""A child is made while its parent's other threads are in the middle of something: it waits for none."""
 
 from __future__ import annotations
 
