@@ -1,4 +1,4 @@
-"""Every chunnel in C does what `bertha_socket.testing` asks of all, with its like and with those in Python."""
+"""Every chunnel in C does what `bertha_socket.testing` asks of all, with its like and with one in Python."""
 
 from __future__ import annotations
 
