@@ -62,9 +62,20 @@ def _destinations(agent: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _remarks(connection: dict[str, Any]) -> list[str]:
+    """Why it is not better, and what its chunnels have counted."""
+    found = [_table.clean(connection["reason"])] if connection.get("reason") else []
+    for chunnel in connection.get("chunnels") or []:
+        counts = chunnel.get("counts") if isinstance(chunnel, dict) else None
+        if isinstance(counts, dict) and counts:
+            words = [f"{name}={number}" for name, number in counts.items()]
+            found.append(_table.clean(f"{chunnel.get('type')}: {' '.join(words)}"))
+    return found
+
+
 def _table_of(connections: Sequence[dict[str, Any]]) -> list[str]:
     headings = (*_table.HEADINGS, "WHY")
-    rows = [[*_table.row_of(each), _table.clean(each.get("reason"))] for each in connections]
+    rows = [[*_table.row_of(each), "; ".join(_remarks(each))] for each in connections]
     return _table.render(headings, rows, frozenset({"PID", "TX", "RX"}))
 
 
