@@ -96,7 +96,7 @@ class Kept:
         elif len(self._resting) >= KEPT_MAX:
             self._drop(next(iter(self._resting)))
         self._resting[talk] = (way, self._loop.now + KEPT_SECONDS)
-        talk.rest(lambda: self._forget(talk))
+        talk.rest(lost=lambda: self._forget(talk))
 
     def gone(self, owner: Caller) -> None:
         """That caller has ended."""

@@ -123,7 +123,7 @@ class Responder:
         return not full and self._per_host[host] < _AT_ONCE_PER_HOST
 
     def _listen_to(self, talk: Talk, until: float) -> None:
-        """Waits for a question, the first or the next."""
+        """A question, the first or the next, is to come until then."""
         try:
             machine = Machine(self._secrets.cluster_key())
         except KeyFileError:  # a key that cannot be used is no reason to answer without one
@@ -143,9 +143,15 @@ class Responder:
         """A conversation has ended; the next one may follow, unless the namespace has been left meanwhile."""
         if not talk.closed and self._talks[talk].netns in self._listening:
             self._resting[talk] = None
-            self._listen_to(talk, self._loop.now + _KEPT_SECONDS)
+            talk.until = self._loop.now + _KEPT_SECONDS
+            talk.rest(lambda: self._asks_again(talk))
         else:
             self._drop(talk)
+
+    def _asks_again(self, talk: Talk) -> None:
+        """Now, so that it is the cluster key of now that counts."""
+        del self._resting[talk]
+        self._listen_to(talk, self._loop.now + _SECONDS)
 
     def _drop(self, talk: Talk | None) -> None:
         if talk is None:
@@ -158,9 +164,6 @@ class Responder:
             del self._per_host[host]
 
     def _heard(self, talk: Talk, machine: Machine) -> None:
-        if talk in self._resting:  # it has begun to ask
-            del self._resting[talk]
-            talk.until = self._loop.now + _SECONDS
         event = machine.event()
         if isinstance(event, Asked):
             machine.answer(self._decide(self._talks[talk].netns, event))

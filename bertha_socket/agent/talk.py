@@ -49,6 +49,7 @@ class Talk:
         self.until = 0.0
         self._heard: Callable[[], None] = lambda: None
         self._done: Callable[[OSError | None], None] = lambda error: None
+        self._woken: Callable[[], None] | None = None
         self._lost: Callable[[], None] = lambda: None
         self._failure: OSError | None = None
         self._out = bytearray()
@@ -90,10 +91,13 @@ class Talk:
             return
         self._watch(WRITE)
 
-    def rest(self, lost: Callable[[], None]) -> None:
-        """Waits without a conversation.  `lost()`: it is closed, because the other end has closed it or has
-        said something without being asked."""
-        self._machine, self._lost = None, lost
+    def rest(self, woken: Callable[[], None] | None = None, lost: Callable[[], None] = lambda: None) -> None:
+        """Waits without a conversation.
+
+        `woken()`: something has come, or the end, and the next conversation is to begin.  Without it the
+        other end has nothing to say: the connection is then closed, and `lost()` called.
+        """
+        self._machine, self._woken, self._lost = None, woken, lost
         self._watch(READ)
 
     @property
@@ -160,10 +164,13 @@ class Talk:
         if self._connecting:
             self._has_connected()
             return
+        if self._machine is None and self._woken is not None:
+            self._woken()
         machine = self._machine
         if machine is None:
-            self.close()
-            self._lost()
+            if not self.closed:
+                self.close()
+                self._lost()
             return
         try:
             data = self._sock.recv(_CHUNK)

@@ -111,13 +111,15 @@ def test_with_a_cluster_key(start_agent: StartAgent, netns: NamespaceTrio, room:
             hosts.ask(shim, hosts.listener())
         assert accepted(netns.server.name) == 1
         with call_from(netns.client.name, netns.server.address, 7277) as sock:
-            sock.sendall(Initiator(netns.server.address, hosts.listener(), Offer(), KEY).outgoing())
+            sock.sendall(Initiator(netns.server.address, 9, Offer(), KEY).outgoing())
             assert sock.recv(65536)
-            machine = Initiator(netns.server.address, hosts.listener(), Offer(), b"o" * 32)
+            key.write_bytes(b"o" * 32)
+            machine = Initiator(netns.server.address, 9, Offer(), KEY)
             sock.sendall(machine.outgoing())
             machine.receive(sock.recv(65536))
             assert "keys differ" in str(machine.event())
             assert ended(sock)
+        hosts.ask(shim, hosts.listener())
 
 
 def call_from(namespace: str, host: str, port: int) -> socket.socket:
