@@ -17,8 +17,9 @@ from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.memory import netns_cookie
 from bertha_socket.agent.talk import Talk
 
-#: Seconds.  Shorter than a responder waits, so that seldom a question meets a connection's end.
-KEPT_SECONDS: Final = 60.0
+#: Seconds.  Longer than a plan holds, so that it is asked for anew without connecting; shorter than a
+#: responder waits, so that seldom a question meets a connection's end.
+KEPT_SECONDS: Final = 330.0
 KEPT_MAX: Final = 256
 #: Two programs that start at once ask two questions at once.
 KEPT_PER_HOST: Final = 2

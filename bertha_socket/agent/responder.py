@@ -30,9 +30,9 @@ from bertha_socket.negotiation.plan import Refusal
 _AT_ONCE: Final = 64
 _AT_ONCE_PER_HOST: Final = 8
 _SECONDS: Final = 3.0
-#: As many again may be connected and wait for their next question, this long.
+#: So many more may be connected and wait for their next question, this long.
 _KEPT_MAX: Final = 512
-_KEPT_SECONDS: Final = 90.0
+_KEPT_SECONDS: Final = 345.0
 
 
 class _Guest(NamedTuple):
