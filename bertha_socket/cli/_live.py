@@ -15,7 +15,7 @@ from bertha_socket.agent import client, paths
 __all__ = ["connections", "fail", "objects", "socket_path"]
 
 _TEXTS: Final = frozenset({"program", "role", "proto", "local", "peer", "reason"})
-_NUMBERS: Final = frozenset({"time", "pid", "tx_bytes", "rx_bytes", "setup_us"})
+_NUMBERS: Final = frozenset({"pid", "tx_bytes", "rx_bytes", "setup_us"})
 
 
 def socket_path(given: str | None) -> str:
@@ -38,10 +38,10 @@ def _checked(connection: dict[str, Any]) -> dict[str, Any]:
     for name in _TEXTS & found.keys():
         found[name] = found[name] if isinstance(found[name], str) else None
     for name in _NUMBERS & found.keys():
-        number = found[name]
-        # No JSON has these: they would make ours none.
-        good = isinstance(number, int | float) and math.isfinite(number)
-        found[name] = number if good else 0
+        found[name] = found[name] if isinstance(found[name], int) else 0
+    when = found.get("time")
+    if not isinstance(when, str | int | float) or (isinstance(when, float) and not math.isfinite(when)):
+        found["time"] = None
     if "chunnels" in found:
         found["chunnels"] = objects(found["chunnels"])
     return found
