@@ -191,6 +191,11 @@ class Datagrams:
             self._plans.popitem(last=False)
 
     def _program_sent(self, place: Place, body: bytes) -> None:
+        try:
+            self._name(place)
+        except OSError:  # an address of the other family: the kernel would have said so to the program
+            self._lost += 1
+            return
         exchange = self._current.get(place)
         if exchange is not None and exchange.side == "client":
             if exchange.silent(time.monotonic()) > CLIENT_IDLE:  # the server may have forgotten it
