@@ -165,6 +165,7 @@ class DatagramConnection:
             if self._closed:
                 return
             self._closed = True
+            self._peers.log(self, None)
             self._end()
             self._peers.size -= self._size
             self._items.clear()
@@ -217,8 +218,8 @@ class DatagramConnection:
         self._ended = True
         self._exchange = None
         self._ring()
-        reason = self._problem.strerror if self._problem is not None else None
-        self._peers.log(self, reason)
+        if not self._closed:
+            self._peers.log(self, self._problem.strerror if self._problem is not None else None)
 
     def _ring(self) -> None:
         if self._bell < 0:
