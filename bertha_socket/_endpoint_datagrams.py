@@ -276,6 +276,13 @@ class DatagramListener:
                 raise
             yield connection
 
+    def serve(self) -> None:
+        """For a DAG that begins with `shard`: moves messages between clients and its choices until this is
+        closed (by another thread)."""
+        from bertha_socket._endpoint_shard import serve
+
+        serve(self, self._name)
+
     def close(self) -> None:
         """Listens no more; connections stay."""
         self._forget_agent()
