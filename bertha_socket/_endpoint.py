@@ -290,7 +290,7 @@ class Listener:
 
     def __init__(self, name: str, dag: Dag, address: Address, backlog: int) -> None:
         """Raises OSError."""
-        self._name = name
+        self._name, self._dag = name, dag
         self._agent: Agent | None = None
         kernels = _kernels(dag)
         with contextlib.nullcontext() if kernels else _drop_in.own_listening():
@@ -434,7 +434,7 @@ class Listener:
         closed (by another thread)."""
         from bertha_socket._endpoint_shard import serve
 
-        serve(self, self._name)
+        serve(self, self._name, self._dag)
 
     def close(self) -> None:
         """Listens no more; connections stay."""

@@ -178,7 +178,7 @@ class DatagramListener:
 
     def __init__(self, name: str, dag: Dag, address: Address, backlog: int) -> None:
         """Raises OSError."""
-        self._name = name
+        self._name, self._dag = name, dag
         self._agent: Agent | None = None
         self._looks_until = 0.0
         found = socket.getaddrinfo(
@@ -281,7 +281,7 @@ class DatagramListener:
         closed (by another thread)."""
         from bertha_socket._endpoint_shard import serve
 
-        serve(self, self._name)
+        serve(self, self._name, self._dag)
 
     def close(self) -> None:
         """Listens no more; connections stay."""

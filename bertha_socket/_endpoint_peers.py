@@ -25,7 +25,7 @@ from bertha_socket._endpoint_connection import EndpointError
 from bertha_socket._endpoint_loop import SharedLoop
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.control import Secrets
-from bertha_socket.carrier.envelope import Envelope
+from bertha_socket.carrier.envelope import Envelope, Kind
 from bertha_socket.carrier.exchange import Exchange, Step
 from bertha_socket.carrier.loop import READ, Timer
 from bertha_socket.carrier.peers import EXCHANGES_MAX, QUEUE_MAX, Peers, Place, text_of
@@ -445,6 +445,9 @@ class EndpointPeers(Peers):
         self.changed.notify_all()
 
     def _settle(self, place: Place, exchange: Exchange) -> None:
+        failed = exchange.step is Step.FAILED and exchange.detail and not exchange.refused
+        if failed and exchange in self._by_exchange:  # the other end need not wait for what will not come
+            self._send(envelope.sealed(Kind.END, exchange.session), place)
         super()._settle(place, exchange)
         connection = self._by_exchange.get(exchange)
         if connection is not None and connection._closed and exchange.step is not Step.FAILED:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from bertha_socket.chunnels import ChunnelArgumentError, Interface
 from bertha_socket.chunnels.shard import place_of
+from bertha_socket.dag import Dag
 from bertha_socket.negotiation.plan import Plan
 
 __all__ = ["serve"]
@@ -26,8 +27,12 @@ _CLIENTS_MAX: Final = 1024
 _ANSWER_SECONDS: Final = 30.0
 
 
-def serve(listener: Any, name: str) -> None:
-    """Moves messages between the listener's clients and the choices of its `shard`, until it is closed."""
+def serve(listener: Any, name: str, dag: Dag) -> None:
+    """Moves messages between the listener's clients and the choices of its `shard`, until it is closed.
+
+    Raises ChunnelArgumentError: its DAG does not begin with one."""
+    if not dag.chunnels or dag.chunnels[0].type != "shard":
+        raise ChunnelArgumentError("serve() is for listeners whose uppermost chunnel is shard")
     room = threading.Semaphore(_CLIENTS_MAX)
 
     def one(connection: Any) -> None:
@@ -57,8 +62,8 @@ def serve(listener: Any, name: str) -> None:
 def _choices(plan: Plan | None) -> list[str]:
     first = plan.chunnels[0] if plan is not None and plan.chunnels else None
     found = first.kwargs.get("choices") if first is not None and first.type == "shard" else None
-    if not isinstance(found, (list, tuple)):
-        raise ChunnelArgumentError("serve() is for listeners whose uppermost chunnel is shard")
+    if not isinstance(found, (list, tuple)):  # it was only preferred
+        raise ChunnelArgumentError("this connection has no shard")
     return [str(choice) for choice in found]
 
 
