@@ -236,7 +236,7 @@ class DatagramListener:
         machine.receive(question)
         event = machine.event()
         if isinstance(event, Asked):
-            ours = event.proto == "udp" and event.port == self.address[1]
+            ours = event.proto == "udp"
             machine.answer(choose(event.offer, self._terms.at(*self.address)) if ours else NO_LISTENER)
         return machine.outgoing()
 

@@ -45,9 +45,10 @@ _ALL_BYTES_MAX: Final = 64 << 20
 #: Seconds for which a closed connection says what is still unsaid, and then waits for the other end's end.
 _LINGER: Final = 10.0
 _REST: Final = 1.0
-#: Answers to clients without an agent, a second; and how much longer than the question one may be, so that a
-#: forged address is not flooded by us (RFC 9000, section 8.1, has the same bound).
-_ANSWERS_RATE: Final = 200
+#: Answers to clients without an agent may take this share of the time, whatever an offer is made for; and be
+#: so many times as long as the question, so that a forged address is not flooded by us (RFC 9000, section
+#: 8.1, has the same bound).
+_ANSWERS_SHARE: Final = 0.2
 _ANSWER_TIMES: Final = 3
 
 
@@ -269,8 +270,7 @@ class EndpointPeers(Peers):
         self._plain: OrderedDict[Place, DatagramConnection] = OrderedDict()
         self._texts: dict[DatagramConnection, str] = {}
         self._bell = -1
-        self._answered_at = 0.0
-        self._answers = 0
+        self._answers_from = 0.0
         self._too_long: OSError | None = None
         self._agent_ended = False
         self.local = text_of(udp.getsockname())
@@ -487,12 +487,11 @@ class EndpointPeers(Peers):
 
     def _asked(self, came: Envelope, place: Place) -> None:
         now = time.monotonic()
-        if now - self._answered_at >= 1.0:
-            self._answered_at, self._answers = now, 0
-        self._answers += 1
-        if self._answer is None or not self._listening or self._answers > _ANSWERS_RATE:
-            return
+        if self._answer is None or not self._listening or now < self._answers_from:
+            return  # it asks again
         said = self._answer(envelope.said(came))
+        took = time.monotonic() - now
+        self._answers_from = now + took / _ANSWERS_SHARE
         data = envelope.answer(came.session, said) if said else b""
         if data and len(data) <= _ANSWER_TIMES * len(came.body):
             self._send(data, place)

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from bertha_socket._endpoint_datagrams import DatagramListener
 from bertha_socket._endpoint_peers import DatagramConnection
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.envelope import Kind
+from bertha_socket.carrier.peers import QUEUE_MAX
 from bertha_socket.chunnels import Interface, Pipe, register_chunnel, unregister
 from bertha_socket.dag import DagError
+from tests.datagrams.lossy import lose
 
 
 @pytest.fixture(autouse=True)
@@ -38,8 +40,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         time.sleep(0.02)
 
 
+def _echo(dag: str) -> AbstractContextManager[DatagramListener]:
+    return _echo_at(dag, "127.0.0.1")
+
+
 @contextmanager
-def _echo(dag: str) -> Iterator[DatagramListener]:
+def _echo_at(dag: str, host: str) -> Iterator[DatagramListener]:
     """A server that sends back what it gets, to each client."""
     threads: list[threading.Thread] = []
 
@@ -53,7 +59,7 @@ def _echo(dag: str) -> Iterator[DatagramListener]:
             threads.append(threading.Thread(target=serve, args=(connection,)))
             threads[-1].start()
 
-    listener = bertha_socket.new("server", dag).listen(("127.0.0.1", 0))
+    listener = bertha_socket.new("server", dag).listen((host, 0))
     assert isinstance(listener, DatagramListener)
     threads.append(threading.Thread(target=accept, args=(listener,)))
     threads[0].start()
@@ -122,6 +128,67 @@ def test_the_end_is_told_by_reliable() -> None:
         assert client.recv(10) == b"and back"
         with pytest.raises(EOFError, match="client: the other end sends no more"):
             client.recv(10)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.15])
+def test_a_lossy_network(share: float) -> None:
+    """Everything comes, once and in order, both ways at once."""
+    items = [[i, "x" * (i * 61 % 3000)] for i in range(150)]
+    listener = bertha_socket.new("server", "serialize() |> reliable()").listen(("127.0.0.1", 0))
+    with listener, bertha_socket.new("client").connect(listener.address) as client:
+        assert isinstance(client, DatagramConnection)
+        with listener.accept() as server:
+            for end in (client, server):
+                lose(end._peers.udp, share)
+            threads = [threading.Thread(target=_send_all, args=(end, items)) for end in (client, server)]
+            for thread in threads:
+                thread.start()
+            for end in (server, client):
+                assert [end.recv(60) for _ in items] == items
+            for thread in threads:
+                thread.join()
+
+
+def _send_all(end: DatagramConnection, items: list[Any]) -> None:
+    for item in items:
+        end.send(item)
+
+
+def test_one_that_does_not_receive_is_waited_for() -> None:
+    """What waits for it is bounded, and nothing is lost."""
+    listener = bertha_socket.new("server", "reliable()").listen(("127.0.0.1", 0))
+    messages = [b"%d" % i for i in range(6000)]
+    with listener, bertha_socket.new("client").connect(listener.address) as client:
+        with listener.accept() as server:
+            assert isinstance(client, DatagramConnection)
+            thread = threading.Thread(target=_send_all, args=(client, messages))
+            thread.start()
+            time.sleep(0.5)
+            assert thread.is_alive()
+            assert len(server._items) <= 2 * QUEUE_MAX
+            assert [server.recv(60) for _ in messages] == messages
+            thread.join()
+
+
+def test_threads_share_a_connection() -> None:
+    with _echo("serialize() |> reliable()") as listener:
+        with bertha_socket.new("client").connect(listener.address) as client:
+            lists = [[[n, i] for i in range(40)] for n in range(5)]
+            threads = [threading.Thread(target=_send_all, args=(client, part)) for part in lists]
+            for thread in threads:
+                thread.start()
+            got = [client.recv(20) for _ in range(200)]
+            assert [[x for x in got if x[0] == n] for n in range(5)] == lists
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost", ""])
+def test_addresses(host: str) -> None:
+    with _echo_at("reliable()", host) as listener:
+        for name in {"::1": ["::1"], "localhost": ["localhost"], "": ["127.0.0.1"]}[host]:
+            with bertha_socket.new("client").connect((name, listener.address[1])) as client:
+                client.send(b"x")
+                assert client.recv(10) == b"x"
+                assert client.peer.endswith(f":{listener.address[1]}")
 
 
 def test_encrypted_with_the_cluster_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
