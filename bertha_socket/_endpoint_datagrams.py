@@ -211,7 +211,7 @@ class DatagramListener:
                 lambda: Secrets(material, keys.find()),
                 judge=judge,
                 answer=self._answer,
-                backlog=backlog,
+                backlog=max(1, backlog),
             )
         if self._agent is not None:
             self._peers.watch_agent(self._agent.fileno())

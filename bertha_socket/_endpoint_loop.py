@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import select
 import threading
 import time
 
+from bertha_socket._endpoint_connection import EndpointError
 from bertha_socket.carrier.loop import READ, Loop, Timer
 
 __all__ = ["SharedLoop"]
@@ -35,8 +37,10 @@ class SharedLoop(Loop):
 
     @classmethod
     def join(cls) -> SharedLoop:
-        """This process's; `leave` it once what it was for is over."""
+        """This process's; `leave` it once what it was for is over.  Raises EndpointError: gevent is here."""
         global _shared
+        if not hasattr(select, "epoll"):
+            raise EndpointError("endpoints of datagrams need select.epoll, which gevent's patches take away")
         with _making:
             if _shared is None:
                 _shared = cls()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import errno
+import logging
 import os
 import socket
 import threading
@@ -74,6 +75,7 @@ class DatagramConnection:
         self._peers = peers
         self._place = place
         self._exchange = exchange
+        self._plain = exchange is None
         self._items: deque[Any] = deque()
         self._size = 0
         self._ended = False  # the other end sends no more
@@ -99,14 +101,16 @@ class DatagramConnection:
     def send(self, item: Any) -> None:
         """Sends a message, or an object.  Waits where too much is on its way already.  Raises OSError."""
         with self._peers.locked():
-            exchange = self._exchange
-            while exchange is not None and exchange.full and self._usable():
+            while self._usable() and self._exchange is not None and self._exchange.full:
                 self._peers.changed.wait()
-            self._usable()
-            self._tx += _size(item)
-            if exchange is None:
+            exchange = self._exchange
+            if self._plain:
                 self._peers.send_plain(self._place, item)
+                self._tx += _size(item)
+            elif exchange is None or exchange.step is Step.FAILED:
+                raise OSError(errno.EPIPE, os.strerror(errno.EPIPE))  # never plainly instead
             else:
+                self._tx += _size(item)
                 exchange.program(item)
                 self._peers.settle(self._place, exchange)
             self._raise()
@@ -145,7 +149,10 @@ class DatagramConnection:
 
     def _raise(self) -> None:
         if self._problem is not None and not self._items:
-            raise self._problem.with_traceback(None)
+            problem = self._problem
+            if self._plain:  # as of a socket: told once, and the next datagram may arrive
+                self._problem = None
+            raise problem.with_traceback(None)
 
     def end(self) -> None:
         """Sends no more; what comes can still be received."""
@@ -239,6 +246,9 @@ def _size(item: Any) -> int:
 class EndpointPeers(Peers):
     """The socket of a listening endpoint, or of one connection."""
 
+    #: The application is told by exceptions; what strangers do is no reason to write to its standard error.
+    log_level = logging.INFO
+
     def __init__(
         self,
         loop: SharedLoop,
@@ -306,15 +316,19 @@ class EndpointPeers(Peers):
             self._add(place, exchange)
             self._current[place] = exchange
             self._by_exchange[exchange] = made = DatagramConnection(self, place, exchange, began)
-            exchange.start()
-            self._settle(place, exchange)
-            while exchange.step is Step.PENDING:
-                left = began + timeout - time.monotonic()
-                if left <= 0:
-                    exchange.fail("")
-                    self._settle(place, exchange)
-                    raise TimeoutError(errno.ETIMEDOUT, f"{self.name}: {made.peer} has not answered in time")
-                self.changed.wait(left)
+            try:
+                exchange.start()
+                self._settle(place, exchange)
+                while exchange.step is Step.PENDING:
+                    left = began + timeout - time.monotonic()
+                    if left <= 0:
+                        problem = f"{self.name}: {made.peer} has not answered in time"
+                        raise TimeoutError(errno.ETIMEDOUT, problem)
+                    self.changed.wait(left)
+            except BaseException:  # a signal's handler may raise too
+                exchange.fail("")
+                self._settle(place, exchange)
+                raise
             made._raise()
             made._setup_us = round((time.monotonic() - began) * 1e6)
             return made

@@ -39,7 +39,7 @@ def serve(listener: Any, name: str, dag: Dag) -> None:
         try:
             _Forwarding(connection, name).run()
         except OSError as error:  # of this client, or of the choice that it was for
-            log.warning("%s: %s", name, error.strerror or error)
+            log.info("%s: %s", name, error.strerror or error)
         finally:
             room.release()
 

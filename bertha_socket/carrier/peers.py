@@ -56,6 +56,9 @@ class Place(NamedTuple):
 class Peers:
     """The network's side.  The owner overrides what `_plan_shown` and those below it say."""
 
+    #: Of what is said when somebody is refused, or an exchange fails.
+    log_level = logging.WARNING
+
     def __init__(self, loop: Loop, udp: socket.socket, side: str, mode: Mode) -> None:
         self._loop = loop
         self._side = side
@@ -252,7 +255,7 @@ class Peers:
         self._plan_shown(plan, context.peer, verdict)
 
     def _refused(self, place: Place, session: int, why: str) -> None:
-        log.warning("server %s: refused %s", text_of(self._name(place)), why)
+        log.log(self.log_level, "server %s: refused %s", text_of(self._name(place)), why)
         self._detail = why
         self._send(envelope.refuse(session, why), place)
         self._tell_soon()
@@ -306,7 +309,7 @@ class Peers:
             if exchange.traceback:
                 log.error("%s %s: %s", exchange.side, exchange.context.peer, exchange.traceback)
             if exchange.detail:
-                log.warning("%s %s: %s", exchange.side, exchange.context.peer, exchange.detail)
+                log.log(self.log_level, "%s %s: %s", exchange.side, exchange.context.peer, exchange.detail)
                 self._detail = exchange.detail
             self._drop(place, exchange)
             self._has_failed(place, exchange)

@@ -130,6 +130,28 @@ def test_the_end_is_told_by_reliable() -> None:
             client.recv(10)
 
 
+@pytest.mark.parametrize("dag", ["udp()", "reliable()"])
+def test_after_the_other_end_has_closed_nothing_goes_plainly(dag: str) -> None:
+    """The plan is over, and so is the connection."""
+    listener = bertha_socket.new("server", dag).listen(("127.0.0.1", 0))
+    with listener, bertha_socket.new("client").connect(listener.address) as client:
+        client.send(b"x")
+        connection = listener.accept()
+        assert connection.recv(10) == b"x"
+        connection.close()
+        with pytest.raises(EOFError):
+            client.recv(10)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:  # what `reliable` has half-closed may still be sent to
+            try:
+                client.send(b"y")
+            except OSError:
+                break
+            time.sleep(0.05)
+        with pytest.raises((BrokenPipeError, ConnectionError, EndpointError)):
+            client.send(b"z")
+
+
 @pytest.mark.parametrize("share", [0.05, 0.15])
 def test_a_lossy_network(share: float) -> None:
     """Everything comes, once and in order, both ways at once."""
