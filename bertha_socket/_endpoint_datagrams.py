@@ -185,7 +185,12 @@ class DatagramListener:
             address[0] or None, address[1], type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
         )
         family, _, _, _, where = found[0]
-        sock = _socket(family)
+        loop = SharedLoop.join()
+        try:
+            self._sock = sock = _socket(family)
+        except BaseException:
+            loop.leave()
+            raise
         try:
             sock.bind(where)
             self.address: Address = sock.getsockname()[:2]
@@ -195,12 +200,11 @@ class DatagramListener:
             material = terms.material(*self.address)
             with contextlib.suppress(OSError):  # before anybody can have come
                 self._agent = self._find_agent(sock)
+            judge = terms.judge(*self.address)
         except BaseException:
             sock.close()
+            loop.leave()
             raise
-        judge = terms.judge(*self.address)
-        self._sock = sock
-        loop = SharedLoop.join()
         with loop.lock:
             self._peers = EndpointPeers(
                 loop,
@@ -232,7 +236,10 @@ class DatagramListener:
 
     def _answer(self, question: bytes) -> bytes:
         """To a client without an agent; nothing of it is remembered."""
-        machine = Responder(keys.find())
+        try:
+            machine = Responder(keys.find())
+        except OSError:  # a key that cannot be used is no reason to answer without one
+            return b""
         machine.receive(question)
         event = machine.event()
         if isinstance(event, Asked):

@@ -272,6 +272,7 @@ class EndpointPeers(Peers):
         self.waiting: deque[DatagramConnection] = deque()
         self._shared = loop
         self._given = secrets
+        self._known = secrets()
         self._judge = judge
         self._answer = answer
         self._backlog = backlog
@@ -310,7 +311,7 @@ class EndpointPeers(Peers):
             if plan is None:
                 self._plain[place] = made = DatagramConnection(self, place, None, began)
                 return made
-            secrets = self._given()
+            secrets = self._secrets()
             context = Context("client", secrets.material, self.name_of(place), self.local)
             exchange = Exchange(context, secrets.key, plan, recipe=endpoint_recipe)
             self._add(place, exchange)
@@ -406,7 +407,9 @@ class EndpointPeers(Peers):
         verdict("no plan was asked for" if self._judge is None else self._judge(plan))
 
     def _secrets(self) -> Secrets:
-        return self._given()
+        with suppress(OSError):  # a key file that cannot be read just now
+            self._known = self._given()
+        return self._known
 
     def _recipe(self, plan: bytes, side: str) -> Recipe:
         return endpoint_recipe(plan, side)

@@ -134,6 +134,22 @@ def test_a_new_that_runs_under_bertha_run_itself(pair: Pair) -> None:
     ]
 
 
+def test_a_server_tells_the_next_agent(pair: Pair) -> None:
+    """Of itself, while it waits for clients."""
+    port = free_port()
+    server = pair.server.spawn([sys.executable, "-c", _SERVER, pair.address, port, "reliable()"], shim=False)
+    server.wait_text("bound")
+    assert pair.server.agent is not None
+    pair.server.stop(pair.server.agent)
+    pair.server.start_agent()
+
+    def answered() -> bool:
+        command = [sys.executable, "-c", _ORDINARY, pair.address, port]
+        return pair.client.run(command, check=False, timeout=40).strip() == "ok"
+
+    eventually(answered, "an ordinary client, which its agent tells of the chunnels", 60)
+
+
 def test_without_agents_there_is_no_common_ground(pair: Pair) -> None:
     """A server under bertha-run is asked through its agent; without one here it is said what to do."""
     pair.dictate("reliable()", proto="udp")
