@@ -238,14 +238,14 @@ class DatagramListener:
         """To a client without an agent; nothing of it is remembered."""
         try:
             machine = Responder(keys.find())
-        except OSError:  # a key that cannot be used is no reason to answer without one
+            machine.receive(question)
+            event = machine.event()
+            if isinstance(event, Asked):
+                ours = event.proto == "udp"
+                machine.answer(choose(event.offer, self._terms.at(*self.address)) if ours else NO_LISTENER)
+            return machine.outgoing()
+        except OSError:  # a key file, say, that cannot be used is no reason to answer without one
             return b""
-        machine.receive(question)
-        event = machine.event()
-        if isinstance(event, Asked):
-            ours = event.proto == "udp"
-            machine.answer(choose(event.offer, self._terms.at(*self.address)) if ours else NO_LISTENER)
-        return machine.outgoing()
 
     def fileno(self) -> int:
         """For select and its kin: readable when there is somebody to accept."""

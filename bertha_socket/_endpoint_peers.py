@@ -72,6 +72,8 @@ class DatagramConnection:
         #: What was agreed; None with an end that knows of no chunnels.
         self.plan: Plan | None = None
         self.interface = Interface.DATAGRAMS
+        #: For the connection log: a JSON array, once it is agreed on.
+        self.chunnels = ""
         self._peers = peers
         self._place = place
         self._exchange = exchange
@@ -279,7 +281,6 @@ class EndpointPeers(Peers):
         self._listening = side == "server"
         self._by_exchange: dict[Exchange, DatagramConnection] = {}
         self._plain: OrderedDict[Place, DatagramConnection] = OrderedDict()
-        self._texts: dict[DatagramConnection, str] = {}
         self._bell = -1
         self._answers_from = 0.0
         self._too_long: OSError | None = None
@@ -438,7 +439,7 @@ class EndpointPeers(Peers):
 
     def _is_ready(self, place: Place, exchange: Exchange) -> None:
         connection = self._connection(place, exchange)
-        self._texts[connection] = exchange.chunnels
+        connection.chunnels = exchange.chunnels
         if exchange.up_done and not connection._ended:
             connection._ended = True
             connection._ring()
@@ -566,7 +567,7 @@ class EndpointPeers(Peers):
 
     def log(self, connection: DatagramConnection, reason: str | None) -> None:
         """The connection log's line."""
-        text = self._texts.pop(connection, "")
+        text = connection.chunnels
         if text or connection._rx or connection._tx:
             plain = None if text else "the other end knows of no chunnels"
             with suppress(OSError):

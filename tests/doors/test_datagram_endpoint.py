@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import bertha_socket
 from bertha_socket import _endpoint_datagrams, keys
@@ -25,6 +27,7 @@ from bertha_socket.carrier.envelope import Kind
 from bertha_socket.carrier.peers import QUEUE_MAX
 from bertha_socket.chunnels import Interface, Pipe, register_chunnel, unregister
 from bertha_socket.dag import DagError
+from bertha_socket.negotiation.machine import Responder
 from tests.datagrams.lossy import lose
 
 
@@ -338,6 +341,23 @@ def test_an_answer_is_not_much_longer_than_the_question() -> None:
             assert len(stranger.recv(2000)) <= 3 * len(question)
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=300))
+def test_any_question(data: bytes) -> None:
+    """Is answered, or not; nothing is raised, and nothing becomes longer than agents may be."""
+    for kind in (Kind.ASK, Kind.ANSWER):
+        assert envelope.said(envelope.Envelope(kind, 1, data)) == b""
+        came = envelope.opened(envelope.ask(5, data))
+        assert came is not None
+        assert envelope.said(came) == data
+    bomb = envelope.opened(envelope.ask(5, bytes(envelope.SAID_MAX + 1)))
+    assert bomb is not None
+    assert envelope.said(bomb) == b""
+    machine = Responder(None)
+    machine.receive(data)
+    assert len(machine.outgoing()) < 600
+
+
 def test_a_chunnel_of_the_applications_own() -> None:
     """One whose unit is a message runs on datagrams, at both ends of an application."""
 
@@ -394,3 +414,19 @@ def test_the_connection_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for line in lines:
         assert [c["type"] for c in line["chunnels"]] == ["reliable", "local_or_remote"]
         assert (line["proto"], line["plain"], line["tx_bytes"], line["rx_bytes"]) == ("udp", False, 3, 3)
+
+
+def test_a_policys_rule_for_udp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its chunnels go below the endpoint's own; one for TCP says nothing here."""
+    policy = tmp_path / "bertha.toml"
+    policy.write_text(
+        '[[rule]]\nname = "server"\nproto = "tcp"\ndag = "compress()"\n'
+        '[[rule]]\nname = "server"\nproto = "udp"\ndag = "frame() |> compress() |> reliable()"\n'
+    )
+    monkeypatch.setenv("BERTHA_POLICY", str(policy))
+    with _echo("frame() |> udp()") as listener:
+        with bertha_socket.new("client", "udp()").connect(listener.address) as connection:
+            connection.send(b"x" * 10_000)
+            assert connection.recv(10) == b"x" * 10_000
+            assert connection.plan is not None
+            assert [c.type for c in connection.plan.chunnels] == ["frame", "compress", "reliable"]
