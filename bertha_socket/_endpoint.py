@@ -27,10 +27,10 @@ from bertha_socket._bottom import check as check_bottom
 from bertha_socket._bottom import need_of_tcp, proto_of
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import SECONDS, Connection, EndpointError
+from bertha_socket._endpoint_datagram_connection import DatagramConnection
 from bertha_socket._endpoint_datagrams import DatagramListener
 from bertha_socket._endpoint_datagrams import connect as connect_datagrams
 from bertha_socket._endpoint_offer import Terms, Wanted, required_of, wanted_for
-from bertha_socket._endpoint_peers import DatagramConnection
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import preamble
 from bertha_socket.carrier.session import SILENCE_SECONDS, Mode

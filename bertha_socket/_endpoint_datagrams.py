@@ -19,9 +19,10 @@ from typing import Final
 from bertha_socket import keys
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import EndpointError
+from bertha_socket._endpoint_datagram_connection import DatagramConnection, endpoint_recipe
 from bertha_socket._endpoint_loop import SharedLoop
 from bertha_socket._endpoint_offer import Terms, Wanted, required_of, wanted_for
-from bertha_socket._endpoint_peers import DatagramConnection, EndpointPeers, endpoint_recipe
+from bertha_socket._endpoint_peers import EndpointPeers
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.control import Secrets

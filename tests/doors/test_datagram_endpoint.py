@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 import bertha_socket
 from bertha_socket import _endpoint_datagrams, keys
 from bertha_socket._endpoint import EndpointError
+from bertha_socket._endpoint_datagram_connection import DatagramConnection
 from bertha_socket._endpoint_datagrams import DatagramListener
-from bertha_socket._endpoint_peers import DatagramConnection
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.envelope import Kind
 from bertha_socket.carrier.peers import QUEUE_MAX
