@@ -84,10 +84,13 @@ class Agent:
                     self._ask(Op.LISTEN, messages.LISTEN.pack(0), (*fds, port.fileno()))
         return True
 
-    def advice(self, host: str, port: int, family: int, *, fresh: bool = False) -> Advice:
+    def advice(
+        self, host: str, port: int, family: int, *, fresh: bool = False, datagrams: bool = False
+    ) -> Advice:
         """Which chunnels a connection to `host` (a numeric address) is to have.  `fresh`: the plan of before
-        was refused.  Raises OSError: no answer."""
+        was refused.  `datagrams`: it is about UDP.  Raises OSError: no answer."""
         flags = messages.NEGOTIATE_FRESH if fresh else 0
+        flags |= messages.NEGOTIATE_DATAGRAMS if datagrams else 0
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             netns = netns_cookie(probe.fileno())
             body = messages.NEGOTIATE.pack(addresses.from_text(host), port, flags, _PATIENCE_MS, netns)
