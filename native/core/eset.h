@@ -28,7 +28,8 @@ struct reg {
   struct slink *slink;
   uint32_t next_upgrade; /* fd + 1 */
   uint8_t state;
-  uint8_t queued : 1;
+  uint8_t queued;    /* among the set's `upgrades`; atomically */
+  uint8_t stays : 1; /* the kernel's for good: it would be one too many for the rings */
   uint8_t
       fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
   uint8_t
@@ -36,17 +37,23 @@ struct reg {
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
   uint32_t ready;         /* as last judged */
+  uint32_t ends;          /* and what the connection had of an end (enum conn_flag) */
   uint8_t use; /* how often the number was added: an event fetched before may be of an earlier one */
 };
 
 struct slink { /* a link, as far as this set has connections of it */
   struct link *link;
+  struct eset *set;
+  struct slink *beside; /* the same link's, of another set */
   uint32_t sleeper;
   uint32_t count;
   uint32_t busy;   /* the set's `turns` when something was last found here */
   unsigned cursor; /* behind the slot last told of */
   uint64_t mask[ESET_WORDS];
   uint64_t pending[ESET_WORDS];
+  uint64_t in[ESET_WORDS];           /* also those that have fired; with the link's `sets_lock` */
+  uint64_t byte_left[ESET_WORDS];    /* a bell byte was left for other sets */
+  _Atomic uint64_t told[ESET_WORDS]; /* changes that another set has taken from the link's map */
   int fd[BERTHA_LINK_SLOTS];
   struct slink *next;
 };
@@ -55,13 +62,14 @@ struct eset {
   int epfd;
   int pid;
   _Atomic uint32_t lock;
-  bool plain;     /* watched from outside: everything stays with the kernel */
-  bool inherited; /* across a fork, and not yet used by the child */
-  bool starved;   /* somebody waits for space in a ring */
+  bool plain;           /* watched from outside: everything stays with the kernel */
+  bool inherited;       /* across a fork, and not yet used by the child */
+  bool starved;         /* somebody waits for space in a ring */
+  _Atomic bool sharing; /* one of its connections is, or was, in another set, too */
   bool byte_left; /* a bell byte could not be taken off: no further one would come, so an eventfd has to do */
   uint32_t ring_count;
-  uint32_t kernel_streams; /* REG_KERNEL registrations */
-  uint32_t upgrades;       /* list of fd + 1 */
+  uint32_t kernel_streams;   /* REG_KERNEL registrations */
+  _Atomic uint32_t upgrades; /* list of fd + 1; others put theirs there without the lock */
   uint32_t bell;
   int bell_fd;
   uint32_t sleeps;
@@ -106,6 +114,22 @@ static inline uint64_t reg_data(const struct reg *r, int fd) {
   return eset_magic | (uint32_t)r->use << 16 | (uint32_t)fd;
 }
 uint32_t eset_sticky(uint32_t events); /* what the kernel is asked of a connection on a ring */
+
+/* eset_share.c: a connection in several sets, with the lock of the set that the slink is of. */
+void share_enlist(struct slink *k);
+bool share_unlist(struct slink *k); /* false: it has to stay, a handler has interrupted who looks at it */
+bool share_join(struct slink *k, uint32_t slot, bool exclusive); /* false: it cannot be in this one as well */
+void share_leave(struct slink *k, uint32_t slot);
+void share_renamed(const struct slink *k, uint32_t slot, uint32_t was); /* k->sleeper is another one now */
+uint64_t share_take(struct slink *k, unsigned word);                    /* what has changed for this set */
+bool share_byte_left(struct slink *k); /* a byte lies there that keeps others from being sent */
+
+/* By memory alone, and perhaps too much. */
+static inline bool slink_changed(const struct slink *k, unsigned word) {
+  const struct link *l = k->link;
+  uint64_t dirty = atomic_load_explicit(&l->dirty[l->side][word], memory_order_acquire);
+  return ((dirty | atomic_load_explicit(&k->told[word], memory_order_acquire)) & k->mask[word]) != 0;
+}
 
 static inline void slink_mark(struct slink *l, uint32_t slot) {
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);

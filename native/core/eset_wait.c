@@ -19,18 +19,16 @@ enum {
 #define KERNEL_EVERY_NS 50000
 #define KERNEL_SELDOM_NS 400000
 
+#define ENDS (CONN_FIN | CONN_RST)
 #define POLL_BITS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM)
 
 /* With the lock held: what one word of a link's map of slots has, up to `max` events; only of the slots in `part`. */
 static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t part,
                         struct epoll_event *events, int max) {
-  _Atomic uint64_t *dirty = k->link->dirty[k->link->side];
   int n = 0;
-  uint64_t changed = atomic_load_explicit(&dirty[i], memory_order_relaxed) & k->mask[i];
+  uint64_t changed = share_take(k, i);
   if (changed != 0) {
     k->busy = s->turns;
-    atomic_fetch_and(&dirty[i], ~changed); /* before the look: a later change sets it again */
-    atomic_thread_fence(memory_order_seq_cst);
   }
   uint64_t todo = (changed | k->pending[i]) & k->mask[i];
   k->pending[i] = todo;
@@ -41,6 +39,7 @@ static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t pa
     int fd = k->fd[i * 64 + bit];
     struct reg *r = &s->regs[fd];
     struct conn *c = conn_by_index(r->conn - 1);
+    r->ends = conn_flags(c) & ENDS;
     uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
     ready &= r->events | EPOLLERR | EPOLLHUP;
     if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
@@ -104,7 +103,7 @@ static bool changed(const struct eset *s) {
     }
     links++;
     for (unsigned i = 0, words = (l->slot_count + 63) / 64; i < words; i++) {
-      if (atomic_load_explicit(&l->dirty[l->side][i], memory_order_relaxed) & k->mask[i]) {
+      if (slink_changed(k, i)) {
         return true;
       }
     }
@@ -175,13 +174,13 @@ static void ask_again(struct eset *s, struct reg *r, int fd) {
 
 /* Does the kernel's edge tell the program of something that it has not been told?  Where the kernel carries a direction,
  * its edges are the program's, but for the first, which answers our own registration. */
-static bool kernel_news(struct reg *r, struct conn *c, uint32_t events) {
+static bool kernel_news(struct reg *r, struct conn *c, uint32_t events, bool shared) {
   bool first = r->first;
   r->first = 0;
   bool in = (events & EPOLLIN) && c->rx_phase != PHASE_RING && !(first && (r->ready & EPOLLIN));
   bool wanted = !(r->ready & EPOLLOUT) || (conn_flags(c) & CONN_TX_SHORT);
   bool out = (events & EPOLLOUT) && c->tx_phase != PHASE_RING && wanted;
-  if (out) {
+  if (out && !shared) { /* else another set has to be told, too */
     conn_clear_flag(c, CONN_TX_SHORT);
   }
   return in || out;
@@ -222,14 +221,20 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       continue;
     }
     struct conn *c = conn_by_index(r->conn - 1);
+    bool shared = atomic_load(&c->slot->watch[c->side].more) != 0;
     uint32_t before = conn_flags(c);
     conn_kernel_events(c, e.events);
-    bool news = conn_flags(c) != before || (r->state == REG_RING && kernel_news(r, c, e.events));
+    bool news = !shared && conn_flags(c) != before;
+    news = news || kernel_news(r, c, e.events, shared);
     if ((e.events & EPOLLIN) && c->rx_phase == PHASE_RING) {
-      news |= conn_look_at_kernel(c, (int)fd);
+      news |= conn_look_at_kernel(c, (int)fd) && !shared;
+    }
+    if (shared) { /* another set may have taken note of the end before, or told this one */
+      news |= (conn_flags(c) & ENDS & ~r->ends) != 0;
     }
     if ((e.events & EPOLLIN) && !bell_clear(c, (int)fd)) {
-      s->byte_left = true;
+      s->byte_left |= !shared;
+      r->slink->byte_left[c->slot_index / 64] |= (uint64_t)1 << (c->slot_index % 64);
     }
     if ((e.events & EPOLLPRI) && (r->events & EPOLLPRI)) {
       to[n].events = EPOLLPRI;
@@ -286,7 +291,7 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
 }
 
 static void want_bell(struct eset *s) {
-  bool now = s->starved || s->byte_left || atomic_load(&s->asleep) != 0;
+  bool now = s->starved || s->byte_left || atomic_load(&s->sharing) || atomic_load(&s->asleep) != 0;
   if (s->bell != 0 || (!now && ++s->sleeps % BELL_AFTER != 0)) {
     return;
   }
@@ -352,7 +357,7 @@ void eset_pass_on(struct eset *s) {
   bool more = false;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
     for (unsigned i = 0; k->count > 0 && i < (k->link->slot_count + 63) / 64; i++) {
-      more |= ((k->pending[i] | atomic_load(&k->link->dirty[k->link->side][i])) & k->mask[i]) != 0;
+      more |= (k->pending[i] & k->mask[i]) != 0 || slink_changed(k, i);
     }
   }
   uint64_t one = 1;
@@ -360,6 +365,16 @@ void eset_pass_on(struct eset *s) {
     errno = saved;
   }
   errno = saved;
+}
+
+/* Bytes that were left for other sets: until the ring is drained there is no other byte, and who has no way to ring our bell
+ * (a carrier; its agent has ended) has no way to tell us of more. */
+static bool bytes_left(struct eset *s) {
+  bool left = false;
+  for (struct slink *k = s->slinks; k != NULL && UNLIKELY(atomic_load(&s->sharing)); k = k->next) {
+    left |= k->count > 0 && share_byte_left(k);
+  }
+  return left;
 }
 
 /* It is those that have talked lately that we wait for: that an idle one was last on another processor says nothing. */
@@ -505,7 +520,9 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       now = bertha_now_ns();
       ns = deadline > now ? deadline - now : 0;
     }
-    if (s->starved || (s->byte_left && s->bell == 0)) {
+    bool left = bytes_left(s);
+    bool sharing = atomic_load(&s->sharing);
+    if (s->starved || left || ((s->byte_left || sharing) && s->bell == 0)) {
       int64_t cap = (s->bell != 0 ? STARVED_MS : NO_BELL_MS) * (int64_t)1000000;
       ns = ns >= 0 && ns < cap ? ns : cap;
       s->starved = false;
@@ -522,7 +539,8 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     }
     woken(s);
     if (got < 0) {
-      n = got;
+      n = sharing ? collect(s, events, max) : 0; /* what one of several was rung for (EPOLLEXCLUSIVE) */
+      n = n > 0 ? n : got;
       break;
     }
     now = bertha_now_ns();

@@ -1,4 +1,5 @@
-/* server PORT: echoes, with one epoll set, until all its connections have ended.
+/* server PORT [two|turns]: echoes, with one epoll set, until all its connections have ended; two: each connection is in
+ *   a second set, which is never waited for; turns: each is in two sets, which are waited for in turn.
  * client PORT CONNECTIONS ROUNDS: requests and answers of 64 bytes, in each round one on every connection; says "ok" and
  * holds the connections until its standard input ends. */
 #include "common.h"
@@ -13,20 +14,27 @@ static void add(int set, int fd, uint32_t which) {
   MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) == 0);
 }
 
-static void serve(int port) {
+static void serve(int port, const char *scene) {
   struct epoll_event events[MOST];
   char data[4096];
-  int listener = listen_on(port), set = epoll_create1(0), open = 0;
-  add(set, listener, (uint32_t)listener);
+  int listener = listen_on(port), open = 0, turn = 0;
+  int one = strcmp(scene, "one") == 0, turns = strcmp(scene, "turns") == 0;
+  int sets[2] = {epoll_create1(0), epoll_create1(0)};
+  for (int i = 0; i < (turns ? 2 : 1); i++) {
+    add(sets[i], listener, (uint32_t)listener);
+  }
   do {
-    int n = epoll_wait(set, events, MOST, -1);
+    turn ^= turns;
+    int n = epoll_wait(sets[turn], events, MOST, -1);
     MUST(n > 0);
     for (int i = 0; i < n; i++) {
       int fd = (int)events[i].data.u32;
       if (fd == listener) {
         int got = accept(listener, NULL, NULL);
         MUST(got >= 0);
-        add(set, got, (uint32_t)got);
+        for (int k = 0; k < (one ? 1 : 2); k++) {
+          add(sets[k], got, (uint32_t)got);
+        }
         open++;
         continue;
       }
@@ -76,8 +84,8 @@ static void ask(int port, int count, int rounds) {
 }
 
 int main(int argc, char **argv) {
-  if (argc == 3 && strcmp(argv[1], "server") == 0) {
-    serve(atoi(argv[2]));
+  if (argc >= 3 && strcmp(argv[1], "server") == 0) {
+    serve(atoi(argv[2]), argc > 3 ? argv[3] : "one");
     return 0;
   }
   MUST(argc == 5 && strcmp(argv[1], "client") == 0 && atoi(argv[3]) <= MOST);
