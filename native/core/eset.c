@@ -377,6 +377,7 @@ void eset_after_fork(void) {
       atomic_store(&sets[i]->lock, 0);
       sets[i]->inherited = true;
       sets[i]->asleep = 0;
+      sets[i]->asleep_outside = 0;
       if (sets[i]->bell_fd >= 0) {
         bertha_close_hidden(sets[i]->bell_fd);
         sets[i]->bell_fd = -1;
@@ -426,6 +427,7 @@ static void forget_set(struct eset *s) {
   if (!bertha_lock(&s->lock)) {
     return;
   }
+  nest_drop_all(s);
   for (struct slink *k = s->slinks; k != NULL;) {
     struct slink *next = k->next;
     for (uint32_t slot = 0; k->count > 0 && slot < BERTHA_LINK_SLOTS; slot++) {
@@ -470,8 +472,39 @@ static void forget_set(struct eset *s) {
   s->plain = false;
   s->inherited = false;
   atomic_store(&s->asleep, 0);
+  s->asleep_outside = 0;
+  s->life++;
   s->epfd = -1;
   bertha_unlock(&s->lock);
+}
+
+static int duplicate_of(uint32_t e) {
+  for (uint32_t i = 0; i < bertha.max_fd; i++) {
+    if (atomic_load(&bertha.fds[i].set) == e && conn_of((int)i) == NULL) {
+      return (int)i;
+    }
+  }
+  return -1;
+}
+
+/* The program closes `fd`, by which the set was put into others.  If a duplicate lives on, the kernel goes on to tell those
+ * others of it under the old number. */
+static void forget_inner(struct eset *inner, int fd, bool lives_on) {
+  bool within = false;
+  for (uint32_t i = 0; i < sets_used && fd < ESET_FDS; i++) {
+    struct eset *s = sets[i];
+    if (s->epfd >= 0 && s->inner_count > 0 && s->regs[fd].inner == inner && bertha_lock(&s->lock)) {
+      if (s->regs[fd].state == REG_SET && s->regs[fd].inner == inner) {
+        nest_drop(s, fd);
+        s->regs[fd].state = lives_on ? REG_GONE : REG_NONE;
+        within = true;
+      }
+      bertha_unlock(&s->lock);
+    }
+  }
+  if (within && lives_on) {
+    eset_plain(inner);
+  }
 }
 
 void eset_forget(int fd) {
@@ -484,13 +517,15 @@ void eset_forget(int fd) {
     struct eset *s = eset_by_entry(e);
     eset_set_entry(fd, 0);
     if (s != NULL) {
-      for (uint32_t i = 0; i < bertha.max_fd; i++) { /* a duplicate of the set lives on */
-        if (atomic_load(&bertha.fds[i].set) == e && conn_of((int)i) == NULL) {
-          s->epfd = (int)i;
-          return;
-        }
+      int other = duplicate_of(e);
+      if (atomic_load(&s->outers) != 0) {
+        forget_inner(s, fd, other >= 0);
       }
-      forget_set(s);
+      if (other >= 0) {
+        s->epfd = other;
+      } else {
+        forget_set(s);
+      }
     }
     return;
   }
@@ -559,10 +594,15 @@ void eset_polled(int fd) {
     atomic_compare_exchange_strong(&bertha.fds[fd].set, &e, SET_PLAIN);
   }
   struct eset *s = eset_by_entry(eset_entry(fd));
-  if (LIKELY(s == NULL) || s->plain) {
-    return;
+  if (UNLIKELY(s != NULL)) {
+    eset_plain(s);
   }
-  if (!bertha_lock(&s->lock)) {
+}
+
+void eset_plain(struct eset *s) {
+  struct eset *inner[INNER_MOST];
+  unsigned count = 0;
+  if (s->plain || !bertha_lock(&s->lock)) {
     return;
   }
   s->plain = true;
@@ -574,5 +614,11 @@ void eset_polled(int fd) {
       }
     }
   }
+  for (; count < s->inner_count; count++) {
+    inner[count] = s->regs[s->inner_fd[count]].inner;
+  }
   bertha_unlock(&s->lock);
+  for (unsigned i = 0; i < count; i++) {
+    eset_plain(inner[i]);
+  }
 }

@@ -11,6 +11,7 @@
 #include "wait.h"
 
 #define ESET_FDS 65536
+#define INNER_MOST 64
 #define ESET_WORDS (BERTHA_LINK_SLOTS / 64)
 
 enum reg_state {
@@ -18,6 +19,7 @@ enum reg_state {
   REG_KERNEL = 1, /* the kernel serves it, with the program's own events */
   REG_RING = 2,
   REG_OFF = 3,  /* removed by the program, still in the kernel's set (until it closes the descriptor) */
+  REG_SET = 5,  /* a set itself, whose rings are looked at, too (eset_nest.c) */
   REG_GONE = 4, /* closed while the kernel served it; a duplicate may keep it in the set (epoll(7), Q6) */
 };
 
@@ -37,6 +39,9 @@ struct reg {
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
   uint32_t ready;         /* as last judged */
+  struct eset *inner;     /* REG_SET */
+  uint32_t seen;          /* and its `news` when it was last looked at */
+  uint8_t just;           /* and told of in this call, because of the kernel */
   uint32_t ends;          /* and what the connection had of an end (enum conn_flag) */
   uint8_t use; /* how often the number was added: an event fetched before may be of an earlier one */
 };
@@ -81,6 +86,13 @@ struct eset {
   bool rings_turn;      /* with room for one event, and the kernel due */
   struct slink *slinks;
   struct reg *regs;
+  uint32_t life;           /* another one for each set that has this record */
+  uint32_t news;           /* how often something was found to have changed */
+  _Atomic uint32_t outers; /* sets that look at the rings of this one, too */
+  uint32_t asleep_outside; /* of those asleep, the threads that sleep in such a set */
+  unsigned inner_count;    /* sets within this one, whose rings are looked at */
+  uint32_t inner_turn;
+  int inner_fd[INNER_MOST];
 };
 
 /* The upper half of the data of our own registrations in the program's kernel set; random, per process. */
@@ -115,6 +127,14 @@ static inline uint64_t reg_data(const struct reg *r, int fd) {
 }
 uint32_t eset_sticky(uint32_t events); /* what the kernel is asked of a connection on a ring */
 
+/* eset_nest.c: a set within a set. */
+/* An epoll_ctl about an epoll descriptor; false: it is to go the kernel's way. */
+bool nest_ctl(int epfd, int op, int fd, struct epoll_event *event, int *result);
+void nest_drop(struct eset *s, int fd); /* with the lock held: no longer a member */
+void nest_drop_all(struct eset *s);     /* the same for all */
+void nest_give(struct eset *s, int fd); /* the kernel is to know it as the program does */
+void eset_plain(struct eset *s); /* its members go back to the kernel, those of its inner sets as well */
+
 /* eset_share.c: a connection in several sets, with the lock of the set that the slink is of. */
 void share_enlist(struct slink *k);
 bool share_unlist(struct slink *k); /* false: it has to stay, a handler has interrupted who looks at it */
@@ -132,6 +152,7 @@ static inline bool slink_changed(const struct slink *k, unsigned word) {
 }
 
 static inline void slink_mark(struct slink *l, uint32_t slot) {
+  l->set->news++;
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);
 }
 

@@ -8,6 +8,12 @@
 
 static void clear_stale(struct eset *s, int fd, struct conn *c) {
   struct reg *r = &s->regs[fd];
+  if (r->state == REG_SET) {
+    if (r->inner != eset_of(fd)) {
+      nest_drop(s, fd);
+    }
+    return;
+  }
   if (r->state == REG_NONE || r->state == REG_GONE || (c != NULL && r->conn == conn_index(c) + 1)) {
     return;
   }
@@ -167,8 +173,12 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   }
   struct eset *s = eset_of(epfd);
   bool known = s != NULL && (unsigned)fd < ESET_FDS && s->regs[fd].state != REG_NONE;
+  int nested;
+  if (c == NULL && nest_ctl(epfd, op, fd, event, &nested)) {
+    return nested;
+  }
   if (c == NULL && op == EPOLL_CTL_ADD) {
-    eset_polled(fd); /* a set within a set */
+    eset_polled(fd); /* a set within a set, but not one whose rings its outer set looks at */
   }
   if (!known &&
       (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
