@@ -1,9 +1,11 @@
-"""One connection in several epoll sets: each is told of it as if it were the only one.
+"""One connection in several epoll sets, and sets within sets: each is told as if it were the only one.
 
-The program has both ends, checks every answer, and runs without the shim first (see test_readiness.py).
+The programs have both ends, check every answer, and run without the shim first (see test_readiness.py).
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +16,23 @@ _TOLD = ["levels", "edges", "one-shot", "many", "duplicate", "end", "reset"]
 _WAITING = ["both-asleep", "takers", "takers-by-edges", "takers-exclusive", "changing", "space"]
 
 
-@pytest.mark.parametrize("scene", [*_TOLD, *_WAITING, "child", "second-life"])
-def test_in_several_sets(host: Host, build: Build, scene: str) -> None:
-    command = [build("sets"), scene]
-    assert host.run(command, shim=False) == "ok\n"
-    assert host.run(command, timeout=60) == "ok\n"
+_LOOKED_AT = ["levels", "edges", "edges-both", "one-shot", "deep", "two-outers", "duplicates", "comes-late"]
+_ASLEEP = ["asleep", "asleep-by-edges", "inside-and-outside", "takers", "takers-inside"]
+
+
+def _both_ways(host: Host, program: Path, scene: str, connections: int) -> None:
+    assert host.run([program, scene], shim=False, timeout=60) == "ok\n"
+    assert host.run([program, scene], timeout=60) == "ok\n"
     log = host.finish()
     for role in ("client", "server"):
-        assert_carried(log, "sets", role=role, min_connections=1)
+        assert_carried(log, program.name, role=role, min_connections=connections)
+
+
+@pytest.mark.parametrize("scene", [*_TOLD, *_WAITING, "child", "second-life"])
+def test_in_several_sets(host: Host, build: Build, scene: str) -> None:
+    _both_ways(host, build("sets"), scene, 1)
+
+
+@pytest.mark.parametrize("scene", [*_LOOKED_AT, *_ASLEEP, "second-life"])
+def test_a_set_within_a_set(host: Host, build: Build, scene: str) -> None:
+    _both_ways(host, build("within"), scene, 3)
