@@ -326,7 +326,7 @@ void eset_upgrade_queued(struct eset *s) {
     if (o != s && o->epfd >= 0 && !o->inherited && atomic_load(&o->upgrades) != 0 &&
         bertha_try_lock(&o->lock)) {
       upgrade(o);
-      eset_pass_on(o);
+      eset_pass_on_own(o);
       bertha_unlock(&o->lock);
     }
   }
@@ -372,6 +372,7 @@ void eset_adopt(struct eset *s) {
 
 void eset_after_fork(void) {
   atomic_store(&sets_lock, 0);
+  nest_after_fork();
   for (uint32_t i = 0; i < sets_used; i++) {
     if (sets[i]->epfd >= 0) {
       atomic_store(&sets[i]->lock, 0);

@@ -72,7 +72,7 @@ struct eset {
   bool starved;         /* somebody waits for space in a ring */
   _Atomic bool sharing; /* one of its connections is, or was, in another set, too */
   bool byte_left; /* a bell byte could not be taken off: no further one would come, so an eventfd has to do */
-  uint32_t ring_count;
+  _Atomic uint32_t ring_count;
   uint32_t kernel_streams;   /* REG_KERNEL registrations */
   _Atomic uint32_t upgrades; /* list of fd + 1; others put theirs there without the lock */
   uint32_t bell;
@@ -121,6 +121,8 @@ void eset_fd_moved(int from, int to);
 /* between eset.c and eset_wait.c, with the lock held */
 void eset_upgrade_queued(struct eset *s);
 void eset_pass_on(struct eset *s);
+void eset_pass_on_own(struct eset *s); /* not of the sets within it, whose locks it would need */
+void nest_after_fork(void);
 void eset_adopt(struct eset *s);
 static inline uint64_t reg_data(const struct reg *r, int fd) {
   return eset_magic | (uint32_t)r->use << 16 | (uint32_t)fd;

@@ -21,6 +21,10 @@
 static _Atomic uint32_t
     nesting; /* so that two sets do not come into each other's way, each within another one */
 
+void nest_after_fork(void) {
+  atomic_store(&nesting, 0);
+}
+
 /* False: not to be looked at just now, by a signal handler of the thread that does. */
 static bool enter(struct eset *inner) {
   if (!bertha_lock(&inner->lock)) {

@@ -62,14 +62,8 @@ void eset_no_more_asleep(void *p) {
 
 /* What this thread leaves behind is for one that sleeps in the same set, as in the kernel; and their bell stays
  * armed for what comes while we are busy.  With the lock held. */
-void eset_pass_on(struct eset *s) {
-  if (LIKELY(atomic_load(&s->asleep) == 0)) {
-    return;
-  }
-  if (UNLIKELY(s->inner_count > 0)) {
-    nest_pass_on(s);
-  }
-  if (s->ring_count == 0) {
+void eset_pass_on_own(struct eset *s) {
+  if (LIKELY(atomic_load(&s->asleep) == 0) || s->ring_count == 0) {
     return;
   }
   int saved = errno;
@@ -87,6 +81,13 @@ void eset_pass_on(struct eset *s) {
     errno = saved;
   }
   errno = saved;
+}
+
+void eset_pass_on(struct eset *s) {
+  if (UNLIKELY(s->inner_count > 0) && atomic_load(&s->asleep) != 0) {
+    nest_pass_on(s);
+  }
+  eset_pass_on_own(s);
 }
 
 /* Bytes that were left for other sets: until the ring is drained there is no other byte, and who has no way to ring our bell

@@ -202,12 +202,19 @@ static bool has_rings(const struct eset *s) {
   return s->ring_count > 0 || (s->inner_count > 0 && nest_has_rings(s));
 }
 
+static int64_t time_left(int64_t timeout_ns, int64_t begin) {
+  if (timeout_ns <= 0) {
+    return timeout_ns;
+  }
+  int64_t left = timeout_ns - (bertha_now_ns() - begin);
+  return left > 0 ? left : 0;
+}
+
 /* With the lock held.  Counted among the sleepers while no member was on a ring: the kernel's wait, but for connections that
- * come to the rings while we sleep.  `left`: how much time then is. */
+ * come to the rings while we sleep; then what was not waited of the time is left. */
 static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max, int64_t timeout_ns,
                             int64_t *left, const sigset_t *mask) {
   int64_t begin = timeout_ns > 0 ? bertha_now_ns() : 0;
-  int kept = 0;
   *left = timeout_ns;
   for (;;) {
     struct nap nap;
@@ -218,27 +225,23 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
       return 0;
     }
     bertha_unlock(&s->lock);
-    if (timeout_ns > 0) {
-      *left = timeout_ns - (bertha_now_ns() - begin);
-      *left = *left > 0 ? *left : 0;
-    }
     int n = kernel_wait(s, events, max, *left, mask, eset_no_more_asleep, &nap);
     atomic_fetch_sub(&s->asleep, 1);
-    bool locked = bertha_lock(&s->lock); /* another thread may be bringing one to the rings */
+    bertha_lock(&s->lock); /* another thread may be bringing one to the rings */
     nest_awake(&nap);
     if (n > 0) {
-      kept = sort_out(s, events, n, events);
+      n = sort_out(s, events, n, events);
       nest_all_told(s);
       eset_pass_on(s);
+    } else if (n == 0) {
+      *left = 0;
     }
-    if (!locked) {
-      return n < 0 ? n : kept;
-    }
-    if (n <= 0 || kept > 0 || timeout_ns == 0) {
-      return n < 0 ? n : kept;
+    if (n != 0 || *left == 0) {
+      return n;
     }
     eset_upgrade_queued(s);
-    if (has_rings(s)) { /* a bell only: its connection is on a ring now */
+    *left = time_left(timeout_ns, begin);
+    if (*left == 0 || has_rings(s)) { /* a bell only: its connection is on a ring now */
       return 0;
     }
     if (s->plain) {

@@ -70,6 +70,7 @@ void link_after_fork(void) {
     l->pins = 0;
   }
   for (struct link *l = mapped.old_links; l != NULL; l = l->next) {
+    atomic_store(&l->sets_lock, 0);
     atomic_store(&l->named, 0);
   }
   for (struct link *l = mapped.links; l != NULL; l = l->next) {
