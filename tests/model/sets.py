@@ -1,8 +1,8 @@
 """A connection in two epoll sets: who takes its bit from the link's map of changed slots tells the other set.
 
 Each set has its own `told`, is armed and has a bell by itself; one lock is held while a bit is told of and
-taken, and while a set takes what it was told.  Who takes a bit may never look again (its program is busy): the
-other one must not need it.  Each protocol is built from `without`, a set of steps to leave out.
+taken, and while a set takes what it was told.  Who takes a bit may never look again (its program is busy):
+the other one must not need it.  Each protocol is built from `without`, a set of steps to leave out.
 """
 
 from __future__ import annotations

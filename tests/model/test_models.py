@@ -83,7 +83,9 @@ def test_two_sets_are_told_of_two_messages() -> None:
     holds(sets.two_sets(Memory.SC, messages=2), check_livelock=False)
 
 
-@pytest.mark.parametrize(("step", "messages"), [("tell", 1), ("tell-first", 1), ("map-first", 1), ("lock", 2)])
+@pytest.mark.parametrize(
+    ("step", "messages"), [("tell", 1), ("tell-first", 1), ("map-first", 1), ("lock", 2)]
+)
 def test_two_sets_need(step: str, messages: int) -> None:
     fails(sets.two_sets(Memory.SC, messages=messages, without=without(step)))
 
