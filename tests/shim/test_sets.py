@@ -36,3 +36,9 @@ def test_in_several_sets(host: Host, build: Build, scene: str) -> None:
 @pytest.mark.parametrize("scene", [*_LOOKED_AT, *_ASLEEP, "second-life"])
 def test_a_set_within_a_set(host: Host, build: Build, scene: str) -> None:
     _both_ways(host, build("within"), scene, 3)
+
+
+@pytest.mark.parametrize("spin", ["50", "0"])
+def test_sets_that_come_and_go(host: Host, build: Build, monkeypatch: pytest.MonkeyPatch, spin: str) -> None:
+    monkeypatch.setenv("BERTHA_SPIN_US", spin)
+    _both_ways(host, build("churn"), "5000", 8)
