@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 3u
+#define BERTHA_LAYOUT_VERSION 4u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -153,7 +153,10 @@ enum bertha_want {
   BERTHA_WANT_GIVING = 3,   /* the producer's answer to that, while it sends it */
 };
 
-/* Who of one side waits for this slot: indices into this side's sleepers, 0: nobody. */
+/* Who of one side waits for this slot: indices into this side's sleepers, 0: nobody.  The connection may be in several epoll
+ * sets: those beyond the first are in `also`.  Of those that say BERTHA_WATCH_ONE, one is rung. */
+#define BERTHA_WATCH_ALSO 23u
+#define BERTHA_WATCH_ONE 0x8000u /* EPOLLEXCLUSIVE */
 struct bertha_watch {
   _Atomic uint16_t epoll;
   _Atomic uint16_t rx;
@@ -161,7 +164,8 @@ struct bertha_watch {
   _Atomic uint16_t kernel; /* 1: somebody watches the kernel's descriptor; ring on the connection */
   _Atomic uint32_t done;   /* this side will not touch the slot any more */
   _Atomic uint32_t cpu;    /* processor this side last ran on, plus one */
-  uint8_t pad[BERTHA_CACHELINE - 16];
+  _Atomic uint16_t more;   /* how many places of `also` have been used; 0: it is in one set, or in none */
+  _Atomic uint16_t also[BERTHA_WATCH_ALSO];
 };
 
 enum bertha_slot_state {

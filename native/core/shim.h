@@ -97,6 +97,9 @@ struct link { /* this process's mapping of a link */
   _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
   int64_t since;          /* when it was retired; 0: never */
   _Atomic int64_t no_sleeper_before; /* when to look for an entry among our sleepers again; 0: now */
+  _Atomic uint32_t sets_lock;        /* of what follows (core/eset_share.c) */
+  struct slink *sets;                /* what each epoll set of this process has of it */
+  _Atomic uint64_t shared[BERTHA_LINK_SLOTS / 64]; /* the slots that are in more than one set */
   struct link *next;
 };
 
@@ -229,7 +232,8 @@ void bertha_debug(const char *format, ...) __attribute__((format(printf, 1, 2)))
 extern int bertha_log_level;
 
 /* lock.c */
-bool bertha_lock(_Atomic uint32_t *lock); /* false: this very thread holds it (a signal handler) */
+bool bertha_lock(_Atomic uint32_t *lock);     /* false: this very thread holds it (a signal handler) */
+bool bertha_try_lock(_Atomic uint32_t *lock); /* false: somebody holds it */
 void bertha_unlock(_Atomic uint32_t *lock);
 
 /* table.c */
