@@ -4,6 +4,7 @@
 #define here carried_here
 #define send_message carried_send_message
 #include "../core/carried.c" /* what it makes of plans and carriers */
+#include "../core/plans.c"
 #undef here
 #undef send_message
 
