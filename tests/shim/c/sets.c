@@ -1,30 +1,13 @@
 /* sets SCENE: one connection in several epoll sets, as Linux has it: each set is told by itself. */
+#include "one_event.h"
 #include "pair.h"
 
 #include <stdatomic.h>
-#include <sys/epoll.h>
 #include <sys/wait.h>
 
 enum { MOST = 30, WAITERS = 2 };
 
 static int from, to, sets[MOST];
-
-static int change(int op, int set, int fd, unsigned events) {
-  struct epoll_event e = {.events = events, .data.fd = fd};
-  return epoll_ctl(set, op, fd, &e);
-}
-
-static int add(int set, int fd, unsigned events) {
-  return change(EPOLL_CTL_ADD, set, fd, events);
-}
-
-/* The events that the set tells of `fd`; 0: none. */
-static unsigned told(int set, int fd, int ms) {
-  struct epoll_event e = {0};
-  int n = epoll_wait(set, &e, 1, ms);
-  MUST(n >= 0 && (n == 0 || e.data.fd == fd));
-  return n == 1 ? e.events : 0;
-}
 
 static void tell(const char *text) {
   MUST(write(from, text, strlen(text)) == (ssize_t)strlen(text));

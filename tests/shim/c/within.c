@@ -1,29 +1,13 @@
 /* within SCENE: a set within a set, as Linux has it: the outer one tells of the inner one, by levels and by edges, whoever
  * waits for which, and whoever comes and goes meanwhile. */
+#include "one_event.h"
 #include "pair.h"
 
-#include <sys/epoll.h>
 #include <sys/wait.h>
 
 enum { INNERS = 3, ROUNDS = 60 };
 
 static int outer, inner[INNERS], from[INNERS], to[INNERS];
-
-static int change(int op, int set, int fd, unsigned events) {
-  struct epoll_event e = {.events = events, .data.fd = fd};
-  return epoll_ctl(set, op, fd, &e);
-}
-
-static int add(int set, int fd, unsigned events) {
-  return change(EPOLL_CTL_ADD, set, fd, events);
-}
-
-static unsigned told(int set, int fd, int ms) {
-  struct epoll_event e = {0};
-  int n = epoll_wait(set, &e, 1, ms);
-  MUST(n >= 0 && (n == 0 || e.data.fd == fd));
-  return n == 1 ? e.events : 0;
-}
 
 static void tell(int i, const char *text) {
   MUST(write(from[i], text, strlen(text)) == (ssize_t)strlen(text));
