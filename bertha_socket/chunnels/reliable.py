@@ -26,7 +26,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bertha_socket.chunnels import _reliable_native
 from bertha_socket.chunnels._types import (
+    NATIVE_PRIORITY,
     ChunnelError,
     ChunnelType,
     Context,
@@ -440,5 +442,17 @@ TYPE = ChunnelType(
     lower=Interface.DATAGRAMS,
     layer=70,
     wire="brel/1: numbered datagrams, cumulative and selective acknowledgements",
-    implementations=(Implementation("python", "reliable", wires(WIRE), make=ReliablePipe, builtin=True),),
+    implementations=(
+        # In C, and in the carrier in Python: that is the one that carries datagrams.
+        Implementation(
+            "native",
+            "reliable",
+            wires(WIRE),
+            priority=NATIVE_PRIORITY,
+            probe=_reliable_native.usable,
+            make=_reliable_native.NativeReliablePipe,
+            builtin=True,
+        ),
+        Implementation("python", "reliable", wires(WIRE), make=ReliablePipe, builtin=True),
+    ),
 )
