@@ -46,7 +46,7 @@ static size_t acknowledgement(struct reliable *r, uint8_t *to) {
 static bool settle(struct reliable *r) {
   bool done = reliable_sent_all(r);
   if (r->known && done) {
-    r->heard = fmax(r->heard, r->now);
+    r->heard = reliable_most(r->heard, r->now);
   }
   if (r->over && done && r->ended && !r->resting) {
     /* Our last acknowledgement may get lost: the other end asks again. */
@@ -262,9 +262,9 @@ bool reliable_message(struct reliable *r, const uint8_t **data, size_t *size) {
 
 struct reliable_state reliable_state(const struct reliable *r) {
   struct reliable_state s = {.full = r->parts > RELIABLE_QUEUE, .ended = r->ended, .lingers = r->lingers};
-  s.deadline = fmin(fmin(r->timer, r->hello_at), r->ack_at);
+  s.deadline = reliable_least(reliable_least(r->timer, r->hello_at), r->ack_at);
   if (r->lingers && r->resting) {
-    s.deadline = fmin(s.deadline, r->rest_until);
+    s.deadline = reliable_least(s.deadline, r->rest_until);
   }
   if (r->why[0] != '\0') {
     s.deadline = INFINITY;

@@ -113,6 +113,15 @@ bool reliable_take(struct reliable *r, int64_t number, uint8_t flags, const uint
 /* Writes what has come beyond what is wanted, 8 bytes each; how many. */
 uint8_t reliable_ranges(const struct reliable *r, uint8_t *to);
 
+/* No need of libm. */
+static inline double reliable_least(double a, double b) {
+  return a < b ? a : b;
+}
+
+static inline double reliable_most(double a, double b) {
+  return a > b ? a : b;
+}
+
 static inline void reliable_put32(uint8_t *to, uint64_t value) {
   for (int i = 0; i < 4; i++) {
     to[i] = (uint8_t)(value >> (24 - 8 * i));

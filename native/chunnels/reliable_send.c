@@ -129,15 +129,16 @@ static void sample(struct reliable *r, double rtt) {
     r->srtt = rtt;
     r->var = rtt / 2;
   } else {
-    r->var = 0.75 * r->var + 0.25 * fabs(r->srtt - rtt);
+    double off = r->srtt < rtt ? rtt - r->srtt : r->srtt - rtt;
+    r->var = 0.75 * r->var + 0.25 * off;
     r->srtt = 0.875 * r->srtt + 0.125 * rtt;
   }
-  r->base = fmin(RTO_MAX, fmax(RTO_MIN, r->srtt + fmax(0.001, 4 * r->var)));
+  r->base = reliable_least(RTO_MAX, reliable_most(RTO_MIN, r->srtt + reliable_most(0.001, 4 * r->var)));
   r->rto = r->base;
 }
 
 void reliable_backoff(struct reliable *r) {
-  r->rto = fmin(RTO_MAX, r->rto * 2);
+  r->rto = reliable_least(RTO_MAX, r->rto * 2);
 }
 
 static void arrives(struct reliable *r, const struct packet *p) {
@@ -175,7 +176,7 @@ static void find_lost(struct reliable *r) {
   r->seek = r->acknowledged;
   if (r->acknowledged > r->recover) {
     r->recover = r->next;
-    r->threshold = fmax(r->window / 2, 2.0);
+    r->threshold = reliable_most(r->window / 2, 2.0);
     r->window = r->threshold;
   }
 }
@@ -185,7 +186,7 @@ static void grow(struct reliable *r, uint32_t count) {
     return;
   }
   double more = r->window < r->threshold ? count : count / r->window;
-  r->window = fmin(r->window + more, RELIABLE_WINDOW);
+  r->window = reliable_least(r->window + more, RELIABLE_WINDOW);
 }
 
 void reliable_acknowledge(struct reliable *r, int64_t upto, const int64_t (*ranges)[2], int count) {
@@ -223,7 +224,7 @@ void reliable_acknowledge(struct reliable *r, int64_t upto, const int64_t (*rang
     /* Karn (RFC 6298, 3): answers to what was sent twice are ambiguous.  So are those after a time-out: it may be that
      * only an acknowledgement was lost. */
     if (!newest->again && newest->sent_at > r->expired_at) {
-      sample(r, fmax(0.0, r->now - newest->sent_at));
+      sample(r, reliable_most(0.0, r->now - newest->sent_at));
     }
     find_lost(r);
     grow(r, arrived);
@@ -240,7 +241,7 @@ void reliable_acknowledge(struct reliable *r, int64_t upto, const int64_t (*rang
 void reliable_expire(struct reliable *r) {
   reliable_backoff(r);
   r->expired_at = r->now;
-  r->threshold = fmax(r->window / 2, 2.0);
+  r->threshold = reliable_most(r->window / 2, 2.0);
   r->window = 1.0;
   r->recover = r->acknowledged; /* slow start goes on from here */
   r->outstanding = r->lost = 0;
