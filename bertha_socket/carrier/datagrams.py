@@ -77,12 +77,19 @@ class Datagrams:
         self.udp = carry.tcp
         self.pair = carry.pair
         self._names: OrderedDict[Place, tuple[object, ...]] = OrderedDict()
+        self._places: dict[tuple[object, ...], Place] = {}
+        #: Heads of the program's datagrams that have been looked at.
+        self._heads: dict[bytes, Place] = {}
         self._plans: OrderedDict[Place, tuple[bytes, int]] = OrderedDict()
         self._exchanges: dict[tuple[Place, int], Exchange] = {}
         self._timers: dict[tuple[Place, int], Timer] = {}
         #: The exchange by which an address is answered.
         self._current: dict[Place, Exchange] = {}
+        #: Those to which something has happened since they were settled.
+        self._touched: dict[Exchange, Place] = {}
         self._unjudged = 0
+        #: How many datagrams are read before others have their turn: as many as there seem to be.
+        self._rounds = {"program": 1, "network": 1}
         self._to_program: deque[bytes] = deque()
         self._program_bytes = 0
         self._to_network: deque[tuple[bytes, Place]] = deque()
@@ -136,6 +143,14 @@ class Datagrams:
         return made
 
     def _place(self, name: tuple[object, ...]) -> Place:
+        known = self._places.get(name)
+        if known is None:
+            if len(self._places) >= _PLANS_MAX:
+                self._places.clear()
+            known = self._places[name] = self._place_of(name)
+        return known
+
+    def _place_of(self, name: tuple[object, ...]) -> Place:
         host, port = str(name[0]), int(str(name[1]))
         if self.udp.family == socket.AF_INET:
             return Place(_V4 + socket.inet_aton(host), port, 0)
@@ -146,12 +161,15 @@ class Datagrams:
     def _on_program(self, events: int) -> None:
         if events & WRITE:
             self._flush_program()
-        for _ in range(_ROUNDS):
+        rounds = self._rounds["program"]
+        self._rounds["program"] = min(2 * rounds, _ROUNDS)
+        for done in range(rounds):
             if not self._takes_program():
                 break
             try:
                 data = self.pair.recv(_BIGGEST + _PLAN_ROOM)
             except (BlockingIOError, InterruptedError):
+                self._rounds["program"] = max(done, 1)
                 break
             except OSError:
                 data = b""
@@ -159,6 +177,7 @@ class Datagrams:
                 self._program_closed()
                 break
             self._program_said(data)
+        self._settle_touched()
         self._watch()
 
     def _takes_program(self) -> bool:
@@ -168,6 +187,10 @@ class Datagrams:
         return len(self._current) != 1 or not next(iter(self._current.values())).full
 
     def _program_said(self, data: bytes) -> None:
+        known = self._heads.get(data[: _HEAD.size])
+        if known is not None:
+            self._program_sent(known, data[_HEAD.size :])
+            return
         if len(data) < _HEAD.size:
             return
         magic, kind, port, _, scope, _, value, addr = _HEAD.unpack_from(data)
@@ -177,6 +200,9 @@ class Datagrams:
         if kind == _PLAN:
             self._planned(place, body, value)
         elif kind == _DATA:
+            if len(self._heads) >= _PLANS_MAX:
+                self._heads.clear()
+            self._heads[data[: _HEAD.size]] = place
             self._program_sent(place, body)
 
     def _planned(self, place: Place, plan: bytes, context: int) -> None:
@@ -193,7 +219,7 @@ class Datagrams:
     def _program_sent(self, place: Place, body: bytes) -> None:
         exchange = self._current.get(place)
         if exchange is not None and exchange.side == "client":
-            if exchange.silent(time.monotonic()) > CLIENT_IDLE:  # the server may have forgotten it
+            if exchange.idle(time.monotonic(), CLIENT_IDLE):  # the server may have forgotten it
                 self._drop(place, exchange)
                 exchange = None
         if exchange is None and place in self._plans:
@@ -202,7 +228,7 @@ class Datagrams:
             before = exchange.dropped
             exchange.program(body)
             self._lost += exchange.dropped - before
-            self._settle(place, exchange)
+            self._pass_on(place, exchange)
         elif self._mode is Mode.REQUIRED:
             self._kept_out += 1
             self._strangers.add(place.addr)
@@ -240,12 +266,15 @@ class Datagrams:
     def _on_network(self, events: int) -> None:
         if events & WRITE:
             self._flush_network()
-        for _ in range(_ROUNDS):
+        rounds = self._rounds["network"]
+        self._rounds["network"] = min(2 * rounds, _ROUNDS)
+        for done in range(rounds):
             if not self._open:
                 return
             try:
                 data, name = self.udp.recvfrom(_BIGGEST)
             except (BlockingIOError, InterruptedError):
+                self._rounds["network"] = max(done, 1)
                 break
             except OSError as error:
                 self._give_error(error)
@@ -253,6 +282,7 @@ class Datagrams:
                     break
                 continue
             self._network_said(data, self._place(name))
+        self._settle_touched()
         self._watch()
 
     def _give_error(self, error: OSError) -> None:
@@ -298,7 +328,7 @@ class Datagrams:
             if exchange.step is Step.READY:
                 self._current[place] = exchange
         exchange.network(came)
-        self._settle(place, exchange)
+        self._pass_on(place, exchange)
 
     def _full_up(self) -> bool:
         return len(self._to_program) >= _QUEUE_MAX or self._program_bytes >= _QUEUE_BYTES
@@ -368,6 +398,7 @@ class Datagrams:
 
     def _add(self, place: Place, exchange: Exchange) -> None:
         key = (place, exchange.session)
+        exchange.label = _head(_DATA, place)
         self._exchanges[key] = exchange
         self._timers[key] = Timer(lambda now: self._due(place, exchange, now))
         self._loop.set(self._timers[key], exchange.deadline())
@@ -377,14 +408,32 @@ class Datagrams:
         self._settle(place, exchange)
         self._watch()
 
+    def _pass_on(self, place: Place, exchange: Exchange) -> None:
+        """What it says goes on at once; what else follows can wait until all that has come has been read."""
+        if exchange.to_network:
+            out, exchange.to_network = exchange.to_network, []
+            for data in out:
+                self._send(data, place)
+        if exchange.to_program:
+            risen, exchange.to_program = exchange.to_program, []
+            for data in risen:
+                self._give(exchange.label + data, always=True)
+        if exchange.step is Step.FAILED:
+            self._settle(place, exchange)
+        else:
+            self._touched[exchange] = place
+
+    def _settle_touched(self) -> None:
+        touched, self._touched = self._touched, {}
+        for exchange, place in touched.items():
+            if self._open and self._exchanges.get((place, exchange.session)) is exchange:
+                self._settle(place, exchange)
+
     def _settle(self, place: Place, exchange: Exchange) -> None:
         """What follows from anything that has happened to it."""
-        out, exchange.to_network = exchange.to_network, []
-        for data in out:
-            self._send(data, place)
-        risen, exchange.to_program = exchange.to_program, []
-        for data in risen:
-            self._give(_head(_DATA, place) + data, always=True)
+        if exchange.to_network or exchange.to_program:
+            self._pass_on(place, exchange)
+        self._touched.pop(exchange, None)
         if exchange.step is Step.READY and exchange.chunnels != self._chunnels:
             self._chunnels = exchange.chunnels
             self._tell()
@@ -425,21 +474,23 @@ class Datagrams:
             return
         if len(self._to_network) >= 2 * _QUEUE_MAX:
             self._lost += 1
-            return
-        self._to_network.append((data, place))
-        self._flush_network()
+        elif self._to_network or not self._sent(data, place):
+            self._to_network.append((data, place))
+
+    def _sent(self, data: bytes, place: Place) -> bool:
+        """False: there is no room for it now."""
+        try:
+            self.udp.sendto(data, socket.MSG_NOSIGNAL, self._name(place))
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:  # this one cannot go: an ICMP message, no route, too long
+            self._lost += 1
+            if error.errno == errno.ECONNREFUSED:
+                self._give_error(error)
+        return True
 
     def _flush_network(self) -> None:
-        while self._to_network:
-            data, place = self._to_network[0]
-            try:
-                self.udp.sendto(data, socket.MSG_NOSIGNAL, self._name(place))
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:  # this one cannot go: an ICMP message, no route, too long
-                self._lost += 1
-                if error.errno == errno.ECONNREFUSED:
-                    self._give_error(error)
+        while self._to_network and self._sent(*self._to_network[0]):
             self._to_network.popleft()
 
     def _give(self, data: bytes, always: bool = False) -> bool:
@@ -448,21 +499,23 @@ class Datagrams:
             return False
         if not always and self._full_up():
             return False
-        self._to_program.append(data)
-        self._program_bytes += len(data)
-        self._flush_program()
+        if self._to_program or not self._given(data):
+            self._to_program.append(data)
+            self._program_bytes += len(data)
+        return True
+
+    def _given(self, data: bytes) -> bool:
+        """False: the program has to take others first."""
+        try:
+            self.pair.send(data, socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:  # closed: the next read says so
+            pass
         return True
 
     def _flush_program(self) -> None:
-        while self._to_program:
-            try:
-                self.pair.send(self._to_program[0], socket.MSG_NOSIGNAL)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:  # closed: the next read says so
-                self._to_program.clear()
-                self._program_bytes = 0
-                return
+        while self._to_program and self._given(self._to_program[0]):
             self._program_bytes -= len(self._to_program.popleft())
 
     def _watch(self) -> None:
@@ -522,6 +575,7 @@ class Datagrams:
             exchange.close()
         self._exchanges.clear()
         self._current.clear()
+        self._touched.clear()
         self._loop.watch(self.udp.fileno(), None, self._on_network)
         self._loop.watch(self.pair.fileno(), None, self._on_program)
         self.udp.close()
