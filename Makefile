@@ -114,7 +114,7 @@ lint-python: venv
 # headers of the system are not its business.
 lint-native: venv
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
-	@$(NATIVE) lib benchtools WERROR=-Werror BUILD=../build/lint \
+	@$(NATIVE) lib extension benchtools WERROR=-Werror BUILD=../build/lint \
 	  LIBDIR=../build/lint BENCH_OUT=../build/lint/bench
 	@if command -v cppcheck >/dev/null; then \
 	  set -x; cppcheck --quiet --std=c11 --language=c --enable=warning,performance,portability --inline-suppr \

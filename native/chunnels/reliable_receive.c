@@ -72,7 +72,11 @@ static bool keep_early(struct reliable *r, uint64_t number, uint8_t flags, const
     return reliable_fail(r, "no memory");
   }
   memcpy(kept, payload, size);
-  r->early[number % RELIABLE_WINDOW] = (struct early){kept, (uint32_t)size, flags, true};
+  struct early *e = &r->early[number % RELIABLE_WINDOW];
+  e->payload = kept;
+  e->size = (uint32_t)size;
+  e->flags = flags;
+  e->there = true;
   r->early_count++;
   r->early_past = number + 1 > r->early_past ? number + 1 : r->early_past;
   return true;
