@@ -10,6 +10,8 @@
 #include "../chunnels/reliable_receive.c"
 #include "../chunnels/reliable_send.c"
 
+#include "../cffi/reliable_pipe.c"
+
 #include <cmocka.h>
 
 enum { CLIENT = 0, SERVER = 1, MTU = 1200, FLYING = 8192, SENT = 64 };
@@ -89,7 +91,7 @@ static void take_all(struct network *net, int side) {
   }
 }
 
-static void begin(struct network *net, double loss, uint32_t seed, uint64_t first) {
+static void open_network(struct network *net, double loss, uint32_t seed, uint64_t first) {
   memset(net, 0, sizeof *net);
   net->loss = loss;
   net->random = seed * 2654435761u + 1;
@@ -194,7 +196,7 @@ static void everything_arrives(void **state) {
   for (uint32_t seed = 1; seed <= 5; seed++) {
     for (size_t i = 0; i < sizeof losses / sizeof *losses; i++) {
       static struct network net;
-      begin(&net, losses[i], seed, 1);
+      open_network(&net, losses[i], seed, 1);
       talk(&net);
       finish(&net);
     }
@@ -205,7 +207,7 @@ static void numbers_go_around(void **state) {
   (void)state;
   for (uint32_t before = 0; before < 400; before += 57) {
     static struct network net;
-    begin(&net, 0.1, before + 1, ((uint64_t)1 << 32) - before);
+    open_network(&net, 0.1, before + 1, ((uint64_t)1 << 32) - before);
     talk(&net);
     finish(&net);
   }
@@ -219,7 +221,7 @@ static bool nothing(const struct flying *one) {
 static void it_begins_with_ten(void **state) {
   static struct network net;
   (void)state;
-  begin(&net, 0, 1, 1);
+  open_network(&net, 0, 1, 1);
   while (net.count > 0) {
     step(&net);
   }
@@ -237,7 +239,7 @@ static void it_waits_longer_each_time(void **state) {
   static const double waits[] = {1, 2, 4, 8, 8, 8};
   static struct network net;
   (void)state;
-  begin(&net, 0, 1, 1);
+  open_network(&net, 0, 1, 1);
   net.count = 0; /* the hello is lost */
   free(net.flying[0].bytes);
   net.passes = nothing;
@@ -282,7 +284,7 @@ static void what_is_overtaken_is_sent_again(void **state) {
   static struct network net;
   (void)state;
   dropped = 0;
-  begin(&net, 0, 1, 1);
+  open_network(&net, 0, 1, 1);
   while (net.count > 0) {
     step(&net);
   }
@@ -399,6 +401,81 @@ static void a_message_that_has_no_end(void **state) {
   reliable_close(r);
 }
 
+static int64_t ups(int64_t said) {
+  assert_true(said >= 0);
+  return said >> RELIABLE_PIPE_UPS & 0xffffff;
+}
+
+/* Gives one end's datagrams to the other: how many messages came of them, whose bytes are added up. */
+static int64_t give_all(struct reliable_pipe *from, int64_t said, struct reliable_pipe *to, double now,
+                        size_t *bytes) {
+  struct {
+    struct reliable_pipe *pipe;
+    int64_t said;
+  } end[2] = {{from, said}, {to, 0}};
+  int64_t messages = 0;
+  for (int side = 0; end[side].said >> RELIABLE_PIPE_DOWNS > 0; side = !side) {
+    int64_t skip = ups(end[side].said), count = end[side].said >> RELIABLE_PIPE_DOWNS;
+    size_t all = end[side].pipe->size, at = 0;
+    uint8_t *kept = malloc(all); /* exactly: a sanitizer sees what is read beyond it */
+    uint32_t *sizes = malloc((size_t)(skip + count) * sizeof *sizes);
+    assert_true(kept != NULL && sizes != NULL);
+    memcpy(kept, end[side].pipe->bytes, all);
+    memcpy(sizes, end[side].pipe->sizes, (size_t)(skip + count) * sizeof *sizes);
+    reliable_pipe_taken(end[side].pipe);
+    end[!side].said = 0;
+    for (int64_t i = 0; i < skip + count; i++) {
+      if (i >= skip) {
+        int64_t now_said = reliable_pipe_up(end[!side].pipe, kept + at, sizes[i], now);
+        for (int64_t m = 0; m < ups(now_said); m++) {
+          *bytes += end[!side].pipe->sizes[m];
+        }
+        messages += ups(now_said);
+        end[!side].said = now_said; /* of the last one: what is lost of the others is said again */
+      }
+      at += sizes[i];
+    }
+    assert_int_equal(at, all);
+    free(kept);
+    free(sizes);
+  }
+  return messages;
+}
+
+static void what_python_has(void **state) {
+  (void)state;
+  struct reliable_pipe *client = reliable_pipe_open(0, MTU, 30, 7, 1);
+  struct reliable_pipe *server = reliable_pipe_open(1, MTU, 30, 0, 1);
+  assert_true(client != NULL && server != NULL);
+  assert_null(reliable_pipe_open(0, 1, 30, 7, 1));
+  size_t bytes = 0;
+  double now = 1;
+  assert_int_equal(ups(reliable_pipe_start(server, now)), 0);
+  assert_true(server->deadline == INFINITY);
+  assert_int_equal(give_all(client, reliable_pipe_start(client, now), server, now, &bytes), 0);
+  static uint8_t message[100000];
+  int64_t messages = 0;
+  for (int i = 0; i < 20; i++) {
+    int64_t said = reliable_pipe_down(client, message, sizeof message, now);
+    messages += give_all(client, said, server, now, &bytes);
+  }
+  for (int i = 0; i < 1000 && client->deadline < INFINITY; i++) {
+    now = client->deadline;
+    messages += give_all(client, reliable_pipe_tick(client, now), server, now, &bytes);
+  }
+  assert_int_equal(messages, 20);
+  assert_int_equal(bytes, 20 * sizeof message);
+  struct whole *busy = whole_of(client);
+  assert_false(atomic_flag_test_and_set(&busy->busy)); /* another thread is at it */
+  assert_int_equal(reliable_pipe_tick(client, now), -2);
+  atomic_flag_clear(&busy->busy);
+  assert_int_equal(reliable_pipe_down_end(client, now) & RELIABLE_PIPE_LINGERS, RELIABLE_PIPE_LINGERS);
+  assert_int_equal(reliable_pipe_down(client, message, 1, now), -1);
+  assert_string_equal(reliable_pipe_why(client), "reliable: a message after the end");
+  reliable_pipe_close(client);
+  reliable_pipe_close(server);
+}
+
 static void what_cannot_be_opened(void **state) {
   (void)state;
   struct reliable_config config = {false, RELIABLE_MTU_MIN - 1, 1, 5, 1};
@@ -414,7 +491,8 @@ int main(void) {
       cmocka_unit_test(it_begins_with_ten),        cmocka_unit_test(it_waits_longer_each_time),
       cmocka_unit_test(a_silent_end_is_given_up),  cmocka_unit_test(what_is_overtaken_is_sent_again),
       cmocka_unit_test(strangers_are_ignored),     cmocka_unit_test(memory_is_bounded),
-      cmocka_unit_test(a_message_that_has_no_end), cmocka_unit_test(what_cannot_be_opened),
+      cmocka_unit_test(a_message_that_has_no_end), cmocka_unit_test(what_python_has),
+      cmocka_unit_test(what_cannot_be_opened),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
