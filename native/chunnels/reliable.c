@@ -250,7 +250,7 @@ bool reliable_message(struct reliable *r, const uint8_t **data, size_t *size) {
   r->given = 0;
   if (r->size_first == r->size_past) {
     r->size_first = r->size_past = 0;
-    if (buffer_size(&r->up) == 0 && r->up.room > RELIABLE_KEPT) {
+    if (buffer_size(&r->up) == 0) {
       buffer_free(&r->up);
     }
     return false;

@@ -7,8 +7,8 @@
 
 enum { RELIABLE_DATA = 1, RELIABLE_ACK = 2, RELIABLE_HELLO = 3 };
 enum { RELIABLE_MORE = 1, RELIABLE_END = 2 };
-enum { RELIABLE_LATER = 3 };    /* so many sent later must have arrived before something counts as lost */
-enum { RELIABLE_KEPT = 16384 }; /* bytes of a buffer in which nothing is */
+enum { RELIABLE_LATER = 3 };   /* so many sent later must have arrived before something counts as lost */
+enum { RELIABLE_ROOM = 4096 }; /* bytes that a buffer begins with; one in which nothing is has none */
 
 /* Numbers are counted on in 64 bits; the wire has the last 32 of them. */
 struct packet {   /* sent and not yet acknowledged */

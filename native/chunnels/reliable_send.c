@@ -56,7 +56,7 @@ static void ring_read(const struct reliable *r, uint64_t at, uint8_t *to, size_t
 static bool ring_add(struct reliable *r, const uint8_t *data, size_t size) {
   size_t held = (size_t)(r->byte_past - r->byte_first);
   if (r->byte_room - held < size) {
-    size_t room = r->byte_room > 0 ? r->byte_room : RELIABLE_KEPT;
+    size_t room = r->byte_room > 0 ? r->byte_room : RELIABLE_ROOM;
     while (room - held < size) {
       room *= 2;
     }
@@ -99,16 +99,14 @@ bool reliable_sent_all(const struct reliable *r) {
   return r->waiting_first == r->waiting_past && r->acknowledged == r->next;
 }
 
-/* Memory that a burst has made goes when everything has arrived. */
+/* An idle connection keeps next to no memory: a carrier has thousands. */
 static void shrink(struct reliable *r) {
   if (!reliable_sent_all(r)) {
     return;
   }
-  if (r->byte_room > RELIABLE_KEPT) {
-    free(r->bytes);
-    r->bytes = NULL;
-    r->byte_room = 0;
-  }
+  free(r->bytes);
+  r->bytes = NULL;
+  r->byte_room = 0;
   if (r->packet_room > 16) {
     free(r->packets);
     r->packets = NULL;

@@ -182,8 +182,8 @@ static void talk(struct network *net) {
   for (int side = 0; side < 2; side++) {
     const struct reliable *r = net->end[side];
     assert_false(reliable_state(r).lingers);
-    assert_true(r->byte_room <= RELIABLE_KEPT && r->packet_room <= 16 && r->waiting_room <= 16);
-    assert_true(r->early == NULL && r->up.room <= RELIABLE_KEPT);
+    assert_true(r->bytes == NULL && r->packet_room <= 16 && r->waiting_room <= 16);
+    assert_true(r->early == NULL && r->up.bytes == NULL);
     assert_int_equal(r->outstanding, 0);
     assert_int_equal(r->lost, 0);
     assert_int_equal(r->parts, 0);
