@@ -15,6 +15,8 @@ chooses the connection's number, at random.  What makes no sense, or is another 
 Retransmission timer: RFC 6298 (0.2 to 8 s).  Congestion: slow start, congestion avoidance, and recovery
 after three later acknowledgements, as NewReno (RFC 6582), by selective acknowledgements; one datagram after a
 time-out.
+
+In C (native/chunnels/reliable.c) it is the same, to the datagram and the moment: change both.
 """
 
 from __future__ import annotations
