@@ -77,6 +77,15 @@ def need_of_tcp(dag: Dag | None) -> Need | None:
     return next((c.need for c in dag.chunnels if c.type == "tcp"), None) if dag is not None else None
 
 
+def proto_of(dag: Dag) -> str | None:
+    """What an endpoint's DAG is about: "udp" (`udp()` at its right end, or `reliable()` in it), "tcp" (any
+    other chunnel); None: it says nothing of it."""
+    for chunnel in dag.chunnels:
+        if chunnel.type in ("udp", "reliable") and chunnel.need in (Need.REQUIRE, Need.PREFER):
+            return "udp"
+    return "tcp" if upper(dag) or need_of_tcp(dag) is not None else None
+
+
 def wished(dag: Dag | None, wishes: Wishes) -> Wishes:
     """A rule's wishes together with what its DAG says."""
     need = need_of_tcp(dag)

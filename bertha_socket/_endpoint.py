@@ -19,15 +19,18 @@ import errno
 import select
 import socket as _stdlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from bertha_socket import _drop_in, keys
 from bertha_socket._bottom import check as check_bottom
-from bertha_socket._bottom import need_of_tcp
+from bertha_socket._bottom import need_of_tcp, proto_of
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import SECONDS, Connection, EndpointError
-from bertha_socket._endpoint_offer import Terms, offer_for, required_of
+from bertha_socket._endpoint_datagram_connection import DatagramConnection
+from bertha_socket._endpoint_datagrams import DatagramListener
+from bertha_socket._endpoint_datagrams import connect as connect_datagrams
+from bertha_socket._endpoint_offer import Terms, Wanted, required_of, wanted_for
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import preamble
 from bertha_socket.carrier.session import SILENCE_SECONDS, Mode
@@ -35,10 +38,17 @@ from bertha_socket.dag import Chunnel, Dag, wrap
 from bertha_socket.negotiation.choose import choose
 from bertha_socket.negotiation.machine import Failed, Initiator, Responder
 from bertha_socket.negotiation.messages import Asked
-from bertha_socket.negotiation.offer import Offer
 from bertha_socket.negotiation.plan import Plan, Refusal
 
-__all__ = ["Connection", "Endpoint", "EndpointError", "Listener", "new"]
+__all__ = [
+    "Connection",
+    "DatagramConnection",
+    "DatagramListener",
+    "Endpoint",
+    "EndpointError",
+    "Listener",
+    "new",
+]
 
 #: What an endpoint says and answers first where there is no plan, so that it is told from one that knows of
 #: no chunnels.  The line's end makes servers that speak in lines answer at once that they do not understand.
@@ -56,10 +66,11 @@ def new(name: str, dag: Chunnel | Dag | str | None = None) -> Endpoint:
     """An endpoint called `name` (in error messages), with a DAG: `wrap(...)`, its text, or none.
 
     An endpoint without a DAG takes the other end's.  Raises DagError (an OSError) for a text that is no DAG,
-    and for one whose `tcp()` or `local_or_remote()` is not at the right end.
+    and for one whose `tcp()`, `udp()` or `local_or_remote()` is not at the right end.  One with `reliable()`
+    in it, or `udp()` at its right end, is about datagrams.
     """
     found = Dag(()) if dag is None else wrap(dag)
-    check_bottom(found, "tcp")
+    check_bottom(found, proto_of(found) or "tcp")
     return Endpoint(name, found)
 
 
@@ -69,12 +80,19 @@ class Endpoint(NamedTuple):
     name: str
     dag: Dag
 
-    def listen(self, address: Address, backlog: int = 128) -> Listener:
+    def listen(self, address: Address, backlog: int = 128) -> Listener | DatagramListener:
         """Listens at (host, port); port 0: any, see `Listener.address`.  Raises OSError."""
+        if proto_of(self.dag) == "udp":
+            return DatagramListener(self.name, self.dag, address, backlog)
         return Listener(self.name, self.dag, address, backlog)
 
-    def connect(self, address: Address | Sequence[Address], timeout: float = SECONDS) -> Connection:
+    def connect(
+        self, address: Address | Sequence[Address], timeout: float = SECONDS
+    ) -> Connection | DatagramConnection:
         """Connects to (host, port), or to the first of several that answers, within `timeout` seconds each.
+
+        An endpoint without a DAG takes the other end's: a listener of streams is looked for first, and where
+        there is none one of datagrams.
 
         Raises OSError: nobody there; EndpointError: the ends do not agree, and why.
         """
@@ -90,7 +108,7 @@ class Endpoint(NamedTuple):
                 continue
             for family, _, _, _, where in found:
                 try:
-                    return self._connect(family, (str(where[0]), int(where[1])), timeout)
+                    return self._reach(family, (str(where[0]), int(where[1])), timeout)
                 except EndpointError:
                     raise
                 except OSError as error:
@@ -98,30 +116,56 @@ class Endpoint(NamedTuple):
         assert problem is not None
         raise problem
 
+    def _reach(self, family: int, address: Address, timeout: float) -> Connection | DatagramConnection:
+        proto = proto_of(self.dag)
+        if proto == "udp":
+            return connect_datagrams(self.name, self.dag, family, address, timeout, sure=True)
+        try:
+            return self._connect(family, address, timeout)
+        except ConnectionRefusedError as refused:
+            if proto is not None:
+                raise
+            try:
+                return connect_datagrams(self.name, self.dag, family, address, timeout, sure=False)
+            except EndpointError:
+                raise
+            except OSError:  # what it was about is not known, so what is said is what streams say
+                raise refused from None
+
     def _connect(self, family: int, address: Address, timeout: float) -> Connection:
-        offer = offer_for(self.name, self.dag, "client", address)
-        agent = Agent.find(self.name, offer)
+        wanted = wanted_for(self.name, self.dag, "client", address)
+        agent = Agent.find(self.name, wanted.offer)
         if agent is None:
-            return self._negotiate(offer, address, timeout)
+            return self._negotiate(wanted, address, timeout)
         with contextlib.closing(agent):
             for fresh in (False, True):
                 advice = agent.advice(address[0], address[1], family, fresh=fresh)
                 if advice.verdict == Verdict.NOBODY:
-                    return self._negotiate(offer, address, timeout)
+                    return self._negotiate(wanted, address, timeout)
                 if advice.verdict == Verdict.REFUSED:
                     raise EndpointError(f"{self.name}: {advice.detail}")
                 plan = Plan.decode(advice.plan) if advice.verdict == Verdict.PLAN else None
                 try:
-                    return self._opened(address, timeout, plan, Mode.PLAN if plan is not None else None)
+                    mode = Mode.PLAN if plan is not None else None
+                    return self._opened(address, timeout, plan, mode, wanted.material)
                 except EndpointError:
                     if fresh or plan is None:
                         raise  # else the server has another policy by now: what does it say today?
         raise AssertionError("not reached")
 
-    def _opened(self, address: Address, timeout: float, plan: Plan | None, mode: Mode | None) -> Connection:
+    def _opened(
+        self,
+        address: Address,
+        timeout: float,
+        plan: Plan | None,
+        mode: Mode | None,
+        material: Mapping[str, str] | None = None,
+    ) -> Connection:
         sock = self._dial(address, timeout)
         try:
-            return Connection(self.name, sock, "client", plan=plan, mode=mode, timeout=timeout)
+            return Connection(
+                self.name, sock, "client", plan=plan, mode=mode, material=material, timeout=timeout
+            )
         except BaseException:
             sock.close()
             raise
@@ -133,14 +177,14 @@ class Endpoint(NamedTuple):
             sock: _stdlib.socket = _drop_in.NAMES["create_connection"](address, timeout=timeout)
             return sock
 
-    def _negotiate(self, offer: Offer, address: Address, timeout: float) -> Connection:
+    def _negotiate(self, wanted: Wanted, address: Address, timeout: float) -> Connection:
         """Without agents: on the connection itself, with an end that is such an endpoint too; plainly with
         one that is not, if nothing is required."""
-        required = required_of(offer)
+        required = required_of(wanted.offer)
         if not required and _is_stranger(address):
             return self._opened(address, timeout, None, None)
         try:
-            return self._agreed(offer, address, timeout, not required)
+            return self._agreed(wanted, address, timeout, not required)
         except _Stranger as stranger:
             where = f"{self.name}: {address[0]} port {address[1]}"
             if required:
@@ -152,12 +196,12 @@ class Endpoint(NamedTuple):
                 _note_stranger(address)
         return self._opened(address, timeout, None, None)
 
-    def _agreed(self, offer: Offer, address: Address, timeout: float, impatient: bool) -> Connection:
+    def _agreed(self, wanted: Wanted, address: Address, timeout: float, impatient: bool) -> Connection:
         """Raises _Stranger: there is no endpoint."""
         sock = self._dial(address, timeout)
         try:
             host, port = sock.getpeername()[:2]
-            machine = Initiator(host.partition("%")[0], port, offer, keys.find())
+            machine = Initiator(host.partition("%")[0], port, wanted.offer, keys.find())
             sock.settimeout(min(timeout, _STRANGER_SECONDS) if impatient else timeout)
             _greet(sock, MAGIC + machine.outgoing())
             sock.settimeout(timeout)
@@ -166,7 +210,15 @@ class Endpoint(NamedTuple):
             event = machine.event()
             if not isinstance(event, Plan):
                 raise EndpointError(f"{self.name}: {_why(event)}")
-            return Connection(self.name, sock, "client", plan=event, mode=Mode.PLAN, timeout=timeout)
+            return Connection(
+                self.name,
+                sock,
+                "client",
+                plan=event,
+                mode=Mode.PLAN,
+                material=wanted.material,
+                timeout=timeout,
+            )
         except BaseException:
             sock.close()
             raise
@@ -238,7 +290,7 @@ class Listener:
 
     def __init__(self, name: str, dag: Dag, address: Address, backlog: int) -> None:
         """Raises OSError."""
-        self._name = name
+        self._name, self._dag = name, dag
         self._agent: Agent | None = None
         kernels = _kernels(dag)
         with contextlib.nullcontext() if kernels else _drop_in.own_listening():
@@ -326,7 +378,8 @@ class Listener:
             )
         mode = Mode.REQUIRED if required else Mode.MAYBE
         judge = self._terms.judge(*here)
-        return Connection(self._name, sock, "server", mode=mode, judge=judge, early=first)
+        material = self._terms.material(*here)
+        return Connection(self._name, sock, "server", mode=mode, material=material, judge=judge, early=first)
 
     def _opening(self, sock: _stdlib.socket, *, quiet: bool) -> bytes:
         """What the client says first; who waits for our first word says nothing, where he may (`quiet`)."""
@@ -368,12 +421,20 @@ class Listener:
         def same(shown: bytes) -> str | None:
             return None if shown == agreed else "this is not the plan that was agreed"
 
-        return Connection(self._name, sock, "server", mode=Mode.REQUIRED, judge=same)
+        material = self._terms.material(*sock.getsockname()[:2])
+        return Connection(self._name, sock, "server", mode=Mode.REQUIRED, material=material, judge=same)
 
     def __iter__(self) -> Iterator[Connection]:
         while True:
             with contextlib.suppress(EndpointError):
                 yield self.accept()
+
+    def serve(self) -> None:
+        """For a DAG that begins with `shard`: moves messages between clients and its choices until this is
+        closed (by another thread)."""
+        from bertha_socket._endpoint_shard import serve
+
+        serve(self, self._name, self._dag)
 
     def close(self) -> None:
         """Listens no more; connections stay."""

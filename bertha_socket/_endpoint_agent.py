@@ -6,11 +6,13 @@ Without an agent nothing here works, and the endpoints negotiate on the connecti
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
+import struct
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from bertha_socket import _door
 from bertha_socket._version import __version__
@@ -76,16 +78,19 @@ class Agent:
             answer = self._ask(Op.LISTEN, messages.LISTEN.pack(0), fds)
             if answer is None:
                 return False
-            _, _, need = messages.LISTEN_REPLY.unpack(answer)
+            _, _, need = _unpacked(messages.LISTEN_REPLY, answer)
             if need != DagNeed.NONE and (port := _agents_port()) is not None:
                 with port:  # the agent is in another network namespace, and other hosts ask in this one
                     self._ask(Op.LISTEN, messages.LISTEN.pack(0), (*fds, port.fileno()))
         return True
 
-    def advice(self, host: str, port: int, family: int, *, fresh: bool = False) -> Advice:
+    def advice(
+        self, host: str, port: int, family: int, *, fresh: bool = False, datagrams: bool = False
+    ) -> Advice:
         """Which chunnels a connection to `host` (a numeric address) is to have.  `fresh`: the plan of before
-        was refused.  Raises OSError: no answer."""
+        was refused.  `datagrams`: it is about UDP.  Raises OSError: no answer."""
         flags = messages.NEGOTIATE_FRESH if fresh else 0
+        flags |= messages.NEGOTIATE_DATAGRAMS if datagrams else 0
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             netns = netns_cookie(probe.fileno())
             body = messages.NEGOTIATE.pack(addresses.from_text(host), port, flags, _PATIENCE_MS, netns)
@@ -93,7 +98,9 @@ class Agent:
         if answer is None:
             return Advice(Verdict.NOBODY)
         head = messages.NEGOTIATE_REPLY.size
-        verdict, _, _, size, _, detail = messages.NEGOTIATE_REPLY.unpack(answer[:head])
+        verdict, _, _, size, _, detail = _unpacked(messages.NEGOTIATE_REPLY, answer[:head])
+        if verdict not in list(Verdict):
+            raise OSError(errno.EPROTO, "the agent's answer makes no sense")
         text = detail.partition(b"\0")[0].decode("utf-8", "replace")
         return Advice(Verdict(verdict), answer[head : head + size], text)
 
@@ -110,6 +117,13 @@ class Agent:
     def close(self) -> None:
         """Ends what was registered."""
         self._sock.close()
+
+
+def _unpacked(form: struct.Struct, data: bytes) -> tuple[Any, ...]:
+    """Raises OSError: it is not as long as that."""
+    if len(data) != form.size:
+        raise OSError(errno.EPROTO, "the agent's answer makes no sense")
+    return form.unpack(data)
 
 
 def _hello(name: str) -> bytes:

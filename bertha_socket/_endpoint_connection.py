@@ -10,7 +10,7 @@ import os
 import select
 import socket as _stdlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 from bertha_socket import _door, keys
@@ -81,12 +81,13 @@ class Connection:
         *,
         plan: Plan | None = None,
         mode: Mode | None = None,
+        material: Mapping[str, str] | None = None,
         judge: Judge | None = None,
         early: bytes = b"",
         timeout: float = SECONDS,
     ) -> None:
-        """`mode`: how the plan is agreed on; None: there is none.  `judge`: of the plan that a client shows.
-        `early`: what came already."""
+        """`mode`: how the plan is agreed on; None: there is none.  `material`: for `encrypt`.  `judge`: of
+        the plan that a client shows.  `early`: what came already."""
         #: What was agreed; None with an end that knows of no chunnels.
         self.plan = plan
         self.interface = Interface.STREAM
@@ -98,7 +99,6 @@ class Connection:
         sock.setsockopt(_stdlib.IPPROTO_TCP, _stdlib.TCP_NODELAY, 1)
         if mode is not None:
             key = keys.find()
-            material = keys.material(key) if key is not None else None
             context = Context(side, material, _text(sock.getpeername()), _text(sock.getsockname()))
             data = plan.encode() if plan is not None else b""
             self._session = _Session(mode, context, key, data)

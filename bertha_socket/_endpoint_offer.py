@@ -9,6 +9,7 @@ import os
 import socket
 from collections.abc import Callable
 from functools import cache
+from typing import NamedTuple
 
 from bertha_socket import keys, policy
 from bertha_socket._bottom import upper
@@ -16,37 +17,62 @@ from bertha_socket.agent import addresses, netlink
 from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.offers import checker, chunnel_rules
 from bertha_socket.agent.plans import make_subject
-from bertha_socket.chunnels import ChunnelType, Implementation, all_types
+from bertha_socket.agent.secrets import named_files
+from bertha_socket.agent.secrets import read as read_files
+from bertha_socket.chunnels import ChunnelType, Implementation, all_types, encrypt
 from bertha_socket.dag import Chunnel, Dag, Need, Scope, parse
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.plan import Plan, acceptable
 
-__all__ = ["Terms", "offer_for", "required_of"]
+__all__ = ["Terms", "Wanted", "offer_for", "required_of", "wanted_for"]
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 
 
-def offer_for(name: str, dag: Dag, side: str, address: tuple[str, int]) -> Offer:
-    """The offer of the endpoint `name` as `side` ("client", "server") of a connection to `address`.
+class Wanted(NamedTuple):
+    """What one end of an endpoint wants, its policy's rule taken into account."""
+
+    offer: Offer
+    #: PEM texts for `encrypt`: of the certificates that its arguments name, else of the cluster's key.
+    material: dict[str, str] | None
+
+
+def offer_for(name: str, dag: Dag, side: str, address: tuple[str, int], proto: str = "tcp") -> Offer:
+    """The offer of `wanted_for`."""
+    return wanted_for(name, dag, side, address, proto).offer
+
+
+def wanted_for(name: str, dag: Dag, side: str, address: tuple[str, int], proto: str = "tcp") -> Wanted:
+    """What the endpoint `name` wants as `side` ("client", "server") of what it has with `address`.
 
     The policy file is the one that applies to this process, as for any program (BERTHA_POLICY, the user's,
-    the system's); its rules see the endpoint by its name.  Raises OSError: a DAG or policy without sense.
+    the system's); its rules see the endpoint by its name.  Raises OSError: a DAG or policy without sense, or
+    a certificate that cannot be used.
     """
-    rule = _rule(name, side, address)
+    rule = _rule(name, side, address, proto)
     text = rule.dag if rule is not None else ""
     wanted = upper(parse(text)) if text else ()
-    has_key = keys.find() is not None
+    key = keys.find()
+    chunnels = Dag(_united(upper(dag), wanted))
+    files = named_files(chunnels)
 
     def usable(kind: ChunnelType, implementation: Implementation) -> bool:
-        if implementation.make is None or (kind.name == "encrypt" and not has_key):
+        if implementation.make is None or (kind.name == "encrypt" and key is None and not files):
             return False
         return implementation.probe() is None
 
-    chunnels = Dag(_united(upper(dag), wanted))
-    return _here(offer_of(chunnels, all_types(), chunnel_rules(rule), usable))
+    offer = _here(offer_of(chunnels, all_types(), chunnel_rules(rule), usable))
+    material: dict[str, str] | None
+    if files:
+        material = encrypt.checked(read_files(files))
+    else:
+        material = keys.material(key) if key is not None else None
+    if key is None:  # its own certificate is for its own chunnel
+        offer = dataclasses.replace(offer, able=tuple(t for t in offer.able if t.type != "encrypt"))
+    return Wanted(offer, material)
 
 
-def _rule(name: str, side: str, address: tuple[str, int]) -> policy.Rule | None:
+def _rule(name: str, side: str, address: tuple[str, int], proto: str) -> policy.Rule | None:
     path = policy.find_file(dict(os.environ))
     rules = policy.load(path) if path else policy.EMPTY
     if not rules.rules:
@@ -57,7 +83,7 @@ def _rule(name: str, side: str, address: tuple[str, int]) -> policy.Rule | None:
         where = ipaddress.ip_address(address[0].partition("%")[0] or "0.0.0.0")
     except ValueError:  # a name: what it leads to is asked for in connect(), one by one
         where = ipaddress.ip_address(socket.gethostbyname(address[0]))
-    return rules.find(subject, side, "tcp", where, address[1])
+    return rules.find(subject, side, proto, where, address[1])
 
 
 @cache
@@ -112,25 +138,35 @@ class Terms:
     """What a listener insists on.  Under a wildcard address rules may differ by the address that is reached:
     everybody is offered what the strictest says, and nobody gets less than his address's own."""
 
-    def __init__(self, name: str, dag: Dag, address: tuple[str, int]) -> None:
-        """Raises OSError: a DAG or policy without sense."""
-        self._name, self._dag = name, dag
+    def __init__(self, name: str, dag: Dag, address: tuple[str, int], proto: str = "tcp") -> None:
+        """Raises OSError: a DAG or policy without sense, or a certificate that cannot be used."""
+        self._name, self._dag, self._proto = name, dag, proto
         self._wildcard = address[0] in _WILDCARDS
-        offers = [offer_for(name, dag, "server", address)]
+        found = [wanted_for(name, dag, "server", address, proto)]
         if self._wildcard:
-            offers += [offer_for(name, dag, "server", (host, address[1])) for host in _own_addresses()]
+            for host in _own_addresses():
+                found.append(wanted_for(name, dag, "server", (host, address[1]), proto))
+        strictest = max(found, key=lambda w: (len(required_of(w.offer)), len(w.offer.chunnels)))
         #: For the agent.
-        self.offer = max(offers, key=lambda offer: (len(required_of(offer)), len(offer.chunnels)))
-        self._at: dict[str, Offer] = {}
+        self.offer = strictest.offer
+        self._strictest = strictest
+        self._at: dict[str, Wanted] = {}
+
+    def _wanted(self, host: str, port: int) -> Wanted:
+        if not self._wildcard:
+            return self._strictest
+        host = host.removeprefix("::ffff:")
+        if host not in self._at:
+            self._at[host] = wanted_for(self._name, self._dag, "server", (host, port), self._proto)
+        return self._at[host]
 
     def at(self, host: str, port: int) -> Offer:
         """The offer to those who have reached this address.  Raises OSError."""
-        if not self._wildcard:
-            return self.offer
-        host = host.removeprefix("::ffff:")
-        if host not in self._at:
-            self._at[host] = offer_for(self._name, self._dag, "server", (host, port))
-        return self._at[host]
+        return self._wanted(host, port).offer
+
+    def material(self, host: str, port: int) -> dict[str, str] | None:
+        """PEM texts for `encrypt` there.  Raises OSError."""
+        return self._wanted(host, port).material
 
     def required(self, host: str, port: int) -> list[str]:
         """The types of the chunnels without which nobody is served there."""

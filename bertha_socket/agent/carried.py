@@ -21,6 +21,7 @@ BOTTOMS: Final = {
 }
 _KEYS: Final = ("type", "implementation", "where")
 _CHUNNELS_MAX: Final = 64
+_COUNTS_MAX: Final = 32
 
 
 class State(IntEnum):
@@ -45,7 +46,7 @@ _WHY: Final = {
 class Carried(NamedTuple):
     """As the connection log has it."""
 
-    chunnels: list[dict[str, str]]
+    chunnels: list[dict[str, Any]]
     plain: bool
     reason: str | None
 
@@ -85,7 +86,7 @@ def _text(raw: bytes) -> str:
     return raw.partition(b"\0")[0].decode("utf-8", "replace")
 
 
-def _chunnels(text: str) -> list[dict[str, str]]:
+def _chunnels(text: str) -> list[dict[str, Any]]:
     try:
         found: Any = json.loads(text)
     except (ValueError, RecursionError):
@@ -94,4 +95,12 @@ def _chunnels(text: str) -> list[dict[str, str]]:
         return []
     if not all(isinstance(c, dict) and all(isinstance(c.get(k), str) for k in _KEYS) for c in found):
         return []
-    return [{k: c[k] for k in _KEYS} for c in found]
+    return [{k: c[k] for k in _KEYS} | _counts(c.get("counts")) for c in found]
+
+
+def _counts(said: Any) -> dict[str, dict[str, int]]:
+    if not isinstance(said, dict) or not said or len(said) > _COUNTS_MAX:
+        return {}
+    if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in said.values()):
+        return {}
+    return {"counts": said}

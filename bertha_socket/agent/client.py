@@ -123,8 +123,10 @@ def agent_status(path: str) -> dict[str, Any]:
             with open(fds[0], "rb", closefd=False) as file:
                 file.seek(0)
                 document = json.loads(file.read(size))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _broken(sock, "the agent's status is not JSON") from None
+        except OSError as error:
+            raise _broken(sock, f"the agent's status cannot be read ({error.strerror})") from None
         finally:
             for fd in fds:
                 os.close(fd)

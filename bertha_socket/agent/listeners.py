@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 from bertha_socket.agent import addresses, limits, memory, plans, sockdiag
+from bertha_socket.agent.messages import DagNeed
 from bertha_socket.agent.model import Listener, Process, Refused
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.agent.spaces import Namespace, Spaces
@@ -19,6 +21,10 @@ from bertha_socket.reasons import Reason as Why
 
 _FIRST_CHECK_SECONDS = 1.0
 _CHECK_SECONDS = 10.0
+#: A program may close its listener as soon as it has accepted (inetd, `nc -l`): what that connection's ends
+#: still have to agree on comes a little later.
+_LATE_SECONDS = 30.0
+_LATE_MAX = 1024
 
 
 class Listeners:
@@ -35,6 +41,8 @@ class Listeners:
         self.forgotten: Callable[[int], None] = lambda number: None
         #: Listeners for which no process vouches; each has a `check_at`.
         self._orphans: set[Listener] = set()
+        #: Those with chunnels that are no more, and until when they may still be asked about; oldest first.
+        self._late: dict[int, tuple[Listener, float]] = {}
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(list(self._by_id.values()))
@@ -42,6 +50,13 @@ class Listeners:
     def get(self, number: int) -> Listener | None:
         """The listener of that number, listed or (while its links live) not any more."""
         return self._by_id.get(number)
+
+    def lately(self, number: int) -> Listener | None:
+        """As `get`, or one with chunnels that has ended some seconds ago."""
+        listener = self._by_id.get(number)
+        if listener is None and number in self._late:
+            listener = self._late[number][0]
+        return listener
 
     def at(self, netns: int, addr: bytes, port: int, proto: str = "tcp") -> Listener | None:
         """Who is reached under that address from within that namespace, as far as we know."""
@@ -256,6 +271,9 @@ class Listeners:
                 listener.check_at = now + _CHECK_SECONDS
             else:
                 self._delist(listener)
+        for number, (_, until) in list(self._late.items()):
+            if until <= now:
+                self._end_late(number)
         return self.next_check()
 
     def drop_if_gone(self, listener: Listener) -> bool:
@@ -268,6 +286,7 @@ class Listeners:
     def _delist(self, listener: Listener) -> None:
         where = listener.where
         listener.listed = False
+        listener.reached_at = tuple(listener.entries)
         self._orphans.discard(listener)
         for addr in list(listener.entries):
             self._remove_entry(listener, addr)
@@ -288,7 +307,12 @@ class Listeners:
             return
         if self._by_id.pop(listener.id, None) is None:
             return
-        self.forgotten(listener.id)
+        if listener.need == DagNeed.NONE:
+            self.forgotten(listener.id)
+        else:
+            self._late[listener.id] = (listener, time.monotonic() + _LATE_SECONDS)
+            if len(self._late) > _LATE_MAX:
+                self._end_late(next(iter(self._late)))
         os.close(listener.claims_fd)
         for link in list(listener.links.values()):
             link.client.links.pop((listener.id, link.index), None)
@@ -296,6 +320,10 @@ class Listeners:
                 server.served.discard(link)
             link.close()
         listener.links.clear()
+
+    def _end_late(self, number: int) -> None:
+        del self._late[number]
+        self.forgotten(number)
 
     def server_ended(self, process: Process) -> None:
         """A process that may have served listeners has ended (after `leave` for each of its own)."""
@@ -306,4 +334,5 @@ class Listeners:
 
     def next_check(self) -> float | None:
         """When `check_orphans` has something to look after; None while every listener has a process."""
-        return min((x.check_at for x in self._orphans), default=None)
+        late = (until for _, until in self._late.values())
+        return min([*(x.check_at for x in self._orphans), *late], default=None)

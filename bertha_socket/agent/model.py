@@ -72,6 +72,8 @@ class Listener:
     servers: set[Process] = field(default_factory=set)
     #: Directory entries by address.
     entries: dict[bytes, int] = field(default_factory=dict)
+    #: The addresses that had one when it stopped listening.
+    reached_at: tuple[bytes, ...] = ()
     links: dict[int, Link] = field(default_factory=dict)
     next_index: int = 1
     listed: bool = True

@@ -218,12 +218,13 @@ class Offers:
         """For carriers: whether a plan that a client shows may run at a listener."""
 
         def judge(number: int, data: bytes) -> str | None:
-            listener = registry.listeners.get(number)
+            listener = registry.listeners.lately(number)
             if listener is None:
                 return "the listener is not registered any more"
             try:
                 plan = Plan.decode(data)
-                offers = {self.of_listener(listener, addr) for addr in listener.entries}
+                places = listener.entries or listener.reached_at
+                offers = {self.of_listener(listener, addr) for addr in places}
             except OSError as error:
                 return error.strerror or str(error)
             problem: Refusal | None = None

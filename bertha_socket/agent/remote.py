@@ -2,6 +2,9 @@
 
 What was found out is remembered: a plan for minutes, a host without an agent for a minute.  A destination
 that nobody has anything to say about is plain, and costs nothing from then on.
+
+A question travels by a connection that an earlier one has left behind (kept.py), if there is one.  Whatever
+goes wrong there, short of an answer, it is asked once more by a fresh connection.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Final, NamedTuple
 
 from bertha_socket.agent import addresses, messages
 from bertha_socket.agent.handlers import Answer, Caller
+from bertha_socket.agent.kept import Kept, Way
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.messages import CarrierKind, Negotiate, Verdict
 from bertha_socket.agent.model import Listener, Process
@@ -25,7 +29,7 @@ from bertha_socket.agent.secrets import Secrets
 from bertha_socket.agent.talk import Talk
 from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation._codec import NegotiationError
-from bertha_socket.negotiation.machine import NO_LISTENER, Failed, Initiator
+from bertha_socket.negotiation.machine import NO_LISTENER, Event, Failed, Initiator
 from bertha_socket.negotiation.offer import Offer
 from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable
 
@@ -38,7 +42,13 @@ _SLOW_SECONDS: Final = 5.0
 #: A host that answers nothing at all is given this long; one that has accepted, the second.
 _CONNECT_SECONDS: Final = 0.3
 _CONNECT_SECONDS_REQUIRED: Final = 1.2
+_LEAST_PATIENCE: Final = 0.05
 _TALK_SECONDS: Final = 1.5
+#: How long an answer by a kept connection is waited for before a fresh one is tried: this, or some round
+#: trips where those take longer.  It is taken from the time for the fresh one, not added to it.
+_KEPT_SECONDS: Final = 0.1
+_KEPT_ROUND_TRIPS: Final = 4
+_KEPT_SECONDS_MAX: Final = 0.5
 _CACHE_MAX: Final = 4096
 _AT_ONCE: Final = 128
 
@@ -77,12 +87,25 @@ class _Key(NamedTuple):
 @dataclass(eq=False, slots=True)
 class _Question:
     key: _Key
+    secret: bytes | None
     machine: Initiator
     check: Check
+    way: Way
+    #: For a fresh connection; None once it has one.
+    sock: socket.socket | None
+    #: Until when a fresh connection must be there, and the answer.
+    connected_by: float
+    until: float
     talk: Talk | None = None
-    until: float = 0.0
+    #: `talk` is one that was kept.
+    by_kept: bool = False
     #: Who waits for it, and the number of his certificates.
     waiting: list[tuple[Caller, int]] = field(default_factory=list)
+
+
+def _initiator(key: _Key, secret: bytes | None) -> Initiator:
+    """Raises NegotiationError: the offer is too long to be sent."""
+    return Initiator(addresses.to_text(key.addr), key.port, key.offer, secret, None, key.proto)
 
 
 class Remote:
@@ -104,6 +127,7 @@ class Remote:
         self._reach = others.reach
         self._port = others.port
         self._answer = answer
+        self._kept = Kept(loop)
         self._known: OrderedDict[_Key, Outcome] = OrderedDict()
         #: Hosts without an agent: (namespace, address) to (until when, why).
         self._silent: OrderedDict[tuple[int, bytes], tuple[float, str]] = OrderedDict()
@@ -148,13 +172,25 @@ class Remote:
                     now, application=application
                 )
             try:
-                machine = Initiator(addresses.to_text(key.addr), key.port, offer, secret, None, key.proto)
+                machine = _initiator(key, secret)
             except NegotiationError as error:
                 return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(
                     now, application=application
                 )
-            question = _Question(key, machine, checker(process.brought))
-            self._ask(question, wish, sock.dup())
+            way, own = self._kept.way(caller, wish.netns, wish.server_addr, sock)
+            # Patience is for hosts that may not be there.  Where an agent has accepted, giving up early would
+            # make a connection plain that its server then refuses.
+            patience = min(_CONNECT_SECONDS, max(_LEAST_PATIENCE, wish.patience_ms / 1000))
+            if required_of(offer):
+                patience = _CONNECT_SECONDS_REQUIRED
+            begun = time.monotonic()  # the first offer takes a while to make, which is not the host's fault
+            question = _Question(
+                *(key, secret, machine, checker(process.brought), way, own),
+                connected_by=begun + patience,
+                until=begun + _TALK_SECONDS,
+            )
+            self._asked[key] = question
+            self._ask(question)
         question.waiting.append((caller, context))
         return None
 
@@ -219,42 +255,62 @@ class Remote:
 
     # -- asking another agent -------------------------------------------------------------------------
 
-    def _ask(self, question: _Question, wish: Negotiate, sock: socket.socket) -> None:
-        key = question.key
-        self._asked[key] = question
-        # Patience is for hosts that may not be there.  Where an agent has accepted, giving up early would
-        # make a connection plain that its server then refuses.
-        connecting = min(_CONNECT_SECONDS, max(0.05, wish.patience_ms / 1000))
-        if required_of(key.offer):
-            connecting = _CONNECT_SECONDS_REQUIRED
-        now = time.monotonic()  # the first offer takes a while to make, which is not the other host's fault
-        question.until = now + _TALK_SECONDS
-        question.talk = talk = Talk(
-            self._loop,
-            sock,
-            question.machine,
-            now + connecting,
-            lambda: None,
-            lambda error: self._told(question, error),
-        )
-        host = addresses.to_text(key.addr)
+    def _ask(self, question: _Question) -> None:
+        """By a connection that was kept, or else by a fresh one."""
+        talk = self._kept.take(question.way)
+        if talk is None:
+            self._ask_afresh(question)
+            return
+        question.talk, question.by_kept = talk, True
+        now = time.monotonic()
+        least = min(_KEPT_SECONDS, (question.connected_by - now) / 2)
+        patience = max(least, min(_KEPT_ROUND_TRIPS * talk.took, _KEPT_SECONDS_MAX))
+        # Where round trips are long, a fresh connection needs as much again.
+        question.connected_by = max(question.connected_by, now + 2 * patience)
+        self._begin(question, talk, now + patience)
+        talk.flush()
+
+    def _ask_afresh(self, question: _Question) -> None:
+        sock = question.sock
+        assert sock is not None
+        question.sock, question.by_kept = None, False
+        question.talk = talk = Talk(self._loop, sock)
+        self._begin(question, talk, question.connected_by)
+        host = addresses.to_text(question.key.addr)
         if sock.family == socket.AF_INET6 and ":" not in host:
             host = f"::ffff:{host}"
         talk.connect((host, self._port))
 
+    def _begin(self, question: _Question, talk: Talk, until: float) -> None:
+        talk.begin(question.machine, until, lambda: None, lambda error: self._told(question, error))
+
     def _told(self, question: _Question, error: OSError | None) -> None:
         """The conversation has ended."""
+        talk = question.talk
+        assert talk is not None
+        event = question.machine.event()
+        if question.by_kept and (event is None or isinstance(event, Failed)):
+            # The other agent has ended or begun anew, or the way there has: that is no answer.
+            talk.close()
+            question.machine = _initiator(question.key, question.secret)
+            # Should it be we who were slow, the host is not to be taken for one without an agent.
+            question.connected_by = max(question.connected_by, time.monotonic() + _LEAST_PATIENCE)
+            self._ask_afresh(question)
+            return
         del self._asked[question.key]
-        outcome = self._conclude(question, error)
+        if question.sock is not None:
+            question.sock.close()
+        if not talk.closed:
+            self._kept.put(question.way, talk)
+        outcome = self._conclude(question, event, error)
         for caller, context in question.waiting:
             application = caller.process is not None and caller.process.offer is not None
             self._answer(caller, outcome.reply(self._loop.now, context, application=application))
 
-    def _conclude(self, question: _Question, error: OSError | None) -> Outcome:
+    def _conclude(self, question: _Question, event: Event | None, error: OSError | None) -> Outcome:
         key, offer, talk = question.key, question.key.offer, question.talk
         where = addresses.endpoint(key.addr, key.port)
         now = self._loop.now
-        event = question.machine.event()
         if isinstance(event, Plan):
             problem = acceptable(event, offer, "client", question.check)
             chosen = problem or Choice(event, carrier_of(event, offer, "client"))
@@ -282,32 +338,47 @@ class Remote:
 
     def deadline(self) -> float | None:
         """See loop.Ticker."""
-        return min((q.talk.until for q in self._asked.values() if q.talk is not None), default=None)
+        times = [q.talk.until for q in self._asked.values() if q.talk is not None]
+        kept = self._kept.deadline()
+        return min(times if kept is None else [*times, kept], default=None)
 
     def tick(self, now: float) -> None:
         """See loop.Ticker."""
+        self._kept.tick(now)
         for question in list(self._asked.values()):
             talk = question.talk
             if talk is not None and talk.until <= now:
                 talk.look()  # it is we who may have been slow
-                if talk.closed:
+                if talk.closed or self._asked.get(question.key) is not question:
                     continue
-                if talk.connected and question.until > now:
+                if talk.connected and question.until > now and not question.by_kept:
                     talk.until = question.until  # it has accepted in time: it has the rest of its time
                 else:
                     talk.expire()
+
+    def gone(self, caller: Caller) -> None:
+        """That caller has ended."""
+        self._kept.gone(caller)
 
     def close(self) -> None:
         """Ends all conversations; nobody is answered any more."""
         for question in self._asked.values():
             if question.talk is not None:
                 question.talk.close()
+            if question.sock is not None:
+                question.sock.close()
         self._asked.clear()
+        self._kept.close()
 
     @property
     def busy(self) -> bool:
         """Whether somebody waits for an answer."""
         return bool(self._asked)
+
+    @property
+    def kept(self) -> int:
+        """Connections to other agents that wait for the next question."""
+        return len(self._kept)
 
     def facts(self) -> list[dict[str, object]]:
         """For STATUS: what is remembered now, by destination."""

@@ -2,7 +2,8 @@
 
 Listens on the agents' port in the agent's own network namespace, and in those whose shims have passed a
 listening socket.  Whoever connects is a stranger until the machine says otherwise: few at once, few bytes,
-little time, and only from addresses that we would ask ourselves.
+little time, and only from addresses that we would ask ourselves.  Who has had an answer may stay and ask
+again, and is the first to go when somebody else needs the room.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import Counter
-from typing import Final
+from typing import Final, NamedTuple
 
 from bertha_socket.agent import addresses
 from bertha_socket.agent.loop import Loop
@@ -29,6 +30,14 @@ from bertha_socket.negotiation.plan import Refusal
 _AT_ONCE: Final = 64
 _AT_ONCE_PER_HOST: Final = 8
 _SECONDS: Final = 3.0
+#: So many more may be connected and wait for their next question, this long.
+_KEPT_MAX: Final = 512
+_KEPT_SECONDS: Final = 345.0
+
+
+class _Guest(NamedTuple):
+    host: bytes
+    netns: int
 
 
 class Responder:
@@ -43,7 +52,9 @@ class Responder:
         self._secrets = secrets
         self._reach = reach
         self._listening: dict[int, socket.socket] = {}
-        self._talks: dict[Talk, bytes] = {}
+        self._talks: dict[Talk, _Guest] = {}
+        #: Those of them that have had an answer and have asked nothing since; who did so first comes first.
+        self._resting: dict[Talk, None] = {}
         self._per_host: Counter[bytes] = Counter()
         self._own = 0
         self.answered = 0
@@ -70,6 +81,8 @@ class Responder:
         """Nobody listens in that namespace any more: it must not be kept alive by us."""
         if netns != self._own:
             self._close(netns)
+            for talk in [t for t in self._resting if self._talks[t].netns == netns]:
+                self._drop(talk)
 
     def _close(self, netns: int) -> None:
         sock = self._listening.pop(netns, None)
@@ -92,25 +105,32 @@ class Responder:
             wanted = host in self._reach or addresses.is_loopback(host) or self._is_own(sock, host)
         except OSError:
             wanted = False
-        if not wanted or len(self._talks) >= _AT_ONCE or self._per_host[host] >= _AT_ONCE_PER_HOST:
+        if not wanted or not self._has_room(host):
             sock.close()
             return
+        talk = Talk(self._loop, sock)
+        self._talks[talk] = _Guest(host, netns)
+        self._per_host[host] += 1
+        self._listen_to(talk, self._loop.now + _SECONDS)
+
+    def _has_room(self, host: bytes) -> bool:
+        """Whether one more of that host may be connected.  Who only waits to ask again makes room."""
+        if self._per_host[host] >= _AT_ONCE_PER_HOST:
+            self._drop(next((t for t in self._resting if self._talks[t].host == host), None))
+        if len(self._resting) >= _KEPT_MAX:
+            self._drop(next(iter(self._resting)))
+        full = len(self._talks) - len(self._resting) >= _AT_ONCE
+        return not full and self._per_host[host] < _AT_ONCE_PER_HOST
+
+    def _listen_to(self, talk: Talk, until: float) -> None:
+        """A question, the first or the next, is to come until then."""
         try:
             machine = Machine(self._secrets.cluster_key())
         except KeyFileError:  # a key that cannot be used is no reason to answer without one
-            sock.close()
+            self._drop(talk)
             return
-        talk = Talk(
-            self._loop,
-            sock,
-            machine,
-            self._loop.now + _SECONDS,
-            lambda: self._heard(netns, machine),
-            lambda error: self._end(talk),
-        )
-        self._talks[talk] = host
-        self._per_host[host] += 1
-        talk.accepted()
+        talk.begin(machine, until, lambda: self._heard(talk, machine), lambda error: self._end(talk))
+        talk.flush()
 
     @staticmethod
     def _is_own(sock: socket.socket, host: bytes) -> bool:
@@ -120,15 +140,33 @@ class Responder:
         return False
 
     def _end(self, talk: Talk) -> None:
-        host = self._talks.pop(talk)
+        """A conversation has ended; the next one may follow, unless the namespace has been left meanwhile."""
+        if not talk.closed and self._talks[talk].netns in self._listening:
+            self._resting[talk] = None
+            talk.until = self._loop.now + _KEPT_SECONDS
+            talk.rest(lambda: self._asks_again(talk))
+        else:
+            self._drop(talk)
+
+    def _asks_again(self, talk: Talk) -> None:
+        """Now, so that it is the cluster key of now that counts."""
+        del self._resting[talk]
+        self._listen_to(talk, self._loop.now + _SECONDS)
+
+    def _drop(self, talk: Talk | None) -> None:
+        if talk is None:
+            return
+        talk.close()
+        self._resting.pop(talk, None)
+        host = self._talks.pop(talk).host
         self._per_host[host] -= 1
         if not self._per_host[host]:
             del self._per_host[host]
 
-    def _heard(self, netns: int, machine: Machine) -> None:
+    def _heard(self, talk: Talk, machine: Machine) -> None:
         event = machine.event()
         if isinstance(event, Asked):
-            machine.answer(self._decide(netns, event))
+            machine.answer(self._decide(self._talks[talk].netns, event))
 
     def _decide(self, netns: int, asked: Asked) -> Answer:
         """The plan for a client of another host."""
@@ -151,6 +189,11 @@ class Responder:
             return None
         return found
 
+    @property
+    def kept(self) -> int:
+        """Connections of other agents that have had an answer and may ask again."""
+        return len(self._resting)
+
     # -- the loop -------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
@@ -168,5 +211,6 @@ class Responder:
         for talk in list(self._talks):
             talk.close()
         self._talks.clear()
+        self._resting.clear()
         for netns in list(self._listening):
             self._close(netns)

@@ -231,6 +231,7 @@ class Server:
             del self._per_user[uid]
         connection.close()
         process, connection.process = connection.process, None
+        self._remote.gone(connection)
         if process is not None:
             self.registry.end(process, self.now)
             self._idle_since = self.now
@@ -359,5 +360,7 @@ class Server:
             "carriers": self._carriers.facts(),
             "destinations": self._remote.facts() if sees_all else [],
             "answered": self._responder.answered,
+            # Connections with other agents that are kept for the next question.
+            "kept": {"to": self._remote.kept, "from": self._responder.kept},
             "cluster_key": self._offers.key_fact(),
         }

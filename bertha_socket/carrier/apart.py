@@ -150,7 +150,11 @@ def _child(old: Connection, status: Status, page: mmap.mmap) -> NoReturn:
         def busy(at_work: bool) -> None:
             _SINCE.pack_into(page, 0, time.monotonic() if at_work else 0.0, session.state)
 
-        connection = Connection(loop, old.tcp, old.pair, session, over.append, busy)
+        def settled() -> None:
+            if session.counted is not None:
+                status.change(session.counted.changes())
+
+        connection = Connection(loop, old.tcp, old.pair, session, over.append, busy, settled=settled)
         connection.take_over(old)
         connection.run(session.go_on)
         while not over:

@@ -116,8 +116,10 @@ class Carrier:
         def verdict(why: str | None) -> None:
             connection.run(session.answer, why)
 
-        def questions() -> None:
+        def settled() -> None:
             nonlocal asked
+            if session.counted is not None:  # before the program has what was counted
+                carry.status.change(session.counted.changes())
             if session.question is not None and not asked:
                 asked = True
                 self.control.ask(carry.listener, session.question, peer, verdict)
@@ -129,7 +131,7 @@ class Carrier:
             session,
             self._ended,
             apart=lambda c: self._move_apart(c, carry),
-            settled=questions,
+            settled=settled,
         )
         self._connections.add(connection)
         connection.start()

@@ -86,11 +86,17 @@ class Control:
             return
         try:
             message = msgpack.unpackb(data, max_ext_len=0)
-        except (ValueError, msgpack.exceptions.UnpackException):
+        except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
             message = {}
         op = message.get("op") if isinstance(message, dict) else None
         if op == "shim" and fds:
-            self._shim(socket.socket(fileno=fds.pop(0)))
+            try:
+                sock = socket.socket(fileno=fds[0])
+            except OSError:  # no socket
+                sock = None
+            if sock is not None:
+                del fds[0]
+                self._shim(sock)
         elif op == "context":
             self._context(message)
         elif op == "verdict":
@@ -130,7 +136,8 @@ class Control:
             plans.SOURCES.update({str(k): str(v) for k, v in sources.items()})
 
     def _verdict(self, message: Mapping[str, Any]) -> None:
-        asked = self._asked.pop(message.get("id", 0), None)
+        number = message.get("id")
+        asked = self._asked.pop(number, None) if isinstance(number, int) else None
         if asked is None:
             return
         place, _ = asked

@@ -4,7 +4,10 @@ Each datagram between them begins with `b"\\xbeBRD"`, u8 kind, u64 session (big-
 at random).  HELLO (1), ACCEPT (2) and REFUSE (3) go on with a msgpack map, DATA (4) with what the lowest
 chunnel gives.  HELLO: `v`, `plan`, and with a cluster key `mac`, an HMAC-SHA256 over session and plan;
 ACCEPT: `v`, and with a key `mac`; REFUSE: `v`, `why`.  UNKNOWN (5) answers DATA of a session that is not
-there (any more), so that the client says HELLO again.
+there (any more), so that the client says HELLO again.  ASK (6) is the question of a client that has no agent,
+ANSWER (7) what an application that runs its chunnels itself replies: the messages of two agents
+(`negotiation.machine`), compressed (RFC 1950); carriers do not answer it.  END (8), which may get lost, says
+that nothing more will be sent in this session; `reliable` and `encrypt` say themselves where theirs ends.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
+import zlib
 from enum import IntEnum
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +26,8 @@ HEAD: Final = struct.Struct(">4sBQ")
 #: Bytes that a HELLO may have: it is one datagram, and must not be cut up on the way.
 HELLO_MAX: Final = 1200
 WHY_MAX: Final = 400
+#: Bytes of what two agents say of one connection, at most.
+SAID_MAX: Final = 1 << 16
 _CLIENT: Final = b"bertha datagrams v1 client"
 _SERVER: Final = b"bertha datagrams v1 server"
 
@@ -34,6 +40,9 @@ class Kind(IntEnum):
     REFUSE = 3
     DATA = 4
     UNKNOWN = 5
+    ASK = 6
+    ANSWER = 7
+    END = 8
 
 
 _KINDS: Final = {int(k): k for k in Kind}
@@ -122,6 +131,26 @@ def is_accepted(envelope: Envelope, plan: bytes, key: bytes | None) -> bool:
     mac = fields.get("mac")
     wanted = _mac(key, _SERVER, envelope.session, plan)
     return isinstance(mac, bytes) and hmac.compare_digest(mac, wanted)
+
+
+def ask(session: int, said: bytes) -> bytes:
+    """The question for a plan: `said` is an Initiator's."""
+    return sealed(Kind.ASK, session, zlib.compress(said))
+
+
+def answer(session: int, said: bytes) -> bytes:
+    """The answer to it: `said` is a Responder's."""
+    return sealed(Kind.ANSWER, session, zlib.compress(said))
+
+
+def said(envelope: Envelope) -> bytes:
+    """What an ASK or ANSWER holds; nothing where it makes no sense or is longer than agents may be."""
+    unpacker = zlib.decompressobj()
+    try:
+        found = unpacker.decompress(envelope.body, SAID_MAX)
+    except zlib.error:
+        return b""
+    return found if unpacker.eof else b""
 
 
 def refuse(session: int, why: str) -> bytes:

@@ -48,8 +48,15 @@ def datagram_recipe(plan: bytes, side: str) -> Recipe:
 class Exchange:
     """One end.  After any call: look at `step`, `to_network`, `to_program` and `deadline()`."""
 
-    def __init__(self, context: Context, key: bytes | None, plan: bytes, session: int | None = None) -> None:
-        """`session`: the client's number, at the server."""
+    def __init__(
+        self,
+        context: Context,
+        key: bytes | None,
+        plan: bytes,
+        session: int | None = None,
+        recipe: Callable[[bytes, str], Recipe] = datagram_recipe,
+    ) -> None:
+        """`session`: the client's number, at the server.  `recipe`: what is to be made of the plan."""
         self.context = context
         self.side = context.side
         self.plan = plan
@@ -63,14 +70,16 @@ class Exchange:
         #: JSON for the log.
         self.chunnels = ""
         self.to_network: list[bytes] = []
-        self.to_program: list[bytes] = []
+        self.to_program: list[Any] = []
         self.dropped = 0
         #: What its owner puts before the program's datagrams.
         self.label = b""
         self._seal = envelope.sealed(Kind.DATA, self.session)
+        self._recipe = recipe
         self._key = key
         self._pipeline: Pipeline | None = None
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[Any] = deque()
+        self._ends = False  # the program sends no more
         self._early: list[bytes] = []
         now = context.clock()
         self._last = now
@@ -92,6 +101,16 @@ class Exchange:
             return False
         pipeline = self._pipeline
         return self._hello_at is not None or (pipeline is not None and pipeline.deadline() is not None)
+
+    @property
+    def up_done(self) -> bool:
+        """Whether the other end has said that it sends no more."""
+        return self._pipeline is not None and self._pipeline.up_done
+
+    @property
+    def done(self) -> bool:
+        """Whether this end's end has been said, and the other end knows of it, as far as chunnels tell."""
+        return self._pipeline is not None and self._pipeline.down_done and not self.unsaid
 
     def deadline(self) -> float | None:
         """When `tick` is to be called (the context's clock)."""
@@ -128,13 +147,23 @@ class Exchange:
         """A datagram of this session from the other carrier."""
         self._guard(self._network, came)
 
-    def program(self, datagram: bytes) -> None:
-        """A datagram from the program."""
+    def program(self, datagram: Any) -> None:
+        """A datagram (or what the uppermost chunnel takes) from the program."""
         self._guard(self._program, datagram)
+
+    def end(self) -> None:
+        """The program sends no more."""
+        self._guard(self._end)
 
     def tick(self, now: float) -> None:
         """A deadline is there."""
         self._guard(self._tick, now)
+
+    def part(self) -> None:
+        """Tells the other end that nothing more will come: it may forget this session."""
+        if self.step is Step.READY:
+            self.to_network.append(envelope.sealed(Kind.END, self.session))
+            self.fail("")
 
     def close(self) -> None:
         """It has ended."""
@@ -161,7 +190,7 @@ class Exchange:
             self.fail(f"{type(error).__name__}: {error}")
 
     def _make(self) -> Pipeline:
-        recipe = datagram_recipe(self.plan, self.side)
+        recipe = self._recipe(self.plan, self.side)
         outer, inner = recipe.pipes(self.context)
         self._pipeline = Pipeline([*inner, *outer])
         self.chunnels = log_text(recipe.plan)
@@ -220,10 +249,18 @@ class Exchange:
             elif came.kind is Kind.REFUSE:
                 self.refused = True
                 self.fail(f"the server refused: {envelope.why_refused(came)}")
+        elif came.kind is Kind.END:
+            self._parted()
         elif came.kind is Kind.UNKNOWN and self.side == "client":
             self.fail("the server has forgotten this session")
 
-    def _program(self, datagram: bytes) -> None:
+    def _parted(self) -> None:
+        """The other end is gone.  Raises ChunnelError: by its chunnels, it had more to say."""
+        if self._pipeline is not None and not self._pipeline.up_done:
+            self.to_program += self._pipeline.up_end().up
+        self.fail("")
+
+    def _program(self, datagram: Any) -> None:
         self._last = self.context.clock()
         if len(self._waiting) >= _WAITING_MAX or (self._pipeline is None and self.side == "client"):
             self.dropped += 1
@@ -235,6 +272,13 @@ class Exchange:
         pipeline = self._pipeline
         while pipeline is not None and self._waiting and not pipeline.full_down:
             self._take(pipeline.down(self._waiting.popleft()))
+        if self._ends and pipeline is not None and not self._waiting:
+            self._ends = False
+            self._take(pipeline.down_end())
+
+    def _end(self) -> None:
+        self._ends = True
+        self._push()
 
     def _moved(self, moved: Moved) -> None:
         self._take(moved)
@@ -244,7 +288,7 @@ class Exchange:
         if moved.down:
             self.to_network += [self._seal + item for item in moved.down]
         if moved.up:
-            self.to_program += [bytes(item) for item in moved.up]
+            self.to_program += [bytes(i) if isinstance(i, (bytearray, memoryview)) else i for i in moved.up]
 
     def _tick(self, now: float) -> None:
         if self.step is Step.PENDING and now >= self._born + HELLO_SECONDS:

@@ -67,11 +67,18 @@ class Loop:
 
     def turn(self, limit: float | None = None) -> None:
         """Waits for one thing to happen, or `limit` seconds, and calls back."""
+        self._call(self._epoll.poll(self._patience(limit)))
+
+    def _patience(self, limit: float | None) -> float:
+        """Seconds that may be waited for; -1: for ever."""
         wait = limit
         if self._heap:
             due = max(0.0, self._heap[0][0] - time.monotonic())
             wait = due if wait is None else min(wait, due)
-        for fd, events in self._epoll.poll(-1 if wait is None else wait + 0.0005):
+        return -1 if wait is None else wait + 0.0005
+
+    def _call(self, ready: list[tuple[int, int]]) -> None:
+        for fd, events in ready:
             call = self._calls.get(fd)
             if call is not None and (events & (self._masks[fd] | _ALWAYS)):
                 call(events)

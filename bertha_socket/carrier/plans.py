@@ -16,7 +16,7 @@ from bertha_socket.negotiation.plan import Plan, PlannedChunnel
 #: Where the chunnels of policy files are: name to "module:Class" or "/path.py:Class".
 SOURCES: Final[dict[str, str]] = {}
 #: Bytes of the log's text, and what it ends with when it is cut.
-_TEXT_MAX: Final = 615
+TEXT_MAX: Final = 615
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def recipe_of(data: bytes, side: str) -> Recipe:
     return Recipe(plan, side, plan.chunnels[first:], plan.chunnels[:first])
 
 
-def log_text(plan: Plan, limit: int = _TEXT_MAX) -> str:
-    """A JSON array for the connection log: {type, implementation, where} of each chunnel, for both ends."""
+def entries_of(plan: Plan) -> list[dict[str, str | None]]:
+    """{type, implementation, where} of each chunnel, for both ends."""
     entries = []
     for c in plan.chunnels:
         entry: dict[str, str | None] = {"type": c.type}
@@ -134,6 +134,12 @@ def log_text(plan: Plan, limit: int = _TEXT_MAX) -> str:
             entry["implementation"] = f"{c.client}/{c.server}"
         entry["where"] = c.client_where or c.server_where
         entries.append(entry)
+    return entries
+
+
+def log_text(plan: Plan, limit: int = TEXT_MAX) -> str:
+    """A JSON array for the connection log; the last chunnels are left out where it would be too long."""
+    entries = entries_of(plan)
     while True:
         text = json.dumps(entries, separators=(",", ":"))
         if len(text.encode("utf-8")) <= limit or not entries:

@@ -17,7 +17,8 @@ from enum import IntEnum
 from typing import Any, Final
 
 from bertha_socket.carrier import preamble
-from bertha_socket.carrier.plans import Recipe, log_text, recipe_of
+from bertha_socket.carrier.counted import Counted
+from bertha_socket.carrier.plans import Recipe, recipe_of
 from bertha_socket.chunnels import ChunnelArgumentError, ChunnelError, Context, Pipe, UnknownChunnel
 from bertha_socket.chunnels.encrypt import EncryptPipe
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
@@ -68,8 +69,8 @@ class Session:
         self.detail = ""
         #: For the log: what a pipe raised.
         self.traceback = ""
-        #: JSON, once READY.
-        self.chunnels = ""
+        #: What runs, and what it has counted, once READY.
+        self.counted: Counted | None = None
         self.to_network: deque[bytes] = deque()
         self.to_program: deque[Any] = deque()
         #: Bytes in each.
@@ -100,6 +101,11 @@ class Session:
         self._opening = bytearray()
         #: When a server that may serve plain clients no longer waits for the client to speak first.
         self._silence = time.monotonic() + SILENCE_SECONDS if mode == Mode.MAYBE else None
+
+    @property
+    def chunnels(self) -> str:
+        """JSON for the log, once READY."""
+        return "" if self.counted is None else self.counted.text
 
     # -- what its owner asks --------------------------------------------------------------------------
 
@@ -410,7 +416,7 @@ class Session:
 
     def _ready(self) -> None:
         assert self.recipe is not None
-        self.chunnels = log_text(self.recipe.plan)
+        self.counted = Counted(self.recipe.plan, self.side, self.context.counts)
         self._set(State.READY)
 
     # -- data -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -71,6 +71,14 @@ class Status:
         with contextlib.suppress(OSError):
             os.pwrite(self.fd, texts, self._at + _CHUNNELS_AT)
             os.pwrite(self.fd, _WORD.pack(state), self._at)
+
+    def change(self, changes: Iterable[tuple[int, bytes]]) -> None:
+        """Writes parts of the chunnels' text, one after the other; none once it is another connection's."""
+        for at, data in changes:
+            if len(self._life) != 4 or self._read_life() != self._life:
+                return
+            with contextlib.suppress(OSError):
+                os.pwrite(self.fd, data, self._at + _CHUNNELS_AT + at)
 
 
 def _text(text: str, size: int) -> bytes:

@@ -35,6 +35,7 @@ BUILTIN: Final = (
     "mirror",
     "reliable",
     "serialize",
+    "shard",
     "tcp",
     "udp",
 )

@@ -2,7 +2,8 @@
 
 Arguments: `name`, under which they are counted.
 Endpoints: either; it puts nothing on the wire.  The numbers are in the connection's context as `NAME.sent`,
-`NAME.sent_bytes`, `NAME.received`, `NAME.received_bytes`; a carrier logs them when the connection ends.
+`NAME.sent_bytes`, `NAME.received`, `NAME.received_bytes`; the connection log and `bertha ps` show them with
+this chunnel, and a carrier logs them when the connection ends.
 """
 
 from __future__ import annotations

@@ -62,6 +62,12 @@ def _tls_context(server: bool, certificate: str, key: str, ca: str) -> ssl.SSLCo
     return context
 
 
+def checked(material: dict[str, str]) -> dict[str, str]:
+    """The same.  Raises ChunnelError: it makes no certificate, or the key is another's."""
+    _tls_context(True, material["certificate"], material["key"], material["ca"])
+    return material
+
+
 def _reason(error: ssl.SSLError) -> str:
     return str(error.reason or error.strerror or error).replace("_", " ").lower()
 

@@ -26,7 +26,7 @@ import struct
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from bertha_socket.chunnels import _reliable_native
 from bertha_socket.chunnels._types import (
@@ -276,8 +276,22 @@ class Receiver:
         return found
 
 
+_PARAMETERS: Final = (
+    Parameter("mtu", "int", "the largest datagram, bytes", 1200, between(64, 65507)),
+    Parameter("give_up", "float", "seconds without an answer", 30.0, between(0.1, 3600)),
+)
+_LAYER: Final = 70
+
+
 class ReliablePipe(Pipe):
-    """One end."""
+    """One end.  What it says of itself is for applications that register it as their own, as in the paper's
+    listing 5."""
+
+    parameters: ClassVar = _PARAMETERS
+    upper: ClassVar = Interface.MESSAGES
+    lower: ClassVar = Interface.DATAGRAMS
+    layer: ClassVar = _LAYER
+    wire = WIRE
 
     def __init__(self, args: Mapping[str, Any], wire: str, side: str, context: Context) -> None:
         super().__init__(args, wire, side, context)
@@ -436,16 +450,13 @@ class ReliablePipe(Pipe):
 TYPE = ChunnelType(
     name="reliable",
     summary="datagrams delivered once, in order",
-    parameters=(
-        Parameter("mtu", "int", "the largest datagram, bytes", 1200, between(64, 65507)),
-        Parameter("give_up", "float", "seconds without an answer", 30.0, between(0.1, 3600)),
-    ),
+    parameters=_PARAMETERS,
     upper=Interface.MESSAGES,
     lower=Interface.DATAGRAMS,
-    layer=70,
+    layer=_LAYER,
     wire="brel/1: numbered datagrams, cumulative and selective acknowledgements",
     implementations=(
-        # In C, and in the carrier in Python: that is the one that carries datagrams.
+        # In C, but in Python's processes: the carrier of datagrams, and applications that use `new`.
         Implementation(
             "native",
             "reliable",

@@ -81,7 +81,7 @@ class _Msgpack(Pipe):
                 self._unpacker.feed(part)
                 self._fed += len(part)
                 values += list(self._unpacker)
-        except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+        except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
             raise ChunnelError(f"serialize: what came is no msgpack ({error})") from None
         return values, ()
 

@@ -39,32 +39,47 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _names(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
 def _destinations(agent: dict[str, Any]) -> list[str]:
     """The agent's memory as a table, and what else decides about other hosts."""
     rows = [
         [
             _table.clean(each.get("destination")),
             _table.clean(each.get("verdict")),
-            " |> ".join(_table.clean(name) for name in each.get("chunnels") or []),
+            " |> ".join(_table.clean(name) for name in _names(each.get("chunnels"))),
             _table.clean(each.get("seconds")),
             _table.clean(each.get("detail")),
         ]
-        for each in agent.get("destinations") or []
+        for each in _live.objects(agent.get("destinations"))
     ]
     lines = _table.render(("DESTINATION", "VERDICT", "CHUNNELS", "FOR", "WHY"), rows, frozenset({"FOR"}))
-    for carrier in agent.get("carriers") or []:
+    for carrier in _live.objects(agent.get("carriers")):
         pid, kind, shims = (_table.clean(carrier.get(k)) for k in ("pid", "kind", "shims"))
         lines.append(f"carrier {pid}: {kind}, given to {shims} programs")
     port = agent.get("port")
-    where = f"port {port}" if port else f"no port ({_table.clean(agent.get('port_error'))})"
+    where = f"port {_table.clean(port)}" if port else f"no port ({_table.clean(agent.get('port_error'))})"
     key = agent.get("cluster_key")
     lines.append(f"other hosts' agents: {where}; cluster key: {_table.clean(key) if key else 'none'}")
     return lines
 
 
+def _remarks(connection: dict[str, Any]) -> list[str]:
+    """Why it is not better, and what its chunnels have counted."""
+    found = [_table.clean(connection["reason"])] if connection.get("reason") else []
+    for chunnel in connection.get("chunnels") or []:
+        counts = chunnel.get("counts") if isinstance(chunnel, dict) else None
+        if isinstance(counts, dict) and counts:
+            words = [f"{name}={number}" for name, number in counts.items()]
+            found.append(_table.clean(f"{chunnel.get('type')}: {' '.join(words)}"))
+    return found
+
+
 def _table_of(connections: Sequence[dict[str, Any]]) -> list[str]:
     headings = (*_table.HEADINGS, "WHY")
-    rows = [[*_table.row_of(each), _table.clean(each.get("reason"))] for each in connections]
+    rows = [[*_table.row_of(each), "; ".join(_remarks(each))] for each in connections]
     return _table.render(headings, rows, frozenset({"PID", "TX", "RX"}))
 
 
@@ -83,7 +98,8 @@ def main(argv: Sequence[str]) -> int:
     path = _live.socket_path(options.agent)
     try:
         if options.destinations:
-            return _show_agent(agent_status(path).get("agent") or {}, as_json=options.json)
+            agent = agent_status(path).get("agent")
+            return _show_agent(agent if isinstance(agent, dict) else {}, as_json=options.json)
         found = _live.connections(path)
     except AgentError as error:
         return _live.fail("ps", error)

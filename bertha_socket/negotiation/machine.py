@@ -140,6 +140,12 @@ class _Machine:
         """Whether nothing more will be read.  There may still be something to send."""
         return self._state in _OVER
 
+    @property
+    def clean(self) -> bool:
+        """Whether it is over with an answer and nothing else has come: the same connection will do for
+        another conversation, which has its own nonces and MACs."""
+        return self._state is State.DONE and not self._in
+
     def outgoing(self) -> bytes:
         """What is to be sent now; once."""
         data = bytes(self._out)

@@ -1,7 +1,7 @@
 """Listing 3: a service with one address in front of two groups of members.
 
 The members are plain ones here (there is no ordered multicast yet): of each group the first that answers is
-used.  Which group a request goes to is decided in the service, by the application's own fallback for `shard`.
+used.  `shard` runs in the service: its function picks the connection by which a request goes on.
 
     python request_routing.py member 127.0.0.1 7001 one
     python request_routing.py member 127.0.0.1 7002 two
@@ -16,32 +16,32 @@ import sys
 import zlib
 
 import bertha_socket as bertha
+from bertha_socket.chunnels.shard import shard
 from bertha_socket.dag import chunnel
 
 Address = tuple[str, int]
-frame = chunnel("frame")
+reliable = chunnel("reliable")
 
 
 def member(address: Address, name: str) -> None:
-    for connection in bertha.new(name, bertha.wrap(frame())).listen(address):
+    listener = bertha.new(name, bertha.wrap(reliable())).listen(address)
+    print("listening", flush=True)
+    for connection in listener:
         with connection, contextlib.suppress(OSError):  # a client that goes without a word
             for message in connection:
                 connection.send(name.encode() + b": " + message)
 
 
-def shard_fn(message: bytes, choices: int) -> int:
-    return zlib.crc32(message) % choices
+def shard_fn(message: bytes) -> int:
+    return zlib.crc32(message) % 2
 
 
-def route(address: Address, groups: list[list[Address]]) -> None:
-    rsms = [bertha.new(f"rsm{i + 1}").connect(nodes) for i, nodes in enumerate(groups)]
-    srv = bertha.new("service", bertha.wrap(frame())).listen(address)
-    for connection in srv:
-        with connection, contextlib.suppress(OSError):
-            for message in connection:
-                chosen = rsms[shard_fn(message, len(rsms))]
-                chosen.send(message)
-                connection.send(chosen.recv(10))
+def route(address: Address, nodes1: list[Address], nodes2: list[Address]) -> None:
+    rsm1 = bertha.new("rsm1", bertha.wrap(reliable())).connect(nodes1)
+    rsm2 = bertha.new("rsm2", bertha.wrap(reliable())).connect(nodes2)
+    srv = bertha.new("service", bertha.wrap(shard([rsm1, rsm2], shard_fn) | reliable())).listen(address)
+    print("listening", flush=True)
+    srv.serve()
 
 
 def ask(address: Address, message: str) -> None:
@@ -60,6 +60,6 @@ if __name__ == "__main__":
     if verb == "member":
         member(where, sys.argv[4])
     elif verb == "route":
-        route(where, [[address_of(one) for one in group.split(",")] for group in sys.argv[4:]])
+        route(where, *([address_of(one) for one in group.split(",")] for group in sys.argv[4:6]))
     else:
         ask(where, sys.argv[4])

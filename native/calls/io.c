@@ -18,6 +18,28 @@ static ssize_t plain_received(int fd, ssize_t got, size_t want) {
   return got;
 }
 
+static inline ssize_t one_recv(struct conn *c, int fd, void *buf, size_t n, int flags) {
+  if (conn_kind(c) == BERTHA_CONN_UNIX && n > 0) {
+    ssize_t got = unix_first_recv(c, fd, buf, n, flags);
+    if (LIKELY(got != UNIX_ELSEWHERE)) {
+      return got;
+    }
+  }
+  struct iovec iov = {buf, n};
+  return errno_result(stream_recv(c, fd, &iov, 1, flags));
+}
+
+static inline ssize_t one_send(struct conn *c, int fd, const void *buf, size_t n, int flags) {
+  if (conn_kind(c) == BERTHA_CONN_UNIX) {
+    ssize_t sent = unix_first_send(c, buf, n, flags);
+    if (LIKELY(sent != UNIX_ELSEWHERE)) {
+      return sent;
+    }
+  }
+  struct iovec iov = {(void *)(uintptr_t)buf, n};
+  return errno_result(stream_send(c, fd, &iov, 1, flags));
+}
+
 BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || n == 0) {
@@ -27,8 +49,7 @@ BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
     }
     return plain_received(fd, REAL(read)(fd, buf, n), n);
   }
-  struct iovec iov = {buf, n};
-  return errno_result(stream_recv(c, fd, &iov, 1, 0));
+  return one_recv(c, fd, buf, n, 0);
 }
 
 BERTHA_EXPORT ssize_t write(int fd, const void *buf, size_t n) {
@@ -42,8 +63,7 @@ BERTHA_EXPORT ssize_t write(int fd, const void *buf, size_t n) {
     plain_count(fd, sent, true);
     return sent;
   }
-  struct iovec iov = {(void *)(uintptr_t)buf, n};
-  return n == 0 ? REAL(write)(fd, buf, 0) : errno_result(stream_send(c, fd, &iov, 1, 0));
+  return n == 0 ? REAL(write)(fd, buf, 0) : one_send(c, fd, buf, n, 0);
 }
 
 static bool bad_vector(const struct iovec *iov, int count) {
@@ -181,8 +201,7 @@ BERTHA_EXPORT ssize_t recv(int fd, void *buf, size_t n, int flags) {
                                                 : REAL(recv)(kernels_fd(d, fd, flags), buf, n, flags);
     return flags & (MSG_PEEK | KERNELS_OWN) ? got : plain_received(fd, got, n);
   }
-  struct iovec iov = {buf, n};
-  return errno_result(stream_recv(c, fd, &iov, 1, flags));
+  return one_recv(c, fd, buf, n, flags);
 }
 
 BERTHA_EXPORT ssize_t send(int fd, const void *buf, size_t n, int flags) {
@@ -197,8 +216,7 @@ BERTHA_EXPORT ssize_t send(int fd, const void *buf, size_t n, int flags) {
     return sent;
   }
   tx_special(c, fd, flags);
-  struct iovec iov = {(void *)(uintptr_t)buf, n};
-  return errno_result(stream_send(c, fd, &iov, 1, flags));
+  return one_send(c, fd, buf, n, flags);
 }
 
 static ssize_t recvfrom_carried(struct conn *d, int fd, struct iovec iov, int flags, struct sockaddr *from,

@@ -45,6 +45,22 @@ static struct {
   struct sigaction quit;
 } quiet;
 
+static _Atomic uint32_t commands_lock; /* of popen()'s list */
+
+/* What the parent's other threads were doing is not the child's. */
+static void in_child(void) {
+  atomic_store(&quiet.lock, 0);
+  atomic_store(&commands_lock, 0);
+  quiet.inside = 0;
+}
+
+static void know_forks(void) {
+  static _Atomic int known;
+  if (atomic_exchange(&known, 1) == 0) {
+    pthread_atfork(NULL, NULL, in_child);
+  }
+}
+
 static void begin_quiet(sigset_t *before, sigset_t *defaults) {
   struct sigaction ignore = {.sa_handler = SIG_IGN};
   sigset_t child;
@@ -84,6 +100,7 @@ BERTHA_EXPORT int system(const char *command) {
   posix_spawnattr_t attributes;
   pid_t pid;
   int status = -1;
+  know_forks();
   begin_quiet(&before, &defaults);
   if (posix_spawnattr_init(&attributes) == 0) {
     posix_spawnattr_setsigmask(&attributes, &before);
@@ -108,7 +125,6 @@ struct command {
   struct command *next;
 };
 static struct command *commands;
-static _Atomic uint32_t commands_lock;
 
 static int start_command(struct command *c, const char *text, int theirs, int standard) {
   posix_spawn_file_actions_t actions;
@@ -135,6 +151,7 @@ BERTHA_EXPORT FILE *popen(const char *text, const char *mode) {
   if (LIKELY(!passes_on()) || (mode[0] != 'r' && mode[0] != 'w')) {
     return REAL(popen)(text, mode);
   }
+  know_forks();
   bool reads = mode[0] == 'r';
   int ends[2];
   struct command *c = malloc(sizeof *c);

@@ -190,11 +190,12 @@ void bell_on_connection(struct conn *c, int fd) {
   abroad_kernel_send(c, -1, 0);
 }
 
-static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
+/* False: by the byte. */
+static bool ring(struct conn *c, int fd, struct bertha_sleeper *s) {
   /* A carrier has no bells of programs: the byte wakes them as well, and wait.c sees to those that wait for space. */
   uint64_t one = 1;
   if (UNLIKELY(c->link->bell_fd >= 0) && QUIET(write)(c->link->bell_fd, &one, sizeof one) == sizeof one) {
-    return;
+    return true;
   }
   uint32_t id = bertha.is_carrier ? 0 : atomic_load_explicit(&s->bell, memory_order_relaxed);
   int bell = id != 0 ? known_bell(id) : -1;
@@ -203,17 +204,46 @@ static void ring(struct conn *c, int fd, struct bertha_sleeper *s) {
   }
   if (bell < 0 || QUIET(write)(bell, &one, sizeof one) != sizeof one || known_bell(id) != bell) {
     bell_on_connection(c, fd); /* also when it has gone meanwhile, and another one was rung for it */
+    return false;
+  }
+  return true;
+}
+
+/* `among`: of several sets.  The byte may be taken off by one of the others before this one has looked at its descriptors
+ * again, and then it sleeps on: so it stays armed. */
+static bool wake(struct conn *c, int fd, uint32_t index, bool among) {
+  if (index == 0 || index >= BERTHA_SLEEPERS) {
+    return false;
+  }
+  struct bertha_sleeper *s = &c->link->sleepers[1 - c->side][index];
+  uint32_t armed = atomic_load(&s->armed);
+  if (armed == 0) {
+    return false;
+  }
+  if (ring(c, fd, s) || !among) {
+    atomic_compare_exchange_strong(&s->armed, &armed, 0);
+  }
+  return true;
+}
+
+/* The first one last: one of the others may be about to take its place (core/eset_share.c). */
+static void wake_all_sets(struct conn *c, int fd, struct bertha_watch *w, uint32_t more) {
+  bool one = false;
+  for (uint32_t n = more < BERTHA_WATCH_ALSO ? more : BERTHA_WATCH_ALSO, i = 0; i <= n; i++) {
+    uint32_t name = atomic_load(i < n ? &w->also[i] : &w->epoll);
+    bool exclusive = name & BERTHA_WATCH_ONE;
+    if (!(exclusive && one) && wake(c, fd, name & ~BERTHA_WATCH_ONE, true)) {
+      one |= exclusive;
+    }
   }
 }
 
-static void wake(struct conn *c, int fd, uint32_t index) {
-  if (index != 0 && index < BERTHA_SLEEPERS) {
-    struct bertha_sleeper *s = &c->link->sleepers[1 - c->side][index];
-    uint32_t armed = atomic_load(&s->armed);
-    if (armed != 0) {
-      ring(c, fd, s);
-      atomic_compare_exchange_strong(&s->armed, &armed, 0);
-    }
+static inline void wake_sets(struct conn *c, int fd, struct bertha_watch *w) {
+  uint32_t more = atomic_load(&w->more);
+  if (LIKELY(more == 0)) {
+    wake(c, fd, atomic_load(&w->epoll) & ~BERTHA_WATCH_ONE, false);
+  } else {
+    wake_all_sets(c, fd, w, more);
   }
 }
 
@@ -230,9 +260,9 @@ static void mark_dirty(struct conn *c) {
 void bell_ring_all(struct conn *c, int fd) {
   int saved = errno;
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
-  wake(c, fd, atomic_load(&w->epoll));
-  wake(c, fd, atomic_load(&w->rx));
-  wake(c, fd, atomic_load(&w->tx));
+  wake_sets(c, fd, w);
+  wake(c, fd, atomic_load(&w->rx), false);
+  wake(c, fd, atomic_load(&w->tx), false);
   if (atomic_load(&w->kernel)) {
     bell_on_connection(c, fd);
   }
@@ -247,8 +277,8 @@ void signal_data(struct conn *c, int fd) {
   if (UNLIKELY(bertha.is_carrier)) {
     return;
   }
-  wake(c, fd, atomic_load(&w->epoll));
-  wake(c, fd, atomic_load(&w->rx));
+  wake_sets(c, fd, w);
+  wake(c, fd, atomic_load(&w->rx), false);
   if (atomic_load(&w->kernel)) {
     bell_on_connection(c, fd);
   }
@@ -263,8 +293,8 @@ void signal_space(struct conn *c, int fd) {
   if (UNLIKELY(bertha.is_carrier)) {
     return;
   }
-  wake(c, fd, atomic_load(&w->epoll));
-  wake(c, fd, atomic_load(&w->tx));
+  wake_sets(c, fd, w);
+  wake(c, fd, atomic_load(&w->tx), false);
   errno = saved;
 }
 
@@ -301,13 +331,14 @@ void bell_settle(struct conn *c, int fd) {
 
 /* As bell_settle, but whatever the ring holds: for an epoll set of ours, whose registration is edge-triggered.  A byte
  * that stayed in the queue would keep the next one from being sent, and so the set from being woken.  False: it has
- * to stay, because somebody else waits for the descriptor to be readable. */
+ * to stay, because somebody else waits for the descriptor to be readable: perhaps another set. */
 bool bell_clear(struct conn *c, int fd) {
   struct bertha_direction *d = conn_rx(c);
   if (atomic_load(&d->bell_out) == 0) {
     return true;
   }
-  if (atomic_load(&c->slot->watch[c->side].kernel) || !bertha_lock(&c->rx_lock)) {
+  const struct bertha_watch *w = &c->slot->watch[c->side];
+  if (atomic_load(&w->kernel) || atomic_load(&w->more) || !bertha_lock(&c->rx_lock)) {
     return false;
   }
   int saved = errno;

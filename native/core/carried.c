@@ -2,46 +2,26 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <time.h>
 
 #include "../carrier/carrier.h"
 #include "agentc.h"
 #include "conn.h"
 #include "connlog.h"
 #include "hop.h"
+#include "plans.h"
 #include "fsize.h"
 #include "reason.h"
 #include "unixpair.h"
 
 enum {
-  PATIENCE_MS = 300,         /* for the first answer about a destination */
   CARRIER_PATIENCE_MS = 200, /* for room in a carrier's queue */
-  PLANS = 128,
   CARRIERS = 3,
   BUSY_LOOKS = 20000,
 };
 
 extern void bertha_close_hidden(int fd);
-
-/* The agent's answer about a destination. */
-struct plan {
-  uint8_t addr[16];
-  uint16_t port;
-  bool datagrams;
-  uint32_t verdict;
-  uint32_t carrier;
-  uint32_t size;
-  uint64_t context;
-  uint64_t generation;
-  int64_t until;
-  uint8_t *bytes;
-  bool refused; /* by the server, at a connection: the next answer has to be a new one */
-  char detail[400];
-};
 
 /* ---- carriers ----------------------------------------------------------------------------------- */
 
@@ -60,6 +40,7 @@ static struct {
 
 void carried_after_fork(void) {
   atomic_store(&here.lock, 0);
+  plans_after_fork();
 }
 
 void carried_fd_moved(int from, int to) {
@@ -248,8 +229,8 @@ static bool carry(uint32_t which, const struct bertha_carrier_carry *head, const
   return sent;
 }
 
-const char *carried_why_not(const struct conn *c) {
-  return c->plan != NULL && !(conn_flags(c) & CONN_CARRIED) ? c->plan->detail : "";
+void carried_why_not(const struct conn *c, char *to, size_t size) {
+  plan_detail(conn_flags(c) & CONN_CARRIED ? 0 : c->plan, to, size);
 }
 
 const struct bertha_carrier_status *carried_status(const struct conn *c) {
@@ -348,172 +329,13 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
 
 /* ---- client ------------------------------------------------------------------------------------- */
 
-static struct {
-  _Atomic uint32_t lock;
-  unsigned next;
-  struct plan *plans[PLANS];
-} known;
-
-bool carried_is_private(const uint8_t a[16]) {
-  static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-  if (memcmp(a, v4, 12) != 0) { /* unique local (RFC 4193) and link-local addresses */
-    return (a[0] & 0xfe) == 0xfc || (a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
-  }
-  return a[12] == 10 || (a[12] == 172 && (a[13] & 0xf0) == 16) || (a[12] == 192 && a[13] == 168) ||
-         (a[12] == 169 && a[13] == 254) || (a[12] == 100 && (a[13] & 0xc0) == 64);
-}
-
-/* The plan of before, if there is one: good or not. */
-static struct plan *last(const uint8_t addr[16], uint16_t port, bool datagrams) {
-  for (unsigned i = 0; i < PLANS; i++) {
-    struct plan *p = known.plans[i];
-    if (p != NULL && p->port == port && p->datagrams == datagrams && memcmp(p->addr, addr, 16) == 0) {
-      return p;
-    }
-  }
-  return NULL;
-}
-
-static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd, bool datagrams,
-                        bool fresh) {
-  struct bertha_negotiate body = {.server_port = port,
-                                  .reserved = (fresh ? BERTHA_NEGOTIATE_FRESH : 0) |
-                                              (datagrams ? BERTHA_NEGOTIATE_DATAGRAMS : 0),
-                                  .patience_ms = PATIENCE_MS,
-                                  .netns = bertha_netns(fd)};
-  memcpy(body.server_addr, addr, 16);
-  struct {
-    struct bertha_negotiate_reply head;
-    uint8_t plan[BERTHA_CARRIER_PLAN_MAX];
-  } *reply = calloc(1, sizeof *reply);
-  struct plan *p = calloc(1, sizeof *p);
-  int probe = REAL(socket)(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  uint64_t generation = directory_generation();
-  bool good =
-      reply != NULL && p != NULL && probe >= 0 &&
-      agent_call(BERTHA_OP_NEGOTIATE, &body, sizeof body, &probe, 1, reply, sizeof *reply, NULL, 0) == 0 &&
-      reply->head.plan_size <= sizeof reply->plan;
-  if (probe >= 0) {
-    QUIET(close)(probe);
-  }
-  if (good) {
-    memcpy(p->addr, addr, 16);
-    p->port = port;
-    p->datagrams = datagrams;
-    p->verdict = reply->head.verdict;
-    p->carrier = reply->head.carrier;
-    p->size = reply->head.plan_size;
-    p->context = reply->head.context;
-    p->generation = generation;
-    p->until = bertha_now_ns() + (int64_t)reply->head.valid_ms * 1000000;
-    memcpy(p->detail, reply->head.detail, sizeof p->detail - 1);
-    p->bytes = malloc(p->size + 1);
-    good = p->bytes != NULL;
-    if (good) {
-      memcpy(p->bytes, reply->plan, p->size);
-    }
-  }
-  free(reply);
-  if (!good) {
-    free(p);
-    return NULL;
-  }
-  return p;
-}
-
-static void forget(struct plan *p) {
-  if (p != NULL && (p->verdict == BERTHA_VERDICT_PLAN || p->detail[0] != '\0')) {
-    return; /* a connection under way may mean it */
-  }
-  if (p != NULL) {
-    free(p->bytes);
-  }
-  free(p);
-}
-
-/* As a rule the answer is the one of before. */
-static struct plan *remember(struct plan *p) {
-  unsigned at = PLANS;
-  for (unsigned i = 0; i < PLANS && at == PLANS; i++) {
-    struct plan *old = known.plans[i];
-    if (old != NULL &&
-        (old->port != p->port || old->datagrams != p->datagrams || memcmp(old->addr, p->addr, 16) != 0)) {
-      continue;
-    }
-    at = i;
-    if (old != NULL && old->verdict == p->verdict && old->carrier == p->carrier && old->size == p->size &&
-        memcmp(old->bytes, p->bytes, p->size) == 0) {
-      old->until = p->until;
-      old->generation = p->generation;
-      old->context = p->context;
-      old->refused = false;
-      memcpy(old->detail, p->detail, sizeof old->detail);
-      free(p->bytes);
-      free(p);
-      return old;
-    }
-  }
-  if (at == PLANS) {
-    at = known.next++ % PLANS;
-  }
-  forget(known.plans[at]);
-  known.plans[at] = p;
-  return p;
-}
-
-/* With the lock held: what is known and good, or the agent's answer; NULL: it has none. */
-static struct plan *get_plan(const uint8_t addr[16], uint16_t port, int family, int fd, bool datagrams) {
-  uint64_t generation = directory_generation();
-  struct plan *p = last(addr, port, datagrams);
-  if (p != NULL && p->generation == generation && bertha_now_ns() < p->until) {
-    return p;
-  }
-  p = ask(addr, port, family, fd, datagrams, p != NULL && p->refused);
-  return p != NULL ? remember(p) : NULL;
-}
-
-bool carried_ask_datagrams(const uint8_t addr[16], uint16_t port, int family, int fd,
-                           struct carried_answer *answer) {
-  if (directory_generation() == 0 || !bertha_lock(&known.lock)) {
-    return false;
-  }
-  const struct plan *p = get_plan(addr, port, family, fd, true);
-  if (p != NULL) {
-    answer->verdict = p->verdict;
-    answer->size = p->size;
-    answer->context = p->context;
-    answer->until = p->until;
-    memcpy(answer->plan, p->bytes, p->size);
-    memcpy(answer->detail, p->detail, sizeof answer->detail);
-  }
-  bertha_unlock(&known.lock);
-  return p != NULL;
-}
-
-void carried_refused_datagrams(const uint8_t addr[16], uint16_t port) {
-  if (bertha_lock(&known.lock)) {
-    struct plan *p = last(addr, port, true);
-    if (p != NULL) {
-      p->until = 0;
-      p->refused = true;
-    }
-    bertha_unlock(&known.lock);
-  }
-}
-
 void carried_ended(struct conn *c) {
   const struct bertha_carrier_status *s = carried_status(c);
-  if (s == NULL || c->info.role != BERTHA_SIDE_CLIENT || c->plan == NULL ||
-      __atomic_load_n(&s->state, __ATOMIC_ACQUIRE) != BERTHA_CARRIED_REFUSED || !bertha_lock(&known.lock)) {
+  if (s == NULL || c->info.role != BERTHA_SIDE_CLIENT || c->plan == 0 ||
+      __atomic_load_n(&s->state, __ATOMIC_ACQUIRE) != BERTHA_CARRIED_REFUSED) {
     return;
   }
-  for (unsigned i = 0; i < PLANS; i++) {
-    if (known.plans[i] == c->plan) {
-      known.plans[i]->until = 0;
-      known.plans[i]->refused = true;
-    }
-  }
-  bertha_unlock(&known.lock);
+  plan_refused(c->plan);
 }
 
 static bool worth_asking(const uint8_t addr[16], uint16_t port) {
@@ -552,23 +374,18 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
   if (stays) { /* another process has this socket too, and would speak plainly on it */
     return refused(c, fd, bertha_reason_text(c->info.reason));
   }
-  struct plan *p = NULL;
-  if (generation != 0 && bertha_lock(&known.lock)) {
-    p = get_plan(addr, port, to->sa_family, fd, false);
-    bertha_unlock(&known.lock);
-  }
-  if (p == NULL && bertha.must_connect) {
+  struct plan_answer answer = {.verdict = BERTHA_VERDICT_PLAIN};
+  if ((generation == 0 || !plan_get(addr, port, to->sa_family, fd, &answer)) && bertha.must_connect) {
     return refused(c, fd, bertha_reason_text(BERTHA_WHY_NO_AGENT));
   }
-  if (p == NULL || p->verdict == BERTHA_VERDICT_PLAIN) {
-    c->plan = p; /* why, for the log */
+  c->plan = answer.number; /* for the log, too: it may say why not */
+  if (answer.verdict == BERTHA_VERDICT_PLAIN) {
     return CARRIED_NOT;
   }
-  if (p->verdict != BERTHA_VERDICT_PLAN) {
-    return refused(c, fd, p->detail);
+  if (answer.verdict != BERTHA_VERDICT_PLAN) {
+    return refused(c, fd, answer.detail);
   }
   c->info.opened_ns = connlog_clock();
-  c->plan = p;
   return CARRIED_PLAN;
 }
 
@@ -626,13 +443,13 @@ bool carried_settle(struct conn *c, int fd) {
   }
   if (!unix_swapped(c)) {
     int64_t began = bertha_now_ns();
-    const struct plan *plan = c->plan;
+    const struct plan *plan = plan_numbered(c->plan);
     struct bertha_carrier_carry head = {.side = BERTHA_SIDE_CLIENT,
                                         .mode = BERTHA_CARRY_PLAN,
-                                        .listener = plan->context,
-                                        .plan_size = plan->size};
+                                        .listener = plan != NULL ? plan->context : 0,
+                                        .plan_size = plan != NULL ? plan->size : 0};
     connlog_addresses(c, fd);
-    if (!hand_over(c, fd, plan->carrier, &head, plan->bytes)) {
+    if (plan == NULL || !hand_over(c, fd, plan->carrier, &head, plan->bytes)) {
       refuse(c, fd, BERTHA_WHY_NO_CARRIER);
     }
     c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);

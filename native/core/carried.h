@@ -37,7 +37,7 @@ void carried_ended(struct conn *c);
 /* For the log, at the end: NULL where the carrier said nothing. */
 struct bertha_carrier_status;
 /* What the agent said of a client's destination that has no chunnels; empty: nothing. */
-const char *carried_why_not(const struct conn *c);
+void carried_why_not(const struct conn *c, char *to, size_t size);
 const struct bertha_carrier_status *carried_status(const struct conn *c);
 /* For core/dgram.c.  False: nobody answers.  `plan` is a copy. */
 struct carried_answer {

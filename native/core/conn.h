@@ -32,6 +32,8 @@ void conn_release(struct conn *c, int fd);    /* one reference less, without clo
 void conn_leave(struct conn *c, int fd);
 void conn_stay(struct conn *c, int fd);
 void conn_dissolved(struct conn *c, int fd); /* again.c: connect() to nowhere has succeeded */
+/* The other end has closed, having read all of ours: a reset by the kernel then answers a bell byte that came after that. */
+bool conn_ended_in_order(const struct conn *c);
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);
 
 /* A thread may sleep on a connection that another one closes; its record may be a new connection's when it wakes up. */

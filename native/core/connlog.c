@@ -218,7 +218,8 @@ void connlog_write(struct conn *c, int fd) {
   if (why != 0) {
     snprintf(l.reason, sizeof l.reason, "%s", bertha_reason_text(why));
   }
-  const char *why_not = carried_why_not(c);
+  char why_not[400];
+  carried_why_not(c, why_not, sizeof why_not);
   if (l.plain && why != 0 && why_not[0] != '\0') {
     snprintf(l.reason, sizeof l.reason, "%s; chunnels: %.399s", bertha_reason_text(why), why_not);
   }

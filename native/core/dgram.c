@@ -34,6 +34,17 @@ static struct {
   struct route *slots; /* made with the first carried client */
 } routes;
 
+static _Atomic uint32_t reviving; /* lock: one thread at a time gets a socket another carrier */
+
+/* Another thread of the parent's may have been in the middle of a change: then no route is known. */
+void dgram_after_fork(void) {
+  if (atomic_load(&routes.lock) != 0) {
+    routes.slots = NULL;
+    atomic_store(&routes.lock, 0);
+  }
+  atomic_store(&reviving, 0);
+}
+
 static uint32_t scope_of(const struct sockaddr *sa) {
   return sa->sa_family == AF_INET6 ? ((const struct sockaddr_in6 *)(const void *)sa)->sin6_scope_id : 0;
 }
@@ -416,12 +427,11 @@ static void put_to_rest(struct conn *c) {
 }
 
 bool dgram_revive(struct conn *c, int fd) {
-  static _Atomic uint32_t one;
   static struct {
     uint32_t conn;
     int64_t at;
   } last;
-  if (!bertha_lock(&one)) {
+  if (!bertha_lock(&reviving)) {
     return false;
   }
   bool done =
@@ -444,7 +454,7 @@ bool dgram_revive(struct conn *c, int fd) {
       bertha_unlock(&routes.lock);
     }
   }
-  bertha_unlock(&one);
+  bertha_unlock(&reviving);
   return done;
 }
 

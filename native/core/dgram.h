@@ -11,6 +11,7 @@
 /* From socket(): 0 when nothing is to be known of it. */
 enum dgram_state { DGRAM_NOT = 0, DGRAM_FRESH = 1, DGRAM_PLAIN = 2 };
 extern uint8_t dgram_states[];
+void dgram_after_fork(void);
 static inline void dgram_made(int fd, bool udp) {
   if (LIKELY((unsigned)fd < BERTHA_FDS) && UNLIKELY(dgram_states[fd] != DGRAM_NOT || udp)) {
     dgram_states[fd] = udp ? DGRAM_FRESH : DGRAM_NOT;

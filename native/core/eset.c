@@ -27,6 +27,10 @@ void eset_set_entry(int fd, uint32_t value) {
   atomic_store_explicit(&bertha.fds[fd].set, value, memory_order_release);
 }
 
+uint32_t eset_count(void) {
+  return sets_used;
+}
+
 struct eset *eset_by_entry(uint32_t e) {
   return e > 0 && e <= SETS ? sets[e - 1] : NULL;
 }
@@ -121,6 +125,16 @@ struct eset *eset_to_sleep_in(int epfd) {
 
 /* ---- rings of a set ------------------------------------------------------------------------------ */
 
+void eset_drop_slink(const struct eset *s, struct slink *k) {
+  bool unlisted = share_unlist(k);
+  if (!s->inherited) {
+    sleeper_give_back(k->link, k->sleeper);
+  }
+  if (unlisted) {
+    munmap(k, sizeof *k);
+  }
+}
+
 /* Of links that this process has no connections on any more. */
 static void drop_retired(struct eset *s) {
   for (struct slink **place = &s->slinks; *place != NULL;) {
@@ -130,10 +144,7 @@ static void drop_retired(struct eset *s) {
       continue;
     }
     *place = k->next;
-    if (!s->inherited) {
-      sleeper_give_back(k->link, k->sleeper);
-    }
-    munmap(k, sizeof *k);
+    eset_drop_slink(s, k);
   }
 }
 
@@ -149,6 +160,7 @@ static struct slink *slink_for(struct eset *s, struct link *l) {
     return NULL;
   }
   k->link = l;
+  k->set = s;
   k->sleeper = sleeper_take(l, s->bell);
   if (k->sleeper == 0) {
     munmap(k, sizeof *k);
@@ -156,6 +168,7 @@ static struct slink *slink_for(struct eset *s, struct link *l) {
   }
   k->next = s->slinks;
   s->slinks = k;
+  share_enlist(k);
   return k;
 }
 
@@ -177,7 +190,7 @@ uint32_t eset_sticky(uint32_t events) {
 int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   struct reg *r = &s->regs[fd];
   struct slink *k = slink_for(s, c->link);
-  if (k == NULL) {
+  if (k == NULL || !share_join(k, c->slot_index, r->events & EPOLLEXCLUSIVE)) {
     return -ENOSPC;
   }
   struct epoll_event e = {.events = eset_sticky(r->events), .data.u64 = reg_data(r, fd)};
@@ -185,6 +198,7 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
                : REAL(epoll_ctl)(s->epfd, op, fd, &e) == 0 ? 0
                                                            : -errno;
   if (result != 0) {
+    share_leave(k, c->slot_index);
     return result;
   }
   r->slink = k;
@@ -201,17 +215,13 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   k->count++;
   s->ring_count++;
   eset_ring_on(k, c->slot_index);
-  atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)k->sleeper);
   return 0;
 }
 
 void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   struct slink *k = r->slink;
-  uint16_t mine = (uint16_t)k->sleeper;
   ring_off(k, c->slot_index);
-  if (!s->inherited) { /* the slot names the parent's sleeper, which goes on waiting */
-    atomic_compare_exchange_strong(&c->slot->watch[c->side].epoll, &mine, 0);
-  }
+  share_leave(k, c->slot_index);
   k->count--;
   s->ring_count--;
   r->slink = NULL;
@@ -275,42 +285,71 @@ void eset_to_kernel(struct eset *s, int fd) {
 
 void eset_queue_upgrade(struct eset *s, int fd) {
   struct reg *r = &s->regs[fd];
-  if (r->state == REG_KERNEL && !r->queued) {
-    r->queued = 1;
-    r->next_upgrade = s->upgrades;
-    s->upgrades = (uint32_t)fd + 1;
+  if (r->state == REG_KERNEL && __atomic_exchange_n(&r->queued, 1, __ATOMIC_ACQ_REL) == 0) {
+    uint32_t next = atomic_load(&s->upgrades);
+    do {
+      r->next_upgrade = next;
+    } while (!atomic_compare_exchange_weak(&s->upgrades, &next, (uint32_t)fd + 1));
   }
 }
 
-void eset_upgrade_queued(struct eset *s) {
-  while (s->upgrades != 0) {
-    int fd = (int)s->upgrades - 1;
+/* True: one of them is in other sets, too. */
+static bool upgrade(struct eset *s) {
+  uint32_t next = atomic_exchange(&s->upgrades, 0);
+  bool many = false;
+  while (next != 0) {
+    int fd = (int)next - 1;
     struct reg *r = &s->regs[fd];
-    s->upgrades = r->next_upgrade;
-    r->queued = 0;
+    next = r->next_upgrade;
+    __atomic_store_n(&r->queued, 0, __ATOMIC_RELEASE);
     struct conn *c = conn_of(fd);
     if (r->state != REG_KERNEL || c == NULL || conn_index(c) + 1 != r->conn ||
-        conn_kind(c) != BERTHA_CONN_SHM || s->plain || eset_entry(fd) == SET_MANY ||
-        (r->events & EPOLLONESHOT)) {
+        conn_kind(c) != BERTHA_CONN_SHM || s->plain || r->stays || (r->events & EPOLLONESHOT)) {
       continue; /* one shot: it may have been fired, and be some thread's: at its next epoll_ctl */
     }
+    bool among = eset_entry(fd) == SET_MANY;
     if (eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       eset_kernel_reg(s, c, -1);
       conn_refresh_watch(c);
+      many |= among;
+    } else {
+      r->stays = among;
+    }
+  }
+  return many;
+}
+
+void eset_upgrade_queued(struct eset *s) {
+  if (LIKELY(atomic_load_explicit(&s->upgrades, memory_order_relaxed) == 0) || !upgrade(s)) {
+    return;
+  }
+  /* As long as another set leaves them to the kernel, each message costs a byte; and nobody may ever wait for that set.  One
+   * that is in use just now does it by itself. */
+  for (uint32_t i = 0; i < sets_used; i++) {
+    struct eset *o = sets[i];
+    if (o != s && o->epfd >= 0 && !o->inherited && atomic_load(&o->upgrades) != 0 &&
+        bertha_try_lock(&o->lock)) {
+      upgrade(o);
+      eset_pass_on_own(o);
+      bertha_unlock(&o->lock);
     }
   }
 }
 
+/* Without the sets' locks: one is perhaps this thread's, which has found out while it went through the set, and others are
+ * perhaps those of threads that have found out at the same time. */
 bool eset_wants_upgrade(struct conn *c, int fd) {
   if (atomic_load(&c->kernel_regs) == 0) {
     return false;
   }
-  struct eset *s = eset_by_entry(eset_entry(fd));
-  if (s != NULL && fd < ESET_FDS && !s->inherited) {
-    bool taken = bertha_lock(&s->lock); /* or this thread has it: found out while it went through the set */
-    eset_queue_upgrade(s, fd);
-    if (taken) {
-      bertha_unlock(&s->lock);
+  uint32_t e = eset_entry(fd);
+  for (uint32_t i = e == SET_MANY ? 0 : e - 1; fd < ESET_FDS && i < sets_used; i++) {
+    struct eset *s = sets[i];
+    if (s->epfd >= 0 && !s->inherited && s->regs[fd].conn == conn_index(c) + 1) {
+      eset_queue_upgrade(s, fd);
+    }
+    if (e != SET_MANY) {
+      break;
     }
   }
   return true;
@@ -324,12 +363,12 @@ void eset_adopt(struct eset *s) {
   s->bell = 0;
   s->bell_fd = -1;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    uint32_t was = k->sleeper;
     k->sleeper = sleeper_take(k->link, 0);
     for (uint32_t slot = 0; slot < k->link->slot_count; slot++) {
-      if (k->mask[slot / 64] >> (slot % 64) & 1) {
+      if (k->in[slot / 64] >> (slot % 64) & 1) {
         slink_mark(k, slot);
-        struct bertha_slot *at = &k->link->slots[slot];
-        atomic_store(&at->watch[k->link->side].epoll, (uint16_t)k->sleeper);
+        share_renamed(k, slot, was);
       }
     }
   }
@@ -337,11 +376,13 @@ void eset_adopt(struct eset *s) {
 
 void eset_after_fork(void) {
   atomic_store(&sets_lock, 0);
+  nest_after_fork();
   for (uint32_t i = 0; i < sets_used; i++) {
     if (sets[i]->epfd >= 0) {
       atomic_store(&sets[i]->lock, 0);
       sets[i]->inherited = true;
       sets[i]->asleep = 0;
+      sets[i]->asleep_outside = 0;
       if (sets[i]->bell_fd >= 0) {
         bertha_close_hidden(sets[i]->bell_fd);
         sets[i]->bell_fd = -1;
@@ -356,179 +397,4 @@ void eset_fd_moved(int from, int to) {
       sets[i]->bell_fd = to;
     }
   }
-}
-
-/* ---- descriptors that go, sets that are watched ------------------------------------------------- */
-
-static void forget_in(struct eset *s, int fd, struct conn *c) {
-  if (fd >= ESET_FDS || !bertha_lock(&s->lock)) {
-    return;
-  }
-  struct reg *r = &s->regs[fd];
-  bool mine = r->conn == conn_index(c) + 1;
-  bool lives_on = atomic_load(&c->info.refs) > 1; /* so does the kernel's registration (epoll(7), Q6) */
-  if (mine && r->state == REG_RING && lives_on && !s->inherited) {
-    eset_to_kernel(s, fd);
-  } else if (mine && r->state == REG_RING) {
-    eset_leave_ring(s, r, c);
-  }
-  bool kernel = mine && r->state == REG_KERNEL;
-  if (kernel && lives_on) { /* the other end goes on ringing for it */
-    s->kernel_streams--;
-    if (r->lent) { /* nobody could give it back */
-      struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
-      eset_kernel_mod(s, fd, &e);
-      r->lent = 0;
-    }
-  } else if (kernel) {
-    eset_kernel_reg(s, c, -1);
-  }
-  r->state = kernel ? REG_GONE : REG_NONE;
-  bertha_unlock(&s->lock);
-}
-
-static void forget_set(struct eset *s) {
-  if (!bertha_lock(&s->lock)) {
-    return;
-  }
-  for (struct slink *k = s->slinks; k != NULL;) {
-    struct slink *next = k->next;
-    for (uint32_t slot = 0; k->count > 0 && slot < BERTHA_LINK_SLOTS; slot++) {
-      int fd = k->fd[slot];
-      if ((k->mask[slot / 64] >> (slot % 64) & 1) && s->regs[fd].state == REG_RING) {
-        struct conn *c = conn_by_index(s->regs[fd].conn - 1);
-        eset_leave_ring(s, &s->regs[fd], c);
-        s->regs[fd].state = REG_NONE;
-        eset_set_entry(fd, 0);
-      }
-    }
-    if (!s->inherited) {
-      sleeper_give_back(k->link, k->sleeper);
-    }
-    munmap(k, sizeof *k);
-    k = next;
-  }
-  s->slinks = NULL;
-  s->ring_count = 0;
-  if (s->kernel_streams > 0) {
-    for (uint32_t fd = 0; fd < ESET_FDS && fd < bertha.max_fd; fd++) {
-      struct conn *c = conn_of((int)fd);
-      if (s->regs[fd].state == REG_KERNEL && c != NULL && s->regs[fd].conn == conn_index(c) + 1) {
-        eset_kernel_reg(s, c, -1);
-        conn_refresh_watch(c);
-        if (eset_by_entry(eset_entry((int)fd)) == s) {
-          eset_set_entry((int)fd, 0);
-        }
-      }
-    }
-  }
-  memset(s->regs, 0, sizeof(struct reg) * (bertha.max_fd < ESET_FDS ? bertha.max_fd : ESET_FDS));
-  if (s->bell_fd >= 0) {
-    bertha_close_hidden(s->bell_fd);
-  }
-  s->bell_fd = -1;
-  s->bell = 0;
-  s->upgrades = 0;
-  s->kernel_streams = 0;
-  s->starved = false;
-  s->byte_left = false;
-  s->plain = false;
-  s->inherited = false;
-  atomic_store(&s->asleep, 0);
-  s->epfd = -1;
-  bertha_unlock(&s->lock);
-}
-
-void eset_forget(int fd) {
-  uint32_t e = eset_entry(fd);
-  if (LIKELY(e == 0) || e == SET_HIDDEN) {
-    return;
-  }
-  struct conn *c = conn_of(fd);
-  if (c == NULL) {
-    struct eset *s = eset_by_entry(e);
-    eset_set_entry(fd, 0);
-    if (s != NULL) {
-      for (uint32_t i = 0; i < bertha.max_fd; i++) { /* a duplicate of the set lives on */
-        if (atomic_load(&bertha.fds[i].set) == e && conn_of((int)i) == NULL) {
-          s->epfd = (int)i;
-          return;
-        }
-      }
-      forget_set(s);
-    }
-    return;
-  }
-  if (e == SET_MANY) {
-    for (uint32_t i = 0; i < sets_used; i++) {
-      if (sets[i]->epfd >= 0) {
-        forget_in(sets[i], fd, c);
-      }
-    }
-  } else if (eset_by_entry(e) != NULL) {
-    forget_in(eset_by_entry(e), fd, c);
-  }
-  eset_set_entry(fd, 0);
-}
-
-/* The file behind `fd` is about to change for another one that stands for the same connection: `begin` takes
- * it out of the sets, the second call puts it in again, served by the kernel from then on. */
-void eset_swap(int fd, bool begin) {
-  for (uint32_t i = 0; i < sets_used; i++) {
-    struct eset *s = sets[i];
-    if (s->epfd < 0 || fd >= ESET_FDS || s->regs[fd].state != REG_KERNEL) {
-      continue;
-    }
-    bool taken = bertha_lock(&s->lock); /* or this thread is going through the set */
-    struct epoll_event e = eset_kernel_event(&s->regs[fd], fd);
-    REAL(epoll_ctl)(s->epfd, begin ? EPOLL_CTL_DEL : EPOLL_CTL_ADD, fd, &e);
-    if (taken) {
-      bertha_unlock(&s->lock);
-    }
-  }
-}
-
-void eset_dup(int from, int to) {
-  uint32_t e = eset_entry(from);
-  if (e != 0 && e != SET_HIDDEN && conn_of(from) == NULL && (unsigned)to < BERTHA_FDS) {
-    if (eset_by_entry(e) == NULL && eset_new(from) != NULL) { /* what becomes of one becomes of both */
-      e = eset_entry(from);
-    }
-    eset_set_entry(to, e);
-    conn_reach(to);
-  }
-}
-
-bool eset_kernel_for_good(int fd) {
-  uint32_t e = eset_entry(fd);
-  struct eset *s = eset_by_entry(e);
-  return e == SET_MANY || (s != NULL && s->plain);
-}
-
-/* The kernel alone can tell others that this set has events: its members go back to it. */
-void eset_polled(int fd) {
-  if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {
-    return;
-  }
-  uint32_t e = SET_FRESH;
-  if (eset_entry(fd) == SET_FRESH) { /* so that it is known when it gets members of ours */
-    atomic_compare_exchange_strong(&bertha.fds[fd].set, &e, SET_PLAIN);
-  }
-  struct eset *s = eset_by_entry(eset_entry(fd));
-  if (LIKELY(s == NULL) || s->plain) {
-    return;
-  }
-  if (!bertha_lock(&s->lock)) {
-    return;
-  }
-  s->plain = true;
-  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    for (uint32_t slot = 0; slot < BERTHA_LINK_SLOTS; slot++) {
-      const struct reg *r = &s->regs[k->fd[slot]]; /* also one that has fired its one shot */
-      if (r->state == REG_RING && r->slink == k && conn_by_index(r->conn - 1)->slot_index == slot) {
-        eset_to_kernel(s, k->fd[slot]);
-      }
-    }
-  }
-  bertha_unlock(&s->lock);
 }

@@ -11,6 +11,7 @@
 #include "wait.h"
 
 #define ESET_FDS 65536
+#define INNER_MOST 64
 #define ESET_WORDS (BERTHA_LINK_SLOTS / 64)
 
 enum reg_state {
@@ -18,6 +19,7 @@ enum reg_state {
   REG_KERNEL = 1, /* the kernel serves it, with the program's own events */
   REG_RING = 2,
   REG_OFF = 3,  /* removed by the program, still in the kernel's set (until it closes the descriptor) */
+  REG_SET = 5,  /* a set itself, whose rings are looked at, too (eset_nest.c) */
   REG_GONE = 4, /* closed while the kernel served it; a duplicate may keep it in the set (epoll(7), Q6) */
 };
 
@@ -28,7 +30,8 @@ struct reg {
   struct slink *slink;
   uint32_t next_upgrade; /* fd + 1 */
   uint8_t state;
-  uint8_t queued : 1;
+  uint8_t queued;    /* among the set's `upgrades`; atomically */
+  uint8_t stays : 1; /* the kernel's for good: it would be one too many for the rings */
   uint8_t
       fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
   uint8_t
@@ -36,17 +39,26 @@ struct reg {
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
   uint32_t ready;         /* as last judged */
+  struct eset *inner;     /* REG_SET */
+  uint32_t seen;          /* and its `news` when it was last looked at */
+  uint8_t just;           /* and told of in this call, because of the kernel */
+  uint32_t ends;          /* and what the connection had of an end (enum conn_flag) */
   uint8_t use; /* how often the number was added: an event fetched before may be of an earlier one */
 };
 
 struct slink { /* a link, as far as this set has connections of it */
   struct link *link;
+  struct eset *set;
+  struct slink *beside; /* the same link's, of another set */
   uint32_t sleeper;
   uint32_t count;
   uint32_t busy;   /* the set's `turns` when something was last found here */
   unsigned cursor; /* behind the slot last told of */
   uint64_t mask[ESET_WORDS];
   uint64_t pending[ESET_WORDS];
+  uint64_t in[ESET_WORDS];           /* also those that have fired; with the link's `sets_lock` */
+  uint64_t byte_left[ESET_WORDS];    /* a bell byte was left for other sets */
+  _Atomic uint64_t told[ESET_WORDS]; /* changes that another set has taken from the link's map */
   int fd[BERTHA_LINK_SLOTS];
   struct slink *next;
 };
@@ -55,13 +67,14 @@ struct eset {
   int epfd;
   int pid;
   _Atomic uint32_t lock;
-  bool plain;     /* watched from outside: everything stays with the kernel */
-  bool inherited; /* across a fork, and not yet used by the child */
-  bool starved;   /* somebody waits for space in a ring */
+  bool plain;           /* watched from outside: everything stays with the kernel */
+  bool inherited;       /* across a fork, and not yet used by the child */
+  bool starved;         /* somebody waits for space in a ring */
+  _Atomic bool sharing; /* one of its connections is, or was, in another set, too */
   bool byte_left; /* a bell byte could not be taken off: no further one would come, so an eventfd has to do */
-  uint32_t ring_count;
-  uint32_t kernel_streams; /* REG_KERNEL registrations */
-  uint32_t upgrades;       /* list of fd + 1 */
+  _Atomic uint32_t ring_count;
+  uint32_t kernel_streams;   /* REG_KERNEL registrations */
+  _Atomic uint32_t upgrades; /* list of fd + 1; others put theirs there without the lock */
   uint32_t bell;
   int bell_fd;
   uint32_t sleeps;
@@ -73,6 +86,13 @@ struct eset {
   bool rings_turn;      /* with room for one event, and the kernel due */
   struct slink *slinks;
   struct reg *regs;
+  uint32_t life;           /* another one for each set that has this record */
+  uint32_t news;           /* how often something was found to have changed */
+  _Atomic uint32_t outers; /* sets that look at the rings of this one, too */
+  uint32_t asleep_outside; /* of those asleep, the threads that sleep in such a set */
+  unsigned inner_count;    /* sets within this one, whose rings are looked at */
+  uint32_t inner_turn;
+  int inner_fd[INNER_MOST];
 };
 
 /* The upper half of the data of our own registrations in the program's kernel set; random, per process. */
@@ -101,13 +121,40 @@ void eset_fd_moved(int from, int to);
 /* between eset.c and eset_wait.c, with the lock held */
 void eset_upgrade_queued(struct eset *s);
 void eset_pass_on(struct eset *s);
+void eset_pass_on_own(struct eset *s); /* not of the sets within it, whose locks it would need */
+void nest_after_fork(void);
 void eset_adopt(struct eset *s);
 static inline uint64_t reg_data(const struct reg *r, int fd) {
   return eset_magic | (uint32_t)r->use << 16 | (uint32_t)fd;
 }
 uint32_t eset_sticky(uint32_t events); /* what the kernel is asked of a connection on a ring */
 
+/* eset_nest.c: a set within a set. */
+/* An epoll_ctl about an epoll descriptor; false: it is to go the kernel's way. */
+bool nest_ctl(int epfd, int op, int fd, struct epoll_event *event, int *result);
+void nest_drop(struct eset *s, int fd); /* with the lock held: no longer a member */
+void nest_drop_all(struct eset *s);     /* the same for all */
+void nest_give(struct eset *s, int fd); /* the kernel is to know it as the program does */
+void eset_plain(struct eset *s); /* its members go back to the kernel, those of its inner sets as well */
+
+/* eset_share.c: a connection in several sets, with the lock of the set that the slink is of. */
+void share_enlist(struct slink *k);
+bool share_unlist(struct slink *k); /* false: it has to stay, a handler has interrupted who looks at it */
+bool share_join(struct slink *k, uint32_t slot, bool exclusive); /* false: it cannot be in this one as well */
+void share_leave(struct slink *k, uint32_t slot);
+void share_renamed(const struct slink *k, uint32_t slot, uint32_t was); /* k->sleeper is another one now */
+uint64_t share_take(struct slink *k, unsigned word);                    /* what has changed for this set */
+bool share_byte_left(struct slink *k); /* a byte lies there that keeps others from being sent */
+
+/* By memory alone, and perhaps too much. */
+static inline bool slink_changed(const struct slink *k, unsigned word) {
+  const struct link *l = k->link;
+  uint64_t dirty = atomic_load_explicit(&l->dirty[l->side][word], memory_order_acquire);
+  return ((dirty | atomic_load_explicit(&k->told[word], memory_order_acquire)) & k->mask[word]) != 0;
+}
+
 static inline void slink_mark(struct slink *l, uint32_t slot) {
+  l->set->news++;
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);
 }
 

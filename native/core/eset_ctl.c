@@ -8,6 +8,12 @@
 
 static void clear_stale(struct eset *s, int fd, struct conn *c) {
   struct reg *r = &s->regs[fd];
+  if (r->state == REG_SET) {
+    if (r->inner != eset_of(fd)) {
+      nest_drop(s, fd);
+    }
+    return;
+  }
   if (r->state == REG_NONE || r->state == REG_GONE || (c != NULL && r->conn == conn_index(c) + 1)) {
     return;
   }
@@ -34,42 +40,47 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     return -EEXIST;
   }
   uint32_t in = eset_entry(fd);
-  struct eset *other = eset_by_entry(in);
+  const struct eset *other = eset_by_entry(in);
   bool many = in == SET_MANY || (other != NULL && other != s);
   int twin = conn_kind(c) == BERTHA_CONN_SHM ? other_descriptor(s, c, fd) : -1;
+  r->stays = twin >= 0;
   if (twin >= 0) { /* a duplicate of it is in the set: the map of changes knows one descriptor only */
     eset_to_kernel(s, twin);
-    eset_set_entry(twin, SET_MANY);
-    many = true;
+    s->regs[twin].stays = 1;
   }
   bool was_off = r->state == REG_OFF;
   r->events = event->events;
   r->data = event->data.u64;
   r->conn = conn_index(c) + 1;
   r->use += !was_off;
-  if (was_off && !many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
+  bool exclusive = event->events & EPOLLEXCLUSIVE;
+  if (was_off && !r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM &&
+      share_join(r->slink, c->slot_index, exclusive)) {
     r->state = REG_RING;
     r->slink->fd[c->slot_index] = fd;
     s->ring_count++;
     r->slink->count++;
     eset_ring_on(r->slink, c->slot_index);
-    atomic_store(&c->slot->watch[c->side].epoll, (uint16_t)r->slink->sleeper);
+    if (many) {
+      eset_set_entry(fd, SET_MANY);
+    }
     return 0;
   }
   int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
-  if (was_off && (event->events & EPOLLEXCLUSIVE)) { /* which cannot be modified */
+  if (was_off && exclusive) { /* which cannot be modified */
     struct epoll_event none = {0};
     real_ctl(s->epfd, EPOLL_CTL_DEL, fd, &none);
     op = EPOLL_CTL_ADD;
   }
-  if (!many && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
+  if (!r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM) {
     int result = eset_to_ring(s, fd, c, op);
     if (result != -ENOSPC) {
       if (result == 0) {
-        eset_set_entry(fd, eset_entry(s->epfd));
+        eset_set_entry(fd, many ? SET_MANY : eset_entry(s->epfd));
       }
       return result;
     }
+    r->stays = many;
   }
   eset_kernel_reg(s, c, 1); /* before the look: who ties it from now on sees us */
   atomic_thread_fence(memory_order_seq_cst);
@@ -107,7 +118,7 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     r->events = event->events;
     r->data = event->data.u64;
     r->fired = 0;
-    if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && eset_entry(fd) != SET_MANY &&
+    if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && !r->stays &&
         eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       eset_kernel_reg(s, c, -1);
       conn_refresh_watch(c);
@@ -162,8 +173,12 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   }
   struct eset *s = eset_of(epfd);
   bool known = s != NULL && (unsigned)fd < ESET_FDS && s->regs[fd].state != REG_NONE;
+  int nested;
+  if (c == NULL && nest_ctl(epfd, op, fd, event, &nested)) {
+    return nested;
+  }
   if (c == NULL && op == EPOLL_CTL_ADD) {
-    eset_polled(fd); /* a set within a set */
+    eset_polled(fd); /* a set within a set, but not one whose rings its outer set looks at */
   }
   if (!known &&
       (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
@@ -201,16 +216,6 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   if (c == NULL) {
     result = real_ctl(epfd, op, fd, event);
   } else if (op == EPOLL_CTL_ADD) {
-    struct eset *other = eset_by_entry(eset_entry(fd));
-    if (other != NULL && other != s) { /* in two sets: one map of changes cannot serve both */
-      bertha_unlock(&s->lock);
-      bertha_lock(&other->lock);
-      if (other->regs[fd].state == REG_RING) {
-        eset_to_kernel(other, fd);
-      }
-      bertha_unlock(&other->lock);
-      bertha_lock(&s->lock);
-    }
     result = ctl_add(s, fd, c, event);
   } else if (op == EPOLL_CTL_MOD) {
     result = ctl_mod(s, fd, c, event);

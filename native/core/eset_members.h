@@ -11,9 +11,11 @@
 #define SET_HIDDEN 0xffffffffu
 void eset_set_entry(int fd, uint32_t value);
 struct eset *eset_by_entry(uint32_t e);
+uint32_t eset_count(void);       /* how many there have been at a time; the entry of the last one */
 struct eset *eset_new(int epfd); /* NULL: no more of them */
 
 /* With the set's lock held. */
+void eset_drop_slink(const struct eset *s, struct slink *k);
 void eset_ring_on(struct slink *k, uint32_t slot);
 /* From now on the rings serve it.  `op` says whether the kernel knows it already. */
 int eset_to_ring(struct eset *s, int fd, struct conn *c, int op);

@@ -269,12 +269,33 @@ static void pack_stranger(struct packing *p) {
   }
 }
 
-static void keep_open(const struct parcel_header *head, bool open_) {
-  for (uint32_t i = 0; i < head->table_count; i++) {
-    REAL(fcntl)(head->tables[i], F_SETFD, open_ ? 0 : FD_CLOEXEC);
+static int32_t *descriptor_at(struct parcel_header *head, uint32_t i) {
+  return i < head->table_count ? &head->tables[i] : &head->links[i - head->table_count].fd;
+}
+
+/* Descriptors that stay open across the exec: copies, because other threads may be handing over the same ones, and would close
+ * them for us when they are done.  Where there is no number left, the thing itself. */
+static void lend(struct handover *h) {
+  for (uint32_t i = 0; i < h->head.table_count + h->head.link_count; i++) {
+    int32_t *fd = descriptor_at(&h->head, i);
+    int copy = REAL(fcntl)(*fd, F_DUPFD, HIGH);
+    h->lent[i] = copy >= 0;
+    if (copy >= 0) {
+      *fd = copy;
+    } else {
+      REAL(fcntl)(*fd, F_SETFD, 0);
+    }
   }
-  for (uint32_t i = 0; i < head->link_count; i++) {
-    REAL(fcntl)(head->links[i].fd, F_SETFD, open_ ? 0 : FD_CLOEXEC);
+}
+
+static void take_back(struct handover *h) {
+  for (uint32_t i = 0; i < h->head.table_count + h->head.link_count; i++) {
+    int fd = *descriptor_at(&h->head, i);
+    if (h->lent[i]) {
+      QUIET(close)(fd);
+    } else {
+      REAL(fcntl)(fd, F_SETFD, FD_CLOEXEC);
+    }
   }
 }
 
@@ -346,12 +367,14 @@ void handover_begin(struct handover *h, const char *path, bool spawn, bool moved
     let_relays_go(h);
   }
   h->head.conn_count = p.count;
-  if (!p.bare) {
+  if (!p.bare && p.count == 0) {
+    QUIET(close)(h->fd);
+  } else if (!p.bare) {
     h->active = true;
-    if (!flush(&p) || pwrite(h->fd, &h->head, sizeof h->head, 0) != sizeof h->head || p.count == 0) {
+    lend(h);
+    if (!flush(&p) || pwrite(h->fd, &h->head, sizeof h->head, 0) != sizeof h->head) {
       handover_failed(h);
     } else {
-      keep_open(&h->head, true);
       strcpy(h->variable, PARCEL_VARIABLE "=");
       number(h->variable + strlen(h->variable), (uint64_t)h->fd);
       strcat(h->variable, ":");
@@ -367,7 +390,7 @@ void handover_spawned(struct handover *h) {
   let_relays_go(h);
   if (h->active) {
     int saved = errno;
-    keep_open(&h->head, false);
+    take_back(h);
     QUIET(close)(h->fd);
     errno = saved;
   }
@@ -397,7 +420,7 @@ void handover_failed(struct handover *h) {
       atomic_fetch_sub(c->home != NULL ? &c->home->info.refs : &c->info.refs, 1);
     }
   }
-  keep_open(&h->head, false);
+  take_back(h);
   QUIET(close)(h->fd);
   h->active = false;
   errno = saved;

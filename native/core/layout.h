@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 2u
+#define BERTHA_LAYOUT_VERSION 4u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -153,7 +153,10 @@ enum bertha_want {
   BERTHA_WANT_GIVING = 3,   /* the producer's answer to that, while it sends it */
 };
 
-/* Who of one side waits for this slot: indices into this side's sleepers, 0: nobody. */
+/* Who of one side waits for this slot: indices into this side's sleepers, 0: nobody.  The connection may be in several epoll
+ * sets: those beyond the first are in `also`.  Of those that say BERTHA_WATCH_ONE, one is rung. */
+#define BERTHA_WATCH_ALSO 23u
+#define BERTHA_WATCH_ONE 0x8000u /* EPOLLEXCLUSIVE */
 struct bertha_watch {
   _Atomic uint16_t epoll;
   _Atomic uint16_t rx;
@@ -161,7 +164,8 @@ struct bertha_watch {
   _Atomic uint16_t kernel; /* 1: somebody watches the kernel's descriptor; ring on the connection */
   _Atomic uint32_t done;   /* this side will not touch the slot any more */
   _Atomic uint32_t cpu;    /* processor this side last ran on, plus one */
-  uint8_t pad[BERTHA_CACHELINE - 16];
+  _Atomic uint16_t more;   /* how many places of `also` have been used; 0: it is in one set, or in none */
+  _Atomic uint16_t also[BERTHA_WATCH_ALSO];
 };
 
 enum bertha_slot_state {
@@ -176,6 +180,7 @@ enum bertha_slot_state {
 #define BERTHA_SLOT_WORD(use, state) ((uint32_t)(use) << 2 | (uint32_t)(state))
 #define BERTHA_SLOT_STATE(word) ((word)&3u)
 #define BERTHA_SLOT_USE(word) ((word) >> 2)
+#define BERTHA_PROMISE_TAKEN (UINT64_C(1) << 63)
 struct bertha_slot {
   _Atomic uint32_t state;
   uint32_t reserved;
@@ -189,7 +194,10 @@ struct bertha_slot {
    * which one the server has taken for this connection.  0: none. */
   _Atomic uint64_t end_held;
   _Atomic uint64_t end_taken;
-  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 16];
+  /* `unix`, a client with such an end that is asleep until there is an answer: after how many bytes, plus one, it sends by the
+   * unix socket.  Valid once the server has set BERTHA_PROMISE_TAKEN; until then the client may take it back. */
+  _Atomic uint64_t promise;
+  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 24];
   struct bertha_watch watch[2];
   struct bertha_direction dir[2]; /* [side that produces] */
 };

@@ -70,10 +70,12 @@ void link_after_fork(void) {
     l->pins = 0;
   }
   for (struct link *l = mapped.old_links; l != NULL; l = l->next) {
+    atomic_store(&l->sets_lock, 0);
     atomic_store(&l->named, 0);
   }
   for (struct link *l = mapped.links; l != NULL; l = l->next) {
     atomic_store(&l->lock, 0);
+    atomic_store(&l->sets_lock, 0);
     atomic_store(&l->named, 0); /* this thread's waiter and the sets begin anew */
     mail_forget(l);             /* the parent's: an end that we had as well would never be seen to close */
   }
@@ -172,6 +174,10 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
   l->bell_fd = -1;
   l->mailbox = -1;
   l->spares.target = 1;
+  l->sets = NULL; /* of an old one's, there are at most a parent's */
+  for (unsigned i = 0; i < BERTHA_LINK_SLOTS / 64; i++) {
+    atomic_store(&l->shared[i], 0);
+  }
   return l;
 }
 

@@ -46,6 +46,12 @@ bool bertha_lock(_Atomic uint32_t *lock) {
   }
 }
 
+bool bertha_try_lock(_Atomic uint32_t *lock) {
+  uint32_t seen = 0;
+  return atomic_compare_exchange_strong_explicit(lock, &seen, bertha_tid(), memory_order_acquire,
+                                                 memory_order_relaxed);
+}
+
 void bertha_unlock(_Atomic uint32_t *lock) {
   atomic_store_explicit(lock, 0, memory_order_release);
 }

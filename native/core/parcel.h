@@ -71,6 +71,7 @@ struct handover {
     struct relay relay;
   } relays[HANDOVER_RELAYS];
   char variable[64];
+  bool lent[PARCEL_TABLES + PARCEL_LINKS]; /* which of head's descriptors are copies for the next image */
   struct parcel_header head;
 };
 bool handover_due(void); /* is there anything that an exec would concern? */

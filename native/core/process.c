@@ -14,6 +14,7 @@
 #include "agentc.h"
 #include "carried.h"
 #include "connlog.h"
+#include "dgram.h"
 #include "orphans.h"
 #include "room.h"
 #include "stdfile.h"
@@ -217,6 +218,7 @@ static void in_child(void) {
   my_tid = 0;
   agent_after_fork();
   carried_after_fork();
+  dgram_after_fork();
   wait_after_fork();
   stdfile_after_fork();
 }

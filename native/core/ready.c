@@ -138,6 +138,10 @@ static bool all_was_read(const struct conn *c) {
   return c->tx_phase == PHASE_RING && atomic_load(&conn_tx(c)->head) == c->tx_tail;
 }
 
+bool conn_ended_in_order(const struct conn *c) {
+  return atomic_load(&conn_rx(c)->closed) == 1 && all_was_read(c);
+}
+
 /* Nothing of what TCP would call unread is in the kernel where the other end is killed: it ends in order, as a living end
  * does that sends no more, which has said so in the ring.  A byte on the connection tells the two apart: one that nobody
  * has any more is answered with a reset.  With the rx lock held. */
@@ -179,8 +183,7 @@ static bool look_at_kernel(struct conn *c, int fd) {
       break;
     }
     if (n < 0) {
-      bool in_order = errno == ECONNRESET && atomic_load(&d->closed) == 1 && all_was_read(c);
-      if (in_order) { /* the reset answers a bell byte that came after the close */
+      if (errno == ECONNRESET && conn_ended_in_order(c)) {
         conn_set_flag(c, CONN_FIN | CONN_RST);
         learnt = true;
       } else if (errno != EAGAIN && errno != EINTR) {

@@ -116,6 +116,10 @@ static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int 
     c->rx_phase = PHASE_RING;
   }
   bertha_unlock(&c->rx_lock);
+  if (n == -ECONNRESET && conn_ended_in_order(c)) {
+    conn_set_flag(c, CONN_RST);
+    n = 0;
+  }
   if (n == 0) {
     conn_set_flag(c, CONN_FIN);
   }

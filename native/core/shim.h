@@ -36,8 +36,6 @@ enum phase {
   PHASE_AFTER = 2, /* the kernel again, for good */
 };
 
-struct plan;
-
 struct listener { /* of this process: one it listens on, or one it has connected to */
   uint64_t id;
   uint64_t generation;         /* of the directory when registered */
@@ -99,6 +97,9 @@ struct link { /* this process's mapping of a link */
   _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
   int64_t since;          /* when it was retired; 0: never */
   _Atomic int64_t no_sleeper_before; /* when to look for an entry among our sleepers again; 0: now */
+  _Atomic uint32_t sets_lock;        /* of what follows (core/eset_share.c) */
+  struct slink *sets;                /* what each epoll set of this process has of it */
+  _Atomic uint64_t shared[BERTHA_LINK_SLOTS / 64]; /* the slots that are in more than one set */
   struct link *next;
 };
 
@@ -174,13 +175,13 @@ struct conn {
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
-  uint32_t sends;          /* every eighth looks whether the other end is alive */
-  uint64_t chosen;         /* client: the listener that was chosen for it; 0: none (core/brief.h) */
-  _Atomic uint32_t life;   /* another one for each connection that has this record */
-  uint64_t cookie;         /* the kernel's name for its socket, whatever descriptor it has */
-  const struct plan *plan; /* client, CONN_CARRIED: what the agent said (core/carried.c) */
-  uint32_t scope;          /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
-  struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
+  uint32_t sends;        /* every eighth looks whether the other end is alive */
+  uint64_t chosen;       /* client: the listener that was chosen for it; 0: none (core/brief.h) */
+  _Atomic uint32_t life; /* another one for each connection that has this record */
+  uint64_t cookie;       /* the kernel's name for its socket, whatever descriptor it has */
+  uint64_t plan;         /* client: what the agent said (core/plans.h); 0: nothing */
+  uint32_t scope;        /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
+  struct conn *home;     /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {
@@ -231,7 +232,8 @@ void bertha_debug(const char *format, ...) __attribute__((format(printf, 1, 2)))
 extern int bertha_log_level;
 
 /* lock.c */
-bool bertha_lock(_Atomic uint32_t *lock); /* false: this very thread holds it (a signal handler) */
+bool bertha_lock(_Atomic uint32_t *lock);     /* false: this very thread holds it (a signal handler) */
+bool bertha_try_lock(_Atomic uint32_t *lock); /* false: somebody holds it */
 void bertha_unlock(_Atomic uint32_t *lock);
 
 /* table.c */

@@ -10,36 +10,24 @@
 #include "carried.h"
 #include "conn.h"
 #include "eset.h"
+#include "unixends.h"
 #include "unixmail.h"
-#include "wait.h"
 
-/* Descriptors are a process's own, the connection's record is its family's: so they are kept apart. */
-struct ends {
-  int unix_fd; /* before the exchange; a client has one that was made ahead from its claim on */
-  int tcp_fd;  /* after it */
-  _Atomic bool swapped;
-  uint8_t requests; /* received without the exchange */
-  bool deaf;        /* the other end of unix_fd is closed: there is nothing to wait for */
-  uint64_t number;  /* of an end that was made ahead (unixmail.h), else 0 */
-};
-static struct ends *_Atomic ends;
-enum { STAYS = 32 };
+struct ends *_Atomic unix_ends;
 
 extern void bertha_close_hidden(int fd);
 
-static struct ends *ends_of(const struct conn *c) {
-  if (UNLIKELY(atomic_load_explicit(&ends, memory_order_acquire) == NULL)) {
-    size_t size = sizeof(struct ends) * BERTHA_CONNS;
-    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    struct ends *none = NULL;
-    if (p == MAP_FAILED) {
-      return NULL;
-    }
-    if (!atomic_compare_exchange_strong(&ends, &none, p)) {
-      munmap(p, size); /* another thread was quicker */
-    }
+struct ends *unix_ends_made(void) {
+  size_t size = sizeof(struct ends) * BERTHA_CONNS;
+  void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  struct ends *none = NULL;
+  if (p == MAP_FAILED) {
+    return NULL;
   }
-  return &ends[conn_index(c)];
+  if (!atomic_compare_exchange_strong(&unix_ends, &none, p)) {
+    munmap(p, size); /* another thread was quicker */
+  }
+  return unix_ends;
 }
 
 /* Takes over an end, which is hidden and blocks, as a new one does. */
@@ -90,37 +78,6 @@ void unix_prepare(struct conn *c) {
   atomic_store_explicit(&c->slot->end_held, number, memory_order_relaxed);
 }
 
-bool unix_collect(struct conn *c) {
-  struct ends *e = ends_of(c);
-  if (e != NULL && e->number != 0 && e->number == atomic_load(&c->slot->end_taken)) {
-    if (conn_flags(c) & CONN_NONBLOCK) {
-      unix_nonblock(c, true);
-    }
-    return true;
-  }
-  unix_drop(c); /* one that the server has not taken */
-  int fd = mail_take(c->link, c->slot_index);
-  return fd >= 0 && keep(c, fd, 0);
-}
-
-bool unix_swapped(const struct conn *c) {
-  return ends != NULL && ends[conn_index(c)].swapped;
-}
-
-int unix_tcp_fd(const struct conn *c, int fd) {
-  return unix_swapped(c) ? ends[conn_index(c)].tcp_fd : fd;
-}
-
-void unix_shutdown(struct conn *c, int fd, int how) {
-  struct ends *e = ends_of(c);
-  if (e != NULL && bertha_lock(&c->rx_lock)) { /* not in the middle of the exchange */
-    if (e->swapped || e->unix_fd > 0) {
-      REAL(shutdown)(e->swapped ? fd : e->unix_fd, how);
-    }
-    bertha_unlock(&c->rx_lock);
-  }
-}
-
 /* What the TCP socket was told before there was another one. */
 static void shut_as_told(struct conn *c, int fd) {
   uint32_t flags = conn_flags(c);
@@ -132,6 +89,42 @@ static void shut_as_told(struct conn *c, int fd) {
     REAL(shutdown)(fd, SHUT_RD);
   }
   errno = saved;
+}
+
+bool unix_collect(struct conn *c) {
+  struct ends *e = ends_of(c);
+  bool promised = !unix_take_back(c);
+  if (e != NULL && e->number != 0 && e->number == atomic_load(&c->slot->end_taken)) {
+    if (conn_flags(c) & CONN_NONBLOCK) {
+      unix_nonblock(c, true);
+    }
+    if (promised) {
+      c->tx_phase = PHASE_RING;
+      shut_as_told(c, e->unix_fd);
+    }
+    return true;
+  }
+  unix_drop(c); /* one that the server has not taken */
+  int fd = mail_take(c->link, c->slot_index);
+  return fd >= 0 && keep(c, fd, 0);
+}
+
+bool unix_swapped(const struct conn *c) {
+  return unix_ends != NULL && unix_ends[conn_index(c)].swapped;
+}
+
+int unix_tcp_fd(const struct conn *c, int fd) {
+  return unix_swapped(c) ? unix_ends[conn_index(c)].tcp_fd : fd;
+}
+
+void unix_shutdown(struct conn *c, int fd, int how) {
+  struct ends *e = ends_of(c);
+  if (e != NULL && bertha_lock(&c->rx_lock)) { /* not in the middle of the exchange */
+    if (e->swapped || e->unix_fd > 0) {
+      REAL(shutdown)(e->swapped ? fd : e->unix_fd, how);
+    }
+    bertha_unlock(&c->rx_lock);
+  }
 }
 
 void unix_nonblock(struct conn *c, bool on) {
@@ -388,53 +381,19 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     return (ssize_t)iov_bytes(iov, count);
   }
   int to = unix_tx_begin(c, fd, &tcp);
+  if (count == 1 && to >= 0 && !tcp) { /* the way that the next ones take, which warms it */
+    ssize_t n = unix_first_send(c, iov->iov_base, iov->iov_len, flags);
+    if (n != UNIX_ELSEWHERE) {
+      unix_tx_end(c, fd, to, tcp, n);
+      return message(n);
+    }
+  }
   ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN; /* as kernel_send() in tx.c */
   unix_tx_end(c, fd, to, tcp, n);
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   }
   return n;
-}
-
-/* Several threads, processes or descriptors may each wait in their own way: then the byte on the connection wakes all. */
-static bool alone_with_it(const struct conn *c) {
-  extern char __libc_single_threaded __attribute__((weak)); /* glibc 2.32 */
-  return &__libc_single_threaded != NULL && __libc_single_threaded && atomic_load(&c->info.refs) == 1 &&
-         atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_regs) == 0;
-}
-
-/* Many connections are over after a request or two: one that is only sent to and received from, by calls that block, does
- * without the exchange until it has shown that it stays. */
-static bool may_wait_there(const struct conn *c) {
-  struct ends *e = ends_of(c);
-  return e != NULL && !e->swapped && c->rcv_timeout_ns == 0 && c->snd_timeout_ns == 0 && alone_with_it(c) &&
-         ++e->requests < STAYS;
-}
-
-static void ring_again(void *kernel) {
-  atomic_store((_Atomic uint16_t *)kernel, 1);
-}
-
-int unix_wait(struct conn *c, int fd, int64_t deadline) {
-  struct ends *e = ends_of(c);
-  if (e == NULL || e->unix_fd <= 0 || e->swapped || e->deaf || (conn_flags(c) & CONN_CARRIED) ||
-      !alone_with_it(c)) {
-    return 1;
-  }
-  _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
-  _Atomic uint64_t *switch_at = &conn_rx(c)->switch_at;
-  int n = 1;
-  atomic_store(kernel, 0);
-  atomic_thread_fence(
-      memory_order_seq_cst); /* the other end publishes its switch, and then looks whether to ring */
-  if (atomic_load(switch_at) == UINT64_MAX) {
-    struct pollfd p[2] = {{.fd = fd, .events = POLLIN}, {.fd = e->unix_fd, .events = POLLIN}};
-    n = wait_two(p, deadline, ring_again, kernel);
-    e->deaf = n > 0 && (p[1].revents & (POLLHUP | POLLERR)) != 0;
-  }
-  atomic_store(kernel, 1);
-  atomic_thread_fence(memory_order_seq_cst);
-  return n > 0 || atomic_load(switch_at) != UINT64_MAX ? 0 : n;
 }
 
 /* A unix socket has no reset of its own but that of unread data: who closes says so in the slot. */
@@ -532,7 +491,13 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
     }
     uint64_t switch_at = atomic_load_explicit(&conn_rx(c)->switch_at, memory_order_acquire);
     if (atomic_load(&c->krx) == switch_at) {
-      if (!(patient && may_wait_there(c))) {
+      if (count == 1) {
+        ssize_t n = unix_first_recv(c, fd, iov->iov_base, iov->iov_len, flags);
+        if (n != UNIX_ELSEWHERE) {
+          return message(n);
+        }
+      }
+      if (!(patient && unix_stays_there(c))) {
         unix_settle(c, fd);
       }
       return take_there(c, fd, &msg, flags);
@@ -542,7 +507,8 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
       return waited;
     }
     ssize_t n = recv_kernel_part(c, fd, iov, count, waited == 0 ? flags | MSG_DONTWAIT : flags);
-    if (n > 0 && atomic_load(&c->krx) == atomic_load(&conn_rx(c)->switch_at)) {
+    if (n > 0 && atomic_load(&c->krx) == atomic_load(&conn_rx(c)->switch_at) &&
+        !(patient && unix_stays_there(c))) {
       unix_settle(c, fd); /* nothing comes on TCP any more to tell of it */
     }
     if (n != -EINPROGRESS && (n != -EAGAIN || waited != 0)) {
@@ -568,9 +534,9 @@ int unix_unread(struct conn *c, int fd) {
 }
 
 void unix_drop(struct conn *c) {
-  if (ends != NULL && ends[conn_index(c)].unix_fd > 0) {
-    bertha_close_hidden(ends[conn_index(c)].unix_fd);
-    ends[conn_index(c)] = (struct ends){0};
+  if (unix_ends != NULL && unix_ends[conn_index(c)].unix_fd > 0) {
+    bertha_close_hidden(unix_ends[conn_index(c)].unix_fd);
+    unix_ends[conn_index(c)] = (struct ends){0};
   }
 }
 
@@ -603,8 +569,8 @@ void unix_closed(struct conn *c) {
 }
 
 void unix_fd_moved(int from, int to) {
-  for (uint32_t i = 0; ends != NULL && i < BERTHA_CONNS && i < atomic_load(&bertha.table->used); i++) {
-    ends[i].unix_fd = ends[i].unix_fd == from ? to : ends[i].unix_fd;
-    ends[i].tcp_fd = ends[i].tcp_fd == from ? to : ends[i].tcp_fd;
+  for (uint32_t i = 0; unix_ends != NULL && i < BERTHA_CONNS && i < atomic_load(&bertha.table->used); i++) {
+    unix_ends[i].unix_fd = unix_ends[i].unix_fd == from ? to : unix_ends[i].unix_fd;
+    unix_ends[i].tcp_fd = unix_ends[i].tcp_fd == from ? to : unix_ends[i].tcp_fd;
   }
 }

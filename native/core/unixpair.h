@@ -10,6 +10,8 @@
 
 #include "shim.h"
 
+#include <limits.h>
+
 #define UNIX_LATER UINT32_MAX        /* the mailbox is full: at the next call on the connection */
 uint32_t unix_offer(struct conn *c); /* server: 0, or why not */
 void unix_prepare(struct conn *c); /* client, before its claim: an end that was made ahead, if there is one */
@@ -28,6 +30,17 @@ bool unix_put(struct conn *c, int fd, int end);
 void unix_replace(struct conn *c, int end); /* another one in its place, once there is one */
 bool unix_settle(struct conn *c, int fd);   /* exchanges the descriptor if it can be: true when it is */
 bool unix_swapped(const struct conn *c);
+/* unixfirst.c.  True: the exchange can wait, the caller receives from the other socket as it is. */
+bool unix_stays_there(const struct conn *c);
+#define UNIX_ELSEWHERE (-SSIZE_MAX)
+/* One call on the other socket, where nothing else is to be done; UNIX_ELSEWHERE: nothing was done.  Else as recv()
+ * and send(). */
+ssize_t unix_first_recv(struct conn *c, int fd, void *to, size_t size, int flags);
+ssize_t unix_first_send(struct conn *c, const void *from, size_t size, int flags);
+/* The client's promise (layout.h).  Server, having attached: holds it to it.  Client: false when the server has done so, and
+ * so has attached; otherwise there is none any more. */
+void unix_hold_to(struct conn *c);
+bool unix_take_back(struct conn *c);
 /* A unix socket stands, or is to stand, in the TCP socket's place; with a carrier there may be a ring besides (hop.h). */
 static inline bool unix_stands(const struct conn *c) {
   return conn_kind(c) == BERTHA_CONN_UNIX || (conn_flags(c) & CONN_CARRIED);

@@ -17,6 +17,10 @@ enum { RELAYS = 8 };
 
 static void give_member(struct eset *s, int fd) {
   struct reg *r = &s->regs[fd];
+  if (r->state == REG_SET) {
+    nest_give(s, fd);
+    return;
+  }
   if (r->state == REG_RING) {
     eset_to_kernel(s, fd);
   }

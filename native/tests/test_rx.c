@@ -1,6 +1,7 @@
 /* Reads and writes that come upon another thread's work, upon their own, or upon nonsense: none waits for ever. */
 #include "rig.h"
 
+#include <fcntl.h>
 #include <signal.h>
 
 #include <cmocka.h>
@@ -105,12 +106,52 @@ static void giving_that_nobody_does(void **state) {
   assert_int_equal(get(&pair, 1, bytes, 2, 0), 2);
 }
 
+/* The client sent by the kernel alone, has read the answer in the ring, and has closed; the bell of that answer came after
+ * the close, and its socket answered with a reset. */
+static void bell_after_the_end(void **state) {
+  (void)state;
+  char byte = 0;
+  pair_open(&pair, &rig, 0);
+  assert_int_equal(send(pair.fd[0], "q", 1, 0), 1);
+  assert_int_equal(get(&pair, 1, &byte, 1, 0), 1);
+  assert_int_equal(put(&pair, 1, "a", 1, 0), 1);
+  assert_int_equal(get(&pair, 0, &byte, 1, 0), 1);
+  assert_int_equal(pair.conn[1]->rx_phase, PHASE_BEFORE);
+  atomic_store(&pair.conn[0]->slot->dir[0].closed, 1);
+  struct linger now = {.l_onoff = 1};
+  assert_return_code(setsockopt(pair.fd[0], SOL_SOCKET, SO_LINGER, &now, sizeof now), errno);
+  int free_one = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  assert_int_equal(dup2(free_one, pair.fd[0]), pair.fd[0]);
+  close(free_one);
+  assert_int_equal(get(&pair, 1, &byte, 1, 0), 0);
+  assert_int_equal(get(&pair, 1, &byte, 1, 0), 0);
+}
+
+/* It had not read the answer: that is a reset. */
+static void reset_before_the_answer_was_read(void **state) {
+  (void)state;
+  char byte = 0;
+  pair_open(&pair, &rig, 0);
+  assert_int_equal(send(pair.fd[0], "q", 1, 0), 1);
+  assert_int_equal(get(&pair, 1, &byte, 1, 0), 1);
+  assert_int_equal(put(&pair, 1, "a", 1, 0), 1);
+  atomic_store(&pair.conn[0]->slot->dir[0].closed, 1);
+  struct linger now = {.l_onoff = 1};
+  assert_return_code(setsockopt(pair.fd[0], SOL_SOCKET, SO_LINGER, &now, sizeof now), errno);
+  int free_one = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  assert_int_equal(dup2(free_one, pair.fd[0]), pair.fd[0]);
+  close(free_one);
+  assert_int_equal(get(&pair, 1, &byte, 1, 0), -ECONNRESET);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(tied_before_the_sleep, set_up, tear_down),
       cmocka_unit_test_setup_teardown(tied_and_ended, set_up, tear_down),
       cmocka_unit_test_setup_teardown(own_lock_is_not_waited_for, set_up, tear_down),
       cmocka_unit_test_setup_teardown(giving_that_nobody_does, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(bell_after_the_end, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(reset_before_the_answer_was_read, set_up, tear_down),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

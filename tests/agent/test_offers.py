@@ -143,7 +143,7 @@ class _Listeners:
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
 
-    def get(self, number: int) -> Listener | None:
+    def lately(self, number: int) -> Listener | None:
         return self._listener if number == self._listener.id else None
 
 

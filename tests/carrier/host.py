@@ -53,8 +53,8 @@ class Status:
         return self._fields()[0]
 
     @property
-    def chunnels(self) -> list[dict[str, str]]:
-        found: list[dict[str, str]] = json.loads(self._fields()[1])
+    def chunnels(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(self._fields()[1])
         return found
 
     @property

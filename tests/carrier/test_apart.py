@@ -169,3 +169,38 @@ def test_a_type_that_is_not_here_is_refused(make_carrier: MakeCarrier) -> None:
     carried.close()
     client.close()
     server.close()
+
+
+COUNTS = """
+from __future__ import annotations
+from bertha_socket.chunnels import Pipe, register_chunnel
+
+
+@register_chunnel("words", wire="words/1")
+class Words(Pipe):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.context.counts["words.down"] = 0
+
+    def down(self, item):
+        self.context.counts["words.down"] += len(item.split())
+        return (item,)
+"""
+
+
+def test_what_it_counts_is_told(make_carrier: MakeCarrier, module_of: ModuleOf) -> None:
+    """Before the other end's program has what was counted, and by its own process."""
+    source = module_of(COUNTS)
+    hosts = make_carrier(KEY), make_carrier(KEY)
+    for host in hosts:
+        host.send({"op": "chunnels", "sources": {"words": f"{source}:Words"}})
+    carried = Carried(*hosts, plan_of(chunnel("words", "words/1")))
+    carried.server.settimeout(20)
+    carried.wait(READY, READY)
+    carried.client.sendall(b"one two three")
+    assert carried.server.recv(100) == b"one two three"
+    told = [status.chunnels[0] for status in (carried.client_status, carried.server_status)]
+    assert [t.get("counts") for t in told] == [{"down": 3}, {"down": 0}]
+    carried.close()
+    for host in hosts:
+        host.close()

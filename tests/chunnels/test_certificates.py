@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,6 +151,25 @@ def test_without_an_authority_it_is_this_very_certificate(
     _, port = start_redis(keyless.server, keyless.address)
     assert _ask(keyless, port, "set", "key", _SECRET) == "OK"
     assert_through(keyless.client.finish(), "redis-cli", _WHOLE)
+
+
+_BY_NEW = """
+import sys
+import bertha_socket
+with bertha_socket.new("client", sys.argv[3]).connect((sys.argv[1], int(sys.argv[2]))) as connection:
+    connection.send(b"PING\\r\\n")
+    print(connection.recv(20).decode())
+"""
+
+
+def test_a_client_by_new(keyless: Pair, start_redis: StartRedis, authority: Authority) -> None:
+    """It reads what its own DAG names; the server is redis under bertha-run, with its carrier."""
+    _rule(keyless.server, "server", authority.certificate("server").dag())
+    _, port = start_redis(keyless.server, keyless.address)
+    command = [sys.executable, "-c", _BY_NEW, keyless.address, port, authority.certificate("client").dag()]
+    assert keyless.client.run(command, shim=False).strip() == "+PONG"
+    assert_through(keyless.client.finish(), Path(sys.executable).name, _WHOLE)
+    assert_through(keyless.server.finish(), "redis-server", _WHOLE)
 
 
 def _self_signed(of: Certificate) -> Path:

@@ -71,6 +71,70 @@ print("ok")
 """
 
 
+# PostgreSQL's own protocol, by new(): ADDRESS PORT SQL.
+_BY_NEW = """
+import struct, sys
+import bertha_socket
+def message(kind, body):
+    return kind + struct.pack(">I", len(body) + 4) + body
+with bertha_socket.new("client").connect((sys.argv[1], int(sys.argv[2]))) as connection:
+    assert [c.type for c in connection.plan.chunnels] == ["encrypt"], connection.plan
+    got = b""
+    def answers():
+        global got
+        while True:
+            while len(got) < 5 or len(got) < 1 + struct.unpack_from(">I", got, 1)[0]:
+                got += connection.recv(30)
+            size = 1 + struct.unpack_from(">I", got, 1)[0]
+            one, got = got[:size], got[size:]
+            yield one[:1], one[5:]
+            if one[:1] == b"Z":
+                return
+    connection.send(message(b"", struct.pack(">I", 3 << 16) + b"user\\0tester\\0database\\0postgres\\0\\0"))
+    assert b"E" not in [kind for kind, _ in answers()]
+    connection.send(message(b"Q", sys.argv[3].encode() + b"\\0"))
+    print([body[6:].decode() for kind, body in answers() if kind == b"D"])
+    connection.send(message(b"X", b""))
+"""
+
+# By psycopg behind monkey, with threads and asyncio: ADDRESS PORT SECRET.
+_PSYCOPG_MORE = """
+import asyncio, sys, threading
+from bertha_socket import monkey
+monkey.patch_all()
+import psycopg
+where = f"host={sys.argv[1]} port={sys.argv[2]} user=tester dbname=postgres"
+secret = sys.argv[3]
+def one(n):
+    with psycopg.connect(where) as connection, connection.cursor(binary=True) as cursor:
+        for i in range(50):
+            assert cursor.execute("SELECT %s::text || %s", (secret, str(i))).fetchone() == (f"{secret}{i}",)
+        done.append(n)
+done = []
+threads = [threading.Thread(target=one, args=(n,)) for n in range(4)]
+for t in threads: t.start()
+for t in threads: t.join()
+assert sorted(done) == [0, 1, 2, 3]
+async def several():
+    async with await psycopg.AsyncConnection.connect(where) as connection:
+        async with connection.pipeline():
+            cursors = [await connection.execute("SELECT %s::int", (i,)) for i in range(100)]
+            assert [(await c.fetchone())[0] for c in cursors] == list(range(100))
+asyncio.run(several())
+with psycopg.connect(where) as connection:
+    connection.execute("CREATE TABLE t (n int, s text)")
+    with connection.cursor().copy("COPY t FROM STDIN") as copy:
+        for i in range(20000):
+            copy.write_row((i, secret))
+    found = connection.execute("SELECT count(*), max(n) FROM t WHERE s = %s", (secret,)).fetchone()
+    assert found == (20000, 19999)
+    try:
+        connection.execute("SELECT 1/0")
+    except psycopg.errors.DivisionByZero:
+        print("ok")
+"""
+
+
 class Database:
     """PostgreSQL at the pair's server, under bertha-run as a user who is not its agent's."""
 
@@ -151,6 +215,37 @@ def test_postgresql(pair: Pair, cluster: Path, capture: Capture, dag: str, types
         assert pair.client.run(command, shim=False, timeout=60).strip() == "ok"
         least[_PYTHON] = 1
     database.finish(types, least)
+
+
+def test_psycopg_by_monkey(pair: Pair, cluster: Path, capture: Capture) -> None:
+    """Threads, asyncio with a pipeline, COPY, an error: the server is under bertha-run and dictates TLS."""
+    if importlib.util.find_spec("psycopg") is None:
+        pytest.skip("psycopg is not installed: pip install 'psycopg[binary]'")
+    pair.dictate("encrypt()")
+    database = Database(pair, cluster)
+    command = [sys.executable, "-c", _PSYCOPG_MORE, pair.address, database.port, _SECRET]
+    assert pair.client.run(command, shim=False, timeout=90).strip() == "ok"
+    without = (_SECRET.encode(), b"SELECT", b"COPY", b"tester")
+    assert_only_tls(capture, database.port, at_least=100_000, connections=6, without=without)
+    database.finish(["encrypt", "local_or_remote"], {_PYTHON: 6})
+
+
+def test_postgresqls_protocol_by_new(pair: Pair, cluster: Path, capture: Capture) -> None:
+    """An endpoint that names no chunnel, and runs `encrypt` itself: in the log it says where."""
+    pair.dictate("encrypt()")
+    database = Database(pair, cluster)
+    query = f"SELECT '{_SECRET}' || n FROM generate_series(1, 3) n"
+    command = [sys.executable, "-c", _BY_NEW, pair.address, database.port, query]
+    said = pair.client.run(command, shim=False, timeout=60).strip()
+    assert said == str([f"{_SECRET}{n}" for n in (1, 2, 3)])
+    assert_only_tls(
+        capture, database.port, at_least=500, connections=1, without=(_SECRET.encode(), b"SELECT")
+    )
+    own = [c for c in pair.client.connlog() if c.program == _PYTHON]
+    assert [c.raw["chunnels"][0] for c in own] == [
+        {"type": "encrypt", "implementation": "python/native", "where": "application"}
+    ]
+    database.finish(["encrypt", "local_or_remote"], {_PYTHON: 1})
 
 
 @dictated

@@ -93,3 +93,35 @@ def test_a_killed_carrier_resets(host: Host) -> None:
     assert "reset" in client.wait(30)
     assert "reset" in server.wait(30)
     _by_ring(host.finish(), "server")
+
+
+_ONCE = """
+import socket, sys
+for turn in range(int(sys.argv[2])):
+    with socket.create_server(("127.0.0.1", int(sys.argv[1]) + turn)) as listener:
+        print("listens", turn, flush=True)
+        connection, _ = listener.accept()
+    with connection:
+        connection.sendall(connection.recv(16, socket.MSG_WAITALL))
+        assert connection.recv(1) == b""
+"""
+_ASKS = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    connection.sendall(b"x" * 16)
+    assert connection.recv(16, socket.MSG_WAITALL) == b"x" * 16
+"""
+
+
+def test_a_listener_that_is_closed_as_soon_as_it_has_accepted(host: Host) -> None:
+    """What the connection's ends still have to agree on then is agreed on all the same."""
+    host.set_policy(_POLICY)
+    port, count = free_port(), 10
+    server = host.spawn([sys.executable, "-c", _ONCE, port, count])
+    for turn in range(count):
+        server.wait_text(f"listens {turn}\n")
+        host.run([sys.executable, "-c", _ASKS, port + turn], timeout=60)
+    server.wait()
+    log = [c for c in host.finish() if c.rx_bytes == 16]
+    assert len(log) == 2 * count
+    assert all("compress" in [one["type"] for one in c.raw["chunnels"]] for c in log), log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,6 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bertha_socket.cli._command import follow
 from bertha_socket.cli._elf import NotElf, read_elf
@@ -312,3 +315,27 @@ def test_damaged_headers_are_understood_or_refused(tmp_path: Path, hello: Path, 
         except NotElf:
             continue
         assert found.bits in (32, 64)
+
+
+_OUR_OWN = Path(sys.executable).resolve().read_bytes()[:4096]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), max_size=4),
+    st.just(4096) | st.integers(0, 4096),
+    st.binary(max_size=80),
+)
+def test_any_elf_file(changes: list[tuple[int, int]], size: int, other: bytes) -> None:
+    """A program's file may be anything, and so may what is left of it: NotElf at worst."""
+    data = bytearray(_OUR_OWN)
+    for at, value in changes:
+        data[at % 128 if at % 2 else at] = value  # the headers more often
+    for text in (bytes(data[:size]), other, b"\x7fELF\x02\x01" + other, b"\x7fELF\x01\x02" + other):
+        fd = os.memfd_create("program")
+        try:
+            os.write(fd, text)
+            with contextlib.suppress(NotElf):
+                assert read_elf(f"/proc/self/fd/{fd}").bits in (32, 64)
+        finally:
+            os.close(fd)

@@ -50,4 +50,7 @@ def test_conforms(name: str, check: str, tmp_path: Path) -> None:
 
 def test_every_type_with_an_implementation_in_python_is_checked() -> None:
     types = {t.name for t in all_types() if any(i.make is not None and i.builtin for i in t.implementations)}
-    assert types <= {name.partition("-")[0] for name in PAIRS} | {"branch"}  # test_branch.py
+    assert types <= {name.partition("-")[0] for name in PAIRS} | {
+        "branch",
+        "shard",
+    }  # test_branch.py, test_shard.py

@@ -62,7 +62,7 @@ def test_without_a_text_there_is_no_column() -> None:
         bertha_socket.new("x", c.tcp() | c.compress())
     assert caught.value.column is None
     with pytest.raises(DagError, match="column 12: udp"):
-        bertha_socket.new("x", "frame() |> udp()")
+        bertha_socket.new("x", "frame() |> udp() |> count()")
 
 
 def test_what_tcp_asks_for() -> None:

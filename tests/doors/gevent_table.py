@@ -27,7 +27,7 @@ MODULES: Final = (
     *("test__server_pywsgi", "test__pywsgi", "test__ssl", "test__select", "test__selectors"),
     *("test__subprocess", "test__monkey", "test__monkey_select"),
 )
-_FIRST: Final = [sys.executable, "-m", "bertha_socket.monkey"]
+FIRST: Final = [sys.executable, "-m", "bertha_socket.monkey"]
 #: gevent has patched by then, but does it again when a test asks: that does nothing.
 _GEVENT: Final = "import gevent.monkey\ngevent.monkey.patch_all()\nimport runpy, sys\n"
 _LAST: Final = [
@@ -124,7 +124,7 @@ def main() -> int:
                 for module in args.modules:
                     file = Path(spec.origin).parent / f"{module}.py"
                     plain = run(file, [sys.executable], folder)
-                    first, last = run(file, _FIRST, folder), run(file, _LAST, folder)
+                    first, last = run(file, FIRST, folder), run(file, _LAST, folder)
                     lost = [first.bad - plain.bad, last.bad - run(file, _LAST_PLAIN, folder).bad]
                     cells = [f"gevent `{module}`", plain.ok, plain.skipped]
                     cells += [first.ok, len(lost[0]), first.shm, first.plain, last.ok, len(lost[1])]

@@ -7,10 +7,11 @@ from typing import TypeVar
 
 import pytest
 
-from tests.model import bell, tuple_reuse, wakeup
+from tests.model import bell, sets, tuple_reuse, wakeup
 from tests.model.connection_state import Rules
 from tests.model.explorer import Model, TooLargeError, explore
 from tests.model.machine import Machine, Memory, World
+from tests.model.promise import Promise
 from tests.model.setup_protocol import SetUp
 from tests.model.tuple_reuse import TupleReuse
 
@@ -70,6 +71,28 @@ def test_dirty_bit_may_be_left_alone_when_set(memory: Memory) -> None:
 )
 def test_dirty_bit_left_alone_needs(step: str) -> None:
     fails(wakeup.event_loop(Memory.WEAK, skip_dirty=True, slots=1, messages=2, without=without(step)))
+
+
+# Three threads and a lock: more is too large for more than this.
+@pytest.mark.parametrize("joining", [False, True])
+def test_two_sets_are_told_both(joining: bool) -> None:
+    holds(sets.two_sets(Memory.TSO, joining=joining), check_livelock=False)
+
+
+def test_two_sets_are_told_of_two_messages() -> None:
+    holds(sets.two_sets(Memory.SC, messages=2), check_livelock=False)
+
+
+@pytest.mark.parametrize(
+    ("step", "messages"), [("tell", 1), ("tell-first", 1), ("map-first", 1), ("lock", 2)]
+)
+def test_two_sets_need(step: str, messages: int) -> None:
+    fails(sets.two_sets(Memory.SC, messages=messages, without=without(step)))
+
+
+@pytest.mark.parametrize(("step", "messages"), [("late", 2), ("join-fence", 1)])
+def test_a_second_set_that_comes_needs(step: str, messages: int) -> None:
+    fails(sets.two_sets(Memory.TSO, messages=messages, joining=True, without=without(step)))
 
 
 @pytest.mark.parametrize("memory", EVERY)
@@ -266,3 +289,15 @@ def test_machine_knows_its_memories() -> None:
 def test_explorer_refuses_half_a_check() -> None:
     with pytest.raises(TooLargeError):
         explore(SetUp(Rules()), limit=100)
+
+
+# ---- the promise of a client by `unix` ---------------------------------------------------------------
+
+
+def test_a_promise_is_kept() -> None:
+    holds(Promise())
+
+
+@pytest.mark.parametrize("rule", ["taken back", "same end", "attached first"])
+def test_a_promise_needs(rule: str) -> None:
+    fails(Promise(without(rule)))

@@ -6,6 +6,7 @@ import errno
 import resource
 import socket
 import sys
+import time
 
 port, count, limit = (int(word) for word in sys.argv[1:4])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
@@ -32,6 +33,8 @@ for number in range(count):
             end_oldest()
     connection.sendall(b"%d" % number)
     connections.append((connection, b"%d" % number))
+if count < limit:  # the server is to find out that it has too few
+    time.sleep(1)
 while connections:
     end_oldest()
 print("most", most)

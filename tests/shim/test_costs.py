@@ -13,6 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.harness import (
     Host,
     Program,
@@ -78,12 +80,15 @@ def test_a_repeated_connection_asks_no_agent(host: Host, build: Build, tmp_path:
 _TALK = "sendto,recvfrom,sendmsg,recvmsg,read,write,readv,writev,epoll_wait,epoll_pwait,epoll_ctl,poll,ppoll"
 
 
-def _calls_of_a_message(host: Host, client: Path, directory: Path, *, shim: bool) -> tuple[float, float]:
+def _calls_of_a_message(
+    host: Host, client: Path, directory: Path, *, shim: bool, scene: str = "one"
+) -> tuple[float, float]:
     """System calls about data and readiness for each request: the server's and the client's."""
-    connections, rounds, port = 50, 1000, free_port()
+    connections, rounds, port = 50, 1000 if scene == "one" else 300, free_port()
     count = ["strace", "-f", "-c", "-U", "calls,name", "-e", f"trace={_TALK}", "-o"]
     counted: list[float] = []
-    server = host.server([*count, directory / "server", client, "server", port], port, shim=shim)
+    words = [*count, directory / "server", client, "server", port, scene]
+    server = host.server(words, port, shim=shim)
     words = [*count, directory / "client", client, "client", port, connections, rounds]
     assert host.run(words, shim=shim, timeout=90).endswith("ok\n")
     server.wait()
@@ -94,17 +99,18 @@ def _calls_of_a_message(host: Host, client: Path, directory: Path, *, shim: bool
     return counted[0], counted[1]
 
 
-def test_no_system_call_for_each_message(host: Host, build: Build, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scene", ["one", "two", "turns", "within"])
+def test_no_system_call_for_each_message(host: Host, build: Build, tmp_path: Path, scene: str) -> None:
     """Fifty busy connections.  TCP needs two calls and more for each message at each end; here only sleeps,
     bells and a look at the kernel now and then are left.  The bound is far from either, whoever takes the
     processors away."""
     require_program("strace")
     busy = build("busy")
-    plain = _calls_of_a_message(host, busy, tmp_path, shim=False)
+    plain = _calls_of_a_message(host, busy, tmp_path, shim=False, scene=scene)
     assert min(plain) > 1.9, plain
     if host.rehearse:
         return
-    carried = _calls_of_a_message(host, busy, tmp_path, shim=True)
+    carried = _calls_of_a_message(host, busy, tmp_path, shim=True, scene=scene)
     assert_carried(host.finish(), "busy", min_connections=100)
     assert max(carried) < 0.25, (carried, plain)
 

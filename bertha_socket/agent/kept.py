@@ -1,0 +1,131 @@
+"""Connections to other hosts' agents that wait for the next question, which then costs one round trip.
+
+A connection is kept only after an answer, for a while, and not for many hosts at once.  Whatever comes by one
+that nobody has asked anything closes it.  That it is there does not mean that anybody still listens at its
+other end: who asks by one asks once more by a fresh one when that fails (remote.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Final, NamedTuple
+
+from bertha_socket.agent import addresses
+from bertha_socket.agent.handlers import Caller
+from bertha_socket.agent.loop import Loop
+from bertha_socket.agent.memory import netns_cookie
+from bertha_socket.agent.talk import Talk
+
+#: Seconds.  Longer than a plan holds, so that it is asked for anew without connecting; shorter than a
+#: responder waits, so that seldom a question meets a connection's end.
+KEPT_SECONDS: Final = 330.0
+KEPT_MAX: Final = 256
+#: Two programs that start at once ask two questions at once.
+KEPT_PER_HOST: Final = 2
+
+_SO_BINDTODEVICE: Final = 25
+_SO_MARK: Final = 36
+
+
+class Way(NamedTuple):
+    """Questions with the same way may follow one another on one connection."""
+
+    netns: int
+    addr: bytes
+    #: Whose socket it is; None: the agent's own.
+    owner: Caller | None
+
+
+def _is_ordinary(sock: socket.socket) -> bool:
+    """Whether routes are all that decides where it leads: it is in no VRF and has no mark."""
+    try:
+        device = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, 16).rstrip(b"\0")
+        return not device and not sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
+    except OSError:
+        return False
+
+
+class Kept:
+    """The connections of one agent that are at rest."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        #: The one that has rested longest comes first: (way, until when).
+        self._resting: dict[Talk, tuple[Way, float]] = {}
+        self._own: int | None = None
+
+    def way(
+        self, caller: Caller, netns: int, addr: bytes, theirs: socket.socket
+    ) -> tuple[Way, socket.socket]:
+        """How to reach a host's agent from the caller's namespace, and a socket for it, which becomes the
+        callee's.
+
+        In the agent's own namespace the agent takes a socket of its own: nobody else can read it or write to
+        it, so it serves everybody.  Elsewhere it is a duplicate of the caller's, who has it too: that one is
+        for the caller's questions alone and goes when the caller does, also because it keeps its namespace
+        alive.  Raises OSError.
+        """
+        if netns == self._own_netns() and _is_ordinary(theirs):
+            with contextlib.suppress(OSError):
+                family = socket.AF_INET6 if ":" in addresses.to_text(addr) else socket.AF_INET
+                return Way(netns, addr, None), socket.socket(family)
+        return Way(netns, addr, caller), theirs.dup()
+
+    def _own_netns(self) -> int:
+        if self._own is None:
+            with socket.socket(socket.AF_UNIX) as sock:
+                self._own = netns_cookie(sock.fileno())
+        return self._own or -1  # 0: the kernel does not say
+
+    def take(self, way: Way) -> Talk | None:
+        """A connection to ask by; it rests no more."""
+        for talk, (theirs, until) in reversed(self._resting.items()):
+            if theirs == way and until > self._loop.now:
+                del self._resting[talk]
+                return talk
+        return None
+
+    def put(self, way: Way, talk: Talk) -> None:
+        """Keeps one whose conversation has ended well, or closes it."""
+        if way.owner is not None and way.owner.process is None:
+            talk.close()
+            return
+        same = [t for t, (theirs, _) in self._resting.items() if theirs == way]
+        if len(same) >= KEPT_PER_HOST:
+            self._drop(same[0])
+        elif len(self._resting) >= KEPT_MAX:
+            self._drop(next(iter(self._resting)))
+        self._resting[talk] = (way, self._loop.now + KEPT_SECONDS)
+        talk.rest(lost=lambda: self._forget(talk))
+
+    def gone(self, owner: Caller) -> None:
+        """That caller has ended."""
+        for talk in [t for t, (way, _) in self._resting.items() if way.owner is owner]:
+            self._drop(talk)
+
+    def _forget(self, talk: Talk) -> None:
+        self._resting.pop(talk, None)
+
+    def _drop(self, talk: Talk) -> None:
+        self._forget(talk)
+        talk.close()
+
+    def __len__(self) -> int:
+        return len(self._resting)
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """See loop.Ticker."""
+        return min((until for _, until in self._resting.values()), default=None)
+
+    def tick(self, now: float) -> None:
+        """See loop.Ticker."""
+        for talk in [t for t, (_, until) in self._resting.items() if until <= now]:
+            self._drop(talk)
+
+    def close(self) -> None:
+        """Ends all of them."""
+        for talk in list(self._resting):
+            self._drop(talk)

@@ -1,0 +1,161 @@
+/* What the rings have for an epoll set. */
+#include "conn.h"
+#include "eset_wait.h"
+
+enum { LOOK_LINKS = 4, LATELY = 64 };
+
+/* What holds of one member, as far as it was asked for; it is pending no longer if nothing does, and would if it were
+ * looked at again. */
+static uint32_t judge(struct eset *s, struct slink *k, uint32_t slot) {
+  int fd = k->fd[slot];
+  struct reg *r = &s->regs[fd];
+  struct conn *c = conn_by_index(r->conn - 1);
+  r->ends = conn_flags(c) & ENDS;
+  uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
+  ready &= r->events | EPOLLERR | EPOLLHUP;
+  if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
+    struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
+    r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
+  }
+  bool starves = (r->events & EPOLLOUT) && !(ready & EPOLLOUT);
+  if (starves) {
+    s->starved = true;
+    if (conn_flags(c) & CONN_FIN) {
+      bell_on_connection(c, fd);
+    }
+  }
+  r->ready = ready;
+  /* One that waits for space is looked at again: who makes room may have no way to ring (our bell was known to an agent
+     * that has ended, and the other end has shut down the connection that would carry a byte). */
+  bool again = starves && c->tx_phase == PHASE_RING;
+  if (ready == 0 && !again) {
+    k->pending[slot / 64] &= ~((uint64_t)1 << (slot % 64));
+  }
+  return ready;
+}
+
+/* The members in one word of a link's map of slots that are to be looked at. */
+static uint64_t to_look_at(struct eset *s, struct slink *k, unsigned i) {
+  uint64_t changed = share_take(k, i);
+  if (changed != 0) {
+    k->busy = s->turns;
+    s->news++;
+  }
+  k->pending[i] = (changed | k->pending[i]) & k->mask[i];
+  return k->pending[i];
+}
+
+/* With the lock held: what one word of a link's map of slots has, up to `max` events; only of the slots in `part`. */
+static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t part,
+                        struct epoll_event *events, int max) {
+  int n = 0;
+  for (uint64_t todo = to_look_at(s, k, i) & part; todo != 0 && n < max; todo &= todo - 1) {
+    uint32_t slot = i * 64 + (unsigned)__builtin_ctzll(todo);
+    uint64_t bit = todo & -todo;
+    uint32_t ready = judge(s, k, slot);
+    const struct reg *r = &s->regs[k->fd[slot]];
+    if (ready == 0) {
+      continue;
+    }
+    events[n].events = ready;
+    events[n++].data.u64 = r->data;
+    if (r->events & (EPOLLET | EPOLLONESHOT)) {
+      k->pending[i] &= ~bit;
+    }
+    if (r->events & EPOLLONESHOT) {
+      k->mask[i] &= ~bit;
+    }
+    k->cursor = slot + 1;
+  }
+  return n;
+}
+
+/* With the lock held: what the rings have, up to `max` events, which may be none.  Each link goes on behind the slot that it
+ * last told of: where more is ready than the program takes at a time, everybody's turn comes. */
+int eset_collect(struct eset *s, struct epoll_event *events, int max) {
+  bool inner_first = s->inner_count > 0 && (s->inner_turn & 1);
+  int n = inner_first ? nest_collect(s, events, max) : 0;
+  for (struct slink *k = s->slinks; k != NULL && n < max; k = k->next) {
+    unsigned words = (k->link->slot_count + 63) / 64;
+    unsigned first = k->cursor < k->link->slot_count ? k->cursor : 0;
+    uint64_t before = ((uint64_t)1 << (first % 64)) - 1; /* of the first word: looked at last */
+    if (k->count == 0) {
+      continue;
+    }
+    for (unsigned step = 0; step <= words && n < max; step++) {
+      uint64_t part = step == 0 ? ~before : step == words ? before : UINT64_MAX;
+      if (part != 0) {
+        n += collect_word(s, k, (first / 64 + step) % words, part, events + n, max - n);
+      }
+    }
+  }
+  if (UNLIKELY(s->inner_count > 0) && !inner_first) {
+    n += nest_collect(s, events + n, max - n);
+  }
+  return n;
+}
+
+/* With the lock held: whether there is anything, for a set that this one is in.  It stays to be told of. */
+bool eset_peek(struct eset *s) {
+  bool ready = false;
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    for (unsigned i = 0; k->count > 0 && i < (k->link->slot_count + 63) / 64; i++) {
+      for (uint64_t todo = to_look_at(s, k, i); todo != 0 && !ready; todo &= todo - 1) {
+        ready = judge(s, k, i * 64 + (unsigned)__builtin_ctzll(todo)) != 0;
+      }
+    }
+  }
+  return ready;
+}
+
+/* By memory alone, with the lock held: whether a look would find something.  A few links at most: it is done between pauses. */
+bool eset_changed(const struct eset *s) {
+  unsigned links = 0;
+  for (const struct slink *k = s->slinks; k != NULL && links < LOOK_LINKS; k = k->next) {
+    const struct link *l = k->link;
+    if (k->count == 0) {
+      continue;
+    }
+    links++;
+    for (unsigned i = 0, words = (l->slot_count + 63) / 64; i < words; i++) {
+      if (slink_changed(k, i)) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+/* So that under steady load the first links and slots of a set do not keep the others waiting. */
+void eset_rotate(struct eset *s) {
+  struct slink *first = s->slinks;
+  if (first != NULL && first->next != NULL) {
+    struct slink *last = first;
+    while (last->next != NULL) {
+      last = last->next;
+    }
+    s->slinks = first->next;
+    first->next = NULL;
+    last->next = first;
+  }
+}
+
+/* It is those that have talked lately that we wait for: that an idle one was last on another processor says nothing. */
+int64_t eset_spin_bound(struct eset *s) {
+  int64_t bound = 0;
+  bool lately = false;
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    lately |= k->count > 0 && s->turns - k->busy < LATELY;
+  }
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->count > 0 && (!lately || s->turns - k->busy < LATELY) && !same_processor(k->link)) {
+      int64_t b = link_spin_bound(k->link);
+      bound = b > bound ? b : bound;
+    }
+  }
+  if (UNLIKELY(s->inner_count > 0)) {
+    int64_t inner = nest_spin_bound(s);
+    bound = inner > bound ? inner : bound;
+  }
+  return bound;
+}

@@ -1,0 +1,43 @@
+"""One connection in several epoll sets, and sets within sets: each is told as if it were the only one.
+
+The programs have both ends, check every answer, and run without the shim first (see test_readiness.py).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Host, assert_carried
+from tests.shim.conftest import Build
+
+_TOLD = ["levels", "edges", "one-shot", "many", "duplicate", "end", "reset"]
+_WAITING = ["both-asleep", "takers", "takers-by-edges", "takers-exclusive", "changing", "space"]
+
+
+_LOOKED_AT = ["levels", "edges", "edges-both", "one-shot", "deep", "two-outers", "duplicates", "comes-late"]
+_ASLEEP = ["asleep", "asleep-by-edges", "inside-and-outside", "takers", "takers-inside"]
+
+
+def _both_ways(host: Host, program: Path, scene: str, connections: int, spin: str = "50") -> None:
+    assert host.run([program, scene], shim=False, timeout=60) == "ok\n"
+    assert host.run([program, scene], timeout=60, env={"BERTHA_SPIN_US": spin}) == "ok\n"
+    log = host.finish()
+    for role in ("client", "server"):
+        assert_carried(log, program.name, role=role, min_connections=connections)
+
+
+@pytest.mark.parametrize("scene", [*_TOLD, *_WAITING, "child", "second-life"])
+def test_in_several_sets(host: Host, build: Build, scene: str) -> None:
+    _both_ways(host, build("sets"), scene, 1)
+
+
+@pytest.mark.parametrize("scene", [*_LOOKED_AT, *_ASLEEP, "second-life"])
+def test_a_set_within_a_set(host: Host, build: Build, scene: str) -> None:
+    _both_ways(host, build("within"), scene, 3)
+
+
+@pytest.mark.parametrize("spin", ["50", "0"])
+def test_sets_that_come_and_go(host: Host, build: Build, spin: str) -> None:
+    _both_ways(host, build("churn"), "5000", 8, spin)
