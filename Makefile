@@ -18,7 +18,7 @@ BENCH_ARGS ?= fig3
 C_FILES = $(shell find native bertha_socket/_bench examples -name build -prune -o -name '*.[ch]' -print 2>/dev/null | sort)
 
 # What the extension is made from.
-EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/python/*.c native/core/layout.h native/core/protocol.h)
+EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/chunnels/reliable*.[ch] native/carrier/buffer.h native/python/*.c native/core/layout.h native/core/protocol.h)
 
 .PHONY: help demo test test-native test-python lint lint-python lint-native format bench venv _venv native \
         deps deps-build deps-demo deps-test deps-lint deps-bench wheel asan tsan aarch64 fuzz clean distclean
@@ -114,7 +114,7 @@ lint-python: venv
 # headers of the system are not its business.
 lint-native: venv
 	$(BIN)/clang-format --dry-run -Werror $(C_FILES)
-	@$(NATIVE) lib benchtools WERROR=-Werror BUILD=../build/lint \
+	@$(NATIVE) lib extension benchtools WERROR=-Werror BUILD=../build/lint \
 	  LIBDIR=../build/lint BENCH_OUT=../build/lint/bench
 	@if command -v cppcheck >/dev/null; then \
 	  set -x; cppcheck --quiet --std=c11 --language=c --enable=warning,performance,portability --inline-suppr \

@@ -1,4 +1,5 @@
-"""Builds `bertha_socket._native`: the agent's access to the shared memory layouts (cffi, API mode).
+"""Builds `bertha_socket._native` (cffi, API mode): the agent's access to the shared memory layouts, and the
+chunnels in C that run in Python's carriers.
 
 The constants are read out of the two headers that are the contract between shim and agent, so that no
 number is written twice; the compiler supplies their values.  `python native/cffi_build.py` builds the
@@ -15,6 +16,7 @@ from cffi import FFI
 
 _ROOT = Path(__file__).resolve().parent.parent
 _HEADERS = ("native/core/layout.h", "native/core/protocol.h")
+_RELIABLE = tuple(f"native/chunnels/{name}.c" for name in ("reliable", "reliable_send", "reliable_receive"))
 
 #: Members that the agent writes or tests read by themselves: (struct, member).
 _OFFSETS = (
@@ -96,6 +98,19 @@ uint64_t agent_netns_cookie(int socket);
 int agent_leave_netns(void);
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
 
+// native/cffi/reliable_pipe.h
+struct reliable_pipe { double deadline; const uint8_t *bytes; const uint32_t *sizes; size_t size; ...; };
+struct reliable_pipe *reliable_pipe_open(int server, uint32_t mtu, double give_up, uint32_t connection,
+                                         uint64_t first);
+void reliable_pipe_close(struct reliable_pipe *p);
+int64_t reliable_pipe_start(struct reliable_pipe *p, double now);
+int64_t reliable_pipe_down(struct reliable_pipe *p, const uint8_t *message, size_t size, double now);
+int64_t reliable_pipe_down_end(struct reliable_pipe *p, double now);
+int64_t reliable_pipe_up(struct reliable_pipe *p, const uint8_t *datagram, size_t size, double now);
+int64_t reliable_pipe_tick(struct reliable_pipe *p, double now);
+void reliable_pipe_taken(struct reliable_pipe *p);
+const char *reliable_pipe_why(const struct reliable_pipe *p);
+
 // What `bertha bench new` compares with: the calls themselves.
 ssize_t send(int fd, const void *data, size_t size, int flags);
 ssize_t recv(int fd, void *data, size_t size, int flags);
@@ -117,11 +132,18 @@ ffibuilder.cdef(
 )
 ffibuilder.set_source(
     "bertha_socket._native",
-    '#include <sys/socket.h>\n#include "agent_memory.h"\n' + _sizes + _offsets,
+    '#include <sys/socket.h>\n#include "agent_memory.h"\n#include "reliable_pipe.h"\n' + _sizes + _offsets,
     # Relative to the project's root, where setuptools runs.
-    sources=["native/cffi/agent_memory.c"],
+    sources=["native/cffi/agent_memory.c", "native/cffi/reliable_pipe.c", *_RELIABLE],
     include_dirs=["native/core", "native/cffi"],
-    depends=["native/cffi/agent_memory.h", *_HEADERS],
+    depends=[
+        "native/cffi/agent_memory.h",
+        "native/cffi/reliable_pipe.h",
+        "native/chunnels/reliable.h",
+        "native/chunnels/reliable_inner.h",
+        "native/carrier/buffer.h",
+        *_HEADERS,
+    ],
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
 )
 

@@ -57,6 +57,7 @@ PLAIN_CELLS = {
     "python": {"tcp"},
     "chunnel-cost": {"chunnel", "library"},
     "chunnel-setup": {"tcp"},
+    "datagrams": {"udp"},
 }
 # Of the benches that have rows: one of each kind, since all of them would take too long here.
 ROWS = {
@@ -77,7 +78,7 @@ METRICS = {
 
 
 def _needs(name: str) -> None:
-    if name == "chunnel-setup" and not netns.available():
+    if name in ("chunnel-setup", "datagrams") and not netns.available():
         pytest.skip("two network namespaces need root")
     for program in ("cc", *registry.programs(name)):
         try:
@@ -176,6 +177,10 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
     if name == "new":
         assert names == {"new", "bare-cffi", "socket"}
         assert set(found["carried"]["shm"]) == {"shm"}
+        return
+    if name == "datagrams":
+        assert {v: set(counts) for v, counts in found["carried"].items()} == {v: {v} for v in names - {"udp"}}
+        assert names == {"udp", "native", "python"}
         return
     for variant in names - {"tcp", "tcp-alone", "tcp-nagle", "unix-socket", "none", "control", "redis-tls"}:
         assert sum(found["carried"][variant].values()) > 0

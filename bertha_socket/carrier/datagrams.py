@@ -20,7 +20,7 @@ from typing import Any, Final
 from bertha_socket.carrier.control import Control, Secrets
 from bertha_socket.carrier.exchange import CLIENT_IDLE, Exchange, datagram_recipe
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
-from bertha_socket.carrier.peers import BIGGEST, PLACES_MAX, QUEUE_MAX, Peers, Place, text_of
+from bertha_socket.carrier.peers import BIGGEST, PLACES_MAX, QUEUE_MAX, ROUNDS_MAX, Peers, Place, text_of
 from bertha_socket.carrier.plans import Recipe
 from bertha_socket.carrier.session import Mode, State
 from bertha_socket.carrier.shim import Carry
@@ -33,7 +33,6 @@ _MAGIC: Final = 0xBD47
 _DATA, _PLAN, _ERROR, _REFUSED, _NO_AGENT = 1, 2, 3, 4, 5
 #: Bytes that wait for the program.
 _QUEUE_BYTES: Final = 4 << 20
-_ROUNDS: Final = 64
 #: Seconds for which what is still unsaid is said after the program has closed.
 _LINGER: Final = {"client": 10.0, "server": 1.0}
 _STATUS_SECONDS: Final = 0.1
@@ -51,9 +50,12 @@ class Datagrams(Peers):
         self._carry = carry
         self._ended = ended
         self.pair = carry.pair
+        #: Heads of the program's datagrams that have been looked at.
+        self._heads: dict[bytes, Place] = {}
         self._plans: OrderedDict[Place, tuple[bytes, int]] = OrderedDict()
         self._to_program: deque[bytes] = deque()
         self._program_bytes = 0
+        self._program_rounds = 1
         self._until: float | None = None  # the program has closed
         # What the log will say.
         self._chunnels = ""
@@ -82,12 +84,15 @@ class Datagrams(Peers):
     def _on_program(self, events: int) -> None:
         if events & WRITE:
             self._flush_program()
-        for _ in range(_ROUNDS):
+        rounds = self._program_rounds
+        self._program_rounds = min(2 * rounds, ROUNDS_MAX)
+        for done in range(rounds):
             if not self._takes_program():
                 break
             try:
                 data = self.pair.recv(BIGGEST + _PLAN_ROOM)
             except (BlockingIOError, InterruptedError):
+                self._program_rounds = max(done, 1)
                 break
             except OSError:
                 data = b""
@@ -95,6 +100,7 @@ class Datagrams(Peers):
                 self._program_closed()
                 break
             self._program_said(data)
+        self._settle_touched()
         self._watch()
 
     def _takes_program(self) -> bool:
@@ -104,6 +110,10 @@ class Datagrams(Peers):
         return len(self._current) != 1 or not next(iter(self._current.values())).full
 
     def _program_said(self, data: bytes) -> None:
+        known = self._heads.get(data[: _HEAD.size])
+        if known is not None:
+            self._program_sent(known, data[_HEAD.size :])
+            return
         if len(data) < _HEAD.size:
             return
         magic, kind, port, _, scope, _, value, addr = _HEAD.unpack_from(data)
@@ -113,6 +123,9 @@ class Datagrams(Peers):
         if kind == _PLAN:
             self._planned(place, body, value)
         elif kind == _DATA:
+            if len(self._heads) >= PLACES_MAX:
+                self._heads.clear()
+            self._heads[data[: _HEAD.size]] = place
             self._program_sent(place, body)
 
     def _planned(self, place: Place, plan: bytes, context: int) -> None:
@@ -134,16 +147,16 @@ class Datagrams(Peers):
             return
         exchange = self._current.get(place)
         if exchange is not None and exchange.side == "client":
-            if exchange.silent(time.monotonic()) > CLIENT_IDLE:  # the server may have forgotten it
+            if exchange.idle(time.monotonic(), CLIENT_IDLE):  # the server may have forgotten it
                 self._drop(place, exchange)
                 exchange = None
         if exchange is None and place in self._plans:
             exchange = self._open_exchange(place)
         if exchange is not None:
-            before = exchange.dropped
+            dropped, before = exchange.dropped, exchange.step
             exchange.program(body)
-            self._lost += exchange.dropped - before
-            self._settle(place, exchange)
+            self._lost += exchange.dropped - dropped
+            self._pass_on(place, exchange, before)
         elif self._mode is Mode.REQUIRED:
             self._kept_out += 1
             self._strangers.add(place.addr)
@@ -161,6 +174,10 @@ class Datagrams(Peers):
         self._current[place] = exchange
         exchange.start()
         return exchange
+
+    def _add(self, place: Place, exchange: Exchange) -> None:
+        exchange.label = _head(_DATA, place)
+        super()._add(place, exchange)
 
     def _program_closed(self) -> None:
         if self._until is None:
@@ -195,7 +212,7 @@ class Datagrams(Peers):
 
     def _risen(self, place: Place, exchange: Exchange, items: list[Any]) -> None:
         for data in items:
-            self._give(_head(_DATA, place) + data, always=True)
+            self._give(exchange.label + data, always=True)
 
     def _plainly(self, place: Place, data: bytes) -> None:
         self._plain()
@@ -242,21 +259,23 @@ class Datagrams(Peers):
             return False
         if not always and self._full_up():
             return False
-        self._to_program.append(data)
-        self._program_bytes += len(data)
-        self._flush_program()
+        if self._to_program or not self._given(data):
+            self._to_program.append(data)
+            self._program_bytes += len(data)
+        return True
+
+    def _given(self, data: bytes) -> bool:
+        """False: the program has to take others first."""
+        try:
+            self.pair.send(data, socket.MSG_NOSIGNAL)
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError:  # closed: the next read says so
+            pass
         return True
 
     def _flush_program(self) -> None:
-        while self._to_program:
-            try:
-                self.pair.send(self._to_program[0], socket.MSG_NOSIGNAL)
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:  # closed: the next read says so
-                self._to_program.clear()
-                self._program_bytes = 0
-                return
+        while self._to_program and self._given(self._to_program[0]):
             self._program_bytes -= len(self._to_program.popleft())
 
     def _watch(self) -> None:

@@ -72,6 +72,9 @@ class Exchange:
         self.to_network: list[bytes] = []
         self.to_program: list[Any] = []
         self.dropped = 0
+        #: What its owner puts before the program's datagrams.
+        self.label = b""
+        self._seal = envelope.sealed(Kind.DATA, self.session)
         self._recipe = recipe
         self._key = key
         self._pipeline: Pipeline | None = None
@@ -125,6 +128,10 @@ class Exchange:
     def silent(self, now: float) -> float:
         """Seconds without a datagram; 0 while something is still to be said."""
         return 0.0 if self.unsaid or self.step is Step.PENDING else now - self._last
+
+    def idle(self, now: float, seconds: float) -> bool:
+        """Whether it has been silent for longer than that."""
+        return now - self._last > seconds and self.silent(now) > seconds
 
     # -- what its owner gives -------------------------------------------------------------------------
 
@@ -278,8 +285,10 @@ class Exchange:
         self._push()
 
     def _take(self, moved: Moved) -> None:
-        self.to_network += [envelope.sealed(Kind.DATA, self.session, bytes(item)) for item in moved.down]
-        self.to_program += [bytes(i) if isinstance(i, (bytearray, memoryview)) else i for i in moved.up]
+        if moved.down:
+            self.to_network += [self._seal + item for item in moved.down]
+        if moved.up:
+            self.to_program += [bytes(i) if isinstance(i, (bytearray, memoryview)) else i for i in moved.up]
 
     def _tick(self, now: float) -> None:
         if self.step is Step.PENDING and now >= self._born + HELLO_SECONDS:

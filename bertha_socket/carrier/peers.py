@@ -38,7 +38,8 @@ _EACH_MAX: Final = 4
 PLACES_MAX: Final = 4096
 #: Datagrams that wait for the program; twice as many wait for the network.
 QUEUE_MAX: Final = 1024
-_ROUNDS: Final = 64
+#: How many are read before others have their turn, at most.
+ROUNDS_MAX: Final = 64
 #: Answers to sessions that are not there, a second.
 _UNKNOWN_RATE: Final = 100
 #: What has been silent for so many seconds makes room for newcomers.
@@ -65,11 +66,16 @@ class Peers:
         self._mode = mode
         self.udp = udp
         self._names: OrderedDict[Place, tuple[object, ...]] = OrderedDict()
+        self._places: dict[tuple[object, ...], Place] = {}
         self._exchanges: dict[tuple[Place, int], Exchange] = {}
         self._timers: dict[tuple[Place, int], Timer] = {}
         #: The exchange by which an address is answered.
         self._current: dict[Place, Exchange] = {}
+        #: Those to which something has happened since they were settled.
+        self._touched: dict[Exchange, Place] = {}
         self._unjudged = 0
+        #: How many datagrams are read before others have their turn: as many as there seem to be.
+        self._rounds = 1
         self._to_network: deque[tuple[bytes, Place]] = deque()
         self._open = True
         self._unknown_at = 0.0
@@ -108,7 +114,7 @@ class Peers:
         return place in self._current
 
     def _is_ready(self, place: Place, exchange: Exchange) -> None:
-        """Both ends have agreed; said whenever something has happened since."""
+        """Both ends have agreed; said again after whatever has happened since."""
 
     def _has_failed(self, place: Place, exchange: Exchange) -> None:
         """The exchange is over, and no longer ours."""
@@ -161,6 +167,14 @@ class Peers:
         return made
 
     def _place(self, name: tuple[object, ...]) -> Place:
+        known = self._places.get(name)
+        if known is None:
+            if len(self._places) >= PLACES_MAX:
+                self._places.clear()
+            known = self._places[name] = self._place_of(name)
+        return known
+
+    def _place_of(self, name: tuple[object, ...]) -> Place:
         host, port = str(name[0]), int(str(name[1]))
         if self.udp.family == socket.AF_INET:
             return Place(_V4 + socket.inet_aton(host), port, 0)
@@ -171,12 +185,15 @@ class Peers:
     def _on_network(self, events: int) -> None:
         if events & WRITE:
             self._flush_network()
-        for _ in range(_ROUNDS):
+        rounds = self._rounds
+        self._rounds = min(2 * rounds, ROUNDS_MAX)
+        for done in range(rounds):
             if not self._open:
                 return
             try:
                 data, name = self.udp.recvfrom(BIGGEST)
             except (BlockingIOError, InterruptedError):
+                self._rounds = max(done, 1)
                 break
             except OSError as error:
                 self._network_error(error)
@@ -184,6 +201,7 @@ class Peers:
                     break
                 continue
             self._network_said(data, self._place(name))
+        self._settle_touched()
         self._watch()
 
     def _network_said(self, data: bytes, place: Place) -> None:
@@ -218,8 +236,9 @@ class Peers:
                 return
             if exchange.step is Step.READY:
                 self._current[place] = exchange
+        before = exchange.step
         exchange.network(came)
-        self._settle(place, exchange)
+        self._pass_on(place, exchange, before)
 
     def _greeted(self, came: Envelope, place: Place) -> None:
         """A client that is not known yet."""
@@ -295,14 +314,34 @@ class Peers:
         self._settle(place, exchange)
         self._watch()
 
+    def _pass_on(self, place: Place, exchange: Exchange, before: Step) -> None:
+        """What it says goes on at once; what else follows can wait until all that has come has been read,
+        if it is still at the step it was at `before`."""
+        if exchange.step is not before or exchange.step is Step.FAILED:
+            self._settle(place, exchange)
+        else:
+            self._hand_over(place, exchange)
+            self._touched[exchange] = place
+
+    def _settle_touched(self) -> None:
+        touched, self._touched = self._touched, {}
+        for exchange, place in touched.items():
+            if self._open and self._exchanges.get((place, exchange.session)) is exchange:
+                self._settle(place, exchange)
+
+    def _hand_over(self, place: Place, exchange: Exchange) -> None:
+        if exchange.to_network:
+            out, exchange.to_network = exchange.to_network, []
+            for data in out:
+                self._send(data, place)
+        if exchange.to_program:
+            risen, exchange.to_program = exchange.to_program, []
+            self._risen(place, exchange, risen)
+
     def _settle(self, place: Place, exchange: Exchange) -> None:
         """What follows from anything that has happened to it."""
-        out, exchange.to_network = exchange.to_network, []
-        for data in out:
-            self._send(data, place)
-        risen, exchange.to_program = exchange.to_program, []
-        if risen:
-            self._risen(place, exchange, risen)
+        self._hand_over(place, exchange)
+        self._touched.pop(exchange, None)
         if exchange.step is Step.READY:
             self._is_ready(place, exchange)
         if exchange.step is Step.FAILED:
@@ -336,20 +375,22 @@ class Peers:
             return
         if len(self._to_network) >= 2 * QUEUE_MAX:
             self._lost += 1
-            return
-        self._to_network.append((data, place))
-        self._flush_network()
+        elif self._to_network or not self._sent(data, place):
+            self._to_network.append((data, place))
+
+    def _sent(self, data: bytes, place: Place) -> bool:
+        """False: there is no room for it now."""
+        try:
+            self.udp.sendto(data, socket.MSG_NOSIGNAL, self._name(place))
+        except (BlockingIOError, InterruptedError):
+            return False
+        except OSError as error:  # this one cannot go: an ICMP message, no route, too long
+            self._lost += 1
+            self._unsendable(place, error)
+        return True
 
     def _flush_network(self) -> None:
-        while self._to_network:
-            data, place = self._to_network[0]
-            try:
-                self.udp.sendto(data, socket.MSG_NOSIGNAL, self._name(place))
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError as error:  # this one cannot go: an ICMP message, no route, too long
-                self._lost += 1
-                self._unsendable(place, error)
+        while self._to_network and self._sent(*self._to_network[0]):
             self._to_network.popleft()
 
     def _end(self) -> None:
@@ -361,6 +402,7 @@ class Peers:
             exchange.close()
         self._exchanges.clear()
         self._current.clear()
+        self._touched.clear()
         self._loop.watch(self.udp.fileno(), None, self._on_network)
         self.udp.close()
 

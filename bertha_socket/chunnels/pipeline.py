@@ -73,13 +73,33 @@ class Pipeline:
 
     def down(self, item: Any) -> Moved:
         """An item from the program."""
-        return self._after([], self._down(0, (item,)))
+        alone = self._alone
+        if alone is None:
+            return self._after([], self._down(0, (item,)))
+        self.at = alone
+        found = list(alone.down(item))
+        self.at = None
+        return Moved([], found)
 
     def up(self, item: Any) -> Moved:
         """An item from the network.  Raises ChunnelError: its end has come before."""
         if self._network_over:
             raise ChunnelError("something came after the network's end")
-        return self._after(*self._up(len(self._pipes) - 1, (item,)))
+        alone = self._alone
+        if alone is None:
+            return self._after(*self._up(len(self._pipes) - 1, (item,)))
+        self.at = alone
+        up, down = alone.up(item)
+        ups, downs = list(up), list(down)
+        self.at = None
+        return self._after(ups, downs) if alone.ended_up else Moved(ups, downs)
+
+    @property
+    def _alone(self) -> Pipe | None:
+        """The only pipe, while there are no ends to be passed on: what datagrams mostly have."""
+        if len(self._pipes) == 1 and self._down_ended is None and self._up_ended is None:
+            return self._pipes[0]
+        return None
 
     def down_end(self) -> Moved:
         """The program sends no more."""

@@ -15,6 +15,8 @@ chooses the connection's number, at random.  What makes no sense, or is another 
 Retransmission timer: RFC 6298 (0.2 to 8 s).  Congestion: slow start, congestion avoidance, and recovery
 after three later acknowledgements, as NewReno (RFC 6582), by selective acknowledgements; one datagram after a
 time-out.
+
+In C (native/chunnels/reliable.c) it is the same, to the datagram and the moment: change both.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from bertha_socket.chunnels import _reliable_native
 from bertha_socket.chunnels._types import (
+    NATIVE_PRIORITY,
     ChunnelError,
     ChunnelType,
     Context,
@@ -451,5 +455,17 @@ TYPE = ChunnelType(
     lower=Interface.DATAGRAMS,
     layer=_LAYER,
     wire="brel/1: numbered datagrams, cumulative and selective acknowledgements",
-    implementations=(Implementation("python", "reliable", wires(WIRE), make=ReliablePipe, builtin=True),),
+    implementations=(
+        # In C, but in Python's processes: the carrier of datagrams, and applications that use `new`.
+        Implementation(
+            "native",
+            "reliable",
+            wires(WIRE),
+            priority=NATIVE_PRIORITY,
+            probe=_reliable_native.usable,
+            make=_reliable_native.NativeReliablePipe,
+            builtin=True,
+        ),
+        Implementation("python", "reliable", wires(WIRE), make=ReliablePipe, builtin=True),
+    ),
 )

@@ -35,6 +35,8 @@ class PairOf:
     lower: Interface
     material: tuple[tuple[str, str], ...] = ()
     only: str | None = None  # the one end that runs it
+    #: Which implementations the client and the server have; None: the best.
+    implementations: tuple[str | None, str | None] = (None, None)
 
     def __call__(self) -> tuple[Sequence[Pipe], Sequence[Pipe]]:
         return self._end("client"), self._end("server")
@@ -43,8 +45,9 @@ class PairOf:
         if self.only not in (None, side):
             return ()
         kind = get(self.type)
-        found = kind.implementation(None, self.wire, dict(self.args))
-        if found is None or found.make is None:
+        name = self.implementations[side == "server"]
+        found = kind.implementation(name, self.wire, dict(self.args))
+        if found is None or found.make is None or name not in (None, found.name):
             raise ChunnelFault(f"{self.type}: no implementation in Python speaks {self.wire}")
         context = Context(side, dict(self.material) or None, "127.0.0.1:1", "127.0.0.1:2")
         return (found.make(kind.bound(dict(self.args)), self.wire, side, context),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ PAIRS: dict[str, Callable[[Path], Any]] = {
     "mirror-file": lambda path: pair_of("mirror", to=str(path / "copy.pcap")),
     "reliable": lambda _: pair_of("reliable"),
     "reliable-small": lambda _: pair_of("reliable", mtu=100),
+    "reliable-python": lambda _: replace(pair_of("reliable"), implementations=("python", "python")),
+    "reliable-native-python": lambda _: replace(pair_of("reliable"), implementations=("native", "python")),
+    "reliable-python-native": lambda _: replace(pair_of("reliable"), implementations=("python", "native")),
 }
 
 

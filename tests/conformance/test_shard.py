@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -112,21 +113,23 @@ def test_serve(monkeypatch: pytest.MonkeyPatch, dag: str) -> None:
                         break
                     connection.send(name + message)
 
-    places = []
-    for name in (b"zero:", b"one:"):
-        listener = bertha_socket.new("shard", dag).listen(("127.0.0.1", 0))
-        places.append(listener.address)
-        threading.Thread(target=answer, args=(listener, name), daemon=True).start()
-    service = bertha_socket.new("service", shard(places, "payload[0]") | parse(dag)).listen(("127.0.0.1", 0))
-    threading.Thread(target=service.serve, daemon=True).start()
-    for _ in range(2):
-        with bertha_socket.new("client", dag).connect(service.address) as client:
-            for message in (b"\0a", b"\1b", b"\0c"):
-                client.send(message)
-                assert client.recv(10) == (b"zero:", b"one:")[message[0]] + message
-            client.send(b"\0go")
-            with pytest.raises((EOFError, EndpointError, ConnectionError)):
-                client.recv(10)
+    with ExitStack() as stack:
+        places = []
+        for name in (b"zero:", b"one:"):
+            listener = stack.enter_context(bertha_socket.new("shard", dag).listen(("127.0.0.1", 0)))
+            places.append(listener.address)
+            threading.Thread(target=answer, args=(listener, name), daemon=True).start()
+        whole = shard(places, "payload[0]") | parse(dag)
+        service = stack.enter_context(bertha_socket.new("service", whole).listen(("127.0.0.1", 0)))
+        threading.Thread(target=service.serve, daemon=True).start()
+        for _ in range(2):
+            with bertha_socket.new("client", dag).connect(service.address) as client:
+                for message in (b"\0a", b"\1b", b"\0c"):
+                    client.send(message)
+                    assert client.recv(10) == (b"zero:", b"one:")[message[0]] + message
+                client.send(b"\0go")
+                with pytest.raises((EOFError, EndpointError, ConnectionError)):
+                    client.recv(10)
 
 
 def test_serve_is_for_shard(monkeypatch: pytest.MonkeyPatch) -> None:

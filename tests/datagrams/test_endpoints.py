@@ -84,7 +84,7 @@ def test_both_by_new(pair: Pair) -> None:
     assert pair.client.run(command, shim=False).strip() == "ok"
     eventually(lambda: connections(pair.server.connlog(), role="server"), "the server's line")
     client, server_line = _both(pair)
-    assert client == server_line == [("reliable", "python", "application"), _BOTTOM]
+    assert client == server_line == [("reliable", "native", "application"), _BOTTOM]
 
 
 @pytest.mark.parametrize("dag", ["", "reliable()"])
@@ -99,7 +99,7 @@ def test_a_server_under_bertha_run(pair: Pair, dag: str) -> None:
     assert [c[:2] for c in client[:-1]] == [
         ("frame", "python"),
         ("encrypt", "python"),
-        ("reliable", "python"),
+        ("reliable", "native"),
     ]
     assert client[-1] == _BOTTOM
     echo.send(15)
@@ -129,7 +129,7 @@ def test_a_new_that_runs_under_bertha_run_itself(pair: Pair) -> None:
     types = _types(pair.client.finish(), "client")
     assert types == [
         ("serialize", "python", "application"),
-        ("reliable", "python", "application"),
+        ("reliable", "native", "application"),
         _BOTTOM,
     ]
 

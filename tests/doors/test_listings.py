@@ -63,7 +63,7 @@ def test_listing_3(host: Host) -> None:
     log = host.finish()
     for role in ("client", "server"):
         for line in _udp(log, role, ports[0]):
-            shard, reliable = ("shard", "python", "application"), ("reliable", "python", "application")
+            shard, reliable = ("shard", "python", "application"), ("reliable", "native", "application")
             assert line == [shard, reliable, _UDP]
 
 
@@ -85,5 +85,5 @@ def test_listings_4_and_5(host: Host) -> None:
         found = _udp(log, role, port)
         assert len(found) == 12
         for line in found:
-            reliable = ("reliable", "clients-own/python", "application")
+            reliable = ("reliable", "clients-own/native", "application")
             assert line == [("shard", "python", "application"), reliable, _UDP]

@@ -1,0 +1,51 @@
+"""`reliable` in C at one end and in Python at the other: programs notice nothing, and the log names both."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.datagrams.conftest import Pair
+from tests.datagrams.test_calls import start_echo
+from tests.harness import connections, free_port
+
+pytestmark = [pytest.mark.program, pytest.mark.net]
+
+_HERE = Path(__file__).parent
+
+
+def _policy(side: str, implementation: str) -> str:
+    """What one end likes best; to prohibit the others would be about both ends."""
+    rule = f'side = "{side}"\nproto = "udp"\ndag = "reliable()"\n'
+    return f'[[rule]]\n{rule}priority = {{ "reliable/{implementation}" = 500 }}\n'
+
+
+@pytest.mark.parametrize("server", ["native", "python"])
+@pytest.mark.parametrize("client", ["native", "python"])
+def test_every_pairing(pair: Pair, client: str, server: str) -> None:
+    pair.server.set_policy(_policy("server", server))
+    pair.client.set_policy(_policy("client", client))
+    port = free_port()
+    start_echo(pair.server, pair.address, port)
+    command = [sys.executable, _HERE / "calls.py", pair.address, port, "names", "sizes", "threads"]
+    assert pair.client.run(command, timeout=60).split()[1::2] == ["ok"] * 3
+    found = [
+        c for c in connections(pair.client.finish(), program=Path(sys.executable).name) if c.rx_bytes > 0
+    ]
+    assert found
+    wanted = client if client == server else f"{client}/{server}"
+    assert {c.raw["chunnels"][0]["implementation"] for c in found} == {wanted}, found
+
+
+def test_the_one_in_c_is_preferred(pair: Pair) -> None:
+    pair.dictate("reliable()", proto="udp")
+    port = free_port()
+    start_echo(pair.server, pair.address, port)
+    command = [sys.executable, _HERE / "calls.py", pair.address, port, "names"]
+    assert pair.client.run(command, timeout=60).split() == ["names", "ok"]
+    found = [
+        c for c in connections(pair.client.finish(), program=Path(sys.executable).name) if c.rx_bytes > 0
+    ]
+    assert found[0].raw["chunnels"][0] == {"type": "reliable", "implementation": "native", "where": "host"}
