@@ -96,7 +96,7 @@ test-native: venv
 	@$(NATIVE) test
 	@$(NATIVE) test VARIANT=asan
 	@$(NATIVE) test VARIANT=tsan
-	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=10; \
+	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=4; \
 	else echo "native: clang is not installed: no fuzzing"; fi
 
 test-python: venv

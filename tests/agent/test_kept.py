@@ -292,7 +292,9 @@ def test_once_more_by_a_fresh_connection(asker: Agent, netns: NamespaceTrio, spo
             found = shim.negotiate(netns.server.address, port, netns=netns.client.name)
             assert "no program under bertha-run listens there" in found.detail, found
             assert time.monotonic() - begun < 1.4
-        assert double.asked == [(1, 1), (1, 2), (2, 2), (2, 3)], "again once, and from then on by the new one"
+        asked = [(1, 1), (1, 2), (2, 2), (2, 3)]
+        late = [*asked, (3, 3)]  # the new one's answer was not there in time, on a busy machine
+        assert double.asked in (asked, late), "again once, and from then on by the new one"
     assert asker.status()["agent"]["faults"] == 0
 
 

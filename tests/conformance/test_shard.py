@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -106,12 +106,17 @@ def test_serve(monkeypatch: pytest.MonkeyPatch, dag: str) -> None:
     monkeypatch.setattr(keys, "find", lambda: None)
 
     def answer(listener: Any, name: bytes) -> None:
-        for connection in listener:
-            with connection:
-                for message in connection:
-                    if message == b"\0go":
-                        break
-                    connection.send(name + message)
+        with suppress(OSError):  # it is closed at the end
+            for connection in listener:
+                with connection:
+                    for message in connection:
+                        if message == b"\0go":
+                            break
+                        connection.send(name + message)
+
+    def serve() -> None:
+        with suppress(OSError):
+            service.serve()
 
     with ExitStack() as stack:
         places = []
@@ -121,7 +126,7 @@ def test_serve(monkeypatch: pytest.MonkeyPatch, dag: str) -> None:
             threading.Thread(target=answer, args=(listener, name), daemon=True).start()
         whole = shard(places, "payload[0]") | parse(dag)
         service = stack.enter_context(bertha_socket.new("service", whole).listen(("127.0.0.1", 0)))
-        threading.Thread(target=service.serve, daemon=True).start()
+        threading.Thread(target=serve, daemon=True).start()
         for _ in range(2):
             with bertha_socket.new("client", dag).connect(service.address) as client:
                 for message in (b"\0a", b"\1b", b"\0c"):

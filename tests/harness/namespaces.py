@@ -6,6 +6,7 @@ server's address too: whoever confuses the two by address alone connects the wro
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -19,7 +20,7 @@ _PREFIX = f"bt{os.getpid()}"
 
 
 def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
     return done.stdout
@@ -80,8 +81,8 @@ class NamespaceTrio:
 
     def _make(self) -> None:
         for space in (self.server, self.client, self.trap):
-            _ip("netns", "add", space.name)
             self._made.append(space.name)
+            _ip("netns", "add", space.name)
             _ip("-n", space.name, "link", "set", "lo", "up")
         _ip(
             *("-n", self.server.name, "link", "add", "v0", "type", "veth"),
@@ -95,5 +96,6 @@ class NamespaceTrio:
     def close(self) -> None:
         """Remove the namespaces; the veth pair goes with them."""
         for name in self._made:
-            _ip("netns", "del", name)
+            with contextlib.suppress(OSError):  # it never came to be
+                _ip("netns", "del", name)
         self._made.clear()
