@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import select
 import socket as _stdlib
 import time
@@ -363,7 +364,10 @@ class Listener:
                 agent.close()
                 self._agent = agent = None
         if agent is None:
-            select.select([self._sock], [], [])
+            try:
+                select.select([self._sock], [], [])
+            except ValueError:  # another thread has closed us
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
             self._tell(self._sock)
 
     def _accepted(self, sock: _stdlib.socket) -> Connection:
