@@ -354,6 +354,12 @@ class Listener:
     def _wait(self) -> None:
         """Until there is somebody.  An agent that came anew is told of us before he is taken, or the library
         in this process would tell it of a listener without chunnels."""
+        try:
+            self._sleep()
+        except ValueError:  # another thread has closed us
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def _sleep(self) -> None:
         agent = self._agent
         if agent is not None:
             poll = select.poll()
@@ -364,10 +370,7 @@ class Listener:
                 agent.close()
                 self._agent = agent = None
         if agent is None:
-            try:
-                select.select([self._sock], [], [])
-            except ValueError:  # another thread has closed us
-                raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+            select.select([self._sock], [], [])
             self._tell(self._sock)
 
     def _accepted(self, sock: _stdlib.socket) -> Connection:
