@@ -18,7 +18,7 @@ BENCH_ARGS ?= fig3
 C_FILES = $(shell find native bertha_socket/_bench examples -name build -prune -o -name '*.[ch]' -print 2>/dev/null | sort)
 
 # What the extension is made from.
-EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/chunnels/reliable*.[ch] native/carrier/buffer.h native/python/*.c native/core/layout.h native/core/protocol.h)
+EXTENSION_SOURCES := setup.py $(wildcard native/cffi_build.py native/cffi/*.[ch] native/chunnels/reliable*.[ch] native/carrier/buffer.h native/carrier/carrier.h native/python/*.c native/core/*.[ch])
 
 .PHONY: help demo test test-native test-python lint lint-python lint-native format bench venv _venv native \
         deps deps-build deps-demo deps-test deps-lint deps-bench wheel asan tsan aarch64 fuzz clean distclean
@@ -79,7 +79,7 @@ $(VENV)/stamp-packages: $(VENV)/stamp-python pyproject.toml
 
 $(VENV)/stamp-extension: $(VENV)/stamp-packages $(EXTENSION_SOURCES)
 	@echo "venv: building bertha_socket into $(VENV)"
-	@rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_direct*.so
+	@rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_rings*.so bertha_socket/_rings.c bertha_socket/_direct*.so
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -96,10 +96,13 @@ test-native: venv
 	@$(NATIVE) test
 	@$(NATIVE) test VARIANT=asan
 	@$(NATIVE) test VARIANT=tsan
-	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=4; \
+	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=3; \
 	else echo "native: clang is not installed: no fuzzing"; fi
 
+# Thousands of agents and commands are started: none of them shall compile its modules again, also where Python is told to
+# leave no compiled modules behind (PYTHONDONTWRITEBYTECODE).
 test-python: venv
+	@$(BIN)/python -m compileall -q bertha_socket
 	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
 
 lint: deps-lint venv lint-python lint-native
@@ -141,7 +144,7 @@ asan tsan aarch64 fuzz: deps-test
 clean:
 	@$(NATIVE) clean
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f bertha_socket/_native*.so bertha_socket/_native.c bertha_socket/_native.o bertha_socket/_direct*.so
+	rm -f bertha_socket/_native*.so bertha_socket/_native.[co] bertha_socket/_rings*.so bertha_socket/_rings.[co] bertha_socket/_direct*.so
 	find bertha_socket tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 	rm -f $(VENV)/stamp-extension
 

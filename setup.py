@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.dist import Distribution
 from setuptools.errors import ExecError
@@ -22,9 +23,39 @@ SHIM = Path("bertha_socket/lib/libbertha_shim.so")
 #: What native/Makefile puts beside it, as far as the libraries' headers were there.
 NATIVE_FILES = (SHIM, SHIM.with_name("bertha-relay"), SHIM.with_name("bertha-carrier"))
 CFFI_SCRIPT = Path("native/cffi_build.py")
+RINGS = "bertha_socket._rings"
 DIRECT = Path("native/python/direct.c")
 #: The stable ABI of 3.11.
 LIMITED_API = "0x030b0000"
+
+
+def _run_make(target: str, build: Path, *settings: str) -> None:
+    make = shutil.which("make")
+    if make is None:
+        raise ExecError("native/Makefile needs make and a C compiler: install build-essential")
+    jobs = min(2, os.cpu_count() or 1)
+    command = [make, "-C", str(ROOT / "native"), f"-j{jobs}", f"BUILD={build}", *settings, target]
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ExecError(
+            f"building native/'s {target} failed (status {error.returncode}): see make's output"
+        ) from error
+
+
+class BuildExtensions(build_ext):
+    """Gives the extension that has the shim's core in it that core's archive, as BuildNative makes it."""
+
+    def run(self) -> None:
+        # Where BuildNative puts its objects.
+        build = ROOT / "native/build"
+        if not self.editable_mode:
+            build = Path(self.get_finalized_command("build").build_temp).resolve() / "native"
+        for extension in self.extensions:
+            if extension.name == RINGS:
+                _run_make("core", build)
+                extension.extra_objects = [str(build / "release/libcore.a")]
+        super().run()
 
 
 class BuildNative(build_py):
@@ -42,17 +73,7 @@ class BuildNative(build_py):
         self._make(scratch, Path(self.build_lib).resolve() / SHIM)
 
     def _make(self, build: Path, shim: Path) -> None:
-        make = shutil.which("make")
-        if make is None:
-            raise ExecError("native/Makefile needs make and a C compiler: install build-essential")
-        jobs = min(2, os.cpu_count() or 1)
-        command = [make, "-C", str(ROOT / "native"), f"-j{jobs}", f"BUILD={build}", f"LIBDIR={shim.parent}"]
-        try:
-            subprocess.run(command, check=True)
-        except subprocess.CalledProcessError as error:
-            raise ExecError(
-                f"building {SHIM} failed (status {error.returncode}): see make's output"
-            ) from error
+        _run_make("lib", build, f"LIBDIR={shim.parent}")
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
         outputs: list[str] = super().get_outputs(include_bytecode)
@@ -68,9 +89,11 @@ class NativeDistribution(Distribution):
 
 
 setup(
-    cmdclass={"build_py": BuildNative},
+    cmdclass={"build_py": BuildNative, "build_ext": BuildExtensions},
     distclass=NativeDistribution,
-    cffi_modules=[f"{CFFI_SCRIPT}:ffibuilder"] if (ROOT / CFFI_SCRIPT).exists() else [],
+    cffi_modules=[f"{CFFI_SCRIPT}:{name}" for name in ("ffibuilder", "rings_ffibuilder")]
+    if (ROOT / CFFI_SCRIPT).exists()
+    else [],
     ext_modules=[
         Extension(
             "bertha_socket._direct",

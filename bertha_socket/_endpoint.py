@@ -19,7 +19,9 @@ import errno
 import os
 import select
 import socket as _stdlib
+import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -286,6 +288,24 @@ def _exactly(sock: _stdlib.socket) -> bytes:
     return sock.recv(1)
 
 
+class _Ended:
+    """What wakes threads that sleep in poll: readable from `set` on.  Its descriptor lives as long as it."""
+
+    def __init__(self) -> None:
+        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._pid = os.getpid()
+        weakref.finalize(self, os.close, self._fd)
+
+    def fileno(self) -> int:
+        if self._pid != os.getpid():  # the parent's: what it closes is open here
+            weakref.finalize(self, os.close, fd := os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+            self._fd, self._pid = fd, os.getpid()
+        return self._fd
+
+    def set(self) -> None:
+        os.eventfd_write(self.fileno(), 1)
+
+
 class Listener:
     """A listening endpoint; iterating over it gives its connections."""
 
@@ -308,6 +328,10 @@ class Listener:
         if not kernels:
             self._sock = _drop_in.NAMES["socket"](fileno=plain.detach())
             self._sock.listen(backlog)
+        self._sock.setblocking(False)
+        self._closed = False
+        self._ended = _Ended()
+        self._telling = threading.Lock()
 
     def _tell(self, sock: _stdlib.socket) -> None:
         agent = Agent.find(self._name, self._terms.offer)
@@ -335,8 +359,7 @@ class Listener:
 
         Raises EndpointError when they do not; the listener goes on.
         """
-        self._wait()
-        sock, _ = self._sock.accept()
+        sock = self._next()
         try:
             sock.settimeout(SECONDS)
             return self._accepted(sock)
@@ -351,27 +374,34 @@ class Listener:
             sock.close()
             raise
 
-    def _wait(self) -> None:
-        """Until there is somebody.  An agent that came anew is told of us before he is taken, or the library
-        in this process would tell it of a listener without chunnels."""
-        try:
+    def _next(self) -> _stdlib.socket:
+        while True:
             self._sleep()
-        except ValueError:  # another thread has closed us
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+            with contextlib.suppress(BlockingIOError):  # another thread has taken him
+                return self._sock.accept()[0]
 
     def _sleep(self) -> None:
+        """Until there is somebody.  An agent that came anew is told of us before he is taken, or the library
+        in this process would tell it of a listener without chunnels.  Raises OSError: we are closed."""
         agent = self._agent
+        # By number, which another file may have before we sleep: then `ended` is readable, too.
+        numbers = [self._sock.fileno(), self._ended.fileno()]
         if agent is not None:
+            with contextlib.suppress(ValueError):
+                numbers.append(agent.fileno())
+        if min(numbers) >= 0 and not self._closed:
             poll = select.poll()
-            poll.register(self._sock, select.POLLIN)
-            poll.register(agent, select.POLLIN)
+            for number in numbers:
+                poll.register(number, select.POLLIN)
             poll.poll()
-            if agent.gone():
-                agent.close()
-                self._agent = agent = None
-        if agent is None:
-            select.select([self._sock], [], [])
-            self._tell(self._sock)
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        with self._telling:
+            if self._agent is not None and self._agent.gone():
+                self._agent.close()
+                self._agent = None
+            if self._agent is None:
+                self._tell(self._sock)
 
     def _accepted(self, sock: _stdlib.socket) -> Connection:
         here = sock.getsockname()[:2]
@@ -444,9 +474,12 @@ class Listener:
         serve(self, self._name, self._dag)
 
     def close(self) -> None:
-        """Listens no more; connections stay."""
-        if self._agent is not None:
-            self._agent.close()
+        """Listens no more; connections stay.  Another thread that waits in `accept` has an OSError."""
+        self._closed = True
+        self._ended.set()
+        with self._telling:
+            if self._agent is not None:
+                self._agent.close()
         self._sock.close()
 
     def __enter__(self) -> Listener:

@@ -11,7 +11,7 @@ import os
 import select
 import socket
 import struct
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, Final, NamedTuple
 
 from bertha_socket import _door
@@ -79,9 +79,14 @@ class Agent:
             if answer is None:
                 return False
             _, _, need = _unpacked(messages.LISTEN_REPLY, answer)
-            if need != DagNeed.NONE and (port := _agents_port()) is not None:
-                with port:  # the agent is in another network namespace, and other hosts ask in this one
-                    self._ask(Op.LISTEN, messages.LISTEN.pack(0), (*fds, port.fileno()))
+            if need != DagNeed.NONE and (port := _agents_port(socket.SOCK_STREAM)) is not None:
+                # The agent is in another network namespace, and other hosts ask in this one.
+                with ExitStack() as stack:
+                    ports = [stack.enter_context(port)]
+                    if (letters := _agents_port(socket.SOCK_DGRAM)) is not None:
+                        ports.append(stack.enter_context(letters))
+                    more = (p.fileno() for p in ports)
+                    self._ask(Op.LISTEN, messages.LISTEN.pack(0), (*fds, *more))
         return True
 
     def advice(
@@ -91,10 +96,13 @@ class Agent:
         was refused.  `datagrams`: it is about UDP.  Raises OSError: no answer."""
         flags = messages.NEGOTIATE_FRESH if fresh else 0
         flags |= messages.NEGOTIATE_DATAGRAMS if datagrams else 0
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with (
+            socket.socket(family, socket.SOCK_STREAM) as probe,
+            socket.socket(family, socket.SOCK_DGRAM) as other,
+        ):
             netns = netns_cookie(probe.fileno())
             body = messages.NEGOTIATE.pack(addresses.from_text(host), port, flags, _PATIENCE_MS, netns)
-            answer = self._ask(Op.NEGOTIATE, body, (probe.fileno(),))
+            answer = self._ask(Op.NEGOTIATE, body, (probe.fileno(), other.fileno()))
         if answer is None:
             return Advice(Verdict.NOBODY)
         head = messages.NEGOTIATE_REPLY.size
@@ -143,17 +151,21 @@ def _hello(name: str) -> bytes:
     )
 
 
-def _agents_port() -> socket.socket | None:
-    """A socket that listens where other hosts' agents ask; None: somebody does already."""
+def _agents_port(kind: socket.SocketKind) -> socket.socket | None:
+    """A socket that listens where other hosts' agents ask, by connections or datagrams; None: somebody does
+    already."""
     port = _AGENTS_PORT
     with suppress(ValueError):
         port = int(os.environ.get("BERTHA_AGENT_PORT") or port)
     sock = None
     try:
-        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_INET6, kind)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        if kind is socket.SOCK_STREAM:  # an earlier one's connections may be in TIME_WAIT
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(("::", port))
-        sock.listen(16)
+        if kind is socket.SOCK_STREAM:
+            sock.listen(16)
         sock.setblocking(False)
     except (OSError, OverflowError):
         if sock is not None:

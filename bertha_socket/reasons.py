@@ -46,6 +46,8 @@ class Reason(IntEnum):
     AGENT_NEW = 28
     CHUNNEL_RAISED = 29
     SECCOMP = 30
+    NO_RINGS = 31
+    ALL_BY_UDP = 32
 
 
 _TEXTS: dict[int, str] = {
@@ -80,6 +82,8 @@ _TEXTS: dict[int, str] = {
     Reason.AGENT_NEW: "the agent was started after this listener, and did not know of it yet",
     Reason.CHUNNEL_RAISED: "a chunnel's own code failed",
     Reason.SECCOMP: "the program has installed a seccomp filter, which may forbid the shim's own calls",
+    Reason.NO_RINGS: "the carrier of its chunnels has no rings here, and is reached by unix sockets",
+    Reason.ALL_BY_UDP: "none went by memory: the peer is not under bertha-run, or slept at each datagram",
 }
 
 

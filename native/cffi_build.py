@@ -1,5 +1,6 @@
 """Builds `bertha_socket._native` (cffi, API mode): the agent's access to the shared memory layouts, and the
-chunnels in C that run in Python's carriers.
+chunnels in C that run in Python's carriers; and `bertha_socket._rings`: the shim's core, by which a carrier
+in Python is reached over rings.  That one is loaded by carriers alone.
 
 The constants are read out of the two headers that are the contract between shim and agent, so that no
 number is written twice; the compiler supplies their values.  `python native/cffi_build.py` builds the
@@ -64,57 +65,30 @@ def _constants() -> list[str]:
     return list(dict.fromkeys(names))
 
 
-_CDEF = """
-size_t agent_dir_size(void);
-void agent_dir_format(void *dir, uint64_t generation, uint32_t agent_pid);
-uint64_t agent_dir_generation(const void *dir);
-void agent_dir_leave(void *dir);
-int agent_dir_insert(void *dir, const uint8_t *addr, uint16_t port, uint16_t flags, uint64_t netns,
-                     uint64_t listener, uint32_t uid, uint32_t pid);
-int agent_dir_remove(void *dir, int index, uint64_t listener);
-uint32_t agent_dir_count(const void *dir);
+def _declared(header: str, *functions: str, structs: tuple[str, ...] = ()) -> str:
+    """Structs of a header and its functions, or some of those, as they are there."""
+    text = re.sub(r"/\*.*?\*/", "", (_ROOT / header).read_text(encoding="utf-8"), flags=re.S)
+    found = {m[2]: m[1] for m in re.finditer(r"^(\w[^;{}()#]*?\b(\w+)\([^;{}]*\);)", text, flags=re.M)}
+    whole = {m[2]: m[1] for m in re.finditer(r"^(struct (\w+) \{[^{}]*\};)", text, flags=re.M)}
+    return "\n".join([*(whole[name] for name in structs), *(found[name] for name in functions or found), ""])
 
-size_t agent_claims_size(void);
-size_t agent_link_size(void);
+
+_AGENT_MEMORY = "native/cffi/agent_memory.h"
+_ORPHAN = "native/cffi/orphan.h"
+_RELIABLE_PIPE = "native/cffi/reliable_pipe.h"
+_CDEF = (
+    """
 struct bertha_claims_header { ...; };
 struct bertha_link_header { uint64_t total_size; ...; };
-void agent_claims_header(struct bertha_claims_header *out, uint64_t listener);
-void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index,
-                       uint32_t client_pid, int rings);
-
-struct agent_table { uint32_t conn_count; uint32_t conn_size; uint32_t used; uint64_t conn_offset; };
-int agent_table_read(const void *header, size_t length, uint64_t size, struct agent_table *out);
-struct agent_conn {
-  uint32_t index; uint32_t kind; uint32_t pid; uint32_t role; uint32_t reason; uint32_t setup_us;
-  uint32_t family;
-  uint64_t opened_ns; uint8_t local_addr[16]; uint8_t peer_addr[16]; uint16_t local_port;
-  uint16_t peer_port; uint64_t tx_bytes; uint64_t rx_bytes;
-};
-uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, uint32_t count,
-                          struct agent_conn *out);
-
-void agent_die_with_parent(void);
-uint64_t agent_netns_cookie(int socket);
-int agent_leave_netns(void);
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
-
-// native/cffi/reliable_pipe.h
-struct reliable_pipe { double deadline; const uint8_t *bytes; const uint32_t *sizes; size_t size; ...; };
-struct reliable_pipe *reliable_pipe_open(int server, uint32_t mtu, double give_up, uint32_t connection,
-                                         uint64_t first);
-void reliable_pipe_close(struct reliable_pipe *p);
-int64_t reliable_pipe_start(struct reliable_pipe *p, double now);
-int64_t reliable_pipe_down(struct reliable_pipe *p, const uint8_t *message, size_t size, double now);
-int64_t reliable_pipe_down_end(struct reliable_pipe *p, double now);
-int64_t reliable_pipe_up(struct reliable_pipe *p, const uint8_t *datagram, size_t size, double now);
-int64_t reliable_pipe_tick(struct reliable_pipe *p, double now);
-void reliable_pipe_taken(struct reliable_pipe *p);
-const char *reliable_pipe_why(const struct reliable_pipe *p);
-
 // What `bertha bench new` compares with: the calls themselves.
 ssize_t send(int fd, const void *data, size_t size, int flags);
 ssize_t recv(int fd, void *data, size_t size, int flags);
 """
+    + _declared(_AGENT_MEMORY, structs=("agent_table", "agent_conn"))
+    + _declared(_ORPHAN, structs=("orphan",))
+    + _declared(_RELIABLE_PIPE, structs=("reliable_pipe",))
+)
 
 _names = _constants()
 _sizes = "".join(f"#define SIZEOF_{name} ((int)sizeof(struct {name}))\n" for name in _SIZED)
@@ -132,19 +106,73 @@ ffibuilder.cdef(
 )
 ffibuilder.set_source(
     "bertha_socket._native",
-    '#include <sys/socket.h>\n#include "agent_memory.h"\n#include "reliable_pipe.h"\n' + _sizes + _offsets,
+    '#include <sys/socket.h>\n#include "agent_memory.h"\n#include "orphan.h"\n#include "reliable_pipe.h"\n'
+    + _sizes
+    + _offsets,
     # Relative to the project's root, where setuptools runs.
-    sources=["native/cffi/agent_memory.c", "native/cffi/reliable_pipe.c", *_RELIABLE],
+    sources=[
+        "native/cffi/agent_memory.c",
+        "native/cffi/orphan.c",
+        "native/cffi/reliable_pipe.c",
+        *_RELIABLE,
+    ],
     include_dirs=["native/core", "native/cffi"],
     depends=[
-        "native/cffi/agent_memory.h",
-        "native/cffi/reliable_pipe.h",
+        _AGENT_MEMORY,
+        _ORPHAN,
+        _RELIABLE_PIPE,
+        "native/carrier/carrier.h",
         "native/chunnels/reliable.h",
         "native/chunnels/reliable_inner.h",
         "native/carrier/buffer.h",
         *_HEADERS,
     ],
     extra_compile_args=["-std=c11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+)
+
+#: What a carrier in Python needs of it.
+_HOP_CALLS = (
+    "hop_init",
+    "hop_adopt",
+    "hop_open",
+    "hop_close",
+    "hop_recv",
+    "hop_send",
+    "hop_end",
+    "hop_event",
+    "hop_wait",
+    "hop_packed_size",
+    "hop_pack",
+    "hop_alone",
+    "hop_unpack",
+    "hop_use",
+    "hop_abandon",
+)
+_RINGS_CDEF = """
+struct link;
+struct conn;
+#define HOP_LEFT ...
+void link_drop(struct link *l);
+"""
+
+#: Linked with native/Makefile's archive of native/core, which setup.py makes and names.
+rings_ffibuilder = FFI()
+rings_ffibuilder.cdef(_RINGS_CDEF + _declared("native/core/hop.h", *_HOP_CALLS))
+rings_ffibuilder.set_source(
+    "bertha_socket._rings",
+    '#include "hop.h"\n#include "agentc.h"\n',
+    include_dirs=["native/core"],
+    depends=["native/core/hop.h"],
+    define_macros=[("_GNU_SOURCE", None)],
+    extra_compile_args=[
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-fvisibility=hidden",
+    ],
+    libraries=["dl", "pthread"],
 )
 
 if __name__ == "__main__":

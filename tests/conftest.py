@@ -86,15 +86,16 @@ def netns() -> Iterator[NamespaceTrio]:
     why = namespaces_unavailable()
     if why is not None:
         pytest.skip(why)
-    trio = NamespaceTrio()
+    trio = NamespaceTrio.lend()
     yield trio
-    trio.close()
+    trio.give_back()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """At the end of the session no namespace and no directory of ours is left (processes: `make_host`)."""
     yield
+    NamespaceTrio.close_idle()
     assert not leftover_namespaces(), f"namespaces left behind: {leftover_namespaces()}"
     left = sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*"))
     assert not left, f"directories left behind: {left}"

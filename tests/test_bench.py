@@ -52,7 +52,7 @@ PLAIN_CELLS = {
     "memcached": {"tcp", "unix-socket"},
     "nginx": {"tcp"},
     "chunnels": {"tcp", "redis-tls"},
-    "speed": {"tcp"},
+    "speed": {"tcp", "udp"},
     "new": set(),
     "python": {"tcp"},
     "chunnel-cost": {"chunnel", "library"},
@@ -61,9 +61,20 @@ PLAIN_CELLS = {
 }
 # Of the benches that have rows: one of each kind, since all of them would take too long here.
 ROWS = {
-    "speed": ("pingpong/two", "redis/c50", "connect/w1", "asyncio/c1", "waits/poll", "crowd/10000", "idle"),
+    "speed": (
+        "pingpong/two",
+        "redis/c50",
+        "connect/w1",
+        "asyncio/c1",
+        "waits/poll",
+        "crowd/10000",
+        "udp/two",
+        "idle",
+    ),
     "python": ("asyncio/c1",),
 }
+# Variants whose programs have no shim, or (of plain-overhead) whose connections are nobody's to check.
+PLAIN = {"tcp", "tcp-alone", "tcp-nagle", "udp", "unix-socket", "none", "control", "redis-tls"}
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
     "redis": {"get_rps", "set_rps", "get_p50", "get_p99"},
@@ -171,6 +182,14 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
             assert counts[variant.partition("-")[0]] > 0
         if variant in names and ("encrypt" in variant or "compress" in variant):
             assert set(counts) == {variant}
+    if name == "speed" and {"shm", "udp"} <= names and netns.available():
+        by_kernel = {
+            cell["variant"]: cell["metrics"]["by_kernel"]["median"]
+            for cell in cells
+            if cell["params"]["row"] == "udp/two"
+        }
+        assert by_kernel["udp"] == 2
+        assert by_kernel["shm"] < 2
     if name == "chunnel-cost":
         assert len(cells) == 32
         return
@@ -182,7 +201,7 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         assert {v: set(counts) for v, counts in found["carried"].items()} == {v: {v} for v in names - {"udp"}}
         assert names == {"udp", "native", "python"}
         return
-    for variant in names - {"tcp", "tcp-alone", "tcp-nagle", "unix-socket", "none", "control", "redis-tls"}:
+    for variant in names - PLAIN:
         assert sum(found["carried"][variant].values()) > 0
     try:
         tools.shim_library()

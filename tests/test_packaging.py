@@ -36,6 +36,7 @@ _NOT_SOURCE = shutil.ignore_patterns(
     "*.so",
     "*.o",
     "_native.c",
+    "_rings.c",
     "__pycache__",
     ".*_cache",
     ".hypothesis",
@@ -114,6 +115,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
     assert {n for n in names if n.endswith(".so")} == {
         "bertha_socket/_direct.abi3.so",
         "bertha_socket/_native.abi3.so",
+        "bertha_socket/_rings.abi3.so",
         "bertha_socket/lib/libbertha_shim.so",
     }
     assert "bertha_socket/lib/bertha-relay" in names
@@ -126,6 +128,7 @@ def test_wheel_carries_everything(wheel: Path) -> None:
 def test_imports_from_the_wheel_alone(installed: Path, tmp_path: Path) -> None:
     script = (
         "import importlib.metadata as m, bertha_socket as b, bertha_socket._native as n\n"
+        "import bertha_socket._rings as r; assert r.lib.hop_init()\n"
         "print(b.__file__, n.__file__, b.__version__, m.version('bertha-socket'), sep='\\n')"
     )
     package, extension, version, distribution = _run(

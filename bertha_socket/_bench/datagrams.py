@@ -1,4 +1,4 @@
-"""Datagrams a second through the carriers of two hosts: `reliable` in C and in Python, against plain UDP.
+"""Datagrams a second through the carriers of two hosts, in C and in Python, against plain UDP: `reliable`.
 
 Client and server are in two namespaces joined by veth, each with its own agent and its own carrier.  One
 program in Python asks and one echoes; neither knows of chunnels.  The connection log must name the
@@ -74,6 +74,9 @@ class Echo:
         self.report.carried.setdefault(str(self.implementation), Counter()).update(found)
         if found != [self.implementation]:
             raise Failed(f"expected reliable/{self.implementation}, but the log says: {found or lines}")
+        by = [line.get("carried_by") for line in lines]
+        if by != [self.implementation]:
+            raise Failed(f"expected the carrier {self.implementation}, but the log says: {by}")
 
 
 def run(options: interleave.Options) -> Report:

@@ -31,12 +31,19 @@ class Host:
 
     def kernel_octets(self) -> int | None:
         """IP bytes received in this namespace so far, by the kernel's count; None for a shared one."""
+        return self._count("netstat", "IpExt:", "InOctets")
+
+    def kernel_datagrams(self) -> int | None:
+        """UDP datagrams sent in this namespace so far, by the kernel's count; None for a shared one."""
+        return self._count("snmp", "Udp:", "OutDatagrams")
+
+    def _count(self, file: str, of: str, name: str) -> int | None:
         if self.holder is None:
             return None
-        lines = Path(f"/proc/{self.holder.pid}/net/netstat").read_text(encoding="ascii").splitlines()
+        lines = Path(f"/proc/{self.holder.pid}/net/{file}").read_text(encoding="ascii").splitlines()
         for names, values in zip(lines[::2], lines[1::2], strict=True):
-            if names.startswith("IpExt:"):
-                return int(dict(zip(names.split(), values.split(), strict=True))["InOctets"])
+            if names.startswith(of):
+                return int(dict(zip(names.split(), values.split(), strict=True))[name])
         return None
 
     def close(self) -> None:

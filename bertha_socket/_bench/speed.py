@@ -16,6 +16,7 @@ from bertha_socket._bench import (
     host,
     interleave,
     peers,
+    speed_datagrams,
     speed_rows,
     speed_waits,
     system_calls,
@@ -33,7 +34,7 @@ from bertha_socket._bench.variants import Variant
 
 PROGRAMS: tuple[str, ...] = ()
 IDLE = "idle/1000"
-ROWS: tuple[Row, ...] = (*speed_rows.ROWS, *speed_waits.ROWS)
+ROWS: tuple[Row, ...] = (*speed_rows.ROWS, *speed_waits.ROWS, *speed_datagrams.ROWS)
 ROW_NAMES = (*(row.name for row in ROWS), IDLE)
 _SOURCE = "issue 4"
 _LABELS = {"rate": "rate", "p50": "p50", "p99": "p99", "cpu": "CPU time"}
@@ -177,7 +178,7 @@ def run(options: interleave.Options) -> Report:
     idle = not options.only or IDLE in options.only or "idle" in options.only
     report = Report(
         "speed",
-        "many programs, plain TCP against shm: ratios in favour of shm, above 1 is better",
+        "many programs, plain TCP (or UDP) against shm: ratios in favour of shm, above 1 is better",
         options={"rounds": options.rounds_or(3, 7), "rows": [row.name for row in chosen]},
     )
     refusal = system_calls.unavailable()

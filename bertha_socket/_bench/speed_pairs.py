@@ -35,7 +35,8 @@ class Pair:
     def __post_init__(self) -> None:
         ground = self.ground
         self.port = ground.stage.port(ground.host)
-        argv = self.serve(ground, ground.host.address, self.port)
+        self.address = self.variant.at(ground.host.address)
+        argv = self.serve(ground, self.address, self.port)
         running = ground.stage.start(
             argv, ground.host, ready=self.ready, shim=self.variant.shim, timeout_s=60
         )
@@ -47,7 +48,7 @@ class Pair:
 
     def run(self, shim: Shim | None = None) -> Sample:
         ground = self.ground
-        argv = self.ask(ground, ground.host.address, self.port)
+        argv = self.ask(ground, self.address, self.port)
         return made_sample(self, lambda: ground.stage.run(argv, ground.host, shim=shim or self.variant.shim))
 
 
@@ -71,6 +72,21 @@ def echoes(mode: str, processes: int = 1) -> Command:
     def command(ground: Ground, address: str, port: int) -> list[str]:
         argv = [str(ground.programs["echoes"]), mode, f"{address}:{port}"]
         return [*argv, "--processes", str(processes)]
+
+    return command
+
+
+def server(mode: str) -> Command:
+    """Our server of most measurements."""
+    return lambda ground, address, port: [str(ground.programs["server"]), mode, f"{address}:{port}"]
+
+
+def burst(count: int) -> Command:
+    """So many datagrams of 64 B, and one answer."""
+
+    def command(ground: Ground, address: str, port: int) -> list[str]:
+        argv = [str(ground.programs["burst"]), f"{address}:{port}", "--count", str(count)]
+        return [*argv, "--milliseconds", _milliseconds(ground)]
 
     return command
 

@@ -8,7 +8,12 @@ from bertha_socket._bench import stats, variants
 from bertha_socket._bench.report import Figure, Report
 from bertha_socket._bench.tools import Unavailable
 
-_COLOURS = {variants.TCP: "#bf812d", variants.SHM: "#2166ac", variants.SHM_NOSPIN: "#92c5de"}
+_COLOURS = {
+    variants.TCP: "#bf812d",
+    variants.UDP: "#c51b7d",
+    variants.SHM: "#2166ac",
+    variants.SHM_NOSPIN: "#92c5de",
+}
 _HOLDS = {None: "#4393c3", True: "#4d9221", False: "#b2182b"}
 
 

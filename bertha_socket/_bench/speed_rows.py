@@ -28,7 +28,14 @@ from bertha_socket._bench.variants import Variant
 
 #: Metrics of which less is better.
 LESS = frozenset({"p50", "p99", "cpu"})
-UNITS = {"rate": "1/s", "p50": "us", "p99": "us", "cpu": "us/request", "requests": ""}
+UNITS = {
+    "rate": "1/s",
+    "p50": "us",
+    "p99": "us",
+    "cpu": "us/request",
+    "requests": "",
+    "by_kernel": "datagrams/request",
+}
 _FLOOR = 0.95
 
 
@@ -119,6 +126,23 @@ def _beside(inner: Make) -> Make:
 
 
 _PEERS = (Want("rate", variant=peers.IP2UNIX), Want("rate", variant=peers.SOCKET_WRAPPER))
+
+
+def _redis(
+    name: str,
+    options: str,
+    wants: tuple[Want, ...],
+    choose: Choose = PAIR,
+    *,
+    clients: int = 50,
+    pipeline: int = 1,
+) -> Row:
+    """redis-benchmark, also by what else the user has installed for this."""
+    make = partial(Redis, clients=clients, pipeline=pipeline)
+    title = f"redis-benchmark {options}"
+    return Row(f"redis/{name}", title, make, (*wants, *_PEERS), _REDIS, _with_peers(choose))
+
+
 _ALONE = "-alone"
 
 
@@ -147,44 +171,20 @@ ROWS: tuple[Row, ...] = (
         (Want("p50", 2.5), *floor("p50", "cpu")),
         choose=TRIO,
     ),
-    Row(
-        "redis/c50",
-        "redis-benchmark -c 50",
-        Redis,
+    _redis(
+        "c50",
+        "-c 50",
         (
             Want("rate", 12),
             Want("rate", 5, variants.SHM_NOSPIN),
             Want("cpu", 10),
             Want("p99"),
-            *_PEERS,
         ),
-        _REDIS,
-        _with_peers(TRIO),
+        TRIO,
     ),
-    Row(
-        "redis/c1",
-        "redis-benchmark -c 1",
-        partial(Redis, clients=1),
-        (Want("rate", 40), Want("cpu"), *_PEERS),
-        _REDIS,
-        _with_peers(PAIR),
-    ),
-    Row(
-        "redis/c500",
-        "redis-benchmark -c 500",
-        partial(Redis, clients=500),
-        (Want("rate", 8), *_PEERS),
-        _REDIS,
-        _with_peers(PAIR),
-    ),
-    Row(
-        "redis/P16",
-        "redis-benchmark -c 50 -P 16",
-        partial(Redis, pipeline=16),
-        (Want("rate", 2), *_PEERS),
-        _REDIS,
-        _with_peers(PAIR),
-    ),
+    _redis("c1", "-c 1", (Want("rate", 40), Want("cpu")), clients=1),
+    _redis("c500", "-c 500", (Want("rate", 8),), clients=500),
+    _redis("P16", "-c 50 -P 16", (Want("rate", 2),), pipeline=16),
     Row(
         "memcached/c50",
         "memcached, 50 connections, gets",

@@ -19,13 +19,18 @@ class Variant:
     name: str
     label: str
     unix: bool = False
+    datagrams: bool = False
     nodelay: bool = False
     shim: Shim | None = None
     expects: str = connlog.PLAIN
 
     def target(self, address: str, port: int, path: Path) -> str:
         """What our programs connect to or listen at."""
-        return f"unix:{path}" if self.unix else f"{address}:{port}"
+        return f"unix:{path}" if self.unix else f"{self.at(address)}:{port}"
+
+    def at(self, address: str) -> str:
+        """The address, as the programs that also speak UDP want it."""
+        return f"udp:{address}" if self.datagrams else address
 
     @property
     def flags(self) -> list[str]:
@@ -41,6 +46,7 @@ class Variant:
 
 TCP_NAGLE = "tcp-nagle"
 TCP = "tcp"
+UDP = "udp"
 UNIX_SOCKET = "unix-socket"
 SHM = "shm"
 SHM_NOSPIN = "shm-nospin"
@@ -54,6 +60,7 @@ def standard(stage: Stage, names: tuple[str, ...], report: Report) -> list[Varia
     known = {
         TCP_NAGLE: Variant(TCP_NAGLE, "TCP (Nagle, as in the paper)"),
         TCP: Variant(TCP, "TCP_NODELAY", nodelay=True),
+        UDP: Variant(UDP, "UDP", datagrams=True),
         UNIX_SOCKET: Variant(UNIX_SOCKET, "hard-coded unix socket", unix=True),
         SHM: Variant(SHM, "bertha-run: shm", shim=Shim(), expects="shm"),
         CHOSEN: Variant(CHOSEN, "bertha-run", shim=Shim(), expects=f"shm|{connlog.BRIEF}"),

@@ -8,8 +8,10 @@ and its judgement of plans that clients show; native/carrier/carrier.h has the r
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pwd
+import resource
 import socket
 import subprocess
 import sys
@@ -40,6 +42,10 @@ _PYTHON: Final = (
     "sys.path.insert(0, paths[0]); sys.argv[1:2] = []\n"
     "import runpy; runpy.run_module('bertha_socket.carrier', run_name='__main__', alter_sys=True)\n"
 )
+
+#: Addresses that a slot takes, rounded up (native/core/hop.c).
+_SLOT_BYTES: Final = 520 * 1024
+_RINGS: Final = importlib.util.find_spec("bertha_socket._rings") is not None
 
 #: Whether a plan that a client shows may run at that listener: None, or one line why not.
 Judge = Callable[[int, bytes], str | None]
@@ -132,8 +138,10 @@ class Carriers:
                 for _ in range(2):  # one that has just died may not be known as dead yet
                     carrier = self._get(kind, peer)
                     if sources and not carrier.sources.items() >= sources.items():
+                        if not carrier.send(_pack({"op": "chunnels", "sources": dict(sources)})):
+                            self._drop(carrier)
+                            continue
                         carrier.sources.update(sources)
-                        carrier.send(_pack({"op": "chunnels", "sources": dict(sources)}))
                     if carrier.send(_pack({"op": "shim"}), (theirs.fileno(),)):
                         carrier.shims += 1
                         return ours.detach()
@@ -146,7 +154,7 @@ class Carriers:
 
     def context_changed(self, context: Context) -> None:
         """Secrets have come, or have changed."""
-        for carrier in self._running.values():
+        for carrier in list(self._running.values()):
             self._give(carrier, context)
 
     def _get(self, kind: CarrierKind, peer: Peer) -> Carrier:
@@ -160,14 +168,15 @@ class Carriers:
                 self._give(carrier, context)
         return carrier
 
-    @staticmethod
-    def _give(carrier: Carrier, context: Context) -> None:
+    def _give(self, carrier: Carrier, context: Context) -> None:
+        """One that cannot be told gets no new connections: it would go by what was before."""
         if carrier.uid != os.geteuid():  # another user's process could be made to tell the cluster's secret
             context = Context(context.listener, None, None)
         data = context.encode()
         if carrier.contexts.get(context.listener) != data:
             carrier.contexts[context.listener] = data
-            carrier.send(data)
+            if not carrier.send(data):
+                self._drop(carrier)
 
     # -- starting and ending --------------------------------------------------------------------------
 
@@ -255,9 +264,13 @@ class Carriers:
         if message is None:
             self._drop(carrier)
         elif message["op"] == "check":
-            why = self._judge(message["listener"], message["plan"])
-            answer = {"op": "verdict", "id": message["id"], "ok": why is None, "why": why or ""}
-            carrier.send(_pack(answer))
+            why: str | None = "the server's agent failed at this plan, by a fault of its own"
+            try:
+                why = self._judge(message["listener"], message["plan"])
+            finally:  # whoever waits for it would wait for ever
+                answer = {"op": "verdict", "id": message["id"], "ok": why is None, "why": why or ""}
+                if not carrier.send(_pack(answer)):
+                    self._drop(carrier)
 
     def facts(self) -> list[dict[str, object]]:
         """For STATUS."""
@@ -283,6 +296,18 @@ def parse(data: bytes) -> dict[str, Any] | None:
         if not isinstance(message.get("plan"), bytes):
             return None
     return message
+
+
+def has_rings(kind: CarrierKind) -> bool:
+    """Whether such a carrier can be reached over rings.
+
+    It has our limits, and maps no link that is more than a small part of them (native/core/room.c); one in
+    Python has them in an extension.
+    """
+    slots = 1024 if kind == CarrierKind.NATIVE else 255
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    room = limit == resource.RLIM_INFINITY or limit // 16 > slots * _SLOT_BYTES
+    return room and (kind == CarrierKind.NATIVE or _RINGS)
 
 
 def command_of(kind: CarrierKind) -> list[str] | None:

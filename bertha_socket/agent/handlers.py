@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from bertha_socket.agent import limits, memory, messages, sockets
+from bertha_socket.agent.carriers import has_rings
 from bertha_socket.agent.messages import BadMessage, Op, Request
 from bertha_socket.agent.model import Listener, Process, Refused
 from bertha_socket.agent.plans import need_of_offer
@@ -60,6 +62,13 @@ class Answer(NamedTuple):
     given: tuple[int, ...] = ()
 
 
+class Ways(NamedTuple):
+    """Sockets of a client's namespace, by which the agent may reach another host's."""
+
+    tcp: socket.socket
+    udp: socket.socket | None
+
+
 class Caller(Protocol):
     """The connection that a request came by, as handlers see it."""
 
@@ -77,7 +86,7 @@ class Service(Protocol):
         """Takes a process in, now or (None) later."""
 
     def negotiate(
-        self, caller: Caller, process: Process, wish: messages.Negotiate, sock: socket.socket
+        self, caller: Caller, process: Process, wish: messages.Negotiate, socks: Ways
     ) -> Answer | None:
         """Which chunnels connections to a destination get; None: the answer comes later."""
 
@@ -86,6 +95,9 @@ class Service(Protocol):
 
     def adopt_port(self, fd: int) -> None:
         """Takes over a socket that listens on the agents' port of a namespace."""
+
+    def adopt_letters(self, fd: int) -> None:
+        """Takes over a UDP socket that is bound to it."""
 
     def carrier_socket(self, caller: Caller, kind: messages.CarrierKind) -> int:
         """A new way to a carrier, which becomes the caller's."""
@@ -138,7 +150,7 @@ def _offer(service: Service, caller: Caller, request: Request, fds: Descriptors)
 def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
     process = _greeted(caller)
     messages.parse_listen(request.body)
-    if len(fds) != 4:
+    if len(fds) not in (4, 5):
         _need(fds, 3)
     try:
         where = sockets.inspect_listening(fds.look(0))
@@ -155,9 +167,12 @@ def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors
         return Answer(Why.REFUSED_BY_AGENT)
     listener, bits = service.registry.listen(process, where, route, diag, service.now)
     service.settle(listener)
-    if len(fds) == 4 and sockets.listens_for_agents(fds.look(3), where.netns):
+    if len(fds) > 3 and sockets.is_for_agents(fds.look(3), where.netns, "tcp"):
         service.adopt_port(fds.look(3))
         fds.taken(3)
+        if len(fds) > 4 and sockets.is_for_agents(fds.look(4), where.netns, "udp"):
+            service.adopt_letters(fds.look(4))
+            fds.taken(4)
     # Who runs the chunnels himself is told what he offers; shims then have nothing to do.
     need = listener.need if process.offer is None else need_of_offer(process.offer)
     return Answer(
@@ -228,14 +243,19 @@ def _resolve(service: Service, caller: Caller, request: Request, fds: Descriptor
 def _negotiate(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
     process = _greeted(caller)
     wish = messages.parse_negotiate(request.body)
-    _need(fds, 1)
-    try:
-        sock = sockets.adopt_client(fds.look(0), wish.netns)
-    except sockets.NotUsable:
-        return Answer(Why.REFUSED_BY_AGENT)
-    fds.taken(0)
-    with sock:
-        return service.negotiate(caller, process, wish, sock)
+    if len(fds) != 2:
+        _need(fds, 1)
+    with contextlib.ExitStack() as stack:
+        socks: list[socket.socket] = []
+        for i in range(len(fds)):
+            try:
+                sock = sockets.adopt_client(fds.look(i), wish.netns, "tcp" if i == 0 else "udp")
+            except sockets.NotUsable:
+                return Answer(Why.REFUSED_BY_AGENT)
+            fds.taken(i)
+            socks.append(stack.enter_context(sock))
+        ways = Ways(socks[0], socks[1] if len(socks) > 1 else None)
+        return service.negotiate(caller, process, wish, ways)
 
 
 def _carrier(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
@@ -252,7 +272,7 @@ def _carrier(service: Service, caller: Caller, request: Request, fds: Descriptor
         return Answer(Why.TABLE_FULL)
     process.carriers += 1
     end = service.carrier_socket(caller, kind)
-    return Answer(body=messages.CARRIER.pack(kind, 0), given=(end,))
+    return Answer(body=messages.CARRIER.pack(kind, has_rings(kind)), given=(end,))
 
 
 def _status(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:

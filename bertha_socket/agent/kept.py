@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from bertha_socket.agent import addresses
-from bertha_socket.agent.handlers import Caller
+from bertha_socket.agent.handlers import Caller, Ways
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.memory import netns_cookie
 from bertha_socket.agent.talk import Talk
@@ -28,6 +29,15 @@ _SO_BINDTODEVICE: Final = 25
 _SO_MARK: Final = 36
 
 
+class Via(NamedTuple):
+    """Whose sockets a host is reached by, where they are not the agent's own: another user has these too, and
+    can lead them elsewhere, so what is found out by them is told to nobody else."""
+
+    uid: int
+    device: bytes
+    mark: int
+
+
 class Way(NamedTuple):
     """Questions with the same way may follow one another on one connection."""
 
@@ -37,13 +47,19 @@ class Way(NamedTuple):
     owner: Caller | None
 
 
-def _is_ordinary(sock: socket.socket) -> bool:
-    """Whether routes are all that decides where it leads: it is in no VRF and has no mark."""
+def _led_by(sock: socket.socket) -> tuple[bytes, int]:
+    """What beside routes decides where it leads: the device that it is bound to (a VRF), and its mark."""
     try:
         device = sock.getsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, 16).rstrip(b"\0")
-        return not device and not sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
+        return device, sock.getsockopt(socket.SOL_SOCKET, _SO_MARK)
     except OSError:
-        return False
+        return b"?", 0
+
+
+def _or_none(make: Callable[[], socket.socket]) -> socket.socket | None:
+    with contextlib.suppress(OSError):
+        return make()
+    return None
 
 
 class Kept:
@@ -55,10 +71,15 @@ class Kept:
         self._resting: dict[Talk, tuple[Way, float]] = {}
         self._own: int | None = None
 
-    def way(
-        self, caller: Caller, netns: int, addr: bytes, theirs: socket.socket
-    ) -> tuple[Way, socket.socket]:
-        """How to reach a host's agent from the caller's namespace, and a socket for it, which becomes the
+    def via(self, caller: Caller, netns: int, theirs: Ways) -> Via | None:
+        """By whose sockets hosts are reached from the caller's namespace; None: the agent's own."""
+        device, mark = _led_by(theirs.tcp)
+        if netns == self._own_netns() and not device and not mark:
+            return None
+        return Via(caller.peer.uid, device, mark)
+
+    def way(self, caller: Caller, netns: int, addr: bytes, theirs: Ways, via: Via | None) -> tuple[Way, Ways]:
+        """How to reach a host's agent from the caller's namespace, and sockets for it, which become the
         callee's.
 
         In the agent's own namespace the agent takes a socket of its own: nobody else can read it or write to
@@ -66,11 +87,16 @@ class Kept:
         for the caller's questions alone and goes when the caller does, also because it keeps its namespace
         alive.  Raises OSError.
         """
-        if netns == self._own_netns() and _is_ordinary(theirs):
-            with contextlib.suppress(OSError):
-                family = socket.AF_INET6 if ":" in addresses.to_text(addr) else socket.AF_INET
-                return Way(netns, addr, None), socket.socket(family)
-        return Way(netns, addr, caller), theirs.dup()
+        if via is None:
+            family = socket.AF_INET6 if ":" in addresses.to_text(addr) else socket.AF_INET
+            tcp = socket.socket(family)
+            return Way(netns, addr, None), Ways(
+                tcp, _or_none(lambda: socket.socket(family, socket.SOCK_DGRAM))
+            )
+        udp = theirs.udp
+        return Way(netns, addr, caller), Ways(
+            theirs.tcp.dup(), _or_none(udp.dup) if udp is not None else None
+        )
 
     def _own_netns(self) -> int:
         if self._own is None:

@@ -24,8 +24,8 @@ DESCRIPTOR_SHARE: Final = 0.5
 GREETING_SECONDS: Final = 10.0
 #: Seconds without programs after which an agent leaves.
 IDLE_SECONDS: Final = 60.0
-#: Descriptors with one message: LISTEN has three.
-DESCRIPTORS_PER_MESSAGE: Final = 4
+#: Descriptors with one message: LISTEN has five at the most.
+DESCRIPTORS_PER_MESSAGE: Final = 5
 
 
 def apply(changed: Iterable[tuple[str, int]]) -> None:

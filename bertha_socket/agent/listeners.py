@@ -96,7 +96,7 @@ class Listeners:
         if not offered:
             space.close()
             first = reach[0] if reach else where.addr
-            raise Refused(plans.refusal(process.policy, process.subject, first, where.port))
+            raise Refused(plans.refusal(process.policy, process.subject, first, where.port, where.proto))
         if known is None and process.peer.uid != 0:
             if self.entries_of(process.peer.uid) + len(offered) > limits.ENTRIES_PER_USER:
                 space.close()

@@ -70,6 +70,10 @@ class Directory:
         """How many entries are listed."""
         return int(lib.agent_dir_count(self._view))
 
+    def tell_news(self) -> None:
+        """Shims are to ask again about all destinations for which they have no plan."""
+        lib.agent_dir_news(self._view)
+
     def leave(self) -> None:
         """An orderly end: shims stop asking.  The mapping stays until the process ends."""
         lib.agent_dir_leave(self._view)

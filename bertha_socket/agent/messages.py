@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 MAGIC: Final = 0x41545242
 VERSION: Final = 1
-LAYOUT_VERSION: Final = 4
+LAYOUT_VERSION: Final = 5
 MESSAGE_MAX: Final = 16384
 RESOLVE_MAX: Final = 8
 

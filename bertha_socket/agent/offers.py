@@ -24,6 +24,8 @@ from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.secrets import Secrets, named_files
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types, get
+from bertha_socket.chunnels._native import native_probe
+from bertha_socket.chunnels._registry import BUILTIN
 from bertha_socket.dag import Chunnel, Dag, Need, Value
 from bertha_socket.negotiation.choose import Policy as ChoicePolicy
 from bertha_socket.negotiation.choose import choose
@@ -70,6 +72,14 @@ class Offers:
         except keys.KeyFileError as error:
             return error.strerror
         return None if key is None else keys.key_id(key)
+
+    def prepare(self) -> Iterator[None]:
+        """What takes long when the first offer is made, piece by piece: on a busy machine who waits for that
+        gives up, and is plain."""
+        for name in sorted(BUILTIN):
+            for implementation in get(name).implementations:
+                self._probe(name, implementation)
+            yield
 
     # -- offers ---------------------------------------------------------------------------------------
 
@@ -129,8 +139,8 @@ class Offers:
         def usable(kind: ChunnelType, implementation: Implementation) -> bool:
             if kind.name == "encrypt" and not has_key and not own_certificate:
                 return False
-            if proto == "udp" and (implementation.carrier == "native" or not implementation.builtin):
-                return False  # the carrier of datagrams is the one in Python, and runs our own code alone
+            if proto == "udp" and implementation.carrier == "native":
+                return False  # it is for streams; what is for datagrams runs in both sorts of carriers
             if implementation.carrier == "native" and native_path() is None:
                 return False
             if foreign and has_key and not implementation.builtin:
@@ -185,8 +195,9 @@ class Offers:
                 need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
             return  # clients have brought chunnels, and keep them
-        carrier = max((_least_carrier(offer) for offer in offers), default=CarrierKind.NATIVE)
-        if native_path() is None or where.proto == "udp":
+        least = _least_of_datagrams if where.proto == "udp" else _least_carrier
+        carrier = max((least(offer) for offer in offers), default=CarrierKind.NATIVE)
+        if native_path() is None:
             carrier = max(carrier, CarrierKind.PYTHON)
         if (need, carrier) != (listener.need, listener.carrier):
             _mark(listener, need, carrier)
@@ -195,15 +206,28 @@ class Offers:
 
     def choose(self, client: Offer, listener: Listener, addr: bytes) -> Choice | Refusal:
         """The plan for a client with that offer, and the listener made ready for it."""
-        try:
-            found = self.decide(client, self.of_listener(listener, addr))
-        except OSError as error:  # its rule says what cannot be: no reason to do without
-            return Refusal("the server's DAG", error.strerror or str(error))
-        if isinstance(found, Choice) and found.plan.chunnels and listener.offer is None:
+        found = self._decided(client, listener, addr)
+        if not _is_ready(listener, found):
+            assert isinstance(found, Choice)
             if listener.need == DagNeed.NONE:
                 _mark(listener, DagNeed.MAYBE, found.server)
-            elif listener.carrier < found.server:
+            else:
                 _mark(listener, listener.need, found.server)  # it can do all that the one before can
+        return found
+
+    def choose_for_anybody(self, client: Offer, listener: Listener, addr: bytes) -> Choice | Refusal | None:
+        """The same for one who may not be who he says he is: None if the listener is not ready for it."""
+        found = self._decided(client, listener, addr)
+        return found if _is_ready(listener, found) else None
+
+    def _decided(self, client: Offer, listener: Listener, addr: bytes) -> Choice | Refusal:
+        try:
+            server = self.of_listener(listener, addr)
+            found = self.decide(client, server)
+        except OSError as error:  # its rule says what cannot be: no reason to do without
+            return Refusal("the server's DAG", error.strerror or str(error))
+        if isinstance(found, Choice) and listener.where.proto == "udp":
+            found = found._replace(server=carrier_of_datagrams(found.plan, server, "server"))
         return found
 
     def decide(self, client: Offer, server: Offer) -> Choice | Refusal:
@@ -249,6 +273,13 @@ class Who(NamedTuple):
 def _nobody_runs_it(why: str) -> bool:
     """Whether a refusal is for want of implementations, not because somebody wants it so."""
     return why.startswith("no implementation")
+
+
+def _is_ready(listener: Listener, found: Choice | Refusal) -> bool:
+    """Whether its processes know already what this may ask of them."""
+    if isinstance(found, Refusal) or not found.plan.chunnels or listener.offer is not None:
+        return True
+    return listener.need != DagNeed.NONE and listener.carrier >= found.server
 
 
 def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:
@@ -336,6 +367,39 @@ def _least_carrier(offer: Offer) -> CarrierKind:
     if all(any(_is_builtin(c.type, i.name) for i in c.implementations) for c in wanted):
         return CarrierKind.PYTHON
     return CarrierKind.AUTHORS
+
+
+def carrier_of_datagrams(plan: Plan, offer: Offer, side: str) -> CarrierKind:
+    """The carrier of a UDP socket whose datagrams go by that plan."""
+    here = [(c.type, c.implementation(side)) for c in plan.chunnels if c.implementation(side) is not None]
+    if here and all(_is_native(t, n) for t, n in here):
+        return CarrierKind.NATIVE
+    return _python_of_datagrams(offer)
+
+
+def _python_of_datagrams(offer: Offer) -> CarrierKind:
+    """The carrier in Python of a UDP socket, whatever the plans are by which it speaks with others."""
+    entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *_all_of(offer.chunnels))
+    ours = all(_is_builtin(e.type, i.name) for e in entries for i in e.implementations)
+    return CarrierKind.PYTHON if ours else CarrierKind.AUTHORS
+
+
+def _least_of_datagrams(offer: Offer) -> CarrierKind:
+    """The carrier of datagrams for what the offer asks for, by the implementations that it likes best."""
+    wanted = tuple(offer.wanted())
+    best = [(c.type, c.implementations[0].name) for c in wanted if c.implementations]
+    if wanted and len(best) == len(wanted) and all(_is_native(kind, name) for kind, name in best):
+        return CarrierKind.NATIVE
+    return _python_of_datagrams(offer)
+
+
+def _is_native(kind: str, name: str | None) -> bool:
+    """Whether the native carrier of datagrams has that implementation."""
+    try:
+        found = any(i.name == name and i.builtin and i.native_datagrams for i in get(kind).implementations)
+    except KeyError:
+        return False
+    return found and native_path() is not None and native_probe(kind)() is None
 
 
 def checker(brought: Brought) -> Check:

@@ -52,16 +52,20 @@ def make_subject(program: str, exe: str, argv: tuple[str, ...], uid: int, name: 
     return Subject(program or os.path.basename(exe), exe, argv, user_name(uid), uid, name)
 
 
-def wishes(policy: Policy, subject: Subject, side: str, addr: bytes, port: int) -> Wishes:
-    """What `policy` says about that end of a TCP connection to `addr`."""
+def wishes(policy: Policy, subject: Subject, side: str, addr: bytes, port: int, proto: str = "tcp") -> Wishes:
+    """What `policy` says about that end of a connection to `addr`, or of datagrams sent there."""
     if not policy.rules:
         return Wishes()
-    return policy.wishes(subject, side, "tcp", ipaddress.ip_address(addresses.to_text(addr)), port)
+    return policy.wishes(subject, side, proto, ipaddress.ip_address(addresses.to_text(addr)), port)
 
 
-def offered(policy: Policy, subject: Subject, addr: bytes, port: int) -> int:
-    """The implementations that a listener's policy leaves under one address, as bits; 0: plain TCP only."""
-    left = allowed(wishes(policy, subject, "server", addr, port))
+def offered(policy: Policy, subject: Subject, addr: bytes, port: int, proto: str = "tcp") -> int:
+    """The implementations that a listener's policy leaves under one address, as bits; 0: the kernel's only.
+
+    Datagrams pass by shared memory or by the kernel."""
+    left = allowed(wishes(policy, subject, "server", addr, port, proto))
+    if proto == "udp" and "shm" not in left:
+        return 0
     if not any(i in LOCAL for i in left):
         return 0
     return sum(_BITS[i] for i in left)
@@ -121,15 +125,14 @@ def has_dags(policy: Policy, side: str, proto: str) -> bool:
 
 
 def listed(policy: Policy, subject: Subject, addr: bytes, where: Listening) -> bool:
-    """Whether a listener under one address has anything to negotiate.  Datagrams have no other carrier than
-    UDP, so without chunnels there is nothing."""
-    stream = where.proto == "tcp" and bool(offered(policy, subject, addr, where.port))
-    return stream or wants_chunnels(policy, subject, addr, where)
+    """Whether a listener under one address has anything to negotiate."""
+    local = bool(offered(policy, subject, addr, where.port, where.proto))
+    return local or wants_chunnels(policy, subject, addr, where)
 
 
-def refusal(policy: Policy, subject: Subject, addr: bytes, port: int) -> Why:
-    """The status for a listener whose policy leaves plain TCP only."""
-    prohibited = "shm" in wishes(policy, subject, "server", addr, port).prohibit
+def refusal(policy: Policy, subject: Subject, addr: bytes, port: int, proto: str) -> Why:
+    """The status for a listener whose policy leaves the kernel's carrying only."""
+    prohibited = "shm" in wishes(policy, subject, "server", addr, port, proto).prohibit
     return Why.SHM_PROHIBITED if prohibited else Why.POLICY
 
 
@@ -141,6 +144,7 @@ def agree(
     addr: bytes,
     port: int,
     available: Collection[str] = IMPLEMENTATIONS,
+    proto: str = "tcp",
 ) -> WirePlan:
     """The plan for `client` at a listener that `server` runs, of what is `available` to both.
 
@@ -149,16 +153,20 @@ def agree(
         raise Refused(Why.POLICY)
     uid = client.peer.uid
     picked = pick(
-        wishes(client.policy, client.subject, "client", addr, port),
-        wishes(server_policy, server, "server", addr, port),
+        wishes(client.policy, client.subject, "client", addr, port, proto),
+        wishes(server_policy, server, "server", addr, port, proto),
         same_user=uid == server_uid,
         client_user=(user_name(uid), str(uid)),
         server_user=(user_name(server_uid), str(server_uid)),
-        system_agent=os.geteuid() == 0,
+        # Whose a datagram is, nobody proves: a claim is believed by what comes next from its address.  So
+        # users who differ have to trust each other (decision 0021).
+        system_agent=os.geteuid() == 0 and proto != "udp",
         available=available,
     )
     if isinstance(picked, Refusal):
         raise Refused(_WHY[picked.cause])
+    if proto == "udp" and picked.implementation != "shm":
+        raise Refused(_WHY[picked.cause] or Why.POLICY)
     return WirePlan(
         _BITS[picked.implementation],
         messages.UINT32_MAX if picked.spin_us is None else picked.spin_us,

@@ -57,6 +57,24 @@ def open_port(port: int) -> socket.socket | str:
     return f"port {port} cannot be listened on ({problem.strerror}); set BERTHA_AGENT_PORT"
 
 
+def open_letters(listening: socket.socket | str) -> socket.socket | None:
+    """Beside a socket that listens on the agents' port: where questions come as datagrams.  None: it cannot
+    be had, and they come by connections."""
+    if isinstance(listening, str):
+        return None
+    sock = None
+    try:
+        sock = socket.socket(listening.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        if listening.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(listening.getsockname()[:2])
+        return sock
+    except OSError:
+        if sock is not None:
+            sock.close()
+        return None
+
+
 class Reach:
     """The networks whose hosts may have agents for us."""
 
@@ -93,6 +111,8 @@ class Others(NamedTuple):
     carrier_log: str | None = None
     #: An operator's order of preference.
     choice: Policy | None = None
+    #: Where questions come as datagrams; None: nowhere.
+    letters: socket.socket | None = None
 
 
 NO_OTHERS: Final = Others(Reach(()), 0, "not asked for")

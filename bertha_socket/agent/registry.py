@@ -74,7 +74,7 @@ class Registry:
         listener = self.listeners.register(process, where, route, diag, now)
         bits = 0
         for addr in listener.entries or [where.addr]:
-            bits |= plans.offered(listener.policy, listener.subject, addr, where.port)
+            bits |= plans.offered(listener.policy, listener.subject, addr, where.port, where.proto)
         return listener, bits
 
     def unlisten(self, process: Process, number: int, now: float) -> None:
@@ -123,7 +123,13 @@ class Registry:
         def make(available: Collection[str]) -> Link:
             where = wish.server_addr, wish.server_port
             plan = plans.agree(
-                process, listener.subject, listener.policy, listener.uid, *where, available=available
+                process,
+                listener.subject,
+                listener.policy,
+                listener.uid,
+                *where,
+                available=available,
+                proto=listener.where.proto,
             )
             rings = plan.implementation == messages.IMPL_SHM
             fd = memory.make_link(listener.id, index, process.peer.pid, rings)

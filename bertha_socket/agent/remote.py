@@ -1,31 +1,44 @@
 """Which chunnels a client's connections to a destination are to have: asked here, or of the agent there.
 
-What was found out is remembered: a plan for minutes, a host without an agent for a minute.  A destination
-that nobody has anything to say about is plain, and costs nothing from then on.
+What was found out is remembered: a plan for minutes, a host without an agent for a minute, though not
+without doubt (silence.py).  A destination that nobody has anything to say about is plain, and costs nothing
+from then on.
 
 A question travels by a connection that an earlier one has left behind (kept.py), if there is one.  Whatever
-goes wrong there, short of an answer, it is asked once more by a fresh connection.
+goes wrong there, short of an answer, it is asked once more by a fresh connection, and by a datagram meanwhile
+(letters.py).  If that is answered first, the connection has its answer as well, and is kept for the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, NamedTuple
 
 from bertha_socket.agent import addresses, messages
-from bertha_socket.agent.handlers import Answer, Caller
-from bertha_socket.agent.kept import Kept, Way
+from bertha_socket.agent.handlers import Answer, Caller, Ways
+from bertha_socket.agent.kept import Kept, Via, Way
+from bertha_socket.agent.letters import Letter
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.messages import CarrierKind, Negotiate, Verdict
 from bertha_socket.agent.model import Listener, Process
-from bertha_socket.agent.offers import Choice, Offers, carrier_of, checker, required_of
+from bertha_socket.agent.offers import (
+    Choice,
+    Offers,
+    carrier_of,
+    carrier_of_datagrams,
+    checker,
+    required_of,
+)
 from bertha_socket.agent.reach import Others
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.secrets import Secrets
+from bertha_socket.agent.silence import REFUSED_SECONDS, Belief, Host, Silences, believe
 from bertha_socket.agent.talk import Talk
 from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation._codec import NegotiationError
@@ -51,13 +64,15 @@ _KEPT_ROUND_TRIPS: Final = 4
 _KEPT_SECONDS_MAX: Final = 0.5
 _CACHE_MAX: Final = 4096
 _AT_ONCE: Final = 128
+#: Questions that nobody waits for are put while there are fewer than so many.
+_BEHIND_BACKS: Final = 64
 
 
 class Outcome(NamedTuple):
     """The answer to one question, and until when it holds (monotonic seconds)."""
 
     verdict: Verdict
-    until: float
+    belief: Belief
     plan: bytes = b""
     carrier: CarrierKind = CarrierKind.NATIVE
     detail: str = ""
@@ -67,11 +82,15 @@ class Outcome(NamedTuple):
     def reply(self, now: float, context: int = 0, *, application: bool = False) -> Answer:
         """`context`: what carriers call the client's own certificates.  `application`: the one who asks runs
         his chunnels himself, and knows what to do where there is nobody."""
-        left = max(0, min(round((self.until - now) * 1000), messages.UINT32_MAX))
+        left = max(0, min(round((self.belief.doubt - now) * 1000), messages.UINT32_MAX))
         verdict = Verdict.NOBODY if self.nobody and application else self.verdict
         return Answer(
             body=messages.pack_negotiate_reply(verdict, self.carrier, left, self.plan, self.detail, context)
         )
+
+
+def _firm(now: float, seconds: float) -> Belief:
+    return Belief(now, now + seconds, now + seconds)
 
 
 class _Key(NamedTuple):
@@ -82,25 +101,45 @@ class _Key(NamedTuple):
     port: int
     offer: Offer
     proto: str
+    #: And by the same sockets: see there.
+    via: Via | None
+
+    @property
+    def host(self) -> Host:
+        return self.netns, self.addr, self.via
 
 
 @dataclass(eq=False, slots=True)
 class _Question:
     key: _Key
+    #: Who has asked first.
+    uid: int
     secret: bytes | None
     machine: Initiator
     check: Check
     way: Way
-    #: For a fresh connection; None once it has one.
-    sock: socket.socket | None
+    #: For a fresh connection, and a datagram; None once it has one.
+    socks: Ways | None
     #: Until when a fresh connection must be there, and the answer.
     connected_by: float
     until: float
     talk: Talk | None = None
     #: `talk` is one that was kept.
     by_kept: bool = False
+    letter: Letter | None = None
+    #: A datagram has brought the answer.
+    over: bool = False
     #: Who waits for it, and the number of his certificates.
     waiting: list[tuple[Caller, int]] = field(default_factory=list)
+
+    def close(self) -> None:
+        """What is not wanted any more, but for the connection."""
+        if self.letter is not None:
+            self.letter.close()
+        for sock in self.socks or ():
+            if sock is not None:
+                sock.close()
+        self.socks = None
 
 
 def _initiator(key: _Key, secret: bytes | None) -> Initiator:
@@ -129,70 +168,85 @@ class Remote:
         self._answer = answer
         self._kept = Kept(loop)
         self._known: OrderedDict[_Key, Outcome] = OrderedDict()
-        #: Hosts without an agent: (namespace, address) to (until when, why).
-        self._silent: OrderedDict[tuple[int, bytes], tuple[float, str]] = OrderedDict()
+        self._silent = Silences()
         self._asked: dict[_Key, _Question] = {}
+        #: Those that are over, while their connections have yet to be answered.
+        self._over: set[_Question] = set()
 
     # -- a shim's question ----------------------------------------------------------------------------
 
-    def negotiate(
-        self, caller: Caller, process: Process, wish: Negotiate, sock: socket.socket
-    ) -> Answer | None:
-        """The answer, or None: it comes later.  `sock` is the way to the destination's host; whoever calls
-        this closes it."""
+    def negotiate(self, caller: Caller, process: Process, wish: Negotiate, socks: Ways) -> Answer | None:
+        """The answer, or None: it comes later.  `socks` are ways to the destination's host; whoever calls
+        this closes them."""
         now = self._loop.now
         where = addresses.endpoint(wish.server_addr, wish.server_port)
         application = process.offer is not None
         if process.policy_error is not None and not application:
-            return Outcome(Verdict.PLAIN, now + _LOCAL_SECONDS, detail=process.policy_error).reply(now)
+            return Outcome(Verdict.PLAIN, _firm(now, _LOCAL_SECONDS), detail=process.policy_error).reply(now)
         try:
             offer, context = self._offers.of_client(process, wish.server_addr, wish.server_port, wish.proto)
         except OSError as error:  # a rule says what cannot be: no reason to do without
             text = f"{where}: {error.strerror or error}"
-            return Outcome(Verdict.REFUSED, now + _LOCAL_SECONDS, detail=text).reply(now)
+            return Outcome(Verdict.REFUSED, _firm(now, _LOCAL_SECONDS), detail=text).reply(now)
         listener = self._listener(wish)
         if listener is not None:
             chosen = self._offers.choose(offer, listener, wish.server_addr)
-            return self._outcome(chosen, offer, where, _LOCAL_SECONDS).reply(now, context)
-        key = _Key(wish.netns, wish.server_addr, wish.server_port, offer, wish.proto)
+            return self._outcome(chosen, offer, where, _LOCAL_SECONDS, wish.proto).reply(now, context)
+        via = self._kept.via(caller, wish.netns, socks)
+        key = _Key(wish.netns, wish.server_addr, wish.server_port, offer, wish.proto, via)
         known = None if wish.fresh else self._look_up(key, where)
         if known is not None:
+            if known.belief.doubt <= now and key not in self._asked and len(self._asked) < _BEHIND_BACKS:
+                self._silent.asked(key.host, now)
+                with contextlib.suppress(OSError):
+                    self._put(caller, process, wish, key, socks)
             return known.reply(now, context, application=application)
-        question = self._asked.get(key)
-        if question is None:
-            if wish.server_addr not in self._reach or not self._port or len(self._asked) >= _AT_ONCE:
-                why = "its address is not one whose agents are asked (BERTHA_AGENT_PEERS)"
-                return self._nobody(offer, where, why, now + _NO_AGENT_SECONDS).reply(
-                    now, application=application
-                )
-            try:
-                secret = self._secrets.cluster_key()
-            except KeyFileError as error:
-                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(
-                    now, application=application
-                )
-            try:
-                machine = _initiator(key, secret)
-            except NegotiationError as error:
-                return self._nobody(offer, where, str(error.strerror), now + _LOCAL_SECONDS).reply(
-                    now, application=application
-                )
-            way, own = self._kept.way(caller, wish.netns, wish.server_addr, sock)
-            # Patience is for hosts that may not be there.  Where an agent has accepted, giving up early would
-            # make a connection plain that its server then refuses.
-            patience = min(_CONNECT_SECONDS, max(_LEAST_PATIENCE, wish.patience_ms / 1000))
-            if required_of(offer):
-                patience = _CONNECT_SECONDS_REQUIRED
-            begun = time.monotonic()  # the first offer takes a while to make, which is not the host's fault
-            question = _Question(
-                *(key, secret, machine, checker(process.brought), way, own),
-                connected_by=begun + patience,
-                until=begun + _TALK_SECONDS,
-            )
-            self._asked[key] = question
-            self._ask(question)
+        question = self._asked.get(key) or self._put(caller, process, wish, key, socks)
+        if isinstance(question, Outcome):
+            return question.reply(now, application=application)
         question.waiting.append((caller, context))
         return None
+
+    def _put(
+        self, caller: Caller, process: Process, wish: Negotiate, key: _Key, socks: Ways
+    ) -> _Question | Outcome:
+        """A question under way, or what is to be said without one.  Raises OSError."""
+        where = addresses.endpoint(key.addr, key.port)
+        now = self._loop.now
+        if key.addr not in self._reach or not self._port:
+            why = "its address is not one whose agents are asked (BERTHA_AGENT_PEERS)"
+            if not self._port:
+                why = "this host's agent asks no other (BERTHA_AGENT_PORT is 0)"
+            return self._nobody(key.offer, where, why, _firm(now, _NO_AGENT_SECONDS))
+        if not self._has_room(caller.peer.uid):
+            why = f"its agent is not asked: {_AT_ONCE} other questions are under way; connect again later"
+            return self._nobody(key.offer, where, why, _firm(now, REFUSED_SECONDS))
+        try:
+            secret = self._secrets.cluster_key()
+            machine = _initiator(key, secret)
+        except (KeyFileError, NegotiationError) as error:
+            return self._nobody(key.offer, where, str(error.strerror), _firm(now, _LOCAL_SECONDS))
+        way, own = self._kept.way(caller, wish.netns, wish.server_addr, socks, key.via)
+        # Patience is for hosts that may not be there.  Where an agent has accepted, giving up early would
+        # make a connection plain that its server then refuses.
+        patience = min(_CONNECT_SECONDS, max(_LEAST_PATIENCE, wish.patience_ms / 1000))
+        if required_of(key.offer):
+            patience = _CONNECT_SECONDS_REQUIRED
+        begun = time.monotonic()  # the first offer takes a while to make, which is not the host's fault
+        question = _Question(
+            *(key, caller.peer.uid, secret, machine, checker(process.brought), way, own),
+            connected_by=begun + patience,
+            until=begun + _TALK_SECONDS,
+        )
+        self._asked[key] = question
+        self._ask(question)
+        return question
+
+    def _has_room(self, uid: int) -> bool:
+        """Whether one more may be asked: no user who is not root has more than half of them."""
+        under_way = [q.uid for q in (*self._asked.values(), *self._over)]
+        most = _AT_ONCE if uid == 0 else _AT_ONCE // 2
+        return len(under_way) < _AT_ONCE and under_way.count(uid) < most
 
     def _listener(self, wish: Negotiate) -> Listener | None:
         """The listener of this host that the caller would reach; None: none, or it cannot be told which."""
@@ -210,12 +264,10 @@ class Remote:
     def _look_up(self, key: _Key, where: str) -> Outcome | None:
         now = self._loop.now
         known = self._known.get(key)
-        if known is not None and known.until > now:
+        if known is not None and known.belief.holds(now):
             return known
-        silent = self._silent.get((key.netns, key.addr))
-        if silent is not None and silent[0] > now:
-            return self._nobody(key.offer, where, silent[1], silent[0])
-        return None
+        silent = self._silent.look(key.host, now, required=bool(required_of(key.offer)))
+        return self._nobody(key.offer, where, silent.why, silent.belief) if silent is not None else None
 
     def _remember(self, key: _Key, outcome: Outcome) -> None:
         self._known[key] = outcome
@@ -223,35 +275,40 @@ class Remote:
         while len(self._known) > _CACHE_MAX:
             self._known.popitem(last=False)
 
-    def _remember_silence(self, key: _Key, why: str, until: float) -> None:
-        self._silent[key.netns, key.addr] = (until, why)
-        self._silent.move_to_end((key.netns, key.addr))
-        while len(self._silent) > _CACHE_MAX:
-            self._silent.popitem(last=False)
+    def heard(self, netns: int, addr: bytes) -> None:
+        """An agent at that host has asked us something: there is one."""
+        if self._silent.heard(netns, addr):
+            self._registry.directory.tell_news()
 
     # -- outcomes -------------------------------------------------------------------------------------
 
-    def _outcome(self, chosen: Choice | Refusal, offer: Offer, where: str, seconds: float) -> Outcome:
-        until = self._loop.now + seconds
+    def _outcome(
+        self, chosen: Choice | Refusal, offer: Offer, where: str, seconds: float, proto: str
+    ) -> Outcome:
+        now = self._loop.now
+        belief, refused = _firm(now, seconds), _firm(now, REFUSED_SECONDS)
         if isinstance(chosen, Refusal):
-            return Outcome(Verdict.REFUSED, until, detail=f"{where}: {chosen}")
+            return Outcome(Verdict.REFUSED, refused, detail=f"{where}: {chosen}")
         omitted = "; ".join(str(o) for o in chosen.plan.omitted)
         if not chosen.plan.chunnels:
-            return Outcome(Verdict.PLAIN, until, detail=f"{where}: left out: {omitted}" if omitted else "")
+            return Outcome(Verdict.PLAIN, belief, detail=f"{where}: left out: {omitted}" if omitted else "")
         try:
             plan = chosen.plan.encode()
         except NegotiationError as error:
-            return Outcome(Verdict.REFUSED, until, detail=f"{where}: {error.strerror}")
-        return Outcome(Verdict.PLAN, until, plan, chosen.client)
+            return Outcome(Verdict.REFUSED, refused, detail=f"{where}: {error.strerror}")
+        carrier = chosen.client
+        if proto == "udp":
+            carrier = carrier_of_datagrams(chosen.plan, offer, "client")
+        return Outcome(Verdict.PLAN, belief, plan, carrier)
 
     @staticmethod
-    def _nobody(offer: Offer, where: str, why: str, until: float) -> Outcome:
+    def _nobody(offer: Offer, where: str, why: str, belief: Belief) -> Outcome:
         """Nobody to negotiate with: plain, unless this end requires something."""
         required = required_of(offer)
         if not required:
-            return Outcome(Verdict.PLAIN, until, detail=f"{where}: {why}", nobody=True)
+            return Outcome(Verdict.PLAIN, belief, detail=f"{where}: {why}", nobody=True)
         text = f"{where}: required chunnel {', '.join(required)} cannot be had: {why}"
-        return Outcome(Verdict.REFUSED, until, detail=text, nobody=True)
+        return Outcome(Verdict.REFUSED, _firm(belief.since, REFUSED_SECONDS), detail=text, nobody=True)
 
     # -- asking another agent -------------------------------------------------------------------------
 
@@ -271,23 +328,47 @@ class Remote:
         talk.flush()
 
     def _ask_afresh(self, question: _Question) -> None:
-        sock = question.sock
-        assert sock is not None
-        question.sock, question.by_kept = None, False
-        question.talk = talk = Talk(self._loop, sock)
+        socks = question.socks
+        assert socks is not None
+        question.socks, question.by_kept = None, False
+        question.talk = talk = Talk(self._loop, socks.tcp)
         self._begin(question, talk, question.connected_by)
         host = addresses.to_text(question.key.addr)
-        if sock.family == socket.AF_INET6 and ":" not in host:
+        if socks.tcp.family == socket.AF_INET6 and ":" not in host:
             host = f"::ffff:{host}"
+        if socks.udp is not None:
+            done = partial(self._answered_by_letter, question)
+            question.letter = Letter(self._loop, socks.udp, question.machine, done)
+            question.letter.send((host, self._port))
         talk.connect((host, self._port))
 
     def _begin(self, question: _Question, talk: Talk, until: float) -> None:
         talk.begin(question.machine, until, lambda: None, lambda error: self._told(question, error))
 
+    def _answered_by_letter(self, question: _Question, event: Event) -> None:
+        """The connection goes on, so that it can be kept."""
+        del self._asked[question.key]
+        question.over = True
+        self._over.add(question)
+        self._tell(question, event, None)
+
+    def _tell(self, question: _Question, event: Event | None, error: OSError | None) -> None:
+        """Those who have been waiting."""
+        outcome = self._conclude(question, event, error)
+        waiting, question.waiting = question.waiting, []
+        for caller, context in waiting:
+            application = caller.process is not None and caller.process.offer is not None
+            self._answer(caller, outcome.reply(self._loop.now, context, application=application))
+
     def _told(self, question: _Question, error: OSError | None) -> None:
         """The conversation has ended."""
         talk = question.talk
         assert talk is not None
+        if question.over:
+            self._over.discard(question)
+            if not talk.closed:
+                self._kept.put(question.way, talk)
+            return
         event = question.machine.event()
         if question.by_kept and (event is None or isinstance(event, Failed)):
             # The other agent has ended or begun anew, or the way there has: that is no answer.
@@ -298,39 +379,41 @@ class Remote:
             self._ask_afresh(question)
             return
         del self._asked[question.key]
-        if question.sock is not None:
-            question.sock.close()
+        question.close()
         if not talk.closed:
             self._kept.put(question.way, talk)
-        outcome = self._conclude(question, event, error)
-        for caller, context in question.waiting:
-            application = caller.process is not None and caller.process.offer is not None
-            self._answer(caller, outcome.reply(self._loop.now, context, application=application))
+        self._tell(question, event, error)
 
     def _conclude(self, question: _Question, event: Event | None, error: OSError | None) -> Outcome:
         key, offer, talk = question.key, question.key.offer, question.talk
         where = addresses.endpoint(key.addr, key.port)
-        now = self._loop.now
+        now, host = self._loop.now, key.host
+        before = self._known.get(key)
+        none = believe(
+            now, _NO_LISTENER_SECONDS, before.belief if before is not None and before.nobody else None
+        )
         if isinstance(event, Plan):
             problem = acceptable(event, offer, "client", question.check)
             chosen = problem or Choice(event, carrier_of(event, offer, "client"))
-            outcome = self._outcome(chosen, offer, where, _PLAN_SECONDS)
+            outcome = self._outcome(chosen, offer, where, _PLAN_SECONDS, key.proto)
         elif isinstance(event, Refusal):
-            outcome = self._outcome(event, offer, where, _NO_LISTENER_SECONDS)
+            outcome = self._outcome(event, offer, where, REFUSED_SECONDS, key.proto)
         elif event is NO_LISTENER:
             why = "no program under bertha-run listens there"
-            outcome = self._nobody(offer, where, why, now + _NO_LISTENER_SECONDS)
+            outcome = self._nobody(offer, where, why, none)
         elif isinstance(event, Failed):
-            outcome = self._nobody(offer, where, event.why, now + _NO_LISTENER_SECONDS)
+            outcome = self._nobody(offer, where, event.why, none)
         else:
             met = talk is not None and talk.connected
             what = (
                 "the agent there does not answer" if met else f"no agent answers there on port {self._port}"
             )
             why = f"{what} ({error.strerror if error else 'it says nothing'})"
-            until = now + (_SLOW_SECONDS if met else _NO_AGENT_SECONDS)
-            self._remember_silence(key, why, until)
-            return self._nobody(offer, where, why, until)
+            silent = self._silent.note(host, why, now, _SLOW_SECONDS if met else _NO_AGENT_SECONDS)
+            return self._nobody(offer, where, why, silent.belief)
+        news = before is not None and before.nobody and not outcome.nobody
+        if self._silent.answered(host) or news:
+            self._registry.directory.tell_news()
         self._remember(key, outcome)
         return outcome
 
@@ -338,18 +421,22 @@ class Remote:
 
     def deadline(self) -> float | None:
         """See loop.Ticker."""
-        times = [q.talk.until for q in self._asked.values() if q.talk is not None]
+        times = [q.talk.until for q in (*self._asked.values(), *self._over) if q.talk is not None]
         kept = self._kept.deadline()
         return min(times if kept is None else [*times, kept], default=None)
 
     def tick(self, now: float) -> None:
         """See loop.Ticker."""
         self._kept.tick(now)
-        for question in list(self._asked.values()):
+        for question in [*self._asked.values(), *self._over]:
             talk = question.talk
             if talk is not None and talk.until <= now:
+                if question.letter is not None:
+                    question.letter.look()
                 talk.look()  # it is we who may have been slow
-                if talk.closed or self._asked.get(question.key) is not question:
+                if talk.closed or (
+                    question not in self._over and self._asked.get(question.key) is not question
+                ):
                     continue
                 if talk.connected and question.until > now and not question.by_kept:
                     talk.until = question.until  # it has accepted in time: it has the rest of its time
@@ -362,12 +449,12 @@ class Remote:
 
     def close(self) -> None:
         """Ends all conversations; nobody is answered any more."""
-        for question in self._asked.values():
+        for question in (*self._asked.values(), *self._over):
             if question.talk is not None:
                 question.talk.close()
-            if question.sock is not None:
-                question.sock.close()
+            question.close()
         self._asked.clear()
+        self._over.clear()
         self._kept.close()
 
     @property
@@ -389,20 +476,19 @@ class Remote:
                 "verdict": outcome.verdict.name.lower(),
                 "chunnels": [c.type for c in Plan.decode(outcome.plan).chunnels] if outcome.plan else [],
                 "detail": outcome.detail or None,
-                "seconds": round(outcome.until - now, 1),
+                "seconds": round(outcome.belief.until - now, 1),
             }
             for key, outcome in self._known.items()
-            if outcome.until > now
+            if outcome.belief.holds(now)
         ]
         silent: list[dict[str, object]] = [
             {
                 "destination": addresses.to_text(addr),
                 "verdict": "silent",
                 "chunnels": [],
-                "detail": why,
-                "seconds": round(until - now, 1),
+                "detail": found.why,
+                "seconds": round(found.belief.until - now, 1),
             }
-            for (_, addr), (until, why) in self._silent.items()
-            if until > now
+            for (_, addr, _), found in self._silent.believed(now)
         ]
         return plans + silent

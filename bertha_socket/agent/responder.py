@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections import Counter
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from bertha_socket.agent import addresses
+from bertha_socket.agent.letters import Letterbox
 from bertha_socket.agent.loop import Loop
 from bertha_socket.agent.memory import netns_cookie
 from bertha_socket.agent.model import Listener
-from bertha_socket.agent.offers import Offers
+from bertha_socket.agent.offers import Choice, Offers
 from bertha_socket.agent.reach import Reach
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.secrets import Secrets
@@ -25,6 +27,7 @@ from bertha_socket.agent.talk import Talk
 from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation.machine import NO_LISTENER, Answer, Asked
 from bertha_socket.negotiation.machine import Responder as Machine
+from bertha_socket.negotiation.offer import Offer
 from bertha_socket.negotiation.plan import Refusal
 
 _AT_ONCE: Final = 64
@@ -33,6 +36,11 @@ _SECONDS: Final = 3.0
 #: So many more may be connected and wait for their next question, this long.
 _KEPT_MAX: Final = 512
 _KEPT_SECONDS: Final = 345.0
+#: Answers that are remembered for a question that comes by a connection as well, or once more.
+_ANSWERS_MAX: Final = 64
+
+
+_Choose = Callable[[Offer, Listener, bytes], Choice | Refusal | None]
 
 
 class _Guest(NamedTuple):
@@ -57,7 +65,12 @@ class Responder:
         self._resting: dict[Talk, None] = {}
         self._per_host: Counter[bytes] = Counter()
         self._own = 0
+        self._letters = Letterbox(loop, secrets, reach, self._decide_letter, lambda *host: self.heard(*host))
+        #: By namespace and question: until when it is the answer.
+        self._answers: OrderedDict[tuple[int, bytes], tuple[float, Answer]] = OrderedDict()
         self.answered = 0
+        #: Called with the namespace and the address of a host whose agent has asked.
+        self.heard: Callable[[int, bytes], None] = lambda netns, host: None
         registry.listeners.spaces.left = self.leave
 
     # -- ports ----------------------------------------------------------------------------------------
@@ -77,10 +90,19 @@ class Responder:
         self._listening[netns] = sock
         self._loop.watch(sock, lambda: self._accept(netns))
 
+    def take_letters(self, sock: socket.socket) -> None:
+        """Takes over a UDP socket that is bound to the agents' port, of a namespace where we listen."""
+        netns = netns_cookie(sock.fileno())
+        if netns in self._listening:
+            self._letters.open(netns, sock)
+        else:
+            sock.close()
+
     def leave(self, netns: int) -> None:
         """Nobody listens in that namespace any more: it must not be kept alive by us."""
         if netns != self._own:
             self._close(netns)
+            self._letters.close(netns)
             for talk in [t for t in self._resting if self._talks[t].netns == netns]:
                 self._drop(talk)
 
@@ -97,6 +119,7 @@ class Responder:
         if listening is None:
             return
         try:
+            listening.setblocking(False)  # a shim has it, too
             sock, peer = listening.accept()
         except OSError:
             return
@@ -166,10 +189,35 @@ class Responder:
     def _heard(self, talk: Talk, machine: Machine) -> None:
         event = machine.event()
         if isinstance(event, Asked):
-            machine.answer(self._decide(self._talks[talk].netns, event))
+            guest = self._talks[talk]
+            machine.answer(self._decide(guest.netns, machine, event))
+            self.heard(guest.netns, guest.host)
 
-    def _decide(self, netns: int, asked: Asked) -> Answer:
-        """The plan for a client of another host."""
+    def _decide(self, netns: int, machine: Machine, asked: Asked) -> Answer:
+        """The plan for a client of another host.  A question that comes twice has one answer."""
+        answer = self._answer(netns, machine, asked, self._offers.choose)
+        assert answer is not None
+        return answer
+
+    def _decide_letter(self, netns: int, machine: Machine, asked: Asked, genuine: bool) -> Answer | None:
+        """The same for a datagram.  Anybody may have written the address on one that is not `genuine`: it
+        changes nothing for the listener, and where that would be needed the connection is waited for."""
+        choose = self._offers.choose if genuine else self._offers.choose_for_anybody
+        return self._answer(netns, machine, asked, choose)
+
+    def _answer(self, netns: int, machine: Machine, asked: Asked, choose: _Choose) -> Answer | None:
+        now = self._loop.now
+        known = self._answers.get((netns, machine.question))
+        if known is not None and known[0] > now:
+            return known[1]
+        answer = self._choose(netns, asked, choose)
+        if answer is not None:
+            self._answers[netns, machine.question] = (now + _SECONDS, answer)
+        if len(self._answers) > _ANSWERS_MAX:
+            self._answers.popitem(last=False)
+        return answer
+
+    def _choose(self, netns: int, asked: Asked, choose: _Choose) -> Answer | None:
         try:
             addr = addresses.from_text(asked.addr)
         except OSError:
@@ -177,8 +225,10 @@ class Responder:
         listener = self._find(netns, addr, asked.port, asked.proto)
         if listener is None:
             return NO_LISTENER
+        chosen = choose(asked.offer, listener, addr)
+        if chosen is None:
+            return None
         self.answered += 1
-        chosen = self._offers.choose(asked.offer, listener, addr)
         return chosen if isinstance(chosen, Refusal) else chosen.plan
 
     def _find(self, netns: int, addr: bytes, port: int, proto: str) -> Listener | None:
@@ -212,5 +262,6 @@ class Responder:
             talk.close()
         self._talks.clear()
         self._resting.clear()
+        self._letters.close_all()
         for netns in list(self._listening):
             self._close(netns)

@@ -88,18 +88,19 @@ class Secrets:
 
     def cluster_key(self) -> bytes | None:
         """The key that is configured now.  Raises keys.KeyFileError."""
-        self._key = key = keys.find()
-        if self._cluster is not None and self._cluster.key != key:
-            self._cluster = _cluster_context(key)
-            self.changed(self._cluster)
+        key = keys.find()
+        if self._key != key:
+            self._key = key
+            if self._cluster is not None:
+                self._cluster = _cluster_context(key)
+                self.changed(self._cluster)
             for number, context in list(self._own.items()):
                 self._tell(number, context._replace(key=key))
         return key
 
     def contexts(self) -> list[Context]:
         """What a carrier is told when it starts.  From then on it is told of changes too."""
-        with contextlib.suppress(keys.KeyFileError):
-            self.cluster_key()
+        self._now()
         if self._cluster is None:  # a certificate takes a while to make, and is for carriers alone
             self._cluster = _cluster_context(self._key)
         return [self._cluster, *self._own.values()]
@@ -116,7 +117,7 @@ class Secrets:
         try:
             self._tell(number, self._context(number, files, uid))
         except SecretError:
-            self._tell(number, Context(number, None, self._key))
+            self._tell(number, Context(number, None, self._now()))
             raise
 
     def for_client(self, dag: Dag | None, uid: int) -> int:
@@ -148,7 +149,16 @@ class Secrets:
         if uid != os.geteuid():
             problem = "a system agent does not read the certificates of another user's policy"
             raise SecretError(errno.EPERM, f"encrypt: {problem}; run an agent as that user")
-        return Context(number, read(files), self._key)
+        return Context(number, read(files), self._now())
+
+    def _now(self) -> bytes | None:
+        """The cluster key that goes along with certificates."""
+        try:
+            return self.cluster_key()
+        except keys.KeyFileError:
+            if self._key is None:  # nobody has this one, so nobody is served who should have had the other
+                self._key = os.urandom(32)
+            return self._key
 
     def _tell(self, number: int, context: Context) -> None:
         self._own.pop(number, None)

@@ -56,7 +56,9 @@ def serve(path: str, idle_seconds: float | None = None, *, detached: bool) -> bo
         raise paths.PlaceError(errno.EINVAL, str(error)) from None
     # In the namespace that we were started in, which is our host's.
     log = path + ".carriers.log" if detached else None
-    others = reach.Others(reach_of_us, port, reach.open_port(port), log, choice)
+    listening_there = reach.open_port(port)
+    letters = reach.open_letters(listening_there)
+    others = reach.Others(reach_of_us, port, listening_there, log, choice, letters)
     if detached:
         os.chdir("/")
         memory.leave_netns()

@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from bertha_socket.agent import limits, memory, messages, plans, sockets, status
@@ -18,7 +18,7 @@ from bertha_socket.agent.authors import Authors, Brought
 from bertha_socket.agent.carriers import Carriers
 from bertha_socket.agent.connection import Connection
 from bertha_socket.agent.errands import Errands
-from bertha_socket.agent.handlers import Answer, Caller
+from bertha_socket.agent.handlers import Answer, Caller, Ways
 from bertha_socket.agent.loop import READ, Ticker
 from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.offers import Offers
@@ -72,6 +72,9 @@ class Server:
         registry.listeners.forgotten = secrets.drop
         self._remote = Remote(self, registry, self._offers, secrets, others, self._answer_late)
         self._responder = Responder(self, registry, self._offers, secrets, others.reach)
+        self._responder.heard = self._remote.heard
+        #: What is done as soon as there is nothing else to do; once.
+        self._chores: Iterator[None] | None = self._offers.prepare()
         self._tickers: tuple[Ticker, ...] = (self._errands, self._remote, self._responder)
 
     # -- the loop -------------------------------------------------------------------------------------
@@ -87,6 +90,8 @@ class Server:
         self.watch(self._wake_in, self._woken)
         if isinstance(self._others.listening, socket.socket):
             self._responder.listen(self._others.listening, own=True)
+        if self._others.letters is not None:
+            self._responder.take_letters(self._others.letters)
         try:
             while not self._stopping:
                 self._turn()
@@ -121,7 +126,10 @@ class Server:
     def _turn(self) -> None:
         deadline = self._deadline()
         timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
-        for key, _ in self._selector.select(timeout):
+        ready = self._selector.select(timeout if self._chores is None else 0)
+        if not ready and self._chores is not None:
+            self._do_chore(self._chores)
+        for key, _ in ready:
             self.now = time.monotonic()
             call: Callable[[], None] = key.data
             try:
@@ -138,6 +146,15 @@ class Server:
             self._idle_since = self.now
         elif self.now - self._idle_since >= self._idle_seconds:
             self._stopping = True
+
+    def _do_chore(self, chores: Iterator[None]) -> None:
+        try:
+            next(chores)
+        except StopIteration:
+            self._chores = None
+        except Exception:
+            self._chores = None
+            self._fault()
 
     def _fault(self) -> None:
         """Remembers a mistake of our own for STATUS."""
@@ -306,18 +323,24 @@ class Server:
             self.watch(connection.sock, lambda: self._readable(connection))
 
     def negotiate(
-        self, caller: Caller, process: Process, wish: messages.Negotiate, sock: socket.socket
+        self, caller: Caller, process: Process, wish: messages.Negotiate, socks: Ways
     ) -> Answer | None:
         """Which chunnels connections to a destination get; None: the answer comes later."""
-        return self._remote.negotiate(caller, process, wish, sock)
+        return self._remote.negotiate(caller, process, wish, socks)
 
     def settle(self, listener: Listener) -> None:
         """Decides what a listener's connections may have, after it has registered."""
         self._offers.settle(listener)
+        if listener.need != messages.DagNeed.NONE or listener.offer is not None:
+            self.registry.directory.tell_news()  # who asked before it was there
 
     def adopt_port(self, fd: int) -> None:
         """Takes over a socket that listens on the agents' port of a namespace."""
         self._responder.listen(socket.socket(fileno=fd))
+
+    def adopt_letters(self, fd: int) -> None:
+        """Takes over a UDP socket that is bound to it."""
+        self._responder.take_letters(socket.socket(fileno=fd))
 
     def carrier_socket(self, caller: Caller, kind: messages.CarrierKind) -> int:
         """A new way to a carrier, which becomes the caller's."""
@@ -337,7 +360,7 @@ class Server:
         assert isinstance(caller, Connection)
         uid = caller.peer.uid
         agent = status.agent_facts(self.registry, self.started)
-        agent |= {"faults": self._faults, "last_fault": self._last_fault}
+        agent |= {"faults": self._faults, "last_fault": self._last_fault, "prepared": self._chores is None}
         agent |= self._chunnel_facts(uid)
 
         def done(outcome: int | None) -> None:

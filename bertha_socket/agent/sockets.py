@@ -80,13 +80,13 @@ def inspect_listening(fd: int) -> Listening:
             sock.detach()
 
 
-def listens_for_agents(fd: int, netns: int) -> bool:
-    """Whether `fd` is a TCP socket that listens on all addresses of that namespace."""
+def is_for_agents(fd: int, netns: int, proto: str) -> bool:
+    """Whether `fd` listens on all addresses of that namespace; of UDP: is bound to them."""
     try:
         found = inspect_listening(fd)
     except NotUsable:
         return False
-    return found.proto == "tcp" and found.netns == netns and addresses.is_wildcard(found.addr)
+    return found.proto == proto and found.netns == netns and addresses.is_wildcard(found.addr)
 
 
 def adopt_netlink(fd: int, protocol: int, netns: int) -> socket.socket:
@@ -112,9 +112,10 @@ def adopt_netlink(fd: int, protocol: int, netns: int) -> socket.socket:
     return sock
 
 
-def adopt_client(fd: int, netns: int) -> socket.socket:
-    """Takes `fd` over as a TCP socket of that namespace that is not connected.  Raises NotUsable (and then
-    `fd` is still the caller's)."""
+def adopt_client(fd: int, netns: int, proto: str = "tcp") -> socket.socket:
+    """Takes `fd` over as a TCP or UDP socket of that namespace that is not connected.  Raises NotUsable (and
+    then `fd` is still the caller's)."""
+    number = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}[proto]
     try:
         sock = socket.socket(fileno=fd)
     except OSError as error:
@@ -122,8 +123,7 @@ def adopt_client(fd: int, netns: int) -> socket.socket:
     try:
         good = (
             sock.family in (socket.AF_INET, socket.AF_INET6)
-            and sock.type == socket.SOCK_STREAM
-            and _option(sock, socket.SOL_SOCKET, socket.SO_PROTOCOL) == socket.IPPROTO_TCP
+            and _option(sock, socket.SOL_SOCKET, socket.SO_PROTOCOL) == number
             and not _option(sock, socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
             and netns_cookie(fd) == netns
         )
@@ -132,13 +132,13 @@ def adopt_client(fd: int, netns: int) -> socket.socket:
                 sock.getpeername()
             except OSError:
                 return sock
-        raise NotUsable("not an unconnected TCP socket of the caller's network namespace")
+        raise NotUsable(f"not an unconnected {proto} socket of the caller's network namespace")
     except NotUsable:
         sock.detach()
         raise
     except OSError as error:
         sock.detach()
-        raise NotUsable("not a TCP socket") from error
+        raise NotUsable(f"not a {proto} socket") from error
 
 
 def is_eventfd(fd: int) -> bool:

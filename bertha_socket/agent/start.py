@@ -19,7 +19,10 @@ from typing import Final
 from bertha_socket.agent import paths
 from bertha_socket.agent.client import is_serving
 
-_SECONDS: Final = 3.0
+#: For an agent that is still starting: on a busy machine that takes seconds, and who gives it up is plain.
+_SECONDS: Final = 10.0
+#: For another's, once ours has ended without a word.
+_OTHERS_SECONDS: Final = 3.0
 #: What an agent that is started on demand takes from the environment of whoever needs it first.
 _KEPT: Final = (
     *("PATH", "HOME", "USER", "LANG", "XDG_CONFIG_HOME", "XDG_RUNTIME_DIR"),
@@ -83,8 +86,8 @@ def ensure_agent(
 ) -> Status:
     """Sees to it that an agent serves at `path` (default: this user's place).
 
-    Takes up to about three seconds when it must start one.  Safe for any number of callers at once: one
-    agent comes out of it.
+    Takes as long as an agent needs to start when it must start one, ten seconds at the most.  Safe for any
+    number of callers at once: one agent comes out of it.
     `policy`: the file whose [agent] it goes by, if not the one in force.
     Never raises OSError: a program can do without an agent.
     """
@@ -108,6 +111,8 @@ def ensure_agent(
             assert first.stderr is not None
             said, ended = _read_all(first.stderr.fileno(), deadline)
             first.wait()
+        if ended:
+            deadline = min(deadline, time.monotonic() + _OTHERS_SECONDS)
         while not is_serving(where):
             if time.monotonic() >= deadline:
                 said_text = said.decode("utf-8", "replace").strip().splitlines()

@@ -23,6 +23,8 @@ _CHUNK: Final = 1 << 20
 _CONNECTIONS_MAX: Final = 1 << 17
 
 _IMPLEMENTATION: Final = {lib.BERTHA_CONN_SHM: "shm", lib.BERTHA_CONN_UNIX: "unix"}
+#: BERTHA_CARRIER_*
+_CARRIERS: Final = ("native", "python", "authors")
 #: Why a connection that still waits for its peer is plain: as connlog.c says when it ends like that.
 _WAITING: Final = {lib.BERTHA_CONN_CLAIMED: Reason.NOT_ATTACHED, lib.BERTHA_CONN_MAYBE: Reason.PEER_UNAWARE}
 
@@ -34,18 +36,23 @@ def _reason_text(kind: int, code: int) -> str | None:
 
 def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
     """The connection log's object (native/core/connlog.c) of a connection that is still there."""
-    implementation = _IMPLEMENTATION.get(conn.kind, "tcp")
-    plain = implementation == "tcp"
+    proto = "udp" if conn.family & lib.BERTHA_FAMILY_DATAGRAMS else "tcp"
+    implementation = "shm" if conn.boxed else _IMPLEMENTATION.get(conn.kind, proto)
+    plain = implementation == proto
     where = "global" if plain else "host"
     chunnels = [{"type": "local_or_remote", "implementation": implementation, "where": where}]
-    reason = _reason_text(conn.kind, conn.reason)
+    reason = _reason_text(conn.kind, 0 if conn.boxed else conn.reason)
     # As for the mailbox of `unix`, a socketpair has taken the kernel's place.
     swapped = conn.kind in (lib.BERTHA_CONN_UNIX, lib.BERTHA_CONN_CARRIED) and process.carried_fd >= 0
-    proto = "udp" if conn.family & lib.BERTHA_FAMILY_DATAGRAMS else "tcp"
     told = carried.look(process.carried_fd, index, proto) if swapped else None
     if told is not None:
         chunnels, plain, why = told
         reason = why or reason
+    carriers: dict[str, object] = {}
+    if 0 < conn.carried_by <= len(_CARRIERS):
+        carriers["carried_by"] = _CARRIERS[conn.carried_by - 1]
+        if 0 < conn.beside < len(_CARRIERS):
+            carriers["beside"] = _CARRIERS[conn.beside]
     return {
         "time": conn.opened_ns / 1e9,
         "pid": process.peer.pid if conn.pid == process.hello.pid else conn.pid,
@@ -60,6 +67,7 @@ def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
         "tx_bytes": conn.tx_bytes,
         "rx_bytes": conn.rx_bytes,
         "setup_us": conn.setup_us,
+        **carriers,
     }
 
 

@@ -1,7 +1,8 @@
 """One TCP connection between two agents, in the loop: bytes in and out of a state machine, with a deadline.
 
-The machine (negotiation/machine.py) knows the protocol; this knows the socket.  Nothing here waits.  When a
-conversation has ended with an answer, the connection can be had again for the next one.
+The machine (negotiation/machine.py) knows the protocol; this knows the socket.  Nothing here waits, also
+where a shim has the socket, too, and has taken O_NONBLOCK off it.  When a conversation has ended with an
+answer, the connection can be had again for the next one.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Talk:
         """Connects first; the outcome comes by `done`, never before this returns."""
         self._connecting = True
         self.took = time.monotonic()
+        self._sock.setblocking(False)  # there is no flag for that: right before, for who has it, too
         number = self._sock.connect_ex(address)
         if number not in (0, errno.EINPROGRESS, errno.EINTR):
             # As if it had come later: callers have not yet noted that this is under way.
@@ -113,7 +115,7 @@ class Talk:
         self._out += machine.outgoing()
         while self._out:
             try:
-                sent = self._sock.send(self._out, socket.MSG_NOSIGNAL)
+                sent = self._sock.send(self._out, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError as error:
@@ -173,7 +175,7 @@ class Talk:
                 self._lost()
             return
         try:
-            data = self._sock.recv(_CHUNK)
+            data = self._sock.recv(_CHUNK, socket.MSG_DONTWAIT)
         except (BlockingIOError, InterruptedError):
             self.flush()
             return

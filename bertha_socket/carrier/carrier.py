@@ -8,11 +8,15 @@ import resource
 import socket
 from typing import Final
 
-from bertha_socket.carrier.apart import Apart, log_counts
+from bertha_socket.carrier import apart
+from bertha_socket.carrier.apart import log_counts
+from bertha_socket.carrier.beside import Beside
 from bertha_socket.carrier.connection import Connection
 from bertha_socket.carrier.control import Control
 from bertha_socket.carrier.datagrams import Datagrams
+from bertha_socket.carrier.ends import Pair
 from bertha_socket.carrier.loop import READ, Loop
+from bertha_socket.carrier.process import Processes
 from bertha_socket.carrier.session import Mode, Session, State
 from bertha_socket.carrier.shim import Carry, Shim
 from bertha_socket.chunnels import Context
@@ -47,7 +51,7 @@ class Carrier:
         self._shims: set[Shim] = set()
         self._connections: set[Connection] = set()
         self._datagrams: set[Datagrams] = set()
-        self._apart = Apart(self.loop, self._settled)
+        self._processes = Processes(self.loop, self._settled)
         self._idle_told = True
         self.loop.watch(control.fileno(), READ, self._on_control)
 
@@ -61,7 +65,7 @@ class Carrier:
 
     @property
     def _connected(self) -> bool:
-        return bool(self._connections or self._datagrams or self._apart.busy)
+        return bool(self._connections or self._datagrams or self._processes.busy)
 
     def _on_control(self, events: int) -> None:
         self.control.receive()
@@ -85,7 +89,8 @@ class Carrier:
         self.loop.watch(sock.fileno(), READ, readable)
 
     def _carry_datagrams(self, carry: Carry) -> None:
-        datagrams = Datagrams(self.loop, self.control, carry, self._datagrams_ended)
+        made = Beside if carry.beside else Datagrams
+        datagrams = made(self.loop, self.control, carry, self._processes, self._datagrams_ended)
         self._datagrams.add(datagrams)
         datagrams.start()
 
@@ -94,6 +99,7 @@ class Carrier:
         self._settled()
 
     def _carry(self, carry: Carry) -> None:
+        self.control.catch_up()
         if carry.datagrams:
             self._carry_datagrams(carry)
             return
@@ -127,7 +133,7 @@ class Carrier:
         connection = Connection(
             self.loop,
             carry.tcp,
-            carry.pair,
+            carry.rings or Pair(carry.pair),
             session,
             self._ended,
             apart=lambda c: self._move_apart(c, carry),
@@ -138,10 +144,10 @@ class Carrier:
 
     def _move_apart(self, connection: Connection, carry: Carry) -> None:
         self._connections.discard(connection)
-        self._apart.start(connection, carry.status)
+        apart.start(self._processes, connection, carry.status)
 
     def _ended(self, connection: Connection) -> None:
-        log_counts(connection.session)
+        log_counts(connection.session.context)
         self._connections.discard(connection)
         self._settled()
 

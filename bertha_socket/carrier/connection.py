@@ -16,15 +16,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from bertha_socket.carrier.ends import CHUNK, End, some
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
 from bertha_socket.carrier.session import Session, State
 
-#: Bytes per read; bytes in a queue above which nothing more is read for it.
-CHUNK: Final = 64 * 1024
+#: Bytes in a queue above which nothing more is read for it.
 QUEUE_MAX: Final = 256 * 1024
 #: Reads in a row, so that one connection does not keep the others waiting.
 _ROUNDS: Final = 4
-_IOV_MAX: Final = 64
 #: How long the network's end is waited for when the chunnels have ended before it.
 _LINGER_SECONDS: Final = 10.0
 _libc: Final = ctypes.CDLL(None, use_errno=True)  # the socket module cannot dissolve an association
@@ -43,7 +42,7 @@ class Connection:
         self,
         loop: Loop,
         tcp: socket.socket,
-        pair: socket.socket,
+        program: End,
         session: Session,
         ended: Callable[[Connection], None],
         busy: Callable[[bool], None] = lambda _: None,
@@ -52,7 +51,7 @@ class Connection:
     ) -> None:
         self._loop = loop
         self.tcp = tcp
-        self.pair = pair
+        self.program = program
         self.session = session
         self._ended = ended
         #: Told before and after a chunnel works.
@@ -73,7 +72,6 @@ class Connection:
         self._tcp_quiet = False  # the network has nothing more to tell
         self._lingers_until: float | None = None
         tcp.setblocking(False)
-        pair.setblocking(False)
         with contextlib.suppress(OSError):
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -102,11 +100,14 @@ class Connection:
         return not self._open
 
     def detach(self) -> None:
-        """Lets go of the sockets without closing them: another process has them."""
+        """Lets go of the sockets without closing them: another process is to have them."""
+        self._release()
+        self.program.pack()
+
+    def _release(self) -> None:
         self._open = False
         self._loop.set(self._timer, None)
         self._loop.watch(self.tcp.fileno(), None, self._on_network)
-        self._loop.watch(self.pair.fileno(), None, self._on_program)
 
     # -- events ---------------------------------------------------------------------------------------
 
@@ -167,13 +168,15 @@ class Connection:
                 self.run(self.session.network_end)
                 return
             self.run(self.session.network, data)
+            if len(data) < CHUNK:
+                return  # as a rule there is no more
 
     def _read_program(self) -> None:
         for _ in range(_ROUNDS):
             if not self._takes_program():
                 return
             try:
-                data = self.pair.recv(CHUNK)
+                data = self.program.recv()
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -185,6 +188,8 @@ class Connection:
                 self.run(self.session.program_end)
                 return
             self.run(self.session.program, data)
+            if len(data) < CHUNK:
+                return
 
     # -- what follows ---------------------------------------------------------------------------------
 
@@ -218,8 +223,7 @@ class Connection:
                 self.tcp.shutdown(socket.SHUT_WR)
         if not session.to_program and session.program_ended and not self._eof_sent:
             self._eof_sent = True
-            with contextlib.suppress(OSError):
-                self.pair.shutdown(socket.SHUT_WR)
+            self.program.end()
         if self._fin_sent and (self._eof_sent or self._program_gone):
             if self._program_gone or self._network_over:
                 self._close()
@@ -236,7 +240,7 @@ class Connection:
         """
         if self._lingers_until is None:
             self._lingers_until = time.monotonic() + _LINGER_SECONDS
-            self._loop.watch(self.pair.fileno(), None, self._on_program)
+            self.program.watch(self._loop, None, self._on_program)
             self._loop.watch(self.tcp.fileno(), READ, self._on_last)
             self._loop.set(self._timer, self._lingers_until)
 
@@ -272,14 +276,14 @@ class Connection:
             program = (program or 0) | WRITE
         if not program and not (self._program_over and not self._program_gone):
             program = None  # a hang-up would be told again and again
-        self._loop.watch(self.pair.fileno(), program, self._on_program)
+        self.program.watch(self._loop, program, self._on_program)
         self._loop.set(self._timer, session.deadline())
 
     def _flush_network(self) -> bool:
         session = self.session
         while session.to_network:
             try:
-                sent = self.tcp.sendmsg(_some(session.to_network), (), socket.MSG_NOSIGNAL)
+                sent = self.tcp.sendmsg(some(session.to_network), (), socket.MSG_NOSIGNAL)
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
@@ -292,7 +296,7 @@ class Connection:
         session = self.session
         while session.to_program and not self._program_gone:
             try:
-                sent = self.pair.sendmsg(_some(session.to_program), (), socket.MSG_NOSIGNAL)
+                sent = self.program.send(session.to_program)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError:
@@ -309,15 +313,11 @@ class Connection:
     def _close(self) -> None:
         if not self._open:
             return
-        self.detach()
+        self._release()
         self.tcp.close()
-        self.pair.close()
+        self.program.close(self._eof_sent)
         self.session.close()
         self._ended(self)
-
-
-def _some(queue: deque[Any]) -> list[Any]:
-    return [queue[i] for i in range(min(len(queue), _IOV_MAX))]
 
 
 def _drop(queue: deque[Any], sent: int) -> None:

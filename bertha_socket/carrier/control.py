@@ -73,17 +73,23 @@ class Control:
         """Tells the agent that nothing is left to do."""
         self._send({"op": "idle"})
 
-    def receive(self) -> None:
-        """Reads one message."""
+    def catch_up(self) -> None:
+        """Reads all that has come: what the agent has said before a shim was answered comes before what that
+        shim says."""
+        while self.alive and self.receive():
+            pass
+
+    def receive(self) -> bool:
+        """Reads one message; False: there is none."""
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, _MESSAGE_MAX, 4, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
-            return
+            return False
         except OSError:
             data, fds = b"", []
         if not data:
             self._gone()
-            return
+            return False
         try:
             message = msgpack.unpackb(data, max_ext_len=0)
         except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
@@ -105,6 +111,7 @@ class Control:
             self._chunnels(message)
         for fd in fds:
             os.close(fd)
+        return True
 
     def _send(self, message: dict[str, object]) -> bool:
         if not self.alive:
@@ -121,7 +128,9 @@ class Control:
 
     def _context(self, message: Mapping[str, Any]) -> None:
         listener, material, key = message.get("listener") or 0, message.get("material"), message.get("key")
-        if isinstance(listener, int):
+        if isinstance(listener, int) and listener and material is None and key is None:
+            self._secrets.pop(listener, None)  # it has none of its own any more: everybody's are its, too
+        elif isinstance(listener, int):
             self._secrets[listener] = Secrets(
                 {str(k): str(v) for k, v in material.items()} if isinstance(material, dict) else None,
                 key if isinstance(key, bytes) else None,

@@ -17,19 +17,23 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
+from bertha_socket.carrier.apart import log_counts
+from bertha_socket.carrier.aside import Aside
 from bertha_socket.carrier.control import Control, Secrets
-from bertha_socket.carrier.exchange import CLIENT_IDLE, Exchange, datagram_recipe
+from bertha_socket.carrier.exchange import CLIENT_IDLE, Exchange, Step, datagram_recipe
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
 from bertha_socket.carrier.peers import BIGGEST, PLACES_MAX, QUEUE_MAX, ROUNDS_MAX, Peers, Place, text_of
 from bertha_socket.carrier.plans import Recipe
+from bertha_socket.carrier.process import Processes
 from bertha_socket.carrier.session import Mode, State
 from bertha_socket.carrier.shim import Carry
-from bertha_socket.chunnels import Context
+from bertha_socket.carrier.sums import Sums
+from bertha_socket.chunnels import ChunnelError, Context
 
 log: Final = logging.getLogger(__name__)
 
-_HEAD: Final = struct.Struct("=HHHHIIQ16s")
-_MAGIC: Final = 0xBD47
+HEAD: Final = struct.Struct("=HHHHIIQ16s")
+MAGIC: Final = 0xBD47
 _DATA, _PLAN, _ERROR, _REFUSED, _NO_AGENT = 1, 2, 3, 4, 5
 #: Bytes that wait for the program.
 _QUEUE_BYTES: Final = 4 << 20
@@ -37,18 +41,29 @@ _QUEUE_BYTES: Final = 4 << 20
 _LINGER: Final = {"client": 10.0, "server": 1.0}
 _STATUS_SECONDS: Final = 0.1
 _AGENT_SECONDS: Final = 1.0
+#: Exchanges of one socket whose chunnels have a process of their own.
+_ASIDE_MAX: Final = 256
 
 
 class Datagrams(Peers):
     """One carried UDP socket.  `ended(self)` is called once, when it is closed."""
 
     def __init__(
-        self, loop: Loop, control: Control, carry: Carry, ended: Callable[[Datagrams], None]
+        self,
+        loop: Loop,
+        control: Control,
+        carry: Carry,
+        processes: Processes,
+        ended: Callable[[Datagrams], None],
     ) -> None:
         super().__init__(loop, carry.tcp, "server" if carry.server else "client", Mode(carry.mode))
         self._control = control
         self._carry = carry
+        self._processes = processes
         self._ended = ended
+        self._aside = self._made_aside
+        #: Those whose chunnels have a process of their own.
+        self._asides: set[Exchange] = set()
         self.pair = carry.pair
         #: Heads of the program's datagrams that have been looked at.
         self._heads: dict[bytes, Place] = {}
@@ -58,10 +73,12 @@ class Datagrams(Peers):
         self._program_rounds = 1
         self._until: float | None = None  # the program has closed
         # What the log will say.
-        self._chunnels = ""
+        self._sums = Sums(self._side)
+        self._shown: set[Exchange] = set()
+        self._adders: dict[Exchange, Callable[[], bool]] = {}
         self._passed = False  # something plain
         self._told_at = 0.0
-        self._told = (-1, "", "")
+        self._told = (-1, 0, "")
         self._tell_timer = Timer(lambda now: self._tell())
         self._linger_timer = Timer(lambda now: self._close())
         self._agent_timer = Timer(lambda now: self.agent_gone())
@@ -75,7 +92,7 @@ class Datagrams(Peers):
         """Who is bound here must tell the next agent: nobody else wakes up a program that only answers."""
         if self._open and self._side == "server":
             if not self._to_program:
-                self._give(_head(_NO_AGENT, Place(bytes(16), 0, 0)))
+                self._give(head(_NO_AGENT, Place(bytes(16), 0, 0)))
             self._loop.set(self._agent_timer, time.monotonic() + _AGENT_SECONDS)
             self._watch()
 
@@ -110,22 +127,22 @@ class Datagrams(Peers):
         return len(self._current) != 1 or not next(iter(self._current.values())).full
 
     def _program_said(self, data: bytes) -> None:
-        known = self._heads.get(data[: _HEAD.size])
+        known = self._heads.get(data[: HEAD.size])
         if known is not None:
-            self._program_sent(known, data[_HEAD.size :])
+            self._program_sent(known, data[HEAD.size :])
             return
-        if len(data) < _HEAD.size:
+        if len(data) < HEAD.size:
             return
-        magic, kind, port, _, scope, _, value, addr = _HEAD.unpack_from(data)
-        if magic != _MAGIC or port == 0:
+        magic, kind, port, _, scope, _, value, addr = HEAD.unpack_from(data)
+        if magic != MAGIC or port == 0:
             return  # not through the shim: whoever wrote this meant no datagram of ours
-        place, body = Place(addr, port, scope), data[_HEAD.size :]
+        place, body = Place(addr, port, scope), data[HEAD.size :]
         if kind == _PLAN:
             self._planned(place, body, value)
         elif kind == _DATA:
             if len(self._heads) >= PLACES_MAX:
                 self._heads.clear()
-            self._heads[data[: _HEAD.size]] = place
+            self._heads[data[: HEAD.size]] = place
             self._program_sent(place, body)
 
     def _planned(self, place: Place, plan: bytes, context: int) -> None:
@@ -168,25 +185,67 @@ class Datagrams(Peers):
     def _open_exchange(self, place: Place) -> Exchange:
         plan, number = self._plans[place]
         secrets = self._control.secrets(number)
-        context = Context("client", secrets.material, text_of(self._name(place)))
-        exchange = Exchange(context, secrets.key, plan)
+        local = text_of(self.udp.getsockname())
+        context = Context("client", secrets.material, text_of(self._name(place)), local)
+        exchange = Exchange(context, secrets.key, plan, recipe=self._recipe, aside=self._aside)
         self._add(place, exchange)
         self._current[place] = exchange
         exchange.start()
         return exchange
 
     def _add(self, place: Place, exchange: Exchange) -> None:
-        exchange.label = _head(_DATA, place)
+        exchange.label = head(_DATA, place)
+        self._adders[exchange] = self._sums.adder(exchange.context.counts)
         super()._add(place, exchange)
 
-    def _program_closed(self) -> None:
+    def _drop(self, place: Place, exchange: Exchange) -> None:
+        super()._drop(place, exchange)
+        self._asides.discard(exchange)
+        self._shown.discard(exchange)
+        adder = self._adders.pop(exchange, None)
+        if adder is not None:
+            adder()
+            self._tell_counts()
+            log_counts(exchange.context)
+
+    def _made_aside(self, recipe: Recipe, exchange: Exchange) -> Aside:
+        """Raises ChunnelError: there is no room for another process."""
+        if not self._room_among(self._asides, _ASIDE_MAX):
+            raise ChunnelError(f"{_ASIDE_MAX} others have processes for their chunnels already")
+        before, lost = exchange.step, 0
+
+        def changed() -> None:
+            nonlocal before, lost
+            if not self._open or exchange not in self._asides:
+                return
+            if made.lost != lost:
+                self._lost += made.lost - lost
+                lost = made.lost
+                self._tell_soon()
+            if before is Step.PENDING and exchange.side == "server":
+                self._is_made(exchange.place, exchange)
+            before = exchange.step
+            self._settle(exchange.place, exchange)
+            self._watch()
+
+        owner = self._carry.status.fd
+        made = Aside(self._loop, self._processes, owner, recipe, exchange, changed)
+        self._asides.add(exchange)
+        return made
+
+    def _linger(self) -> None:
+        """The program has closed: what is unsaid is still said, for a while."""
         if self._until is None:
             self._until = time.monotonic() + _LINGER[self._side]
             self._loop.set(self._linger_timer, self._until)
+
+    def _program_closed(self) -> None:
+        self._linger()
         self._loop.watch(self.pair.fileno(), None, self._on_program)
         if not self._busy():
             self._close()
-        elif len({place for place, _ in self._exchanges}) == 1:
+        elif self._side == "client" and len({place for place, _ in self._exchanges}) == 1:
+            # A server's socket may have gone to another carrier, to which all speak.
             with contextlib.suppress(OSError):  # so that the kernel says when nobody is there any more
                 self.udp.connect(self._name(next(iter(self._exchanges))[0]))
 
@@ -211,26 +270,33 @@ class Datagrams(Peers):
         return self._until is not None
 
     def _risen(self, place: Place, exchange: Exchange, items: list[Any]) -> None:
+        self._count(exchange)  # before the program has what was counted
         for data in items:
-            self._give(exchange.label + data, always=True)
+            if len(self._to_program) > 4 * QUEUE_MAX or self._program_bytes > 4 * _QUEUE_BYTES:
+                self._lost += 1  # what comes up unasked, of chunnels that are not ours
+                self._tell_soon()
+            else:
+                self._give(exchange.label + data, always=True)
 
     def _plainly(self, place: Place, data: bytes) -> None:
         self._plain()
-        if not self._give(_head(_DATA, place) + data):
+        if not self._give(head(_DATA, place) + data):
             self._lost += 1
 
     def _is_ready(self, place: Place, exchange: Exchange) -> None:
-        if exchange.chunnels != self._chunnels:
-            self._chunnels = exchange.chunnels
+        self._count(exchange)
+        if exchange not in self._shown:
+            self._shown.add(exchange)
+            self._sums.show(exchange.plan)
             self._tell()
 
     def _has_failed(self, place: Place, exchange: Exchange) -> None:
         if exchange.refused:
             self._plans.pop(place, None)
-            self._give(_head(_REFUSED, place))
+            self._give(head(_REFUSED, place))
             with contextlib.suppress(OSError):
                 self.udp.getpeername()
-                self._give(_head(_ERROR, place, errno.ECONNREFUSED))
+                self._give(head(_ERROR, place, errno.ECONNREFUSED))
 
     def _happened(self) -> None:
         if self._until is not None and not self._busy():
@@ -248,7 +314,7 @@ class Datagrams(Peers):
         with contextlib.suppress(OSError):
             self.udp.getpeername()
             place = Place(bytes(16), 0, 0)
-            self._give(_head(_ERROR, place, error.errno or errno.EIO))
+            self._give(head(_ERROR, place, error.errno or errno.EIO))
 
     def _full_up(self, exchange: Exchange | None = None) -> bool:
         return len(self._to_program) >= QUEUE_MAX or self._program_bytes >= _QUEUE_BYTES
@@ -286,6 +352,14 @@ class Datagrams(Peers):
 
     # -- the log --------------------------------------------------------------------------------------
 
+    def _count(self, exchange: Exchange) -> None:
+        adder = self._adders.get(exchange)
+        if adder is not None and adder():
+            self._tell_counts()
+
+    def _tell_counts(self) -> None:
+        self._say_changes(self._sums.changes())
+
     def _plain(self) -> None:
         if not self._passed:
             self._passed = True
@@ -307,23 +381,34 @@ class Datagrams(Peers):
         if self._lost:
             words.append(f"{self._lost} datagrams dropped for want of room")
         state = State.PENDING
-        if self._chunnels:
+        if self._sums.text:
             state = State.READY
         elif self._passed:
             state = State.PLAIN
         elif words:
             state = State.REFUSED
-        told = (state, self._chunnels, "; ".join(words))
+        told = (state, self._sums.version, "; ".join(words))
         if told != self._told:
             self._told = told
             self._told_at = time.monotonic()
-            self._carry.status.write(*told)
+            self._say(state, self._sums.text, told[2])
+
+    def _say(self, state: State, text: str, detail: str) -> None:
+        """For the log: the chunnels' text, and what else there is to know."""
+        self._carry.status.write(state, text, detail)
+
+    def _say_changes(self, changes: list[tuple[int, bytes]]) -> None:
+        """Of the text (`sums.Sums.changes`)."""
+        self._carry.status.change(changes)
 
     # -- the end --------------------------------------------------------------------------------------
 
     def _close(self) -> None:
         if not self._open:
             return
+        for exchange in self._exchanges.values():
+            self._count(exchange)
+            log_counts(exchange.context)
         self._tell()
         for timer in (self._tell_timer, self._linger_timer, self._agent_timer):
             self._loop.set(timer, None)
@@ -337,5 +422,6 @@ class Datagrams(Peers):
 _PLAN_ROOM: Final = 8192
 
 
-def _head(kind: int, place: Place, value: int = 0) -> bytes:
-    return _HEAD.pack(_MAGIC, kind, place.port, 0, place.scope, 0, value, place.addr)
+def head(kind: int, place: Place, value: int = 0) -> bytes:
+    """What stands before a datagram between the program and its carrier."""
+    return HEAD.pack(MAGIC, kind, place.port, 0, place.scope, 0, value, place.addr)

@@ -8,7 +8,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.envelope import Envelope, Kind
@@ -16,10 +16,15 @@ from bertha_socket.carrier.plans import Recipe, log_text, recipe_of
 from bertha_socket.chunnels import ChunnelError, Context, Interface
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
 
+if TYPE_CHECKING:
+    from bertha_socket.carrier.aside import Aside
+
 #: Seconds after which a HELLO is said again (doubled each time), and after which it is no use.
 _HELLO_AGAIN: Final = 0.25
 _HELLO_AGAIN_MAX: Final = 2.0
 HELLO_SECONDS: Final = 10.0
+#: The same, once the server's data has come before its ACCEPT.
+_HELLO_AT_ONCE: Final = 0.005
 #: Seconds without a datagram in either direction after which what a client sends begins with a new HELLO, and
 #: after which (later, so that nothing is sent in vain) the server forgets it.
 CLIENT_IDLE: Final = 240.0
@@ -39,10 +44,7 @@ class Step(Enum):
 
 def datagram_recipe(plan: bytes, side: str) -> Recipe:
     """What is to be made of a plan here.  Raises OSError."""
-    recipe = recipe_of(plan, side)
-    if recipe.foreign:
-        raise ChunnelError("chunnels of other people's do not run on datagrams")
-    return dataclasses.replace(recipe, top=Interface.DATAGRAMS, bottom=Interface.DATAGRAMS)
+    return dataclasses.replace(recipe_of(plan, side), top=Interface.DATAGRAMS, bottom=Interface.DATAGRAMS)
 
 
 class Exchange:
@@ -55,8 +57,10 @@ class Exchange:
         plan: bytes,
         session: int | None = None,
         recipe: Callable[[bytes, str], Recipe] = datagram_recipe,
+        aside: Callable[[Recipe, Exchange], Aside] | None = None,
     ) -> None:
-        """`session`: the client's number, at the server.  `recipe`: what is to be made of the plan."""
+        """`session`: the client's number, at the server.  `recipe`: what is to be made of the plan.
+        `aside`: runs chunnels that are not all ours in a process of their own; without it they run here."""
         self.context = context
         self.side = context.side
         self.plan = plan
@@ -72,12 +76,16 @@ class Exchange:
         self.to_network: list[bytes] = []
         self.to_program: list[Any] = []
         self.dropped = 0
-        #: What its owner puts before the program's datagrams.
+        #: What its owner puts before the program's datagrams, and knows it by.
         self.label = b""
+        self.place: Any = None
         self._seal = envelope.sealed(Kind.DATA, self.session)
         self._recipe = recipe
         self._key = key
-        self._pipeline: Pipeline | None = None
+        self._make_aside = aside
+        self._aside: Aside | None = None
+        self._pipeline: Pipeline | Aside | None = None
+        self._parts = False  # it is over when all that was given has come out
         self._waiting: deque[Any] = deque()
         self._ends = False  # the program sends no more
         self._early: list[bytes] = []
@@ -86,6 +94,7 @@ class Exchange:
         self._born = now
         self._hello_at: float | None = None
         self._hello_wait = _HELLO_AGAIN
+        self._reminded = 0.0
 
     # -- what its owner asks --------------------------------------------------------------------------
 
@@ -99,8 +108,8 @@ class Exchange:
         """Whether something is still to be said, or said again."""
         if self.step is Step.FAILED:
             return False
-        pipeline = self._pipeline
-        return self._hello_at is not None or (pipeline is not None and pipeline.deadline() is not None)
+        coming = self._aside is not None and self._pipeline is None
+        return coming or self._hello_at is not None or (self._pipeline is not None and self._pipeline.unsaid)
 
     @property
     def up_done(self) -> bool:
@@ -167,8 +176,32 @@ class Exchange:
 
     def close(self) -> None:
         """It has ended."""
-        if self._pipeline is not None:
-            self._pipeline.close()
+        for pipeline in {self._pipeline, self._aside}:
+            if pipeline is not None:
+                pipeline.close()
+
+    # -- what chunnels in a process of their own say --------------------------------------------------
+
+    def made(self) -> None:
+        """They are there."""
+        if self._pipeline is None and self._aside is not None:
+            self._pipeline = self._aside
+            self._guard(self._begin)
+
+    def moved(self, moved: Moved) -> None:
+        """Something has come out, or they may take more."""
+        self._guard(self._moved, moved)
+
+    def broken(self, detail: str, traceback: str) -> None:
+        """They have failed."""
+        if self.step is Step.FAILED:
+            return
+        if self.step is Step.PENDING and self.side == "server":
+            self.to_network.append(envelope.refuse(self.session, detail))
+        elif self.step is Step.READY:  # the other end need not wait for what will not come
+            self.to_network.append(envelope.sealed(Kind.END, self.session))
+        self.traceback = traceback
+        self.fail(detail)
 
     # -- inside ---------------------------------------------------------------------------------------
 
@@ -189,41 +222,55 @@ class Exchange:
             self.traceback = traceback.format_exc(limit=-6)
             self.fail(f"{type(error).__name__}: {error}")
 
-    def _make(self) -> Pipeline:
+    def _make(self) -> None:
+        """The pipes; then `_begin`, perhaps later."""
         recipe = self._recipe(self.plan, self.side)
+        self.chunnels = log_text(recipe.plan)
+        if recipe.foreign and self._make_aside is not None:
+            self._aside = self._make_aside(recipe, self)
+            return
         outer, inner = recipe.pipes(self.context)
         self._pipeline = Pipeline([*inner, *outer])
-        self.chunnels = log_text(recipe.plan)
-        return self._pipeline
+        self._begin()
+
+    def _begin(self) -> None:
+        if self.side == "client":
+            self._hello(self.context.clock())
+        else:
+            self._ready()
+            self._accept()
+        assert self._pipeline is not None
+        self._moved(self._pipeline.start())
+        early, self._early = self._early, []
+        for data in early:
+            self._moved(self._pipeline.up(data))
 
     def _start(self) -> None:
-        pipeline = self._make()
         said = envelope.hello(self.session, self.plan, self._key)
         if len(said) > envelope.HELLO_MAX:
             raise ChunnelError(
                 f"the plan does not fit into a datagram ({len(said)} bytes, more than {envelope.HELLO_MAX});"
                 " use fewer chunnels or shorter arguments"
             )
-        self._hello(self.context.clock())
-        self._moved(pipeline.start())
+        self._make()
 
     def _hello(self, now: float) -> None:
         self.to_network.append(envelope.hello(self.session, self.plan, self._key))
         self._hello_at = now + self._hello_wait
         self._hello_wait = min(2 * self._hello_wait, _HELLO_AGAIN_MAX)
 
+    def _remind(self) -> None:
+        """The server speaks, so it has accepted: that was lost, or is late.  Asked, it says so again."""
+        if self._last - self._reminded >= _HELLO_AT_ONCE:
+            self._reminded = self._last
+            self.to_network.append(envelope.hello(self.session, self.plan, self._key))
+
     def _judged(self, why: str | None) -> None:
         if why is not None:
             self.to_network.append(envelope.refuse(self.session, why))
             self.fail(why)
             return
-        pipeline = self._make()
-        self._ready()
-        self._accept()
-        self._moved(pipeline.start())
-        early, self._early = self._early, []
-        for data in early:
-            self._moved(pipeline.up(data))
+        self._make()
 
     def _accept(self) -> None:
         self.to_network.append(envelope.accept(self.session, self.plan, self._key))
@@ -235,6 +282,8 @@ class Exchange:
     def _network(self, came: Envelope) -> None:
         self._last = self.context.clock()
         if came.kind is Kind.DATA:
+            if self.side == "client" and self.step is Step.PENDING:
+                self._remind()
             if self._pipeline is not None:
                 self._moved(self._pipeline.up(came.body))
             elif len(self._early) < _EARLY_MAX:
@@ -258,11 +307,16 @@ class Exchange:
         """The other end is gone.  Raises ChunnelError: by its chunnels, it had more to say."""
         if self._pipeline is not None and not self._pipeline.up_done:
             self.to_program += self._pipeline.up_end().up
-        self.fail("")
+        self._parts = True
+        self._part_if_done()
+
+    def _part_if_done(self) -> None:
+        if self._parts and (self._aside is None or not self._aside.pending):
+            self.fail("")
 
     def _program(self, datagram: Any) -> None:
         self._last = self.context.clock()
-        if len(self._waiting) >= _WAITING_MAX or (self._pipeline is None and self.side == "client"):
+        if len(self._waiting) >= _WAITING_MAX:
             self.dropped += 1
             return
         self._waiting.append(datagram)
@@ -283,6 +337,7 @@ class Exchange:
     def _moved(self, moved: Moved) -> None:
         self._take(moved)
         self._push()
+        self._part_if_done()
 
     def _take(self, moved: Moved) -> None:
         if moved.down:
@@ -292,6 +347,8 @@ class Exchange:
 
     def _tick(self, now: float) -> None:
         if self.step is Step.PENDING and now >= self._born + HELLO_SECONDS:
+            if self._aside is not None and self._pipeline is None:
+                raise ChunnelError(f"its chunnels were not there within {HELLO_SECONDS:.0f} s")
             raise ChunnelError(f"the other end has not answered within {HELLO_SECONDS:.0f} s")
         if self._hello_at is not None and now >= self._hello_at:
             self._hello(now)

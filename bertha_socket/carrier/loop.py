@@ -38,6 +38,7 @@ class Loop:
         self._masks: dict[int, int] = {}
         self._heap: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
+        self._soon: dict[Callable[[], None], None] = {}
 
     def watch(self, fd: int, events: int | None, call: Callable[[int], None]) -> None:
         """Calls `call(events)` when the descriptor is ready; None: no more.
@@ -50,12 +51,12 @@ class Loop:
                 with contextlib.suppress(OSError):
                     self._epoll.unregister(fd)
             return
-        self._calls[fd] = call
         old = self._masks.get(fd)
         if old is None:
             self._epoll.register(fd, events)
         elif old != events:
             self._epoll.modify(fd, events)
+        self._calls[fd] = call
         self._masks[fd] = events
 
     def set(self, timer: Timer, at: float | None) -> None:
@@ -65,6 +66,10 @@ class Loop:
             timer.queued = at
             heapq.heappush(self._heap, (at, next(self._count), timer))
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Calls it in the next turn, once, which does not wait."""
+        self._soon[call] = None
+
     def turn(self, limit: float | None = None) -> None:
         """Waits for one thing to happen, or `limit` seconds, and calls back."""
         self._call(self._epoll.poll(self._patience(limit)))
@@ -72,12 +77,18 @@ class Loop:
     def _patience(self, limit: float | None) -> float:
         """Seconds that may be waited for; -1: for ever."""
         wait = limit
+        if self._soon:
+            return 0
         if self._heap:
             due = max(0.0, self._heap[0][0] - time.monotonic())
             wait = due if wait is None else min(wait, due)
         return -1 if wait is None else wait + 0.0005
 
     def _call(self, ready: list[tuple[int, int]]) -> None:
+        if self._soon:
+            soon, self._soon = self._soon, {}
+            for later in soon:
+                later()
         for fd, events in ready:
             call = self._calls.get(fd)
             if call is not None and (events & (self._masks[fd] | _ALWAYS)):
@@ -100,4 +111,5 @@ class Loop:
         self._calls.clear()
         self._masks.clear()
         self._heap.clear()
+        self._soon.clear()
         self._epoll.close()

@@ -13,8 +13,8 @@ import select
 import socket
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.control import Secrets
@@ -24,6 +24,9 @@ from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
 from bertha_socket.carrier.plans import Recipe
 from bertha_socket.carrier.session import Mode
 from bertha_socket.chunnels import Context
+
+if TYPE_CHECKING:
+    from bertha_socket.carrier.aside import Aside
 
 log: Final = logging.getLogger(__name__)
 
@@ -40,8 +43,9 @@ PLACES_MAX: Final = 4096
 QUEUE_MAX: Final = 1024
 #: How many are read before others have their turn, at most.
 ROUNDS_MAX: Final = 64
-#: Answers to sessions that are not there, a second.
-_UNKNOWN_RATE: Final = 100
+#: Answers to strangers, a second: that a session is not there, or why theirs is none.  What they are told may
+#: be longer than what they have said, and nobody knows whether the address is theirs.
+_STRANGERS_RATE: Final = 100
 #: What has been silent for so many seconds makes room for newcomers.
 _SILENT_SECONDS: Final = 30.0
 
@@ -78,8 +82,8 @@ class Peers:
         self._rounds = 1
         self._to_network: deque[tuple[bytes, Place]] = deque()
         self._open = True
-        self._unknown_at = 0.0
-        self._unknowns = 0
+        self._strangers_at = 0.0
+        self._strangers_answered = 0
         # For the log.
         self._detail = ""
         self._strangers: set[bytes] = set()
@@ -100,6 +104,9 @@ class Peers:
     def _recipe(self, plan: bytes, side: str) -> Recipe:
         """What is to be made of a plan here.  Raises OSError."""
         raise NotImplementedError
+
+    #: Makes the pipelines that have chunnels which are not ours; None: they run in this process.
+    _aside: Callable[[Recipe, Exchange], Aside] | None = None
 
     def _risen(self, place: Place, exchange: Exchange, items: list[Any]) -> None:
         """What has come out above an exchange."""
@@ -257,26 +264,30 @@ class Peers:
         except OSError as error:
             self._refused(place, came.session, error.strerror or str(error))
             return
-        context = Context("server", secrets.material, text_of(self._name(place)))
-        exchange = Exchange(context, secrets.key, plan, came.session, recipe=self._recipe)
+        local = text_of(self.udp.getsockname())
+        context = Context("server", secrets.material, text_of(self._name(place)), local)
+        exchange = Exchange(context, secrets.key, plan, came.session, recipe=self._recipe, aside=self._aside)
         self._add(place, exchange)
         self._unjudged += 1
 
         def verdict(why: str | None) -> None:
             self._unjudged -= 1
             if self._open and self._exchanges.get((place, came.session)) is exchange:
-                exchange.judged(why)
-                if exchange.step is Step.READY:
-                    self._current[place] = exchange
+                if why is None or self._may_answer():
+                    exchange.judged(why)
+                else:
+                    exchange.fail(why)
+                self._is_made(place, exchange)
                 self._settle(place, exchange)
                 self._watch()
 
         self._plan_shown(plan, context.peer, verdict)
 
     def _refused(self, place: Place, session: int, why: str) -> None:
-        log.log(self.log_level, "server %s: refused %s", text_of(self._name(place)), why)
         self._detail = why
-        self._send(envelope.refuse(session, why), place)
+        if self._may_answer():
+            log.log(self.log_level, "server %s: refused %s", text_of(self._name(place)), why)
+            self._send(envelope.refuse(session, why), place)
         self._tell_soon()
 
     def _room_for(self, place: Place) -> bool:
@@ -286,25 +297,37 @@ class Peers:
             for key in own[: len(own) - _EACH_MAX + 1]:
                 if self._exchanges[key] is not self._current.get(place):
                     self._drop(place, self._exchanges[key])
-        if len(self._exchanges) >= EXCHANGES_MAX:
-            now = time.monotonic()
-            silent = max(self._exchanges, key=lambda k: self._exchanges[k].silent(now))
-            if self._exchanges[silent].silent(now) > _SILENT_SECONDS:
-                self._drop(silent[0], self._exchanges[silent])
-        return len(self._exchanges) < EXCHANGES_MAX
+        return self._room_among(self._exchanges.values(), EXCHANGES_MAX)
+
+    def _room_among(self, these: Iterable[Exchange], most: int) -> bool:
+        """Whether they are fewer than `most`, once the one that has been silent longest has made room."""
+        found = list(these)
+        if len(found) < most:
+            return True
+        now = time.monotonic()
+        silent = max(found, key=lambda x: x.silent(now))
+        if silent.silent(now) <= _SILENT_SECONDS:
+            return False
+        self._drop(silent.place, silent)
+        return True
 
     def _answer_unknown(self, came: Envelope, place: Place) -> None:
-        now = time.monotonic()
-        if now - self._unknown_at >= 1.0:
-            self._unknown_at, self._unknowns = now, 0
-        self._unknowns += 1
-        if self._unknowns <= _UNKNOWN_RATE:
+        if self._may_answer():
             self._send(envelope.sealed(Kind.UNKNOWN, came.session), place)
+
+    def _may_answer(self) -> bool:
+        """Whether one more stranger is answered in this second."""
+        now = time.monotonic()
+        if now - self._strangers_at >= 1.0:
+            self._strangers_at, self._strangers_answered = now, 0
+        self._strangers_answered += 1
+        return self._strangers_answered <= _STRANGERS_RATE
 
     # -- exchanges ------------------------------------------------------------------------------------
 
     def _add(self, place: Place, exchange: Exchange) -> None:
         key = (place, exchange.session)
+        exchange.place = place
         self._exchanges[key] = exchange
         self._timers[key] = Timer(lambda now: self._due(place, exchange, now))
         self._loop.set(self._timers[key], exchange.deadline())
@@ -313,6 +336,11 @@ class Peers:
         exchange.tick(now)
         self._settle(place, exchange)
         self._watch()
+
+    def _is_made(self, place: Place, exchange: Exchange) -> None:
+        """A server's chunnels may be there now."""
+        if exchange.step is Step.READY:
+            self._current[place] = exchange
 
     def _pass_on(self, place: Place, exchange: Exchange, before: Step) -> None:
         """What it says goes on at once; what else follows can wait until all that has come has been read,

@@ -10,7 +10,6 @@ is in `to_network` and `to_program`.
 from __future__ import annotations
 
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from bertha_socket.carrier import preamble
 from bertha_socket.carrier.counted import Counted
+from bertha_socket.carrier.faults import text_of, traceback_of
 from bertha_socket.carrier.plans import Recipe, recipe_of
 from bertha_socket.chunnels import ChunnelArgumentError, ChunnelError, Context, Pipe, UnknownChunnel
 from bertha_socket.chunnels.encrypt import EncryptPipe
@@ -29,7 +29,6 @@ HANDSHAKE_SECONDS: Final = 10.0
 #: where plain clients are served.  A carrier speaks as soon as it is connected.
 SILENCE_SECONDS: Final = 1.0
 _DETAIL_MAX: Final = 399
-_TRACEBACK_MAX: Final = 16384
 
 
 class State(IntEnum):
@@ -219,19 +218,8 @@ class Session:
         except (ChunnelArgumentError, UnknownChunnel) as error:  # before it is made
             self.fail(error.strerror or str(error))
         except Exception as error:  # a chunnel's own fault ends its connection alone
-            self.traceback = traceback.format_exc()[-_TRACEBACK_MAX:]
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            name = self._at()
-            place = f"{where.filename.rpartition('/')[2]} line {where.lineno}"
-            # The place is what its author needs: a long message must not cut it off.
-            text = f"{type(error).__name__}: {str(error)[:200]}"
-            self._set(State.RAISED, f"{name} raised {text} ({place})")
-
-    def _at(self) -> str:
-        for pipeline in (self._inner, self._outer):
-            if pipeline is not None and pipeline.at is not None:
-                return f"chunnel {type(pipeline.at).__name__}"
-        return "the carrier"
+            self.traceback = traceback_of()
+            self._set(State.RAISED, text_of(error, self._inner, self._outer))
 
     def _send_down(self, items: list[Any]) -> None:
         for item in items:

@@ -10,15 +10,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from bertha_socket.carrier.ends import Link, Rings
+
 MAGIC: Final = 0x52414342
 VERSION: Final = 1
 PLAN_MAX: Final = 8192
 _HELLO: Final = struct.Struct("=IHHII")
 _CARRY: Final = struct.Struct("=IHHIIQII")
+_LINK: Final = struct.Struct("=IHHII")
+#: Behind a _CARRY: link, slot.
+_PLACE: Final = struct.Struct("=II")
+_LINKS_MAX: Final = 8
 _HEAD: Final = struct.Struct("=IHH")
 _KIND_HELLO: Final = 1
 _KIND_CARRY: Final = 2
 _KIND_DATAGRAMS: Final = 3
+_KIND_LINK: Final = 4
+_KIND_CARRY_RING: Final = 5
+_KIND_BESIDE: Final = 6
 #: u32 state, u32 life, char[616], char[400]
 STATUS_SIZE: Final = 1024
 _CHUNNELS_AT: Final = 8
@@ -56,6 +65,11 @@ class Status:
     def fd(self) -> int:
         """The file's descriptor."""
         return self._file.fd
+
+    @property
+    def place(self) -> tuple[int, int, bytes]:
+        """For who writes it by other means: the file, where in it, and the life that it must have."""
+        return self.fd, self._at, self._life
 
     def _read_life(self) -> bytes:
         try:
@@ -98,6 +112,10 @@ class Carry:
     status: Status
     #: `tcp` is a UDP socket, and `pair` one of datagrams.
     datagrams: bool = False
+    #: And the other end of `pair` is the native carrier's, beside which we are: it reads from `tcp`.
+    beside: bool = False
+    #: The program is reached by these, which have `pair` beneath; None: by `pair` alone.
+    rings: Rings | None = None
 
 
 class Shim:
@@ -108,12 +126,13 @@ class Shim:
         self.sock = sock
         self._carry = carry
         self._statuses: StatusFile | None = None
+        self._links: list[Link] = []
 
     def receive(self) -> bool:
         """Reads one message; False: the shim is gone, or makes no sense."""
         try:
             data, fds, flags, _ = socket.recv_fds(
-                self.sock, _CARRY.size + PLAN_MAX, 8, socket.MSG_CMSG_CLOEXEC
+                self.sock, _CARRY.size + _PLACE.size + PLAN_MAX, 8, socket.MSG_CMSG_CLOEXEC
             )
         except (BlockingIOError, InterruptedError):
             return True
@@ -147,17 +166,34 @@ class Shim:
                 raise BadMessage
             self._statuses = StatusFile(fds[0], count)
             return fds[:1]
-        if kind in (_KIND_CARRY, _KIND_DATAGRAMS):
-            self._take_carry(data, fds, kind == _KIND_DATAGRAMS)
-            return fds[:2]
+        if kind == _KIND_LINK:
+            self._take_link(data, fds)
+            return fds[:1]
+        if kind in (_KIND_CARRY, _KIND_DATAGRAMS, _KIND_CARRY_RING, _KIND_BESIDE):
+            return self._take_carry(data, fds, kind)
         return []
 
-    def _take_carry(self, data: bytes, fds: list[int], datagrams: bool) -> None:
+    def _take_link(self, data: bytes, fds: list[int]) -> None:
+        if len(data) != _LINK.size or len(fds) != 1:
+            raise BadMessage
+        _, _, _, number, index = _LINK.unpack(data)
+        if number != len(self._links) or number >= _LINKS_MAX:
+            raise BadMessage
+        fd = fds.pop()
+        try:
+            self._links.append(Link(fd, index))
+        except OSError:
+            raise BadMessage from None
+
+    def _take_carry(self, data: bytes, fds: list[int], kind: int) -> list[int]:
         statuses = self._statuses
-        if len(data) < _CARRY.size or len(fds) < 2 or statuses is None:
+        beside, by_rings = kind == _KIND_BESIDE, kind == _KIND_CARRY_RING
+        datagrams = beside or kind == _KIND_DATAGRAMS
+        at = _CARRY.size + (_PLACE.size if by_rings else 0)
+        if len(data) < at or len(fds) < (3 if by_rings else 2) or statuses is None:
             raise BadMessage
         _, _, _, side, mode, listener, index, size = _CARRY.unpack_from(data)
-        plan = data[_CARRY.size : _CARRY.size + size]
+        plan = data[at : at + size]
         if side > 1 or mode > 2 or index >= statuses.count or len(plan) != size or (side == 0) != (mode == 0):
             raise BadMessage
         try:
@@ -177,9 +213,20 @@ class Shim:
             tcp.detach()
             pair.detach()
             raise BadMessage
+        rings = None
+        if by_rings:
+            link, slot = _PLACE.unpack_from(data, _CARRY.size)
+            try:
+                rings = Rings(self._links[link], slot, pair, fds[2])
+            except (OSError, IndexError):
+                tcp.detach()
+                pair.detach()
+                raise BadMessage from None
         status = Status(statuses, index)
-        self._carry(Carry(side == 1, mode, listener, plan, tcp, pair, status, datagrams))
+        self._carry(Carry(side == 1, mode, listener, plan, tcp, pair, status, datagrams, beside, rings))
+        return fds[: 3 if by_rings else 2]
 
     def close(self) -> None:
         """The shim is gone; its connections keep what they have of it."""
+        self._links.clear()
         self.sock.close()

@@ -284,6 +284,8 @@ class Implementation:
     priority: int = PYTHON_PRIORITY
     #: "native" or "python".
     carrier: str = "python"
+    #: The native carrier of datagrams has it as well, under the same name (native/carrier/exchange.c).
+    native_datagrams: bool = False
     #: None: usable here; else why not.
     probe: Callable[[], str | None] = _usable
     #: Makes the pipe of one connection; None: it is native.

@@ -59,6 +59,11 @@ class Pipeline:
         """Whether the end has come out at the top."""
         return self._up_ended == len(self._pipes) + 1
 
+    @property
+    def unsaid(self) -> bool:
+        """Whether something is still to be said, or said again."""
+        return self.deadline() is not None
+
     def append(self, pipe: Pipe) -> None:
         """One more at the bottom, which starts now."""
         self._pipes.append(pipe)

@@ -456,12 +456,14 @@ TYPE = ChunnelType(
     layer=_LAYER,
     wire="brel/1: numbered datagrams, cumulative and selective acknowledgements",
     implementations=(
-        # In C, but in Python's processes: the carrier of datagrams, and applications that use `new`.
+        # In C: in the native carrier of datagrams, and in Python's processes, which are the other carriers of
+        # datagrams and applications that use `new`.
         Implementation(
             "native",
             "reliable",
             wires(WIRE),
             priority=NATIVE_PRIORITY,
+            native_datagrams=True,
             probe=_reliable_native.usable,
             make=_reliable_native.NativeReliablePipe,
             builtin=True,

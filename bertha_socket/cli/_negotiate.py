@@ -16,7 +16,7 @@ from bertha_socket import _settings, keys, policy
 from bertha_socket.agent import addresses, operator
 from bertha_socket.agent.authors import NOTHING, Authors, Brought
 from bertha_socket.agent.errands import Errands
-from bertha_socket.agent.offers import Choice, Offers, Who
+from bertha_socket.agent.offers import Choice, Offers, Who, carrier_of_datagrams
 from bertha_socket.agent.secrets import Secrets
 from bertha_socket.agent.sockets import Peer
 from bertha_socket.chunnels import ChunnelType, get
@@ -109,6 +109,10 @@ def negotiated(
     found = offers.decide(made[0], made[1])
     if isinstance(found, Refusal):
         return _refused(found)
+    if proto == "udp":
+        plan = found.plan
+        at_client = carrier_of_datagrams(plan, made[0], "client")
+        found = Choice(plan, at_client, carrier_of_datagrams(plan, made[1], "server"))
     why = _unfit(found.plan, proto, brought)
     return _agreed(found) if why is None else _refused(Refusal("the DAG", why))
 

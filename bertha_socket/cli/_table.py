@@ -36,9 +36,9 @@ def _number(value: object) -> int:
 
 
 def via(connection: Mapping[str, Any]) -> str:
-    """What carries the bytes: chunnels from the program downwards, then `shm`, `unix` or `tcp`."""
+    """What carries the bytes: chunnels from the program downwards, then `shm`, `unix`, `tcp` or `udp`."""
     if connection.get("plain", True):
-        return "tcp"
+        return "udp" if connection.get("proto") == "udp" else "tcp"
     names = [
         clean(chunnel.get("implementation" if chunnel.get("type") == "local_or_remote" else "type"))
         for chunnel in connection.get("chunnels") or []

@@ -32,7 +32,7 @@ def _misfits(types: Sequence[ChunnelType], proto: str) -> Iterator[str]:
         if (why := misfit_over_udp(types)) is not None:
             yield why
         for kind in types:
-            if not any(i.carrier == "python" and i.builtin for i in kind.implementations):
+            if not any(i.carrier == "python" for i in kind.implementations):
                 yield f"over UDP: {kind.name} has no implementation for datagrams"
 
 

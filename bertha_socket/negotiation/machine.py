@@ -12,6 +12,7 @@ OFFER that is played back gets an answer that nobody asked for, and changes noth
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import secrets
@@ -276,6 +277,14 @@ class Initiator(_Machine):
         self._offer = offer
         self._say(self._hello)
         self._say(Asked(addr, port, offer, proto))
+        self._words, self._asked_so = bytes(self._out), self._said
+
+    def again(self) -> Initiator:
+        """The same question, to the letter, before anything has been heard: for another way there."""
+        twin = copy.copy(self)
+        twin._state, twin._said = State.ASKED, self._asked_so
+        twin._in, twin._out, twin._events = bytearray(), bytearray(self._words), deque()
+        return twin
 
     def _heard(self, message: Message) -> None:
         match message:
@@ -298,6 +307,17 @@ class Responder(_Machine):
     def __init__(self, key: bytes | None = None, nonce: bytes | None = None) -> None:
         """`nonce`: for tests only."""
         super().__init__(State.LISTENING, key, nonce)
+
+    @property
+    def question(self) -> bytes:
+        """What the other end has said, as a hash: another one is another question, or its answer has been
+        given."""
+        return self._said
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing has come but the question."""
+        return self._state is State.DECIDING and not self._in
 
     def answer(self, answer: Answer) -> None:
         """The answer to the question.  Ignored when the conversation has failed since.

@@ -74,6 +74,10 @@ static inline ssize_t dgram_one(struct conn *c, int fd, const struct iovec *iov,
 /* Counts what the kernel carried for a plain connection. */
 static inline void plain_count(int fd, ssize_t n, bool sent) {
   struct conn *c;
+  if (sent && UNLIKELY(atomic_load_explicit(&local_count, memory_order_relaxed) != 0) &&
+      (unsigned)fd < BERTHA_FDS && dgram_states[fd] != DGRAM_NOT) {
+    atomic_fetch_add_explicit(&local_stir, 1, memory_order_relaxed);
+  }
   if (n > 0 && (c = conn_of(fd)) != NULL) {
     count_bytes(sent ? &c->info.tx_bytes : &c->info.rx_bytes, (uint64_t)n);
     if (sent) {

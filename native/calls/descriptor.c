@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "../core/abroad.h"
+#include "../core/local.h"
 #include "../core/stdfile.h"
 #include "calls.h"
 
@@ -28,6 +29,8 @@ static struct conn *forget_at(int fd, bool gone) {
   }
   if (last) {
     connlog_write(c, unix_tcp_fd(c, kernel));
+  } else if (UNLIKELY(conn_flags(c) & CONN_LOCAL)) {
+    local_forgotten(c, fd);
   }
   conn_forget(fd);
   stdfile_follow(fd);
@@ -105,6 +108,10 @@ static void share(int from, int to) {
     stdfile_follow(to);
   } else if (tracked(from)) {
     eset_dup(from, to);
+    if (UNLIKELY(local_in_sets())) {
+      local_set_created(to);
+      local_set_watched(from);
+    }
   }
 }
 
@@ -214,6 +221,7 @@ static int fcntl_common(int (*real)(int, int, ...), int fd, int op, void *argume
   struct conn *c = conn_of(fd);
   if (UNLIKELY(c != NULL) && op == F_SETFL && ((intptr_t)argument & O_ASYNC)) {
     unix_signals(c, fd);
+    local_kernels(c);
   }
   int result = real(fd, op, argument);
   if (result < 0 || c == NULL) {

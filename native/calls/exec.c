@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "../core/parcel.h"
+#include "../core/local.h"
 #include "calls.h"
 
 #define PATH_ROOM 4096
@@ -27,6 +28,7 @@ static int failed(struct handover *h, int result) {
 }
 
 BERTHA_EXPORT int execve(const char *path, char *const argv[], char *const env[]) {
+  local_leave();
   if (LIKELY(!handover_due())) {
     return REAL(execve)(path, argv, env);
   }
@@ -42,6 +44,7 @@ BERTHA_EXPORT int execv(const char *path, char *const argv[]) {
 
 BERTHA_EXPORT int execvpe(const char *file, char *const argv[], char *const env[]) {
   char path[PATH_ROOM];
+  local_leave();
   if (LIKELY(!handover_due()) || !target_find(file, path, sizeof path)) {
     return REAL(execvpe)(file, argv, env);
   }
@@ -56,6 +59,7 @@ BERTHA_EXPORT int execvp(const char *file, char *const argv[]) {
 }
 
 BERTHA_EXPORT int fexecve(int fd, char *const argv[], char *const env[]) {
+  local_leave();
   if (LIKELY(!handover_due())) {
     return REAL(fexecve)(fd, argv, env);
   }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "calls.h"
+#include "../core/local.h"
 
 #ifndef IOV_MAX
 #define IOV_MAX 1024
@@ -44,7 +45,7 @@ BERTHA_EXPORT ssize_t read(int fd, void *buf, size_t n) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || n == 0) {
     struct conn *d = dgram_of(fd);
-    if (UNLIKELY(d != NULL)) {
+    if (UNLIKELY(d != NULL) && n > 0) { /* of no bytes, it takes nothing */
       return dgram_one(d, fd, &(struct iovec){buf, n}, 1, 0, false);
     }
     return plain_received(fd, REAL(read)(fd, buf, n), n);
@@ -84,7 +85,7 @@ BERTHA_EXPORT ssize_t readv(int fd, const struct iovec *iov, int count) {
   struct conn *c = stream_of(fd);
   if (LIKELY(c == NULL) || bad_vector(iov, count) || iov_bytes(iov, count) == 0) {
     struct conn *d = dgram_of(fd);
-    if (UNLIKELY(d != NULL)) {
+    if (UNLIKELY(d != NULL) && (bad_vector(iov, count) || iov_bytes(iov, count) > 0)) {
       return bad_vector(iov, count) ? REAL(readv)(fd, iov, -1)
                                     : dgram_one(d, fd, iov, (size_t)count, 0, false);
     }
@@ -118,7 +119,7 @@ BERTHA_EXPORT ssize_t writev(int fd, const struct iovec *iov, int count) {
     struct conn *c = stream_of(fd);                                                                          \
     if (LIKELY(c == NULL) || at != -1 || bad_vector(iov, count) || iov_bytes(iov, count) == 0) {             \
       struct conn *d = dgram_of(fd);                                                                         \
-      if (UNLIKELY(d != NULL) && at == -1 && !bad_vector(iov, count)) {                                      \
+      if (UNLIKELY(d != NULL) && at == -1 && !bad_vector(iov, count) && iov_bytes(iov, count) > 0) {         \
         return dgram_one(d, fd, iov, (size_t)count, NOWAIT_FLAG(flags), false);                              \
       }                                                                                                      \
       ssize_t got = REAL(name)(fd, iov, count, at, flags);                                                   \
@@ -418,10 +419,17 @@ BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count,
   unsigned int done = 0;
   while (done < count) {
     struct msghdr *m = &messages[done].msg_hdr;
+    if (UNLIKELY(d != NULL && done > 0 && (conn_flags(d) & CONN_LOCAL)) && local_error_is_next(d, fd)) {
+      break; /* it is the next call's; and poll has to tell of it */
+    }
     ssize_t n = d != NULL ? dgram_recv(d, fd, m, flags & ~MSG_WAITFORONE)
                           : recvmsg_stream(c, fd, m, flags & ~MSG_WAITFORONE);
+    if (n < 0 && done > 0) {
+      conn_keep_error(c != NULL ? c : d, n);
+      break;
+    }
     if (n < 0) {
-      return done > 0 ? (int)done : (int)errno_result(n);
+      return (int)errno_result(n);
     }
     messages[done++].msg_len = (unsigned int)n;
     if (flags & MSG_WAITFORONE) {

@@ -9,6 +9,7 @@
 #include <linux/sockios.h>
 
 #include "../core/abroad.h"
+#include "../core/local.h"
 #include "calls.h"
 
 static int64_t timeout_ns(const void *value, socklen_t size) {
@@ -141,6 +142,9 @@ BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, soc
   int result = REAL(setsockopt)(option_fd(c, fd, level, name), level, name, value, size);
   if (result == 0 && c != NULL) {
     note_option(c, fd, level, name, value, size);
+  }
+  if (UNLIKELY((unsigned)fd < BERTHA_FDS && dgram_states[fd] != DGRAM_NOT)) {
+    local_option(fd, level, name);
   }
   return result;
 }

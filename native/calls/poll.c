@@ -3,11 +3,25 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../core/local.h"
 #include "../core/waiter.h"
 #include "calls.h"
 
 /* glibc declares that poll only writes to its array; we read it first. */
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+
+/* wait_fds(), and datagrams that pass by memory. */
+static int wait_all(struct pollfd *fds, nfds_t count, int64_t ns, const sigset_t *mask) {
+  bool local = UNLIKELY(atomic_load_explicit(&local_count, memory_order_relaxed) != 0) &&
+               local_polled(fds, count) && !bertha_in_forked_stranger();
+  return local ? local_poll(fds, count, ns, mask) : wait_fds(fds, count, ns, mask);
+}
+
+static bool is_local(int fd) {
+  const struct conn *c =
+      UNLIKELY(atomic_load_explicit(&local_count, memory_order_relaxed) != 0) ? conn_of(fd) : NULL;
+  return UNLIKELY(c != NULL) && (conn_flags(c) & CONN_LOCAL);
+}
 
 static bool any_of_ours(const struct pollfd *fds, nfds_t count) {
   if (bertha.fds == NULL) {
@@ -15,7 +29,7 @@ static bool any_of_ours(const struct pollfd *fds, nfds_t count) {
   }
   for (nfds_t i = 0; i < count; i++) {
     if ((unsigned)fds[i].fd < bertha.max_fd &&
-        (stream_of(fds[i].fd) != NULL ||
+        (stream_of(fds[i].fd) != NULL || is_local(fds[i].fd) ||
          atomic_load_explicit(&bertha.fds[fds[i].fd].set, memory_order_relaxed))) {
       return true;
     }
@@ -27,7 +41,7 @@ BERTHA_EXPORT int poll(struct pollfd *fds, nfds_t count, int timeout) {
   if (LIKELY(!any_of_ours(fds, count))) {
     return REAL(poll)(fds, count, timeout);
   }
-  return (int)errno_result(wait_fds(fds, count, timeout < 0 ? -1 : (int64_t)timeout * 1000000, NULL));
+  return (int)errno_result(wait_all(fds, count, timeout < 0 ? -1 : (int64_t)timeout * 1000000, NULL));
 }
 
 BERTHA_EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout,
@@ -36,7 +50,7 @@ BERTHA_EXPORT int ppoll(struct pollfd *fds, nfds_t count, const struct timespec 
     return REAL(ppoll)(fds, count, timeout, mask);
   }
   int64_t ns = time_ns(timeout);
-  return (int)errno_result(ns == -EINVAL ? ns : wait_fds(fds, count, ns, mask));
+  return (int)errno_result(ns == -EINVAL ? ns : wait_all(fds, count, ns, mask));
 }
 
 __attribute__((noreturn)) void __chk_fail(void);
@@ -91,11 +105,11 @@ static bool select_has_ours(int n, const fd_set *r, const fd_set *w, const fd_se
     return false;
   }
   for (int fd = 0; fd < n && (uint32_t)fd < bertha.max_fd; fd++) {
-    if (fd < FD_SETSIZE
-            ? (in_set(fd, r) || in_set(fd, w) || in_set(fd, e)) &&
-                  (stream_of(fd) != NULL || atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed))
-            : stream_of(fd) != NULL && fd < looked_at(n) &&
-                  (in_set(fd, r) || in_set(fd, w) || in_set(fd, e))) {
+    if (fd < FD_SETSIZE ? (in_set(fd, r) || in_set(fd, w) || in_set(fd, e)) &&
+                              (stream_of(fd) != NULL || is_local(fd) ||
+                               atomic_load_explicit(&bertha.fds[fd].set, memory_order_relaxed))
+                        : (stream_of(fd) != NULL || is_local(fd)) && fd < looked_at(n) &&
+                              (in_set(fd, r) || in_set(fd, w) || in_set(fd, e))) {
       return true;
     }
   }
@@ -107,7 +121,7 @@ static __attribute__((noinline)) int wait_or_leave(struct waiter_room *room, str
                                                    int64_t ns, const sigset_t *mask) {
   int n;
   pthread_cleanup_push(waiter_room_back, room);
-  n = wait_fds(p, count, ns, mask);
+  n = wait_all(p, count, ns, mask);
   pthread_cleanup_pop(0);
   return n;
 }

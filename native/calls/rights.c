@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <string.h>
 
+#include "../core/local.h"
 #include "calls.h"
 
 /* True: the receiver is to have a relay's end instead. */
@@ -14,6 +15,7 @@ static bool leaves(int fd, struct relay *relay) {
   if (c == NULL) {
     return false;
   }
+  local_kernels(c);
   uint32_t kind = conn_kind(c);
   struct listener *l = kind != BERTHA_CONN_LISTENER ? listener_of(c) : NULL;
   if (l != NULL) {

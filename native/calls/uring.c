@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/syscall.h>
 
+#include "../core/local.h"
 #include "calls.h"
 
 struct io_uring;
@@ -78,6 +79,7 @@ void bertha_uring_begins(void) {
     return;
   }
   int saved = errno;
+  local_leave();
   for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
     struct conn *c = conn_of((int)fd);
     if (c != NULL && conn_decide(c, (int)fd, BERTHA_WHY_IO_URING) == BERTHA_CONN_SHM) {

@@ -2,7 +2,7 @@
  *
  * A carrier is a process beside the agent through which connections with chunnels run: it has the TCP socket and one
  * end of a socketpair whose other end stands in the place of the program's descriptor.  There is a native one and one
- * in Python; both speak this.
+ * in Python; both speak this, of streams and of datagrams.
  *
  * A unix SOCK_SEQPACKET connection, got from the agent (BERTHA_OP_CARRIER); the shim sends, nothing comes back.  All
  * integers are in the machine's own order.
@@ -20,9 +20,12 @@ enum bertha_carrier_kind {
   BERTHA_CARRIER_HELLO = 1,
   BERTHA_CARRIER_CARRY = 2,
   BERTHA_CARRIER_DATAGRAMS = 3, /* a CARRY whose sockets are a UDP one and a SOCK_SEQPACKET pair's end */
-  /* Only to the native carrier, which is reached over rings (core/hop.h). */
+  /* To a carrier that the agent says can be reached over rings (core/hop.h). */
   BERTHA_CARRIER_LINK = 4,
   BERTHA_CARRIER_CARRY_RING = 5,
+  /* To a carrier in Python: a DATAGRAMS whose pair's other end the native carrier has, beside which it is for chunnels that
+   * are not in C.  It sends by the UDP socket, and reads nothing from it. */
+  BERTHA_CARRIER_DATAGRAMS_BESIDE = 6,
 };
 
 /* First message; + descriptor: the status memfd, an array of bertha_carrier_status. */
@@ -52,8 +55,8 @@ struct bertha_carrier_carry {
   uint32_t plan_size;    /* client: bytes that follow */
 };
 
-/* + descriptors: a link's sealed memfd, of which the program is the client's side, and the carrier the server's; an
- * eventfd that wakes the carrier. */
+/* + descriptors: a link's sealed memfd, of which the program is the client's side, and the carrier the server's; to the
+ * native carrier, an eventfd that wakes it. */
 struct bertha_carrier_link {
   uint32_t magic;
   uint16_t version;
@@ -64,7 +67,8 @@ struct bertha_carrier_link {
 #define BERTHA_CARRIER_LINKS 8u
 
 /* As bertha_carrier_carry, with the same descriptors; both directions are on the slot's rings from their first byte,
- * and the socketpair is the kernel's connection beneath.  The plan follows. */
+ * and the socketpair is the kernel's connection beneath.  To a carrier in Python, whose connections may have processes of
+ * their own: + an eventfd that wakes the one that has this slot.  The plan follows. */
 struct bertha_carrier_carry_ring {
   struct bertha_carrier_carry carry;
   uint32_t link;
@@ -98,7 +102,16 @@ enum bertha_dgram_kind {
   BERTHA_DGRAM_ERROR = 3,   /* to the program: `value` is an errno, which its next call returns */
   BERTHA_DGRAM_REFUSED = 4, /* to the program: the plan for that address was refused there: ask for another */
   BERTHA_DGRAM_NO_AGENT =
-      5 /* to the program, again and again: tell the next agent of this socket, if there is one */
+      5, /* to the program, again and again: tell the next agent of this socket, if there is one */
+  /* To the program: chunnels are wanted that the native carrier does not have.  To the native carrier: + descriptor, the
+   * end of another such pair, whose other end a carrier in Python has. */
+  BERTHA_DGRAM_BESIDE = 6,
+  /* Between these two carriers, besides DATA, PLAN, ERROR and REFUSED, which are the program's: */
+  BERTHA_DGRAM_NETWORK = 7, /* to the one beside: this has come from that address */
+  BERTHA_DGRAM_CLOSED = 8,  /* to the one beside: the program has closed */
+  BERTHA_DGRAM_FULL = 9,    /* to the native one: `value` 1: no more of the program's for now, 0: again */
+  /* To the native one: `value` is an enum bertha_carrier_state; the chunnels' text, NUL, and the detail follow. */
+  BERTHA_DGRAM_STATUS = 10,
 };
 struct bertha_dgram {
   uint16_t magic;

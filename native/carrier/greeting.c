@@ -174,12 +174,13 @@ static bool server_reads(struct session *s, const struct pack_value *map, const 
   if (plan_tls_first(s->plan, s->plan_size) != (s->base > 0)) {
     return refuse(s, "the plan and the connection differ about whether TLS comes first");
   }
-  if (trust_knows(s, carrier_has_agent())) {
+  if (trust_knows(s->listener, s->plan, s->plan_size, carrier_has_agent())) {
     return greeting_verdict(s, true, "", why);
   }
-  if (!carrier_ask(s)) {
-    return refuse(
-        s, "the server's agent is gone, and this plan is not known yet; connect again when it is back");
+  if (!carrier_ask_session(s)) {
+    return refuse(s, carrier_has_agent() ? "the server's agent does not answer; connect again later"
+                                         : "the server's agent is gone, and this plan is not known yet; "
+                                           "connect again when it is back");
   }
   return true;
 }

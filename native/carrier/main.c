@@ -5,15 +5,11 @@
  * is nobody left. */
 #include <errno.h>
 #include <fcntl.h>
-#include <grp.h>
 #include <malloc.h>
-#include <netdb.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -22,15 +18,27 @@
 
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include "datagrams.h"
+#include "place.h"
 #include "session.h"
 
-enum { EVENTS = 128, MESSAGE_MAX = 65536 };
+enum { EVENTS = 128, MESSAGE_MAX = 65536, WARM_MS = 1000 };
 #define SECOND 1000000000ll
 #define HANDSHAKE_NS (10 * SECOND)
 #define SILENCE_NS (1 * SECOND) /* MAYBE: who says nothing for so long waits for the server's first word */
 
 /* What epoll tells us of: the lowest bits of the pointer say which. */
-enum what { SESSION_TCP = 0, SESSION_PROGRAM = 1, SHIM = 2, CONTROL = 3, BELL = 4, WHAT = 7 };
+enum what {
+  SESSION_TCP = 0,
+  SESSION_PROGRAM = 1,
+  SHIM = 2,
+  CONTROL = 3,
+  BELL = 4,
+  DATAGRAMS_UDP = 5,
+  DATAGRAMS_PROGRAM = 6,
+  DATAGRAMS_BESIDE = 7,
+  WHAT = 7
+};
 
 static int poller;
 static int control = -1;
@@ -38,7 +46,6 @@ static struct session *sessions;
 static unsigned session_count;
 static struct session *ready_first, *ready_last;
 static struct shim *shims;
-static uint64_t last_question;
 static unsigned pending; /* sessions with a deadline */
 static bool told_idle;
 
@@ -61,6 +68,23 @@ void carrier_unwatch(int fd) {
   epoll_ctl(poller, EPOLL_CTL_DEL, fd, NULL);
 }
 
+#define EDGES (EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET)
+
+bool carrier_watch_datagrams(struct datagrams *d, int udp, int program) {
+  uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  return watch(udp, d, DATAGRAMS_UDP, events) && watch(program, d, DATAGRAMS_PROGRAM, events);
+}
+
+bool carrier_watch_beside(struct datagrams *d, int fd) {
+  return watch(fd, d, DATAGRAMS_BESIDE, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
+}
+
+void carrier_watch_room(struct session *s) {
+  struct epoll_event e = {.events = EDGES | EPOLLOUT,
+                          .data.u64 = (uint64_t)(uintptr_t)s | (uint64_t)SESSION_PROGRAM};
+  epoll_ctl(poller, EPOLL_CTL_MOD, s->program, &e); /* which tells of what there is already */
+}
+
 void carrier_queue(struct session *s) {
   if (!s->queued) {
     s->queued = true;
@@ -76,6 +100,10 @@ void carrier_queue(struct session *s) {
 
 /* ---- the agent ---------------------------------------------------------------------------------- */
 
+int carrier_control(void) {
+  return control;
+}
+
 bool carrier_has_agent(void) {
   return control >= 0;
 }
@@ -89,39 +117,8 @@ static void agent_gone(void) {
         carrier_queue(s); /* which finds that nobody will answer */
       }
     }
+    datagrams_agent_gone();
   }
-}
-
-/* Who is at the other end, for the agent's log: "address port". */
-static void peer_text(int tcp, char *to, size_t room) {
-  struct sockaddr_storage a;
-  socklen_t size = sizeof a;
-  char host[NI_MAXHOST], port[NI_MAXSERV];
-  to[0] = '\0';
-  if (getpeername(tcp, (struct sockaddr *)&a, &size) == 0 &&
-      getnameinfo((struct sockaddr *)&a, size, host, sizeof host, port, sizeof port,
-                  NI_NUMERICHOST | NI_NUMERICSERV) == 0) {
-    snprintf(to, room, "%s %s", host, port);
-  }
-}
-
-bool carrier_ask(struct session *s) {
-  struct buffer message = {0};
-  char peer[NI_MAXHOST + NI_MAXSERV + 2];
-  peer_text(s->tcp, peer, sizeof peer);
-  bool good =
-      control >= 0 && pack_map(&message, 5) && pack_text(&message, "op") && pack_text(&message, "check") &&
-      pack_text(&message, "id") && pack_uint(&message, ++last_question) && pack_text(&message, "listener") &&
-      pack_uint(&message, s->listener) && pack_text(&message, "plan") &&
-      pack_bytes(&message, s->plan, s->plan_size) && pack_text(&message, "peer") && pack_text(&message, peer);
-  if (good && send(control, buffer_data(&message), buffer_size(&message), MSG_NOSIGNAL) < 0) {
-    good = false;
-  }
-  buffer_free(&message);
-  if (good) {
-    s->asked = last_question;
-  }
-  return good;
 }
 
 static void verdict(const struct pack_value *message) {
@@ -137,7 +134,7 @@ static void verdict(const struct pack_value *message) {
   for (struct session *s = sessions; s != NULL; s = s->next) {
     if (s->asked == id.number) {
       const char *why = "";
-      trust_remember(s, good);
+      trust_remember(s->listener, s->plan, s->plan_size, good);
       if (greeting_verdict(s, good, text, &why)) {
         carrier_queue(s);
       } else {
@@ -146,6 +143,7 @@ static void verdict(const struct pack_value *message) {
       return;
     }
   }
+  exchange_verdict(id.number, good, text);
 }
 
 /* ---- messages with descriptors ------------------------------------------------------------------- */
@@ -225,6 +223,17 @@ static void drop_shim(struct shim *shim) {
   free(shim);
 }
 
+void carrier_hold(struct shim *shim) {
+  shim->sessions++;
+  session_count++;
+}
+
+void carrier_let_go(struct shim *shim) {
+  shim->sessions--;
+  session_count--;
+  drop_shim(shim);
+}
+
 static bool shim_hello(struct shim *shim, const void *message, size_t size, int fd) {
   struct bertha_carrier_hello hello;
   struct stat st;
@@ -280,9 +289,7 @@ void carrier_forget(struct session *s) {
   epoll_ctl(poller, EPOLL_CTL_DEL, s->program, NULL);
   trust_give_back(s->secrets);
   rings_close(s);
-  s->shim->sessions--;
-  session_count--;
-  drop_shim(s->shim);
+  carrier_let_go(s->shim);
 }
 
 /* `ring`: NULL: by the socketpair alone. */
@@ -295,8 +302,7 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
     return;
   }
   s->shim = shim;
-  shim->sessions++;
-  session_count++;
+  carrier_hold(shim);
   s->next = sessions;
   if (sessions != NULL) {
     sessions->previous = s;
@@ -325,14 +331,40 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
     memcpy(s->plan, plan, head->plan_size);
     s->plan_size = head->plan_size;
   }
-  uint32_t edges = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLRDHUP | EPOLLET;
-  if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, edges) ||
-      !watch(program, s, SESSION_PROGRAM, edges) ||
+  if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, EDGES | EPOLLOUT) ||
+      !watch(program, s, SESSION_PROGRAM, ring != NULL ? EDGES : EDGES | EPOLLOUT) ||
       (ring != NULL && !rings_open(s, shim, ring->link, ring->slot)) || !greeting_begin(s, &why)) {
     session_fail(s, why);
     return;
   }
   session_run(s);
+}
+
+static void control_speaks(void) {
+  static uint8_t data[MESSAGE_MAX];
+  while (control >= 0) {
+    int fds[FDS_MAX], count;
+    ssize_t n = receive(control, data, sizeof data, fds, &count);
+    if (n < 0) {
+      return;
+    }
+    struct pack_value message, op;
+    if (n == 0) {
+      close_all(fds, count);
+      agent_gone();
+      return;
+    }
+    if (pack_read(data, (size_t)n, &message) == (size_t)n && pack_get(&message, "op", &op)) {
+      if (pack_is(&op, "shim") && count > 0) {
+        new_shim(fds[--count]);
+      } else if (pack_is(&op, "context")) {
+        trust_learn(&message);
+      } else if (pack_is(&op, "verdict")) {
+        verdict(&message);
+      }
+    }
+    close_all(fds, count);
+  }
 }
 
 static void shim_speaks(struct shim *shim) {
@@ -366,48 +398,28 @@ static void shim_speaks(struct shim *shim) {
     }
     bool by_ring = kind == BERTHA_CARRIER_CARRY_RING;
     size_t size = by_ring ? sizeof ring : sizeof ring.carry;
-    if ((by_ring || kind == BERTHA_CARRIER_CARRY) && count == 2 && (size_t)n >= size &&
-        shim->statuses != NULL) {
+    bool known = by_ring || kind == BERTHA_CARRIER_CARRY || kind == BERTHA_CARRIER_DATAGRAMS;
+    if (known && count == 2 && (size_t)n >= size && shim->statuses != NULL) {
       memcpy(&ring, message, size);
       const struct bertha_carrier_carry *head = &ring.carry;
+      control_speaks(); /* what the agent had said before it came: another key, that a plan may not run */
       if (head->plan_size == (size_t)n - size && head->mode <= BERTHA_CARRY_MAYBE &&
           (head->mode == BERTHA_CARRY_PLAN) == (head->side == 0)) {
-        carry(shim, head, by_ring ? &ring : NULL, message + size, fds[0], fds[1]);
+        if (kind == BERTHA_CARRIER_DATAGRAMS) {
+          datagrams_carry(shim, head, fds[0], fds[1]);
+        } else {
+          carry(shim, head, by_ring ? &ring : NULL, message + size, fds[0], fds[1]);
+        }
         continue;
       }
     }
     close_all(fds, count); /* the end, or nonsense: what it has given before goes on */
+    carrier_unwatch(
+        shim->fd); /* the agent may not have closed its copy yet, which would keep it in the set */
     close(shim->fd);
     shim->fd = -1;
     drop_shim(shim);
     return;
-  }
-}
-
-static void control_speaks(void) {
-  static uint8_t data[MESSAGE_MAX];
-  while (control >= 0) {
-    int fds[FDS_MAX], count;
-    ssize_t n = receive(control, data, sizeof data, fds, &count);
-    if (n < 0) {
-      return;
-    }
-    struct pack_value message, op;
-    if (n == 0) {
-      close_all(fds, count);
-      agent_gone();
-      return;
-    }
-    if (pack_read(data, (size_t)n, &message) == (size_t)n && pack_get(&message, "op", &op)) {
-      if (pack_is(&op, "shim") && count > 0) {
-        new_shim(fds[--count]);
-      } else if (pack_is(&op, "context")) {
-        trust_learn(&message);
-      } else if (pack_is(&op, "verdict")) {
-        verdict(&message);
-      }
-    }
-    close_all(fds, count);
   }
 }
 
@@ -429,6 +441,19 @@ static void session_event(struct session *s, enum what what, uint32_t events) {
     rings_event(s, events);
   }
   carrier_queue(s);
+}
+
+/* What may change sessions, but ends none. */
+static void happened(enum what what, void *who, uint32_t events) {
+  if (what == SESSION_TCP || what == SESSION_PROGRAM) {
+    session_event(who, what, events);
+  } else if (what == BELL) {
+    rings_rung(who);
+  } else if (what == DATAGRAMS_UDP || what == DATAGRAMS_PROGRAM) {
+    datagrams_event(who, what == DATAGRAMS_UDP, events);
+  } else if (what == DATAGRAMS_BESIDE) {
+    beside_event(who, events);
+  }
 }
 
 /* Looks after greetings that take too long.  Milliseconds until the next look, -1: none needed. */
@@ -488,24 +513,9 @@ static void run_ready(void) {
   rings_ring();
 }
 
-/* It needs nothing but the descriptors that it is given, has keys in its memory, and reads what strangers send: it is
- * nobody where it may choose, and nobody else's to look into.  Where it may not (a container), it goes on as it is. */
-static void drop_privileges(void) {
-  prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
-  const struct passwd *nobody = geteuid() == 0 ? getpwnam("nobody") : NULL;
-  if (nobody != NULL && nobody->pw_uid != 0 && setgroups(0, NULL) == 0 &&
-      setresgid(nobody->pw_gid, nobody->pw_gid, nobody->pw_gid) == 0 &&
-      setresuid(nobody->pw_uid, nobody->pw_uid, nobody->pw_uid) != 0) {
-    fprintf(stderr, "bertha-carrier: goes on as root: cannot become nobody: %s\n", strerror(errno));
-  }
-#ifndef BERTHA_ASAN /* the leak sanitizer looks into it */
-  prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
-#endif
-}
-
 int main(int argc, char **argv) {
   if (argc == 2 && strcmp(argv[1], "--chunnels") == 0) {
-    puts("compress encrypt frame");
+    puts("compress encrypt frame reliable"); /* the last one on datagrams */
     return 0;
   }
   if (argc != 3 || strcmp(argv[1], "--control") != 0) {
@@ -518,7 +528,8 @@ int main(int argc, char **argv) {
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
   }
-  drop_privileges();
+  place_init();
+  carrier_drop_privileges();
   mallopt(M_MMAP_THRESHOLD, 16 << 20); /* buffers come and go with each burst */
   mallopt(M_TRIM_THRESHOLD, 64 << 20);
   signal(SIGPIPE, SIG_IGN);
@@ -531,22 +542,30 @@ int main(int argc, char **argv) {
   while (control >= 0 || session_count > 0 || shims != NULL) {
     struct epoll_event events[EVENTS];
     int wait = tick();
+    int next = timers_wait(carrier_now());
+    wait = wait < 0 || (next >= 0 && next < wait) ? next : wait;
     rings_collect();
-    bool sleeps = ready_first == NULL && rings_may_sleep();
-    int n = epoll_wait(poller, events, EVENTS, sleeps ? wait : 0);
+    bool sleeps = ready_first == NULL && !datagrams_ready() && rings_may_sleep();
+    bool warm = sleeps && wait < 0 && warm_any();
+    int n = epoll_wait(poller, events, EVENTS, sleeps ? (warm ? WARM_MS : wait) : 0);
     if (sleeps) {
       rings_awake();
     }
-    for (int i = 0; i < n; i++) {
-      enum what what = (enum what)(events[i].data.u64 & WHAT);
-      if (what == SESSION_TCP || what == SESSION_PROGRAM) {
-        session_event((struct session *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT), what,
-                      events[i].events);
-      } else if (what == BELL) {
-        rings_rung((struct rings *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT));
-      }
+    if (warm && n == 0) {
+      warm_cool();
     }
+    for (int i = 0; i < n; i++) {
+      happened((enum what)(events[i].data.u64 & WHAT),
+               (void *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT), events[i].events);
+    }
+    bool busy = n > 0 || ready_first != NULL;
     run_ready();
+    int64_t now = carrier_now();
+    timers_run(now);
+    datagrams_run();
+    if (busy) {
+      place_look(now);
+    }
     for (int i = 0; i < n;
          i++) { /* they may end sessions and shims, which the others of this turn may mean */
       enum what what = (enum what)(events[i].data.u64 & WHAT);

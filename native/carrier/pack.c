@@ -162,6 +162,19 @@ bool pack_is(const struct pack_value *value, const char *text) {
   return value->kind == PACK_TEXT && value->size == n && memcmp(value->data, text, n) == 0;
 }
 
+bool pack_real(const struct pack_value *value, double *number) {
+  if (value->kind == PACK_INT) {
+    *number = (double)(int64_t)value->number;
+    return true;
+  }
+  if (value->kind != PACK_OTHER || value->size != 8 || value->data[-1] != 0xcb) {
+    return false;
+  }
+  uint64_t bits = big_endian(value->data, 8);
+  memcpy(number, &bits, sizeof *number);
+  return true;
+}
+
 void pack_copy(const struct pack_value *value, char *to, size_t room) {
   size_t n = value->kind == PACK_TEXT ? value->size : 0;
   n = n < room ? n : room - 1;

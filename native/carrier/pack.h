@@ -21,6 +21,8 @@ bool pack_get(const struct pack_value *map, const char *name, struct pack_value 
 /* An array's element. */
 bool pack_at(const struct pack_value *array, uint64_t index, struct pack_value *value);
 bool pack_is(const struct pack_value *value, const char *text);
+/* A number, whole or not (float 64). */
+bool pack_real(const struct pack_value *value, double *number);
 /* Copies a text, cut to fit, always ended by NUL; empty for anything else. */
 void pack_copy(const struct pack_value *value, char *to, size_t room);
 

@@ -67,6 +67,20 @@ bool plan_stages(struct session *s, bool outer, const char **why) {
   return true;
 }
 
+bool plan_chunnel(const uint8_t *plan, size_t size, bool server, unsigned i, struct plan_chunnel *c) {
+  struct pack_value chunnels, found;
+  if (!chunnels_of(plan, size, &chunnels) || i >= chunnels.number || !pack_at(&chunnels, i, &found)) {
+    return false;
+  }
+  field(&found, "type", c->type, sizeof c->type);
+  field(&found, "wire", c->wire, sizeof c->wire);
+  field(&found, server ? "server" : "client", c->implementation, sizeof c->implementation);
+  if (!pack_get(&found, "args", &c->args) || c->args.kind != PACK_MAP) {
+    c->args = (struct pack_value){.kind = PACK_MAP};
+  }
+  return true;
+}
+
 static size_t put(char *to, size_t room, size_t at, const char *text, bool quoted) {
   size_t n = at;
   for (const char *p = text; quoted && *p != '\0'; p++) {

@@ -72,7 +72,7 @@ bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int b
     return false;
   }
   r->bell = bell;
-  r->link = hop_adopt(fd, index);
+  r->link = hop_adopt(fd, index, false);
   if (r->link == NULL || !carrier_watch_bell(bell, r)) {
     if (r->link != NULL) {
       link_drop(r->link);
@@ -190,8 +190,8 @@ ssize_t program_recv(struct session *s, void *to, size_t room) {
     return recv(s->program, to, room, MSG_DONTWAIT);
   }
   ssize_t n = hop_recv(s->ring, s->program, to, room);
-  if (n > 0) {
-    is_due(s); /* it may wait for room */
+  if (hop_due(s->ring)) { /* it waits for room */
+    is_due(s);
   }
   return n;
 }
@@ -201,7 +201,11 @@ ssize_t program_send(struct session *s, const void *from, size_t size) {
     return send(s->program, from, size, MSG_DONTWAIT | MSG_NOSIGNAL);
   }
   ssize_t n = hop_send(s->ring, s->program, from, size);
-  if (n > 0) {
+  if (n < 0 && errno == EAGAIN && hop_left(s->ring)) {
+    carrier_watch_room(s);
+    errno = EAGAIN;
+  }
+  if (hop_due(s->ring)) {
     is_due(s);
   }
   return n;

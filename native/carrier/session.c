@@ -52,6 +52,7 @@ bool session_push(struct session *s, const char *type, const char *wire, const s
 
 void session_free(struct session *s) {
   carrier_forget(s);
+  warm_forget(s);
   for (unsigned i = 0; i < s->stages; i++) {
     s->stage[i]->ops->close(s->stage[i]);
   }
@@ -287,17 +288,5 @@ void session_run(struct session *s) {
     carrier_queue(s);
     return;
   }
-  for (unsigned i = 0; i <= s->stages; i++) { /* an idle connection keeps no memory */
-    if (buffer_size(&s->down[i]) == 0) {
-      buffer_free(&s->down[i]);
-    }
-    if (buffer_size(&s->up[i]) == 0) {
-      buffer_free(&s->up[i]);
-    }
-  }
-  for (unsigned i = 0; i < s->stages; i++) {
-    if (s->stage[i]->ops->idle != NULL) {
-      s->stage[i]->ops->idle(s->stage[i]);
-    }
-  }
+  warm_add(s);
 }

@@ -6,6 +6,7 @@
 #include "carrier.h"
 
 struct conn;
+struct datagrams;
 
 enum { STAGES_MAX = 34, NONCE_SIZE = 16, PREAMBLE_MAX = 16384 };
 
@@ -67,6 +68,7 @@ struct session {
   /* Stage 0 is the network's.  Stage i reads down[i + 1] and writes down[i]; reads up[i] and writes up[i + 1]. */
   unsigned base; /* stages below the greeting: 1 where TLS comes first */
   unsigned stages;
+  unsigned warm; /* its place in warm.c + 1; 0: none */
   struct chunnel *stage[STAGES_MAX];
   struct buffer down[STAGES_MAX + 1], up[STAGES_MAX + 1];
   bool down_end[STAGES_MAX + 1], up_end[STAGES_MAX + 1]; /* no more will come into it */
@@ -89,6 +91,13 @@ bool greeting_verdict(struct session *s, bool good, const char *reason, const ch
 /* plan.c */
 bool plan_stages(struct session *s, bool outer, const char **why); /* pushes what runs at this end */
 bool plan_tls_first(const uint8_t *plan, size_t size);
+struct plan_chunnel { /* as one end has it */
+  char type[64], wire[64];
+  char implementation[64]; /* empty: it does not run there */
+  struct pack_value args;  /* a map */
+};
+/* Chunnel number `i`, from the application downwards; false: there are not so many, or this is no plan. */
+bool plan_chunnel(const uint8_t *plan, size_t size, bool server, unsigned i, struct plan_chunnel *c);
 void plan_text(const uint8_t *plan, size_t size, char *to, size_t room); /* JSON, for the log */
 
 /* rings.c: the programs' links (core/hop.h) */
@@ -112,16 +121,37 @@ void program_end(struct session *s); /* no more will be sent to it */
 struct secrets *trust_secrets(uint64_t listener); /* to be given back */
 void trust_give_back(struct secrets *k);
 void trust_learn(const struct pack_value *message);
-bool trust_knows(const struct session *s, bool agent);
-void trust_remember(const struct session *s, bool good);
+bool trust_knows(uint64_t listener, const uint8_t *plan, size_t size, bool agent);
+uint64_t trust_salt(void); /* something that strangers do not know, never 0 */
+void trust_remember(uint64_t listener, const uint8_t *plan, size_t size, bool good);
+
+/* warm.c: who keeps buffers while there is nothing in them */
+void warm_add(struct session *s);
+void warm_forget(struct session *s);
+bool warm_any(void);
+void warm_cool(void); /* nobody spoke for a while */
+
+/* ask.c */
+/* Asks the agent: may this plan run?  The question's number; 0: there is no agent, or it does not read. */
+uint64_t carrier_ask(uint64_t listener, const uint8_t *plan, size_t size, const char *peer);
+bool carrier_ask_session(struct session *s);
+
+/* nobody.c */
+void carrier_drop_privileges(void);
 
 /* main.c */
 int64_t carrier_now(void); /* ns */
 void carrier_queue(struct session *s);
-bool carrier_ask(struct session *s); /* the agent: may this plan run?  False: there is no agent */
+int carrier_control(void); /* -1: there is no agent */
 bool carrier_has_agent(void);
+/* Somebody has something of a program's; the program's memory is kept until he lets go. */
+void carrier_hold(struct shim *shim);
+void carrier_let_go(struct shim *shim);
+bool carrier_watch_beside(struct datagrams *d, int fd);
+bool carrier_watch_datagrams(struct datagrams *d, int udp, int program);
 bool carrier_watch_bell(int fd, struct rings *who);
 void carrier_unwatch(int fd);
+void carrier_watch_room(struct session *s); /* of the program's socketpair */
 void carrier_forget(struct session *s);
 
 #endif

@@ -1,6 +1,7 @@
 /* Whom and what the carrier believes: the secrets that its agent gave it, and the plans that it has found good. */
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
+#include <openssl/rand.h>
 
 #include "session.h"
 
@@ -99,20 +100,30 @@ void trust_learn(const struct pack_value *message) {
     memcpy(k->cluster_key, key.data, key.size);
   }
   replace_secrets(k->listener);
+  if (k->listener != 0 && !k->has_cluster_key && k->certificate == NULL && k->key == NULL && k->ca == NULL) {
+    free(k); /* it has none of its own any more: everybody's are its, too */
+    return;
+  }
   k->next = all_secrets;
   all_secrets = k;
 }
 
-static void digest_of(const struct session *s, uint8_t digest[DIGEST_SIZE]) {
+uint64_t trust_salt(void) {
+  uint64_t salt = 0;
+  (void)!RAND_bytes((uint8_t *)&salt, sizeof salt);
+  return salt | 1;
+}
+
+static void digest_of(const uint8_t *plan, size_t plan_size, uint8_t digest[DIGEST_SIZE]) {
   unsigned size;
-  if (EVP_Digest(s->plan, s->plan_size, digest, &size, EVP_sha256(), NULL) != 1) {
+  if (EVP_Digest(plan, plan_size, digest, &size, EVP_sha256(), NULL) != 1) {
     memset(digest, 0, DIGEST_SIZE);
   }
 }
 
-static struct known_plan *find_known(const struct session *s, const uint8_t digest[DIGEST_SIZE]) {
+static struct known_plan *find_known(uint64_t listener, const uint8_t digest[DIGEST_SIZE]) {
   for (unsigned i = 0; i < KNOWN_MAX; i++) {
-    if (known[i].since != 0 && known[i].listener == s->listener &&
+    if (known[i].since != 0 && known[i].listener == listener &&
         memcmp(known[i].digest, digest, DIGEST_SIZE) == 0) {
       return &known[i];
     }
@@ -120,17 +131,17 @@ static struct known_plan *find_known(const struct session *s, const uint8_t dige
   return NULL;
 }
 
-bool trust_knows(const struct session *s, bool agent) {
+bool trust_knows(uint64_t listener, const uint8_t *plan, size_t size, bool agent) {
   uint8_t digest[DIGEST_SIZE];
-  digest_of(s, digest);
-  const struct known_plan *k = find_known(s, digest);
+  digest_of(plan, size, digest);
+  const struct known_plan *k = find_known(listener, digest);
   return k != NULL && (!agent || carrier_now() - k->since < BELIEVED_NS);
 }
 
-void trust_remember(const struct session *s, bool good) {
+void trust_remember(uint64_t listener, const uint8_t *plan, size_t size, bool good) {
   uint8_t digest[DIGEST_SIZE];
-  digest_of(s, digest);
-  struct known_plan *k = find_known(s, digest);
+  digest_of(plan, size, digest);
+  struct known_plan *k = find_known(listener, digest);
   if (!good) {
     if (k != NULL) {
       k->since = 0;
@@ -139,7 +150,7 @@ void trust_remember(const struct session *s, bool good) {
   }
   if (k == NULL) {
     k = &known[known_next++ % KNOWN_MAX];
-    k->listener = s->listener;
+    k->listener = listener;
     memcpy(k->digest, digest, DIGEST_SIZE);
   }
   k->since = carrier_now();

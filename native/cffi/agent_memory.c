@@ -92,6 +92,11 @@ void agent_dir_leave(void *dir) {
   atomic_store_explicit(&h->generation, 0, memory_order_release);
 }
 
+void agent_dir_news(void *dir) {
+  struct bertha_dir_header *h = dir;
+  atomic_fetch_add_explicit(&h->news, 1, memory_order_release);
+}
+
 int agent_dir_insert(void *dir, const uint8_t *addr, uint16_t port, uint16_t flags, uint64_t netns,
                      uint64_t listener, uint32_t uid, uint32_t pid) {
   if (port == 0 || listener == 0) {
@@ -228,7 +233,10 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
     }
     struct agent_conn *o = &out[found++];
     o->index = i;
-    o->kind = kind == BERTHA_CONN_SHM && c.carried ? BERTHA_CONN_CARRIED : kind;
+    o->kind = kind == BERTHA_CONN_SHM && BERTHA_CARRIED_BY(c.carried) != 0 ? BERTHA_CONN_CARRIED : kind;
+    o->carried_by = BERTHA_CARRIED_BY(c.carried);
+    o->beside = BERTHA_CARRIED_BESIDE(c.carried);
+    o->boxed = (c.carried & BERTHA_CARRIED_BOXED) != 0;
     o->pid = c.pid;
     o->role = c.role;
     o->reason = c.reason;

@@ -18,6 +18,8 @@ void agent_dir_format(void *dir, uint64_t generation, uint32_t agent_pid);
 uint64_t agent_dir_generation(const void *dir);
 /* An orderly end: the generation becomes 0, so that nobody asks an agent that is not there. */
 void agent_dir_leave(void *dir);
+/* Shims ask again about what has no plan. */
+void agent_dir_news(void *dir);
 /* The number of the entry, or -1 when there is no free one. */
 int agent_dir_insert(void *dir, const uint8_t *addr, uint16_t port, uint16_t flags, uint64_t netns,
                      uint64_t listener, uint32_t uid, uint32_t pid);
@@ -52,6 +54,9 @@ struct agent_conn {
   uint32_t reason;
   uint32_t setup_us;
   uint32_t family;
+  uint32_t carried_by; /* 1 + BERTHA_CARRIER_*; 0: none */
+  uint32_t beside;     /* BERTHA_CARRIER_*; 0: none */
+  uint32_t boxed;      /* datagrams have gone by memory */
   uint64_t opened_ns;
   uint8_t local_addr[16];
   uint8_t peer_addr[16];

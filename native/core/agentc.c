@@ -8,7 +8,7 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 
-enum { RETRY_NS = 200000000, ANSWER_MS = 2000, QUICK_ANSWER_MS = 400, FDS_MAX = 4 };
+enum { RETRY_NS = 200000000, ANSWER_MS = 2000, QUICK_ANSWER_MS = 400, FDS_MAX = 5 };
 #define RETRY_MAX_NS                                                                                         \
   30000000000 /* one that does not answer costs a connect() its patience no oftener than that */
 
@@ -245,10 +245,20 @@ static uint32_t dial(int patience_ms) {
   return status;
 }
 
+/* Asked for each connection of a plain peer, for the reason in the log alone: so not more than once in a millisecond. */
 bool agent_has_gone(void) {
+  static _Atomic int64_t ask_again;
+  int64_t now = bertha_now_ns();
+  if (agent.fd < 0 || agent.pid != bertha.pid ||
+      now < atomic_load_explicit(&ask_again, memory_order_relaxed)) {
+    return false;
+  }
   struct pollfd p = {.fd = agent.fd};
-  return agent.fd >= 0 && agent.pid == bertha.pid && QUIET(poll)(&p, 1, 0) == 1 &&
-         (p.revents & (POLLHUP | POLLERR));
+  bool gone = QUIET(poll)(&p, 1, 0) == 1 && (p.revents & (POLLHUP | POLLERR));
+  if (!gone) {
+    atomic_store_explicit(&ask_again, now + 1000000, memory_order_relaxed);
+  }
+  return gone;
 }
 
 void agent_greet(void) {

@@ -23,8 +23,11 @@ struct dir_hit {
 };
 /* Listeners that a connect() to this address may reach; those of the caller's own namespace first. */
 int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max);
-bool directory_datagrams(const uint8_t addr[16], uint16_t port); /* a UDP socket there has chunnels */
+int directory_find_datagrams(const uint8_t addr[16], uint16_t port, struct dir_hit *hits,
+                             int max);                           /* UDP sockets */
+bool directory_datagrams(const uint8_t addr[16], uint16_t port); /* a UDP socket there may have chunnels */
 uint64_t directory_generation(void);                             /* 0: no agent is serving */
+uint32_t directory_news(void);                                   /* another number: to be asked again */
 void directory_after_fork(void);
 uint64_t bertha_netns(int any_socket);
 

@@ -60,14 +60,17 @@ void conn_make_plain(struct conn *c, uint32_t why) {
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_PLAIN, memory_order_release);
 }
 
-void conn_refresh_watch(struct conn *c) {
-  if (conn_kind(c) != BERTHA_CONN_SHM) {
-    return;
-  }
+void conn_unwatch(struct conn *c) {
   _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
   uint16_t seen = atomic_load(kernel); /* before the look at the counts: see conn_watch_kernel() */
   if (seen != 0 && atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_regs) == 0) {
     atomic_compare_exchange_strong(kernel, &seen, 0);
+  }
+}
+
+void conn_refresh_watch(struct conn *c) {
+  if (conn_kind(c) == BERTHA_CONN_SHM) {
+    conn_unwatch(c);
   }
 }
 

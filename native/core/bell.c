@@ -194,7 +194,8 @@ void bell_on_connection(struct conn *c, int fd) {
 static bool ring(struct conn *c, int fd, struct bertha_sleeper *s) {
   /* A carrier has no bells of programs: the byte wakes them as well, and wait.c sees to those that wait for space. */
   uint64_t one = 1;
-  if (UNLIKELY(c->link->bell_fd >= 0) && QUIET(write)(c->link->bell_fd, &one, sizeof one) == sizeof one) {
+  int carriers = UNLIKELY(c->link->bells != NULL) ? c->link->bells[c->slot_index] : c->link->bell_fd;
+  if (UNLIKELY(carriers >= 0) && QUIET(write)(carriers, &one, sizeof one) == sizeof one) {
     return true;
   }
   uint32_t id = bertha.is_carrier ? 0 : atomic_load_explicit(&s->bell, memory_order_relaxed);
@@ -275,6 +276,7 @@ void signal_data(struct conn *c, int fd) {
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
   mark_dirty(c);
   if (UNLIKELY(bertha.is_carrier)) {
+    conn_set_flag(c, CONN_DUE);
     return;
   }
   wake_sets(c, fd, w);
@@ -291,6 +293,7 @@ void signal_space(struct conn *c, int fd) {
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
   mark_dirty(c);
   if (UNLIKELY(bertha.is_carrier)) {
+    conn_set_flag(c, CONN_DUE | CONN_DUE_ROOM);
     return;
   }
   wake_sets(c, fd, w);

@@ -31,6 +31,7 @@ static struct {
     int fd;  /* hidden; 0: none */
     int pid; /* the process that got it: a forked child gets its own, so that its end is seen */
     uint64_t generation;
+    bool rings; /* it can be reached over them */
     struct link *links[BERTHA_CARRIER_LINKS];
     uint32_t link_count;
   } carriers[CARRIERS];
@@ -81,7 +82,7 @@ static bool open_statuses(void) {
 static bool send_message(int to, const void *message, size_t size, const int *fds, size_t count) {
   union {
     struct cmsghdr align;
-    char space[CMSG_SPACE(2 * sizeof(int))];
+    char space[CMSG_SPACE(3 * sizeof(int))];
   } control = {.space = {0}};
   struct iovec part = {(void *)(uintptr_t)message, size};
   struct msghdr msg = {.msg_iov = &part,
@@ -112,7 +113,7 @@ static bool open_carrier(uint32_t which) {
     k->fd = 0;
   }
   struct bertha_carrier_request body = {.carrier = which};
-  struct bertha_carrier_request reply;
+  struct bertha_carrier_request reply = {.rings = 0};
   int fd = -1;
   if (!open_statuses() ||
       agent_call(BERTHA_OP_CARRIER, &body, sizeof body, &here.status_fd, 1, &reply, sizeof reply, &fd, 1) !=
@@ -130,6 +131,7 @@ static bool open_carrier(uint32_t which) {
     return false;
   }
   k->fd = bertha_hide_fd(fd);
+  k->rings = reply.rings != 0;
   k->link_count = 0; /* those before serve the connections that they have */
   k->pid = bertha.pid;
   k->generation = directory_generation();
@@ -143,7 +145,7 @@ static bool send_link(const struct carrier *k, const struct link *l, uint32_t in
                                         .number = k->link_count,
                                         .index = index};
   int fds[2] = {l->fd, l->bell_fd};
-  return send_message(k->fd, &message, sizeof message, fds, 2);
+  return send_message(k->fd, &message, sizeof message, fds, l->apart ? 1 : 2);
 }
 
 /* Where a connection's rings are to be. */
@@ -151,22 +153,35 @@ struct place {
   struct link *link; /* NULL: it does without */
   uint32_t number;
   int slot;
+  int bell;     /* of that slot; -1: it is the link's */
   uint32_t why; /* enum bertha_reason */
 };
 
+static struct place place_in(struct link *l, uint32_t number, int slot) {
+  int bell = l->apart && slot >= 0 ? hop_bell(l, (uint32_t)slot) : -1;
+  if (slot >= 0 && l->apart && bell < 0) {
+    slot_give_back(l, (uint32_t)slot);
+    return (struct place){.why = BERTHA_WHY_NO_DESCRIPTOR};
+  }
+  return (struct place){l, number, slot, bell, 0};
+}
+
 /* With the lock held. */
 static struct place take_place(struct carrier *k) {
+  if (!k->rings) {
+    return (struct place){.why = BERTHA_WHY_NO_RINGS};
+  }
   for (uint32_t i = k->link_count; i > 0; i--) {
     int slot = slot_take(k->links[i - 1]);
     if (slot >= 0) {
-      return (struct place){k->links[i - 1], i - 1, slot, 0};
+      return place_in(k->links[i - 1], i - 1, slot);
     }
   }
   if (k->link_count == BERTHA_CARRIER_LINKS) {
     return (struct place){.why = BERTHA_WHY_LINK_FULL};
   }
   uint32_t index;
-  struct link *l = hop_make(&index);
+  struct link *l = hop_make(k != &here.carriers[BERTHA_CARRIER_NATIVE], &index);
   if (l == NULL) {
     return (struct place){.why = BERTHA_WHY_NO_MEMORY};
   }
@@ -174,8 +189,8 @@ static struct place take_place(struct carrier *k) {
     link_drop(l);
     return (struct place){.why = BERTHA_WHY_NO_CARRIER};
   }
-  k->links[k->link_count] = l;
-  return (struct place){l, k->link_count++, slot_take(l), 0};
+  k->links[k->link_count++] = l;
+  return place_in(l, k->link_count - 1, slot_take(l));
 }
 
 /* One message.  With the lock held. */
@@ -199,7 +214,9 @@ static bool send_carry(struct carrier *k, const struct bertha_carrier_carry *hea
   }
   memcpy(message, &ring, size);
   memcpy(message + size, plan, head->plan_size);
-  if (send_message(k->fd, message, size + head->plan_size, fds, 2)) {
+  int given[3] = {fds[0], fds[1], place->bell};
+  bool bell = place->link != NULL && place->bell >= 0;
+  if (send_message(k->fd, message, size + head->plan_size, given, bell ? 3 : 2)) {
     return true;
   }
   if (place->link != NULL) {
@@ -281,8 +298,7 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   int pair[2];
   int type = conn_flags(c) & CONN_DGRAM ? SOCK_SEQPACKET : SOCK_STREAM;
   bool again = unix_swapped(c);
-  bool ring = which == BERTHA_CARRIER_NATIVE && type == SOCK_STREAM && !again && !bertha.io_uring &&
-              !(conn_flags(c) & CONN_NO_ATTACH);
+  bool ring = type == SOCK_STREAM && !again && !bertha.io_uring && !(conn_flags(c) & CONN_NO_ATTACH);
   if (ring && !bertha_lock(&c->tx_lock)) {
     return false;
   }
@@ -297,13 +313,15 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   head->version = BERTHA_CARRIER_VERSION;
   head->kind = conn_flags(c) & CONN_DGRAM ? BERTHA_CARRIER_DATAGRAMS : BERTHA_CARRIER_CARRY;
   head->status_index = conn_index(c);
-  struct place place = {.link = ring ? &any : NULL};
+  struct place place = {.link = ring ? &any : NULL,
+                        .why = bertha.io_uring && type == SOCK_STREAM ? BERTHA_WHY_IO_URING : 0};
   bool good = carry(which, head, plan, unix_tcp_fd(c, fd), pair[1], &place);
   QUIET(close)(pair[1]);
   if (!good) {
     QUIET(close)(pair[0]);
   } else {
-    c->info.carried = 1;
+    c->info.carried = 1 + which;
+    c->carrier = (uint8_t)which;
     c->slot = NULL;           /* of a claim that came to nothing */
     if (place.link != NULL) { /* before the unix socket stands there: who comes now finds the locks taken */
       hop_tie(c, place.link, (uint32_t)place.slot);
@@ -486,13 +504,40 @@ int carried_await(struct conn *c, int fd, int flags, int64_t timeout_ns) {
 
 /* ---- datagrams ---------------------------------------------------------------------------------- */
 
+static struct bertha_carrier_carry head_of(uint64_t listener, bool required) {
+  return (struct bertha_carrier_carry){.side = listener != 0 ? BERTHA_SIDE_SERVER : BERTHA_SIDE_CLIENT,
+                                       .mode = listener == 0 ? BERTHA_CARRY_PLAN
+                                               : required    ? BERTHA_CARRY_REQUIRED
+                                                             : BERTHA_CARRY_MAYBE,
+                                       .listener = listener};
+}
+
 bool carried_datagrams(struct conn *c, int fd, uint64_t listener, bool required, bool again) {
-  struct bertha_carrier_carry head = {.side = listener != 0 ? BERTHA_SIDE_SERVER : BERTHA_SIDE_CLIENT,
-                                      .mode = listener == 0 ? BERTHA_CARRY_PLAN
-                                              : required    ? BERTHA_CARRY_REQUIRED
-                                                            : BERTHA_CARRY_MAYBE,
-                                      .listener = listener};
-  return again == unix_swapped(c) && hand_over(c, fd, BERTHA_CARRIER_PYTHON, &head, "");
+  struct bertha_carrier_carry head = head_of(listener, required);
+  c->info.carried = BERTHA_CARRIED_BY(c->info.carried); /* none beside it */
+  return again == unix_swapped(c) && hand_over(c, fd, c->carrier, &head, "");
+}
+
+bool carried_beside(struct conn *c, int fd, uint64_t listener, bool required, uint32_t which) {
+  int pair[2];
+  struct place none = {.link = NULL};
+  struct bertha_dgram word = {.magic = BERTHA_DGRAM_MAGIC, .kind = BERTHA_DGRAM_BESIDE};
+  struct bertha_carrier_carry head = head_of(listener, required);
+  head.magic = BERTHA_CARRIER_MAGIC;
+  head.version = BERTHA_CARRIER_VERSION;
+  head.kind = BERTHA_CARRIER_DATAGRAMS_BESIDE;
+  head.status_index = conn_index(c);
+  if (REAL(socketpair)(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) {
+    return false;
+  }
+  bool good = carry(which, &head, "", unix_tcp_fd(c, fd), pair[1], &none) &&
+              send_message(fd, &word, sizeof word, &pair[0], 1);
+  QUIET(close)(pair[0]);
+  QUIET(close)(pair[1]);
+  if (good) {
+    c->info.carried = BERTHA_CARRIED_BY(c->info.carried) | which << 4;
+  }
+  return good;
 }
 
 /* ---- server ------------------------------------------------------------------------------------- */

@@ -1,6 +1,6 @@
 /* Connections with chunnels: the TCP socket goes to a carrier (carrier/carrier.h), and a unix socket whose other end
- * the carrier has takes its place behind the descriptor.  From then on every call is the kernel's own, or, with the
- * native carrier, a ring's that has the unix socket beneath (hop.h).
+ * the carrier has takes its place behind the descriptor.  From then on every call is the kernel's own, or a
+ * ring's that has the unix socket beneath (hop.h).
  *
  * A client asks the agent for a plan before it connects, once for each destination; a server gives what it accepts to
  * the carrier if its listener's chunnels say so. */
@@ -42,6 +42,7 @@ const struct bertha_carrier_status *carried_status(const struct conn *c);
 /* For core/dgram.c.  False: nobody answers.  `plan` is a copy. */
 struct carried_answer {
   uint32_t verdict; /* enum bertha_verdict */
+  uint32_t carrier; /* BERTHA_CARRIER_* */
   uint32_t size;
   uint64_t context;
   int64_t until;
@@ -51,9 +52,11 @@ struct carried_answer {
 bool carried_ask_datagrams(const uint8_t addr[16], uint16_t port, int family, int fd,
                            struct carried_answer *answer);
 void carried_refused_datagrams(const uint8_t addr[16], uint16_t port);
-/* Gives a UDP socket to a carrier; `listener`: 0 for a client's.  With the rx lock held, unless `again`: the carrier of
- * before is gone. */
+/* Gives a UDP socket to the carrier that c->carrier names; `listener`: 0 for a client's.  With the rx lock held, unless
+ * `again`: the carrier of before is gone. */
 bool carried_datagrams(struct conn *c, int fd, uint64_t listener, bool required, bool again);
+/* Gives one that the native carrier has to another one as well, for the chunnels that are not in C. */
+bool carried_beside(struct conn *c, int fd, uint64_t listener, bool required, uint32_t which);
 bool carried_is_private(const uint8_t addr[16]);
 void carried_fd_moved(int from, int to);
 void carried_after_fork(void);

@@ -24,6 +24,7 @@ bool conn_stays_plain(struct conn *c, uint32_t why); /* the server, if it has no
 uint32_t conn_decide(struct conn *c, int fd, uint32_t why);
 /* The program asked for something that only the kernel's connection has. */
 void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why);
+void conn_unwatch(struct conn *c);            /* the other end need not ring, if nobody is in the kernel */
 void conn_refresh_watch(struct conn *c);      /* after kernel_waiters or kernel_regs went down */
 void conn_last_close(struct conn *c, int fd); /* before the kernel's close */
 void conn_after_close(struct conn *c);        /* after it */
@@ -43,20 +44,29 @@ static inline uint32_t conn_life(const struct conn *c) {
 static inline bool conn_closed(const struct conn *c, int fd, uint32_t life) {
   return conn_life(c) != life || conn_of(fd) != c;
 }
+/* For who looks without the lock of those that read: of now, or of a moment ago. */
+static inline uint64_t conn_rx_head(const struct conn *c) {
+  return __atomic_load_n(&c->rx_head, __ATOMIC_RELAXED);
+}
 /* After kernel_waiters or kernel_regs went up: the other end rings on the connection from now on.  It is another value
- * each time, so that who found nobody there, and is about to say so, does not do it over our head. */
+ * each time, also after a 0, so that who found nobody there, and is about to say so, does not do it over our head. */
 static inline void conn_watch_kernel(struct conn *c) {
-  _Atomic uint16_t *kernel = &c->slot->watch[c->side].kernel;
-  uint16_t now = atomic_load(kernel);
-  while (!atomic_compare_exchange_weak(kernel, &now, (uint16_t)(now + 1u != 0x10000u ? now + 1u : 1u))) {
+  struct bertha_slot *slot = __atomic_load_n(&c->slot, __ATOMIC_RELAXED);
+  if (LIKELY(slot != NULL)) { /* else another thread has just withdrawn the claim */
+    uint16_t number =
+        (uint16_t)(atomic_fetch_add(&c->watch_number, 1) | 0x8000u); /* the slot begins with 1 */
+    atomic_store(&slot->watch[c->side].kernel, number);
   }
 }
-/* Around a wait in the kernel on the descriptor itself. */
+/* Around a wait in the kernel on the descriptor itself.  A claim's: look at it once more (conn_ripe) before the sleep,
+ * because what came until now may not have been rung for (wait_claimed). */
 static inline uint32_t conn_kernel_sleep(struct conn *c) {
   atomic_fetch_add(&c->kernel_waiters, 1);
-  if (UNLIKELY(conn_kind(c) == BERTHA_CONN_UNIX && c->slot != NULL &&
-               !atomic_load_explicit(&c->slot->watch[c->side].kernel, memory_order_relaxed))) {
-    atomic_store(&c->slot->watch[c->side].kernel, 1); /* in a signal handler, within unix_wait() */
+  if (UNLIKELY(conn_kind(c) == BERTHA_CONN_CLAIMED)) {
+    conn_watch_kernel(c);
+  } else if (UNLIKELY(conn_kind(c) == BERTHA_CONN_UNIX && c->slot != NULL &&
+                      !atomic_load_explicit(&c->slot->watch[c->side].kernel, memory_order_relaxed))) {
+    conn_watch_kernel(c); /* in a signal handler, within unix_wait() */
   }
   return conn_life(c);
 }
@@ -81,6 +91,11 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
 ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 /* One try at the kernel's half before the producer's switch; -EINPROGRESS: look again, something changed. */
 ssize_t recv_kernel_part(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
+/* One try at a connection in any state.  `*whole`: what served it did so with MSG_WAITALL; there is no more to be asked
+ * for. */
+ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags, bool *whole);
+/* Copies out of the ring, with the rx lock held. */
+ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, int flags);
 size_t conn_readable_bytes(struct conn *c);
 void conn_keep_error(struct conn *c, ssize_t n);
 /* In place of a result: this very thread is in the middle of another call on the connection, whose signal handler we are
@@ -101,6 +116,12 @@ void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back
 static inline uint32_t ring_bound(const struct conn *c) {
   return c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
 }
+
+/* look.c */
+/* As the kernel: nothing to be had is waited for, or EAGAIN where nobody waits. */
+ssize_t look_for_nothing(struct conn *c, int fd, int flags);
+/* MSG_PEEK | MSG_WAITALL: until all that is asked for is there.  Of what no carrier can hold, as much as it holds. */
+ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 
 /* takeback.c */
 /* Leaves the ring with nothing left in it, if the other end answers: true: the kernel's connection is all there is. */

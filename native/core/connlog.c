@@ -8,6 +8,7 @@
 #include "abroad.h"
 #include "carried.h"
 #include "conn.h"
+#include "local.h"
 #include "reason.h"
 
 uint64_t connlog_clock(void) {
@@ -78,21 +79,32 @@ static void write_line(const struct line *l) {
     escape(reason + 1, sizeof reason - 2, l->reason);
     strcat(reason, "\"");
   }
-  const char *hop = !c->info.carried                  ? ""
+  bool carried = BERTHA_CARRIED_BY(c->info.carried) != 0;
+  const char *hop = !carried                          ? ""
                     : conn_kind(c) == BERTHA_CONN_SHM ? ",\"carrier\":\"ring\""
                                                       : ",\"carrier\":\"socketpair\"";
+  static const char *const kinds[] = {"native", "python", "authors"}; /* BERTHA_CARRIER_* */
+  char kind[60] = "";
+  if (carried && c->carrier < sizeof kinds / sizeof *kinds) {
+    snprintf(kind, sizeof kind, ",\"carried_by\":\"%s\"", kinds[c->carrier]);
+    uint32_t beside = BERTHA_CARRIED_BESIDE(c->info.carried);
+    if (beside > 0 && beside < sizeof kinds / sizeof *kinds) {
+      snprintf(kind, sizeof kind, ",\"carried_by\":\"%s\",\"beside\":\"%s\"", kinds[c->carrier],
+               kinds[beside]);
+    }
+  }
   uint64_t now = connlog_clock();
   char line[3200];
   int n = snprintf(
       line, sizeof line,
       "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
       "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
-      "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s}\n",
+      "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s%s}\n",
       (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u),
       l->pid != 0 ? l->pid : bertha.pid, program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
       c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
       l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
-      (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, l->killed ? ",\"killed\":true" : "");
+      (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, kind, l->killed ? ",\"killed\":true" : "");
   if (n > 0 && (size_t)n < sizeof line) {
     connlog_put(line, (size_t)n);
   }
@@ -173,8 +185,10 @@ void connlog_refused(struct conn *c, int fd, const char *detail) {
 }
 
 static void bottom(struct line *l, uint32_t kind) {
-  const char *implementation = kind == BERTHA_CONN_SHM ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : "tcp";
-  l->plain = kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_UNIX;
+  bool local = conn_flags(l->c) & CONN_LOCAL;
+  bool shm = kind == BERTHA_CONN_SHM || (l->c->info.carried & BERTHA_CARRIED_BOXED);
+  const char *implementation = shm ? "shm" : kind == BERTHA_CONN_UNIX ? "unix" : local ? "udp" : "tcp";
+  l->plain = !shm && kind != BERTHA_CONN_UNIX;
   snprintf(l->chunnels, sizeof l->chunnels,
            "[{\"type\":\"local_or_remote\",\"implementation\":\"%s\",\"where\":\"%s\"}]", implementation,
            l->plain ? "global" : "host");
@@ -206,7 +220,7 @@ void connlog_write(struct conn *c, int fd) {
   }
   conn_set_flag(c, CONN_LOGGED);
   int saved = errno;
-  uint32_t why = c->info.reason;
+  uint32_t why = c->info.carried & BERTHA_CARRIED_BOXED ? BERTHA_WHY_NONE : c->info.reason;
   if (kind == BERTHA_CONN_CLAIMED) {
     why = conn_flags(c) & CONN_BROKEN ? BERTHA_WHY_CORRUPT : BERTHA_WHY_NOT_ATTACHED;
   } else if (kind == BERTHA_CONN_MAYBE) {

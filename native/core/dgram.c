@@ -11,6 +11,7 @@
 #include "agentc.h"
 #include "carried.h"
 #include "connlog.h"
+#include "local.h"
 #include "reason.h"
 #include "unixpair.h"
 
@@ -26,11 +27,13 @@ struct route {
   bool refused;
   uint8_t addr[16];
   uint32_t scope;
+  uint32_t news; /* of the directory */
   uint64_t generation;
   int64_t until;
 };
 static struct {
   _Atomic uint32_t lock;
+  uint32_t changes;    /* routes that were good are not any more: nor is what was asked for before */
   struct route *slots; /* made with the first carried client */
 } routes;
 
@@ -80,6 +83,9 @@ static struct conn *track(int fd, int family, uint32_t side) {
   c->info.opened_ns = connlog_clock();
   c->rcv_timeout_ns = timeout_of(fd, SO_RCVTIMEO);
   c->snd_timeout_ns = timeout_of(fd, SO_SNDTIMEO);
+  if (side == BERTHA_SIDE_SERVER) { /* for bertha ps: it has its name already */
+    connlog_addresses(c, fd);
+  }
   conn_books_begin();
   conn_track(fd, c);
   conn_books_end();
@@ -97,14 +103,15 @@ static void untrack(struct conn *c) {
   conn_free(c);
 }
 
-/* To a carrier: NULL when that cannot be. */
-static struct conn *hand_over(int fd, int family, struct listener *l, bool required) {
+/* To a carrier: NULL when that cannot be.  `which`: a client's. */
+static struct conn *hand_over(int fd, int family, struct listener *l, uint32_t which, bool required) {
   struct conn *c = track(fd, family, l != NULL ? BERTHA_SIDE_SERVER : BERTHA_SIDE_CLIENT);
   if (c == NULL) {
     return NULL;
   }
   int64_t began = bertha_now_ns();
   c->listener = l != NULL ? l->id : 0;
+  c->carrier = (uint8_t)(l != NULL ? atomic_load(&l->claims->dag_carrier) : which);
   bool done = false;
   if (!atomic_load(&bertha.io_uring) && bertha_lock(&c->rx_lock)) {
     struct dgram_late late;
@@ -137,6 +144,17 @@ static void log_refused(int fd, int family, uint32_t side, const uint8_t addr[16
   }
 }
 
+/* What never has chunnels unless a policy says so: what configures networks, and asks for names and the time. */
+static bool is_infrastructure(uint16_t port) {
+  static const uint16_t ports[] = {53, 67, 68, 123, 137, 138, 161, 162, 514, 546, 547, 1900, 5353, 5355};
+  for (size_t i = 0; i < sizeof ports / sizeof *ports; i++) {
+    if (port == ports[i]) {
+      return true;
+    }
+  }
+  return false;
+}
+
 /* ---- a socket that others send to ---------------------------------------------------------------- */
 
 int dgram_binding(int fd, const struct sockaddr *address, socklen_t size) {
@@ -166,7 +184,7 @@ int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
     return 0;
   }
   agent_greet();
-  if (!agent_dags(BERTHA_HELLO_SERVER_DATAGRAMS)) {
+  if (is_infrastructure(port) && !agent_dags(BERTHA_HELLO_SERVER_DATAGRAMS)) {
     return 0;
   }
   uint32_t why = 0;
@@ -174,10 +192,13 @@ int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
   uint32_t need = l != NULL ? atomic_load_explicit(&l->claims->dag, memory_order_acquire) : BERTHA_DAG_NONE;
   bool ours = why != BERTHA_WHY_POLICY && why != BERTHA_WHY_SHM_PROHIBITED;
   bool required = l != NULL ? need == BERTHA_DAG_REQUIRED : bertha.must_serve_datagrams && ours;
-  if (need != BERTHA_DAG_NONE && hand_over(fd, family, l, required) != NULL) {
+  if (need != BERTHA_DAG_NONE && hand_over(fd, family, l, 0, required) != NULL) {
     return 0;
   }
   if (!required) {
+    if (l != NULL && need == BERTHA_DAG_NONE) {
+      local_serve(fd, family, l);
+    }
     return 0;
   }
   log_refused(fd, family, BERTHA_SIDE_SERVER, addr, port,
@@ -186,19 +207,24 @@ int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
 }
 
 /* An agent that has come since, and processes that got the socket by inheritance, have to be told of it. */
-void dgram_register_again(struct conn *c, int fd) {
-  struct listener *l = listener_of(c);
+struct listener *dgram_listed_again(const struct listener *l, int fd) {
   uint64_t generation = directory_generation();
   static _Atomic int64_t not_before;
   int64_t now = bertha_now_ns();
   if (l == NULL || generation == 0 || (l->generation == generation && l->pid == bertha.pid) ||
       now < atomic_load(&not_before)) {
-    return;
+    return NULL;
   }
   atomic_store(&not_before, now + 200000000);
   uint32_t why = 0;
-  struct listener *fresh = listener_register(unix_tcp_fd(c, fd), &why);
-  if (fresh != NULL && fresh != l) { /* another agent: its carrier knows the plans that it has made */
+  struct listener *fresh = listener_register(fd, &why);
+  return fresh != l ? fresh : NULL;
+}
+
+void dgram_register_again(struct conn *c, int fd) {
+  struct listener *l = listener_of(c);
+  struct listener *fresh = dgram_listed_again(l, unix_tcp_fd(c, fd));
+  if (fresh != NULL) { /* another agent: its carrier knows the plans that it has made */
     c->listener = fresh->id;
     listener_closed(l);
     dgram_revive(c, fd);
@@ -206,17 +232,6 @@ void dgram_register_again(struct conn *c, int fd) {
 }
 
 /* ---- a socket that sends first ------------------------------------------------------------------- */
-
-/* What never has chunnels unless a policy says so: what configures networks, and asks for names and the time. */
-static bool is_infrastructure(uint16_t port) {
-  static const uint16_t ports[] = {53, 67, 68, 123, 137, 138, 161, 162, 514, 546, 547, 1900, 5353, 5355};
-  for (size_t i = 0; i < sizeof ports / sizeof *ports; i++) {
-    if (port == ports[i]) {
-      return true;
-    }
-  }
-  return false;
-}
 
 static bool is_one_host(const uint8_t a[16]) {
   static const uint8_t v4[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
@@ -278,52 +293,72 @@ static int tell_plan(int fd, const uint8_t addr[16], uint16_t port, uint32_t sco
   return QUIET(sendmsg)(fd, &msg, MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
+static bool leads_there(const struct route *r, const struct route *to) {
+  return r->conn == to->conn && r->life == to->life && r->port == to->port && r->scope == to->scope &&
+         r->generation == to->generation && r->news == to->news && memcmp(r->addr, to->addr, 16) == 0 &&
+         bertha_now_ns() < r->until;
+}
+
+/* Without the lock: the agent may take its time, and the carrier may have a full socket. */
+static int find_route(struct conn *c, int fd, struct route *to) {
+  struct carried_answer *a = calloc(1, sizeof *a);
+  if (a == NULL) {
+    return ENOBUFS;
+  }
+  int family = (int)(c->info.family & ~BERTHA_FAMILY_DATAGRAMS);
+  uint32_t verdict = decide(unix_tcp_fd(c, fd), family, to->addr, to->port, a);
+  int result = verdict == BERTHA_VERDICT_REFUSED ? ECONNREFUSED : 0;
+  if (verdict == BERTHA_VERDICT_PLAN) {
+    bool other = c->carrier == BERTHA_CARRIER_NATIVE && a->carrier != BERTHA_CARRIER_NATIVE;
+    bool there =
+        !other || BERTHA_CARRIED_BESIDE(c->info.carried) != 0 || carried_beside(c, fd, 0, true, a->carrier);
+    /* One of them is gone: others may be had. */
+    result = there ? tell_plan(fd, to->addr, to->port, to->scope, a) : EPIPE;
+  }
+  to->refused = result != 0;
+  to->until = a->until;
+  free(a);
+  return result;
+}
+
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope) {
   if (c->side == BERTHA_SIDE_SERVER) { /* answers those who have come, or speaks plainly */
     dgram_register_again(c, fd);
     return 0;
   }
+  struct route to = {.conn = conn_index(c) + 1,
+                     .life = conn_life(c),
+                     .port = port,
+                     .scope = scope,
+                     .news = directory_news(),
+                     .generation = directory_generation()};
+  memcpy(to.addr, addr, 16);
   if (!bertha_lock(&routes.lock)) {
     return 0;
   }
-  uint64_t generation = directory_generation();
   struct route *r = route_of(c, addr, port);
-  int result = r == NULL ? ENOBUFS : 0;
-  bool known = r != NULL && r->conn == conn_index(c) + 1 && r->life == conn_life(c) && r->port == port &&
-               r->scope == scope && r->generation == generation && memcmp(r->addr, addr, 16) == 0 &&
-               bertha_now_ns() < r->until;
-  struct carried_answer *a = result == 0 && !known ? calloc(1, sizeof *a) : NULL;
-  if (known) {
-    result = r->refused ? ECONNREFUSED : 0;
-  } else if (a != NULL) {
-    int family = (int)(c->info.family & ~BERTHA_FAMILY_DATAGRAMS);
-    uint32_t verdict = decide(unix_tcp_fd(c, fd), family, addr, port, a);
-    if (verdict == BERTHA_VERDICT_PLAN) {
-      result = tell_plan(fd, addr, port, scope, a);
-    } else if (verdict == BERTHA_VERDICT_REFUSED) {
-      result = ECONNREFUSED;
-    }
-    if (result == 0 || result == ECONNREFUSED) {
-      *r = (struct route){.conn = conn_index(c) + 1,
-                          .life = conn_life(c),
-                          .port = port,
-                          .refused = result != 0,
-                          .scope = scope,
-                          .generation = generation,
-                          .until = a->until};
-      memcpy(r->addr, addr, 16);
-    }
-  } else if (result == 0) {
-    result = ENOBUFS;
-  }
-  free(a);
+  bool known = r != NULL && leads_there(r, &to);
+  int result = r == NULL ? ENOBUFS : known && r->refused ? ECONNREFUSED : 0;
+  uint32_t changes = routes.changes;
   bertha_unlock(&routes.lock);
+  if (known || result != 0) {
+    return result;
+  }
+  result = find_route(c, fd, &to);
+  if ((result == 0 || result == ECONNREFUSED) && bertha_lock(&routes.lock)) {
+    r = route_of(c, addr, port);
+    if (r != NULL && changes == routes.changes) { /* else the next one asks again */
+      *r = to;
+    }
+    bertha_unlock(&routes.lock);
+  }
   return result;
 }
 
 void dgram_reroute(const uint8_t addr[16], uint16_t port) {
   carried_refused_datagrams(addr, port);
   if (bertha_lock(&routes.lock)) {
+    routes.changes++;
     for (int i = 0; routes.slots != NULL && i < ROUTES; i++) {
       if (routes.slots[i].port == port && memcmp(routes.slots[i].addr, addr, 16) == 0) {
         routes.slots[i].until = 0;
@@ -353,7 +388,7 @@ static bool deserves_a_look(int fd, const struct sockaddr *to, socklen_t size) {
 }
 
 /* Whether a socket that nobody carries yet is to be carried: for what is to be sent to that address. */
-static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *family) {
+static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *family, uint32_t *carrier) {
   uint8_t addr[16];
   uint16_t port;
   if (!deserves_a_look(fd, to, size) || !address_of(to, addr, &port)) {
@@ -364,9 +399,12 @@ static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *fam
   uint32_t verdict = BERTHA_VERDICT_PLAIN;
   if (a != NULL && is_udp(fd, family)) {
     verdict = decide(fd, *family, addr, port, a);
+    *carrier = a->carrier;
     if (verdict == BERTHA_VERDICT_REFUSED) {
       log_refused(fd, *family, BERTHA_SIDE_CLIENT, addr, port, a->detail);
       dgram_states[fd] = DGRAM_FRESH; /* the next one is asked about again */
+    } else if (verdict == BERTHA_VERDICT_PLAIN) {
+      local_dial(fd, *family, addr, port);
     }
   }
   free(a);
@@ -376,6 +414,9 @@ static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *fam
 
 int dgram_connecting(int fd, const struct sockaddr *address, socklen_t size) {
   struct conn *c = dgram_of(fd);
+  if (c != NULL && (conn_flags(c) & CONN_LOCAL)) {
+    return 0;
+  }
   uint8_t addr[16];
   uint16_t port;
   if (c != NULL && address != NULL && size >= sizeof(struct sockaddr_in) &&
@@ -383,9 +424,10 @@ int dgram_connecting(int fd, const struct sockaddr *address, socklen_t size) {
     return dgram_route(c, fd, addr, port, scope_of(address));
   }
   int family;
-  uint32_t verdict = c == NULL ? look(fd, address, size, &family) : BERTHA_VERDICT_PLAIN;
+  uint32_t which = BERTHA_CARRIER_PYTHON;
+  uint32_t verdict = c == NULL ? look(fd, address, size, &family, &which) : BERTHA_VERDICT_PLAIN;
   if (verdict == BERTHA_VERDICT_PLAN) {
-    struct conn *made = hand_over(fd, family, NULL, true);
+    struct conn *made = hand_over(fd, family, NULL, which, true);
     return made == NULL ? ECONNREFUSED : dgram_connecting(fd, address, size);
   }
   return verdict == BERTHA_VERDICT_REFUSED ? ECONNREFUSED : 0;
@@ -393,6 +435,9 @@ int dgram_connecting(int fd, const struct sockaddr *address, socklen_t size) {
 
 int dgram_connected(int fd, const struct sockaddr *address, socklen_t size) {
   struct conn *c = dgram_of(fd);
+  if (conn_flags(c) & CONN_LOCAL) {
+    local_reconnecting(c);
+  }
   int result = QUIET(connect)(unix_tcp_fd(c, fd), address, size);
   if (result == 0 && address != NULL && address->sa_family == AF_UNSPEC) {
     c->info.peer_port = 0;
@@ -400,15 +445,19 @@ int dgram_connected(int fd, const struct sockaddr *address, socklen_t size) {
     address_of(address, c->info.peer_addr, &c->info.peer_port);
     c->scope = scope_of(address);
   }
+  if (result == 0 && (conn_flags(c) & CONN_LOCAL)) {
+    local_reconnected(c);
+  }
   return result;
 }
 
 int dgram_first_send(int fd, const struct sockaddr *to, socklen_t size) {
   int family;
-  uint32_t verdict = look(fd, to, size, &family);
+  uint32_t which = BERTHA_CARRIER_PYTHON;
+  uint32_t verdict = look(fd, to, size, &family, &which);
   if (verdict == BERTHA_VERDICT_PLAN) {
     bind_to_any(fd, family); /* fails where it has a port */
-    if (hand_over(fd, family, NULL, true) == NULL) {
+    if (hand_over(fd, family, NULL, which, true) == NULL) {
       return ECONNREFUSED;
     }
   }
@@ -426,6 +475,15 @@ static void put_to_rest(struct conn *c) {
   }
 }
 
+void dgram_beside(struct conn *c, int fd) {
+  const struct listener *l = listener_of(c);
+  if (l != NULL && c->carrier == BERTHA_CARRIER_NATIVE) {
+    uint32_t which = atomic_load(&l->claims->dag_carrier);
+    which = which == BERTHA_CARRIER_NATIVE ? BERTHA_CARRIER_PYTHON : which;
+    carried_beside(c, fd, c->listener, atomic_load(&l->claims->dag) != BERTHA_DAG_MAYBE, which);
+  }
+}
+
 bool dgram_revive(struct conn *c, int fd) {
   static struct {
     uint32_t conn;
@@ -439,6 +497,7 @@ bool dgram_revive(struct conn *c, int fd) {
   if (!done) {
     const struct listener *l = listener_of(c);
     uint32_t need = l != NULL ? atomic_load(&l->claims->dag) : BERTHA_DAG_REQUIRED;
+    c->carrier = l != NULL ? (uint8_t)atomic_load(&l->claims->dag_carrier) : c->carrier;
     done = carried_datagrams(c, fd, c->listener, need != BERTHA_DAG_MAYBE, true);
     if (!done) {
       put_to_rest(c);
@@ -446,6 +505,7 @@ bool dgram_revive(struct conn *c, int fd) {
     last.conn = done ? conn_index(c) : UINT32_MAX;
     last.at = bertha_now_ns();
     if (done && bertha_lock(&routes.lock)) { /* the new one has to be told all plans */
+      routes.changes++;
       for (int i = 0; routes.slots != NULL && i < ROUTES; i++) {
         if (routes.slots[i].conn == conn_index(c) + 1) {
           routes.slots[i].until = 0;
@@ -459,6 +519,10 @@ bool dgram_revive(struct conn *c, int fd) {
 }
 
 void dgram_closing(struct conn *c, int fd) {
+  if (conn_flags(c) & CONN_LOCAL) {
+    local_closing(c, fd);
+    return;
+  }
   if (c->side == BERTHA_SIDE_SERVER) {
     int saved = errno;
     struct pollfd p = {.fd = fd};

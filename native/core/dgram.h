@@ -12,8 +12,13 @@
 enum dgram_state { DGRAM_NOT = 0, DGRAM_FRESH = 1, DGRAM_PLAIN = 2 };
 extern uint8_t dgram_states[];
 void dgram_after_fork(void);
+void local_never(int fd, bool never); /* local.h */
+extern _Atomic uint32_t local_count;  /* of sockets whose datagrams may pass by memory, in this process */
+extern _Atomic uint32_t
+    local_stir; /* how often something was sent by the kernel, which may be for one of them */
 static inline void dgram_made(int fd, bool udp) {
   if (LIKELY((unsigned)fd < BERTHA_FDS) && UNLIKELY(dgram_states[fd] != DGRAM_NOT || udp)) {
+    local_never(fd, false);
     dgram_states[fd] = udp ? DGRAM_FRESH : DGRAM_NOT;
   }
 }
@@ -38,6 +43,9 @@ static inline bool dgram_may_begin(int fd, const struct sockaddr *to) {
 /* On a carried socket.  Bytes, or -errno; `msg`: address and control data as in recvmsg(2) and sendmsg(2). */
 ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags);
 ssize_t dgram_send(struct conn *c, int fd, const struct msghdr *msg, int flags);
+struct bertha_dgram;
+void dgram_put_name(const struct conn *c, const struct bertha_dgram *head,
+                    struct msghdr *msg);  /* its origin */
 int dgram_unread(struct conn *c, int fd); /* FIONREAD: the next one's bytes */
 void dgram_closed(struct conn *c);
 
@@ -61,8 +69,11 @@ void dgram_late_end(struct dgram_late *late);
 
 /* Between dgram.c and dgram_io.c. */
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope);
-void dgram_register_again(struct conn *c, int fd);         /* with an agent that has come since */
+void dgram_register_again(struct conn *c, int fd); /* with an agent that has come since */
+/* In place of this listener, which an agent that has come since does not know; NULL: it does, or is not asked so soon. */
+struct listener *dgram_listed_again(const struct listener *l, int fd);
 void dgram_reroute(const uint8_t addr[16], uint16_t port); /* the plan was refused: asked for anew */
-bool dgram_revive(struct conn *c, int fd);                 /* the carrier is gone: another one */
+void dgram_beside(struct conn *c, int fd); /* chunnels are wanted that the native carrier does not have */
+bool dgram_revive(struct conn *c, int fd); /* the carrier is gone: another one */
 
 #endif

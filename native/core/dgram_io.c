@@ -5,6 +5,7 @@
 
 #include "../carrier/carrier.h"
 #include "dgram.h"
+#include "local.h"
 #include "unixpair.h"
 
 #ifndef IOV_MAX
@@ -18,7 +19,7 @@ static int family_of(const struct conn *c) {
 }
 
 /* As the kernel writes a datagram's origin: cut where there is no room, with its whole length told. */
-static void put_name(const struct conn *c, const struct bertha_dgram *head, struct msghdr *msg) {
+void dgram_put_name(const struct conn *c, const struct bertha_dgram *head, struct msghdr *msg) {
   struct sockaddr_storage name = {0};
   socklen_t size;
   if (family_of(c) == AF_INET) {
@@ -37,8 +38,8 @@ static void put_name(const struct conn *c, const struct bertha_dgram *head, stru
   }
   if (msg->msg_name != NULL) {
     memcpy(msg->msg_name, &name, msg->msg_namelen < size ? msg->msg_namelen : size);
+    msg->msg_namelen = size;
   }
-  msg->msg_namelen = size;
 }
 
 static bool take(int fd) { /* what is next, and not for the program */
@@ -47,6 +48,13 @@ static bool take(int fd) { /* what is next, and not for the program */
 }
 
 ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
+  if (UNLIKELY(atomic_load_explicit(&c->error, memory_order_relaxed) !=
+               0)) { /* came behind what was told of */
+    return -conn_take_error(c);
+  }
+  if (conn_flags(c) & CONN_LOCAL) {
+    return local_recv(c, fd, msg, flags);
+  }
   if (msg->msg_iovlen > IOV_MAX) {
     return -EMSGSIZE;
   }
@@ -75,7 +83,7 @@ ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
       if (!(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, size);
       }
-      put_name(c, &head, msg);
+      dgram_put_name(c, &head, msg);
       msg->msg_controllen = 0;
       msg->msg_flags = size > room ? MSG_TRUNC : 0;
       return (ssize_t)(size > room && !(flags & MSG_TRUNC) ? room : size);
@@ -90,6 +98,8 @@ ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
       dgram_reroute(head.addr, head.port);
     } else if (whole && head.kind == BERTHA_DGRAM_NO_AGENT) {
       dgram_register_again(c, fd);
+    } else if (whole && head.kind == BERTHA_DGRAM_BESIDE) {
+      dgram_beside(c, fd);
     }
   }
 }
@@ -123,6 +133,9 @@ static bool carrier_gone(int error) {
 }
 
 ssize_t dgram_send(struct conn *c, int fd, const struct msghdr *msg, int flags) {
+  if (conn_flags(c) & CONN_LOCAL) {
+    return local_send(c, fd, msg, flags);
+  }
   if (msg->msg_iovlen > IOV_MAX) {
     return -EMSGSIZE;
   }
@@ -167,7 +180,9 @@ ssize_t dgram_send(struct conn *c, int fd, const struct msghdr *msg, int flags) 
 
 int dgram_unread(struct conn *c, int fd) {
   struct bertha_dgram head;
-  (void)c;
+  if (conn_flags(c) & CONN_LOCAL) {
+    return local_unread(c, fd);
+  }
   for (;;) {
     ssize_t n = QUIET(recv)(fd, &head, sizeof head, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
     if (n < (ssize_t)sizeof head) {
@@ -178,6 +193,8 @@ int dgram_unread(struct conn *c, int fd) {
     }
     if (head.kind == BERTHA_DGRAM_REFUSED) {
       dgram_reroute(head.addr, head.port);
+    } else if (head.kind == BERTHA_DGRAM_BESIDE) {
+      dgram_beside(c, fd);
     } else if (head.kind == BERTHA_DGRAM_ERROR || head.kind == BERTHA_DGRAM_NO_AGENT) {
       return 0; /* a call that receives is to see it */
     }

@@ -92,6 +92,11 @@ uint64_t directory_generation(void) {
   return map != NULL ? atomic_load_explicit(&map->generation, memory_order_acquire) : 0;
 }
 
+uint32_t directory_news(void) {
+  struct bertha_dir_header *map = current();
+  return map != NULL ? atomic_load_explicit(&map->news, memory_order_acquire) : 0;
+}
+
 uint64_t bertha_netns(int any_socket) {
   uint64_t cookie = 0;
   socklen_t size = sizeof cookie;
@@ -143,7 +148,17 @@ int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, 
   return look(addr, port, 0, hits, max);
 }
 
+int directory_find_datagrams(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max) {
+  return look(addr, port, BERTHA_DIR_DATAGRAMS, hits, max);
+}
+
 bool directory_datagrams(const uint8_t addr[16], uint16_t port) {
-  struct dir_hit hit;
-  return look(addr, port, BERTHA_DIR_DATAGRAMS, &hit, 1) > 0;
+  struct dir_hit hits[BERTHA_RESOLVE_MAX];
+  int n = directory_find_datagrams(addr, port, hits, BERTHA_RESOLVE_MAX);
+  for (int i = 0; i < n; i++) {
+    if (hits[i].flags & BERTHA_DIR_DAG) {
+      return true;
+    }
+  }
+  return false;
 }

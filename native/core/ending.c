@@ -6,6 +6,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "dgram.h"
+#include "local.h"
 #include "trim.h"
 #include "unixpair.h"
 
@@ -71,6 +72,7 @@ static void withdraw(struct conn *c) {
 }
 
 void conn_stay_in_kernel(struct conn *c, int fd, uint32_t why) {
+  local_kernels(c);
   if (conn_decide(c, fd, why) == BERTHA_CONN_SHM) {
     conn_leave_ring(c, why);
   } else if (conn_kind(c) == BERTHA_CONN_SOCKET) {

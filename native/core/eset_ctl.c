@@ -84,7 +84,9 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   }
   eset_kernel_reg(s, c, 1); /* before the look: who ties it from now on sees us */
   atomic_thread_fence(memory_order_seq_cst);
-  if (conn_kind(c) == BERTHA_CONN_SHM) {
+  uint32_t now = conn_kind(c);
+  if (now == BERTHA_CONN_SHM ||
+      now == BERTHA_CONN_CLAIMED) { /* a claim: another thread may spin (wait_claimed) */
     conn_watch_kernel(c);
   }
   uint8_t before = r->state;
@@ -183,9 +185,13 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   if (!known &&
       (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
        (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
-    if (c != NULL && kind == BERTHA_CONN_SHM && op == EPOLL_CTL_ADD) {
+    if (c != NULL && (unsigned)fd >= ESET_FDS && op == EPOLL_CTL_ADD &&
+        (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE)) {
       atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
-      conn_watch_kernel(c);
+      atomic_thread_fence(memory_order_seq_cst);
+      if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
+        conn_watch_kernel(c);
+      }
     }
     return real_ctl(epfd, op, fd, event);
   }
@@ -223,6 +229,12 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
     result = ctl_del(s, fd, c, event);
   } else {
     result = real_ctl(epfd, op, fd, event);
+  }
+  if (result == 0 && op == EPOLL_CTL_ADD && c != NULL && conn_kind(c) == BERTHA_CONN_CLAIMED) {
+    bertha_unlock(&s->lock); /* what came before the other end knew that it has to ring (wait_claimed) */
+    conn_ripe(c, fd);
+    bertha_lock(&s->lock);
+    eset_upgrade_queued(s);
   }
   if (result == 0 && op != EPOLL_CTL_DEL && c != NULL && s->regs[fd].state == REG_RING) {
     eset_pass_on(s); /* a thread that sleeps in the set must see the new interest */

@@ -13,7 +13,7 @@
 
 #define HOP_LISTENER UINT64_MAX   /* in the header's `listener`: no listener has that number */
 #define HOP_RING_MAX (256u << 10) /* bytes: as much as a chunnel holds before its reader waits */
-enum { PAGE = 4096, HOP_SLEEPER = 1 };
+enum { PAGE = 4096, HOP_SLEEPER = 1, APART_SLOTS = BERTHA_SLEEPERS - HOP_SLEEPER };
 
 /* ---- in the program ------------------------------------------------------------------------------ */
 
@@ -21,40 +21,70 @@ static uint64_t up_to(uint64_t n, uint64_t unit) {
   return (n + unit - 1) / unit * unit;
 }
 
-static void fill_header(struct bertha_link_header *h, uint32_t index) {
+/* The carrier's entry among the sleepers, for that slot. */
+static uint32_t sleeper_of(const struct link *l, uint32_t slot) {
+  return l->apart ? HOP_SLEEPER + slot : HOP_SLEEPER;
+}
+
+static void fill_header(struct bertha_link_header *h, uint32_t index, uint32_t slots) {
   *h = (struct bertha_link_header){.magic = BERTHA_MAGIC_LINK,
                                    .version = BERTHA_LAYOUT_VERSION,
                                    .listener = HOP_LISTENER,
                                    .index = index,
-                                   .slot_count = BERTHA_LINK_SLOTS,
+                                   .slot_count = slots,
                                    .ring_max = HOP_RING_MAX,
                                    .client_pid = (uint32_t)bertha.pid};
   uint64_t at = up_to(sizeof *h, BERTHA_CACHELINE);
   for (int side = 0; side < 2; side++) {
     h->dirty_offset[side] = at;
-    at = up_to(at + BERTHA_LINK_SLOTS / 8, BERTHA_CACHELINE);
+    at = up_to(at + up_to(slots, 64) / 8, BERTHA_CACHELINE);
   }
   for (int side = 0; side < 2; side++) {
     h->sleeper_offset[side] = up_to(at, PAGE);
     at = h->sleeper_offset[side] + BERTHA_SLEEPERS * sizeof(struct bertha_sleeper);
   }
   h->slot_offset = up_to(at, PAGE);
-  h->ring_offset = up_to(h->slot_offset + BERTHA_LINK_SLOTS * sizeof(struct bertha_slot), PAGE);
-  h->total_size = h->ring_offset + (uint64_t)2 * BERTHA_LINK_SLOTS * HOP_RING_MAX;
+  h->ring_offset = up_to(h->slot_offset + slots * sizeof(struct bertha_slot), PAGE);
+  h->total_size = h->ring_offset + (uint64_t)2 * slots * HOP_RING_MAX;
 }
 
-static struct bertha_link_reply as_reply(uint32_t index) {
+static struct bertha_link_reply as_reply(uint32_t index, bool apart) {
   return (struct bertha_link_reply){
       .listener = HOP_LISTENER,
       .index = index,
-      .plan = {.implementation = BERTHA_IMPL_SHM, .spin_us = UINT32_MAX, .ring_size = HOP_RING_MAX}};
+      .plan = {.implementation = BERTHA_IMPL_SHM,
+               .spin_us = apart ? 0 : UINT32_MAX, /* no interpreter is that quick */
+               .ring_size = HOP_RING_MAX}};
 }
 
-struct link *hop_make(uint32_t *index) {
+static bool make_bells(struct link *l, bool apart) {
+  if (apart) {
+    l->apart = true;
+    l->bells = malloc(l->slot_count * sizeof *l->bells);
+    for (uint32_t slot = 0; l->bells != NULL && slot < l->slot_count; slot++) {
+      l->bells[slot] = -1;
+    }
+    return l->bells != NULL;
+  }
+  /* Not the byte on the socketpair, which cannot be sent any more when the program has shut down its half. */
+  int bell = REAL(eventfd)(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  l->bell_fd = bell >= 0 ? bertha_hide_fd(bell) : -1;
+  return bell >= 0;
+}
+
+int hop_bell(struct link *l, uint32_t slot) {
+  if (l->bells[slot] < 0) {
+    int bell = REAL(eventfd)(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    l->bells[slot] = bell >= 0 ? bertha_hide_fd(bell) : -1;
+  }
+  return l->bells[slot];
+}
+
+struct link *hop_make(bool apart, uint32_t *index) {
   static _Atomic uint32_t made;
   struct bertha_link_header h;
   *index = atomic_fetch_add(&made, 1) + 1;
-  fill_header(&h, *index);
+  fill_header(&h, *index, apart ? APART_SLOTS : BERTHA_LINK_SLOTS);
   int fd = REAL(memfd_create)("bertha-hop", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) {
     return NULL;
@@ -64,19 +94,12 @@ struct link *hop_make(uint32_t *index) {
     QUIET(close)(fd);
     return NULL;
   }
-  /* Not the byte on the socketpair, which cannot be sent any more when the program has shut down its half. */
-  int bell = REAL(eventfd)(0, EFD_NONBLOCK | EFD_CLOEXEC);
-  if (bell < 0) {
-    QUIET(close)(fd);
-    return NULL;
-  }
-  struct bertha_link_reply reply = as_reply(*index);
+  struct bertha_link_reply reply = as_reply(*index, apart);
   struct link *l = link_adopt(fd, BERTHA_SIDE_CLIENT, &reply);
-  if (l == NULL) {
-    QUIET(close)(bell);
-    return NULL;
+  if (l != NULL && !make_bells(l, apart)) {
+    link_drop(l);
+    l = NULL;
   }
-  l->bell_fd = bertha_hide_fd(bell);
   return l;
 }
 
@@ -88,7 +111,8 @@ void hop_prepare(struct link *l, uint32_t slot) {
     atomic_store_explicit(&s->dir[side].switch_at, 0, memory_order_relaxed);
   }
   /* what the carrier writes, too, because we may write first */
-  atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].epoll, HOP_SLEEPER, memory_order_relaxed);
+  atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].epoll, (uint16_t)sleeper_of(l, slot),
+                        memory_order_relaxed);
   atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].kernel, 0, memory_order_release);
 }
 
@@ -123,28 +147,33 @@ bool hop_init(void) {
     void *p = mmap(NULL, sizeof(struct fd_entry) * BERTHA_FDS, PROT_READ | PROT_WRITE,
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     bertha.fds = p != MAP_FAILED ? p : NULL;
+    bertha_follow_forks();
   }
   bertha.enabled = bertha.fds != NULL;
   return bertha.enabled && bertha_table_open();
 }
 
-struct link *hop_adopt(int fd, uint32_t index) {
-  struct bertha_link_reply reply = as_reply(index);
+struct link *hop_adopt(int fd, uint32_t index, bool apart) {
+  struct bertha_link_reply reply = as_reply(index, apart);
   struct link *l = link_adopt(fd, BERTHA_SIDE_SERVER, &reply);
   if (l != NULL) {
     extern void bertha_close_hidden(int);
     bertha_close_hidden(l->fd); /* of many programs: the mapping is enough */
     l->fd = -1;
-    struct bertha_sleeper *s = &l->sleepers[BERTHA_SIDE_SERVER][HOP_SLEEPER];
-    atomic_store(&s->owner, (uint32_t)bertha.pid);
-    atomic_store(&s->bell, 0);
-    hop_arm(l);
+    l->apart = apart;
+    if (!apart) {
+      struct bertha_sleeper *s = &l->sleepers[BERTHA_SIDE_SERVER][HOP_SLEEPER];
+      atomic_store(&s->owner, (uint32_t)bertha.pid);
+      atomic_store(&s->bell, 0);
+      hop_arm(l);
+    }
   }
   return l;
 }
 
 struct conn *hop_open(struct link *l, uint32_t slot, int fd) {
-  struct conn *c = conn_new(fd, BERTHA_CONN_UNIX);
+  bool there = slot < l->slot_count && sleeper_of(l, slot) < BERTHA_SLEEPERS;
+  struct conn *c = there ? conn_new(fd, BERTHA_CONN_UNIX) : NULL;
   if (c == NULL) {
     return NULL;
   }
@@ -155,7 +184,7 @@ struct conn *hop_open(struct link *l, uint32_t slot, int fd) {
   c->rx_phase = c->tx_phase = PHASE_RING;
   conn_set_flag(c, CONN_NONBLOCK);
   struct bertha_watch *w = &c->slot->watch[BERTHA_SIDE_SERVER];
-  atomic_store(&w->epoll, HOP_SLEEPER);
+  atomic_store(&w->epoll, (uint16_t)sleeper_of(l, slot));
   atomic_store(&w->rx, 0);
   atomic_store(&w->tx, 0);
   atomic_store(&w->kernel, 0);
@@ -166,6 +195,9 @@ struct conn *hop_open(struct link *l, uint32_t slot, int fd) {
 }
 
 void hop_close(struct conn *c, int fd, bool in_order) {
+  if (hop_due(c)) {
+    hop_ring(c, fd);
+  }
   if (!in_order) {
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
   }
@@ -177,9 +209,13 @@ void hop_close(struct conn *c, int fd, bool in_order) {
 
 /* It was closed with bytes unread, or was told to reset: there is no end of the stream to pass on. */
 static bool aborted(const struct conn *c) {
-  bool gone = conn_flags(c) & CONN_RST;
+  uint32_t flags = conn_flags(c);
+  uint32_t closed = atomic_load_explicit(&conn_rx(c)->closed, memory_order_acquire);
   bool unread = c->tx_phase == PHASE_RING && atomic_load(&conn_tx(c)->head) != c->tx_tail;
-  return atomic_load_explicit(&conn_rx(c)->closed, memory_order_acquire) == 2 || (gone && unread);
+  /* Of a socketpair whose halves have both been ended the kernel says the same as of one that is gone; the program may be
+   * about to read what lies in its ring. */
+  bool both_ended = closed == 1 && (flags & CONN_WR_SHUT);
+  return closed == 2 || ((flags & CONN_RST) && unread && !both_ended);
 }
 
 ssize_t hop_recv(struct conn *c, int fd, void *to, size_t room) {
@@ -207,8 +243,21 @@ ssize_t hop_send(struct conn *c, int fd, const void *from, size_t size) {
   return n;
 }
 
+bool hop_left(const struct conn *c) {
+  return c->tx_phase == PHASE_AFTER;
+}
+
+bool hop_due(const struct conn *c) {
+  return conn_flags(c) & CONN_DUE;
+}
+
 void hop_ring(struct conn *c, int fd) {
-  bell_ring_all(c, fd);
+  bool taken = !(conn_flags(c) & CONN_DUE_ROOM) && c->tx_phase == PHASE_RING &&
+               atomic_load_explicit(&conn_tx(c)->head, memory_order_acquire) == c->tx_tail;
+  conn_clear_flag(c, CONN_DUE | CONN_DUE_ROOM);
+  if (!taken) { /* a program that was woken for another connection has found this one's data, and may sleep again */
+    bell_ring_all(c, fd);
+  }
 }
 
 void hop_end(struct conn *c, int fd) {
@@ -258,4 +307,64 @@ void hop_awake(struct link *l) {
     atomic_store(armed, 0);
   }
   same_processor(l); /* says where we run, before the program thinks of spinning */
+}
+
+/* ---- in a carrier in Python ---------------------------------------------------------------------- */
+
+int hop_wait(struct conn *c, int fd, int want) {
+  struct bertha_sleeper *s = &c->link->sleepers[BERTHA_SIDE_SERVER][sleeper_of(c->link, c->slot_index)];
+  if (hop_due(c)) {
+    hop_ring(c, fd);
+  }
+  hop_asked(c, fd);
+  if (atomic_load_explicit(&s->armed, memory_order_relaxed) == 0) {
+    sleeper_arm(s);
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  int ready = conn_events_any(c, fd, (short)want) & want;
+  if (ready != 0) {
+    atomic_store(&s->armed, 0);
+  }
+  return hop_left(c) ? ready | HOP_LEFT : ready;
+}
+
+size_t hop_packed_size(void) {
+  return sizeof(struct conn);
+}
+
+void hop_pack(struct conn *c, int fd, void *to) {
+  memcpy(to, (const void *)c, sizeof *c);
+  conn_forget(fd);
+  conn_free(c);
+}
+
+bool hop_alone(void) {
+  return bertha_table_anew();
+}
+
+struct conn *hop_unpack(const void *from, int fd) {
+  const struct conn *packed = from;
+  struct conn *c = conn_new(fd, BERTHA_CONN_UNIX);
+  if (c != NULL) {
+    uint32_t life = atomic_load(&c->life);
+    memcpy((void *)c, from, sizeof *c);
+    atomic_store(&c->life, life);
+    atomic_store(&c->info.refs, 1);
+    atomic_store(&c->info.holder, (uint32_t)bertha.pid);
+    atomic_store_explicit(&c->info.kind, atomic_load(&packed->info.kind), memory_order_release);
+    conn_track(fd, c);
+  }
+  return c;
+}
+
+uint32_t hop_use(const struct link *l, uint32_t slot) {
+  return BERTHA_SLOT_USE(atomic_load(&l->slots[slot].state));
+}
+
+/* A later one's process may have the slot already. */
+void hop_abandon(struct link *l, uint32_t slot, uint32_t use) {
+  if (hop_use(l, slot) == use) {
+    atomic_store_explicit(&l->slots[slot].dir[BERTHA_SIDE_SERVER].closed, 2, memory_order_release);
+    atomic_store_explicit(&l->slots[slot].watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
+  }
 }

@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 4u
+#define BERTHA_LAYOUT_VERSION 5u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -45,8 +45,9 @@ struct bertha_dir_header {
   uint32_t version;
   _Atomic uint64_t generation; /* changes with every agent that takes over; 0: no agent is serving */
   uint32_t agent_pid;
-  uint32_t entry_count; /* a power of two */
-  uint8_t pad[BERTHA_CACHELINE - 24];
+  uint32_t entry_count;  /* a power of two */
+  _Atomic uint32_t news; /* counts: somebody may be there now of whom the agent has said that he is not */
+  uint8_t pad[BERTHA_CACHELINE - 28];
 };
 
 /* Found by bertha_dir_hash(addr, port) and linear probing; a probe ends at an entry with port 0.  A
@@ -238,6 +239,11 @@ enum bertha_conn_kind {
   UINT32_MAX /* also by programs that were executed: their processes are not known here */
 
 /* What the agent and `bertha ps` read of a connection; the first member of the shim's own record. */
+/* 1 + BERTHA_CARRIER_* of the carrier that has it, 0: none; that of one beside it (never 0); datagrams have gone by memory. */
+#define BERTHA_CARRIED_BY(carried) ((carried)&0xfu)
+#define BERTHA_CARRIED_BESIDE(carried) ((carried) >> 4 & 0xfu)
+#define BERTHA_CARRIED_BOXED 0x100u
+
 struct bertha_conn_info {
   _Atomic uint32_t kind;
   _Atomic uint32_t refs;
@@ -250,8 +256,8 @@ struct bertha_conn_info {
   uint8_t peer_addr[16];
   uint16_t local_port;
   uint16_t peer_port;
-  uint32_t family;  /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
-  uint32_t carried; /* 1: a carrier has it; on SHM, that is reached over a ring */
+  uint32_t family;          /* AF_*, | BERTHA_FAMILY_DATAGRAMS */
+  _Atomic uint32_t carried; /* BERTHA_CARRIED_* above; on SHM, a carrier is reached over a ring */
   /* The process that has used it last and has not closed it since (core/orphans.c); 0: nobody known, BERTHA_HELD_ABROAD. */
   _Atomic uint32_t holder;
   _Atomic uint64_t tx_bytes;
@@ -302,6 +308,8 @@ enum bertha_reason {
   BERTHA_WHY_AGENT_NEW = 28,
   BERTHA_WHY_CHUNNEL_RAISED = 29,
   BERTHA_WHY_SECCOMP = 30,
+  BERTHA_WHY_NO_RINGS = 31,
+  BERTHA_WHY_ALL_BY_UDP = 32,
   BERTHA_WHY_COUNT
 };
 

@@ -75,6 +75,7 @@ void link_after_fork(void) {
   }
   for (struct link *l = mapped.links; l != NULL; l = l->next) {
     atomic_store(&l->lock, 0);
+    atomic_store(&l->pairs, 0);
     atomic_store(&l->sets_lock, 0);
     atomic_store(&l->named, 0); /* this thread's waiter and the sets begin anew */
     mail_forget(l);             /* the parent's: an end that we had as well would never be seen to close */
@@ -96,6 +97,9 @@ void link_fd_moved(int from, int to) {
     mail_fd_moved(l, from, to);
     if (l->bell_fd == from) {
       l->bell_fd = to;
+    }
+    for (uint32_t slot = 0; l->bells != NULL && slot < l->slot_count; slot++) {
+      l->bells[slot] = l->bells[slot] == from ? to : l->bells[slot];
     }
   }
   if (locked) {
@@ -172,8 +176,11 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
   l->next_fresh = 0;
   l->left = -1;
   l->bell_fd = -1;
+  l->bells = NULL;
+  l->apart = false;
   l->mailbox = -1;
   l->spares.target = 1;
+  atomic_store(&l->pairs, 0);
   l->sets = NULL; /* of an old one's, there are at most a parent's */
   for (unsigned i = 0; i < BERTHA_LINK_SLOTS / 64; i++) {
     atomic_store(&l->shared[i], 0);
@@ -298,6 +305,10 @@ void link_drop(struct link *link) {
   munmap(link->base, link->size);
   bertha_close_hidden(link->fd);
   bertha_close_hidden(link->bell_fd);
+  for (uint32_t slot = 0; link->bells != NULL && slot < link->slot_count; slot++) {
+    bertha_close_hidden(link->bells[slot]);
+  }
+  free(link->bells);
   free(link->free_slots);
   free(link);
 }

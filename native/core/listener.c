@@ -88,16 +88,20 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd, b
 }
 
 /* The port on which other hosts' agents ask, in our network namespace: taken if the agent lives in this one too.  Only
- * for listeners with chunnels. */
-static int agents_port(void) {
+ * for listeners with chunnels.  Of TCP, where they connect, or of UDP, where questions come as datagrams. */
+static int agents_port(int type) {
   const char *text = getenv("BERTHA_AGENT_PORT");
   int port = text != NULL && *text != '\0' ? atoi(text) : AGENTS_PORT;
   struct sockaddr_in6 any = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
-  int fd =
-      port > 0 && port < 65536 ? REAL(socket)(AF_INET6, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0) : -1;
+  int fd = port > 0 && port < 65536 ? REAL(socket)(AF_INET6, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0) : -1;
   int off = 0;
+  int on =
+      type ==
+      SOCK_STREAM; /* connections that an earlier one closed may be in TIME_WAIT; of UDP it would share */
   if (fd >= 0 && (REAL(setsockopt)(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off) != 0 ||
-                  REAL(bind)(fd, (struct sockaddr *)&any, sizeof any) != 0 || REAL(listen)(fd, 16) != 0)) {
+                  REAL(setsockopt)(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
+                  REAL(bind)(fd, (struct sockaddr *)&any, sizeof any) != 0 ||
+                  (type == SOCK_STREAM && REAL(listen)(fd, 16) != 0))) {
     QUIET(close)(fd);
     fd = -1;
   }
@@ -108,11 +112,12 @@ static uint32_t tell(int *fds, int count, struct bertha_listen_reply *reply, int
   struct bertha_listen body = {0};
   uint32_t why =
       agent_call(BERTHA_OP_LISTEN, &body, sizeof body, fds, count, reply, sizeof *reply, claims, 1);
-  if (why == 0 && reply->dag != BERTHA_DAG_NONE && count == 3 && (fds[3] = agents_port()) >= 0) {
+  if (why == 0 && reply->dag != BERTHA_DAG_NONE && count == 3 && (fds[3] = agents_port(SOCK_STREAM)) >= 0) {
     if (*claims >= 0) {
       QUIET(close)(*claims);
     }
-    return tell(fds, 4, reply, claims);
+    fds[4] = agents_port(SOCK_DGRAM);
+    return tell(fds, fds[4] >= 0 ? 5 : 4, reply, claims);
   }
   return why;
 }
@@ -120,7 +125,7 @@ static uint32_t tell(int *fds, int count, struct bertha_listen_reply *reply, int
 /* Tells the agent of a listening socket; the agent sees by the socket itself that we own its address. */
 struct listener *listener_register(int fd, uint32_t *why) {
   uint64_t generation = directory_generation();
-  int fds[4] = {fd, -1, -1, -1};
+  int fds[5] = {fd, -1, -1, -1, -1};
   fds[1] = REAL(socket)(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
   fds[2] = REAL(socket)(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
   struct listener *l = NULL;
@@ -135,7 +140,7 @@ struct listener *listener_register(int fd, uint32_t *why) {
       *why = l != NULL ? 0 : BERTHA_WHY_NO_MEMORY;
     }
   }
-  for (int i = 1; i < 4; i++) {
+  for (int i = 1; i < 5; i++) {
     if (fds[i] >= 0) {
       QUIET(close)(fds[i]);
     }

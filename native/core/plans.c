@@ -14,7 +14,8 @@ enum {
 };
 
 static struct {
-  _Atomic uint32_t lock;
+  _Atomic uint32_t lock;   /* never held while the agent is asked: that may take its time */
+  _Atomic uint32_t asking; /* but this: who wants to know the same finds it known then */
   unsigned next;
   struct plan *plans[PLANS];
   struct plan *kept; /* others that a connection under way may mean */
@@ -26,6 +27,7 @@ void plans_after_fork(void) {
     memset(known.plans, 0, sizeof known.plans);
     atomic_store(&known.lock, 0);
   }
+  atomic_store(&known.asking, 0);
 }
 
 bool carried_is_private(const uint8_t a[16]) {
@@ -61,14 +63,18 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
     uint8_t plan[BERTHA_CARRIER_PLAN_MAX];
   } *reply = calloc(1, sizeof *reply);
   struct plan *p = calloc(1, sizeof *p);
-  int probe = REAL(socket)(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int probes[2] = {REAL(socket)(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0),
+                   REAL(socket)(family, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
   uint64_t generation = directory_generation();
-  bool good =
-      reply != NULL && p != NULL && probe >= 0 &&
-      agent_call(BERTHA_OP_NEGOTIATE, &body, sizeof body, &probe, 1, reply, sizeof *reply, NULL, 0) == 0 &&
-      reply->head.plan_size <= sizeof reply->plan;
-  if (probe >= 0) {
-    QUIET(close)(probe);
+  uint32_t news = directory_news();
+  bool good = reply != NULL && p != NULL && probes[0] >= 0 &&
+              agent_call(BERTHA_OP_NEGOTIATE, &body, sizeof body, probes, probes[1] >= 0 ? 2 : 1, reply,
+                         sizeof *reply, NULL, 0) == 0 &&
+              reply->head.plan_size <= sizeof reply->plan;
+  for (int i = 0; i < 2; i++) {
+    if (probes[i] >= 0) {
+      QUIET(close)(probes[i]);
+    }
   }
   if (good) {
     memcpy(p->addr, addr, 16);
@@ -79,6 +85,7 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
     p->size = reply->head.plan_size;
     p->context = reply->head.context;
     p->generation = generation;
+    p->news = news;
     p->until = bertha_now_ns() + (int64_t)reply->head.valid_ms * 1000000;
     memcpy(p->detail, reply->head.detail, sizeof p->detail - 1);
     p->bytes = malloc(p->size + 1);
@@ -130,6 +137,7 @@ static struct plan *remember(struct plan *p) {
         memcmp(old->bytes, p->bytes, p->size) == 0) {
       old->until = p->until;
       old->generation = p->generation;
+      old->news = p->news;
       old->context = p->context;
       old->refused = false;
       memcpy(old->detail, p->detail, sizeof old->detail);
@@ -148,32 +156,58 @@ static struct plan *remember(struct plan *p) {
   return p;
 }
 
-/* With the lock held: what is known and good, or the agent's answer; NULL: it has none. */
+static bool holds(const struct plan *p) {
+  return p != NULL && p->generation == directory_generation() && bertha_now_ns() < p->until &&
+         (p->verdict == BERTHA_VERDICT_PLAN || p->news == directory_news());
+}
+
+/* What is known and good, or the agent's answer, with the lock held then; NULL: it has none, and the lock is free. */
 static struct plan *get_plan(const uint8_t addr[16], uint16_t port, int family, int fd, bool datagrams) {
-  uint64_t generation = directory_generation();
+  if (!bertha_lock(&known.lock)) {
+    return NULL;
+  }
   struct plan *p = last(addr, port, datagrams);
-  if (p != NULL && p->generation == generation && bertha_now_ns() < p->until) {
+  if (LIKELY(holds(p))) {
     return p;
   }
-  p = ask(addr, port, family, fd, datagrams, p != NULL && p->refused);
-  return p != NULL ? remember(p) : NULL;
+  bertha_unlock(&known.lock);
+  if (!bertha_lock(&known.asking)) {
+    return NULL;
+  }
+  bool locked = bertha_lock(&known.lock);
+  p = locked ? last(addr, port, datagrams) : NULL;
+  if (!holds(p)) { /* no other thread has asked meanwhile */
+    bool fresh = p != NULL && p->refused;
+    if (locked) {
+      bertha_unlock(&known.lock);
+    }
+    p = ask(addr, port, family, fd, datagrams, fresh);
+    locked = p != NULL && bertha_lock(&known.lock);
+    const struct plan *old = locked ? last(addr, port, datagrams) : NULL;
+    bool refused = !fresh && old != NULL && old->refused; /* by the server, while the agent was asked */
+    p = locked ? remember(p) : NULL;
+    if (refused) {
+      p->refused = true;
+      p->until = 0;
+    }
+  }
+  bertha_unlock(&known.asking);
+  return p;
 }
 
 bool carried_ask_datagrams(const uint8_t addr[16], uint16_t port, int family, int fd,
                            struct carried_answer *answer) {
-  if (directory_generation() == 0 || !bertha_lock(&known.lock)) {
-    return false;
-  }
-  const struct plan *p = get_plan(addr, port, family, fd, true);
+  const struct plan *p = directory_generation() != 0 ? get_plan(addr, port, family, fd, true) : NULL;
   if (p != NULL) {
     answer->verdict = p->verdict;
+    answer->carrier = p->carrier;
     answer->size = p->size;
     answer->context = p->context;
     answer->until = p->until;
     memcpy(answer->plan, p->bytes, p->size);
     memcpy(answer->detail, p->detail, sizeof answer->detail);
+    bertha_unlock(&known.lock);
   }
-  bertha_unlock(&known.lock);
   return p != NULL;
 }
 
@@ -189,16 +223,13 @@ void carried_refused_datagrams(const uint8_t addr[16], uint16_t port) {
 }
 
 bool plan_get(const uint8_t addr[16], uint16_t port, int family, int fd, struct plan_answer *answer) {
-  if (!bertha_lock(&known.lock)) {
-    return false;
-  }
   const struct plan *p = get_plan(addr, port, family, fd, false);
   if (p != NULL) {
     answer->number = p->number;
     answer->verdict = p->verdict;
     memcpy(answer->detail, p->detail, sizeof answer->detail);
+    bertha_unlock(&known.lock);
   }
-  bertha_unlock(&known.lock);
   return p != NULL;
 }
 

@@ -15,6 +15,7 @@ struct plan {
   uint32_t size;
   uint64_t context;
   uint64_t generation;
+  uint32_t news; /* of the directory; a plan holds whatever they are */
   int64_t until;
   uint8_t *bytes;
   bool refused; /* by the server, at a connection: the next answer has to be a new one */

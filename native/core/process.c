@@ -15,6 +15,7 @@
 #include "carried.h"
 #include "connlog.h"
 #include "dgram.h"
+#include "local.h"
 #include "orphans.h"
 #include "room.h"
 #include "stdfile.h"
@@ -201,6 +202,7 @@ static void find_agent_path(void) {
 
 static void before_fork(void) {
   if (!bertha_in_forked_stranger()) {
+    local_fork_begin();
     conn_fork_prepare();
   }
 }
@@ -219,8 +221,13 @@ static void in_child(void) {
   agent_after_fork();
   carried_after_fork();
   dgram_after_fork();
+  local_after_fork();
   wait_after_fork();
   stdfile_after_fork();
+}
+
+void bertha_follow_forks(void) {
+  pthread_atfork(before_fork, in_parent, in_child);
 }
 
 /* An interpreter's script may be what a rule means, and we do not read its command line. */
@@ -320,7 +327,7 @@ void bertha_init(void) {
   if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
     bertha.spin_ns = 0; /* nobody could fill a ring while we look at it */
   }
-  pthread_atfork(before_fork, in_parent, in_child);
+  bertha_follow_forks();
   bertha.enabled = true;
   inherit_connections();
   errno = saved;

@@ -71,8 +71,8 @@ struct bertha_hello_reply {
 
 /* LISTEN + descriptors: the listening socket, or a bound UDP socket; a NETLINK_ROUTE and a NETLINK_SOCK_DIAG socket of the
  * caller's network namespace (by which the agent sees for itself which addresses that namespace has, and
- * which sockets); perhaps a TCP socket of that namespace that listens on the agents' port.  The agent closes its copy
- * of the listening socket before it answers. */
+ * which sockets); perhaps a TCP socket of that namespace that listens on the agents' port, and then perhaps a UDP socket
+ * that is bound to it.  The agent closes its copy of the listening socket before it answers. */
 struct bertha_listen {
   uint64_t reserved;
 };
@@ -142,9 +142,10 @@ struct bertha_resolve_reply {
   uint64_t listener;
 };
 
-/* NEGOTIATE + descriptor: an unconnected TCP socket of the caller's namespace, of the destination's family, by which
- * the agent may reach the destination's agent.  The reply is the header and, for BERTHA_VERDICT_PLAN, the plan.
- * Asked once for each destination; the answer holds for `valid_ms` and while the directory's generation stays. */
+/* NEGOTIATE + descriptors: an unconnected TCP socket of the caller's namespace, of the destination's family, and perhaps
+ * a UDP one, by which the agent may reach the destination's agent.  The reply is the header and, for BERTHA_VERDICT_PLAN, the plan.
+ * Asked once for each destination; the answer holds for `valid_ms` and while the directory's generation stays, and
+ * one that is no plan, while its news do. */
 struct bertha_negotiate {
   uint8_t server_addr[16];
   uint16_t server_port;
@@ -163,7 +164,7 @@ enum bertha_verdict {
 };
 struct bertha_negotiate_reply {
   uint32_t verdict;
-  uint32_t carrier; /* BERTHA_CARRIER_NATIVE, BERTHA_CARRIER_PYTHON */
+  uint32_t carrier; /* BERTHA_CARRIER_*; about datagrams the same one whatever the destination */
   uint32_t valid_ms;
   uint32_t plan_size;
   uint64_t context; /* what the carrier calls the client's own certificates; 0: the default ones */
@@ -178,7 +179,7 @@ struct bertha_negotiate_reply {
 #define BERTHA_CARRIER_AUTHORS 2u
 struct bertha_carrier_request {
   uint32_t carrier;
-  uint32_t reserved;
+  uint32_t rings; /* reply: 1: it can be reached over rings, 0: by socketpairs alone */
 };
 
 /* OFFER: an application that runs its chunnels itself (bertha_socket.new) says what it brings; once, after HELLO.  The

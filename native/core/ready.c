@@ -11,7 +11,7 @@ static short kernel_poll(int fd, short want) {
 }
 
 static bool ring_filled(const struct conn *c) {
-  return atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) != c->rx_head;
+  return atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) != conn_rx_head(c);
 }
 
 /* SO_RCVLOWAT, as far as the ring can ever hold that much (the kernel bounds it by its buffer). */
@@ -20,7 +20,7 @@ static bool enough_filled(const struct conn *c, bool low_water) {
   if (LIKELY(!low_water || c->rcv_lowat <= 1)) {
     return true;
   }
-  uint64_t used = atomic_load_explicit(&d->tail, memory_order_acquire) - c->rx_head;
+  uint64_t used = atomic_load_explicit(&d->tail, memory_order_acquire) - conn_rx_head(c);
   return used >= (uint64_t)c->rcv_lowat || used >= atomic_load(&d->size) / 2 ||
          atomic_load_explicit(&d->ring_end, memory_order_acquire) != UINT64_MAX;
 }
@@ -35,7 +35,7 @@ static short rx_events(struct conn *c, int fd, bool low_water) {
       if (ring_filled(c)) {
         return enough_filled(c, low_water) ? POLLIN : 0;
       }
-      if (atomic_load_explicit(&d->ring_end, memory_order_acquire) != c->rx_head) {
+      if (atomic_load_explicit(&d->ring_end, memory_order_acquire) != conn_rx_head(c)) {
         return 0;
       }
       /* bell bytes that are yet to be skipped may make this POLLIN a false alarm, as the kernel's may be */
@@ -193,7 +193,7 @@ static bool look_at_kernel(struct conn *c, int fd) {
       }
       break;
     }
-    if (ring_filled(c) || atomic_load_explicit(&d->ring_end, memory_order_acquire) == c->rx_head) {
+    if (ring_filled(c) || atomic_load_explicit(&d->ring_end, memory_order_acquire) == conn_rx_head(c)) {
       learnt = true;
       break;
     }

@@ -44,6 +44,9 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_CHUNNEL_RAISED] = "a chunnel's own code failed",
     [BERTHA_WHY_SECCOMP] =
         "the program has installed a seccomp filter, which may forbid the shim's own calls",
+    [BERTHA_WHY_NO_RINGS] = "the carrier of its chunnels has no rings here, and is reached by unix sockets",
+    [BERTHA_WHY_ALL_BY_UDP] =
+        "none went by memory: the peer is not under bertha-run, or slept at each datagram",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

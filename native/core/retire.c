@@ -32,7 +32,8 @@ struct candidates {
 
 static bool listed(const struct link *l) {
   struct dir_hit hits[BERTHA_RESOLVE_MAX];
-  int n = directory_find(l->addr, l->port, hits, BERTHA_RESOLVE_MAX);
+  int n = directory_find(l->addr, l->port, hits, BERTHA_RESOLVE_MAX / 2);
+  n += directory_find_datagrams(l->addr, l->port, hits + n, BERTHA_RESOLVE_MAX - n);
   for (int i = 0; i < n; i++) {
     if (hits[i].listener == l->listener) {
       return true;
@@ -52,6 +53,9 @@ static const struct listener *listener_behind(const struct link *l) {
 static bool may_go(const struct link *l, bool idle_too) {
   if (l->claims == NULL && l->side == BERTHA_SIDE_CLIENT) {
     return false; /* to a carrier, or by an exec */
+  }
+  if (atomic_load(&l->pairs) != 0) {
+    return false;
   }
   if (atomic_load(&l->header->dead)) {
     return true;

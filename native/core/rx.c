@@ -53,7 +53,8 @@ static ssize_t await_byte(struct conn *c, int fd, uint32_t life, size_t size, in
 void conn_keep_error(struct conn *c, ssize_t n) {
   if (LIKELY(n >= 0) || n == -EAGAIN || n == -EINTR || n == -EBADF || n == -EINPROGRESS || n == OWN_LOCK ||
       n == -EPIPE || n == -ENOMEM || n == -EFAULT ||
-      (conn_kind(c) != BERTHA_CONN_SHM && conn_kind(c) != BERTHA_CONN_UNIX)) {
+      (conn_kind(c) != BERTHA_CONN_SHM && conn_kind(c) != BERTHA_CONN_UNIX &&
+       !(conn_flags(c) & CONN_DGRAM))) {
     return;
   }
   bool abroad = abroad_enter(c);
@@ -126,9 +127,8 @@ static ssize_t recv_before(struct conn *c, int fd, const struct iovec *iov, int 
   return n;
 }
 
-/* Copies out of the ring, with the rx lock held.  Every index is masked: whatever the other side writes
- * into the slot, we stay within this slot's memory. */
-static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, int flags) {
+/* Every index is masked: whatever the other side writes into the slot, we stay within this slot's memory. */
+ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, int flags) {
   bool peek = flags & MSG_PEEK;
   bool discard = flags & MSG_TRUNC; /* tcp(7): the bytes are thrown away */
   struct bertha_direction *d = conn_rx(c);
@@ -165,7 +165,7 @@ static ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, siz
     taken += part;
   }
   if (!peek) {
-    c->rx_head = head;
+    __atomic_store_n(&c->rx_head, head, __ATOMIC_RELAXED); /* others look at it */
     atomic_store_explicit(&d->head, head, memory_order_release);
   }
   return (ssize_t)taken;
@@ -431,8 +431,7 @@ static bool switched_untied(struct conn *c, int fd) {
          c->link->plan.implementation != BERTHA_IMPL_SHM;
 }
 
-/* `*whole`: what served it did so with MSG_WAITALL; there is no more to be asked for. */
-static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags, bool *whole) {
+ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, int flags, bool *whole) {
   int64_t deadline = -1;
   for (;;) {
     *whole = true;
@@ -489,80 +488,10 @@ static ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int co
   }
 }
 
-/* As the kernel: nothing to be had is waited for, or EAGAIN where nobody waits. */
-static ssize_t recv_nothing(struct conn *c, int fd, int flags) {
-  bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
-  char byte;
-  struct iovec one = {&byte, 1};
-  bool whole;
-  ssize_t n = recv_once(c, fd, &one, 1, (flags & MSG_DONTWAIT) | MSG_PEEK, &whole);
-  n = n == OWN_LOCK ? -EAGAIN : n;
-  return n > 0 || (n == -EAGAIN && patient) ? 0 : n;
-}
-
-/* What can be looked at beyond the `seen` bytes that the kernel has; the same number: nothing. */
-static size_t look_on(struct conn *c, const struct iovec *iov, int count, size_t seen) {
-  uint32_t kind = conn_kind(c);
-  bool mixed = (kind == BERTHA_CONN_SHM && c->rx_phase == PHASE_BEFORE) ||
-               (kind == BERTHA_CONN_UNIX && !unix_swapped(c) && !(conn_flags(c) & CONN_CARRIED));
-  if (LIKELY(!mixed) || atomic_load(&c->krx) + seen != atomic_load(&conn_rx(c)->switch_at) ||
-      !bertha_lock(&c->rx_lock)) {
-    return seen;
-  }
-  ssize_t n = kind == BERTHA_CONN_UNIX      ? unix_look(c, iov, count, seen)
-              : c->rx_phase == PHASE_BEFORE ? ring_read(c, iov, count, seen, MSG_PEEK)
-                                            : 0;
-  bertha_unlock(&c->rx_lock);
-  return seen + (n > 0 ? (size_t)n : 0);
-}
-
-/* The producer waits for us to read, or goes on elsewhere than where we have looked: no more can be seen at once. */
-static bool seen_all(struct conn *c) {
-  if (conn_kind(c) != BERTHA_CONN_SHM || c->rx_phase == PHASE_AFTER) {
-    return false;
-  }
-  const struct bertha_direction *d = conn_rx(c);
-  return atomic_load(&d->space_wanted) || atomic_load(&d->ring_end) != UINT64_MAX ||
-         conn_readable_bytes(c) >= atomic_load(&d->size);
-}
-
-static void nothing(void *unused) {
-  (void)unused;
-}
-
-enum { FIRST_NAP_NS = 50000, LONGEST_NAP_NS = 5000000 };
-
-/* MSG_PEEK | MSG_WAITALL: until all that is asked for is there.  No bell tells of more than something, so the clock does:
- * who asks for this expects the rest at once.  Of what no carrier can hold, as much as it holds. */
-static ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
-  size_t want = iov_bytes(iov, count);
-  int64_t deadline = c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
-  bool ended = false;
-  for (long nap = FIRST_NAP_NS;; nap = nap < LONGEST_NAP_NS ? 2 * nap : LONGEST_NAP_NS) {
-    bool whole;
-    ssize_t n = recv_once(c, fd, iov, count, flags & ~MSG_WAITALL, &whole);
-    if (n <= 0) {
-      return n == OWN_LOCK ? -EAGAIN : n;
-    }
-    n = (ssize_t)look_on(c, iov, count, (size_t)n);
-    if ((size_t)n >= want || ended || seen_all(c) || (deadline >= 0 && bertha_now_ns() >= deadline)) {
-      return n;
-    }
-    uint32_t life = conn_life(c);
-    struct pollfd p = {.fd = fd, .events = POLLRDHUP};
-    struct timespec t = {0, nap};
-    int polled = sleep_ppoll(&p, 1, &t, NULL, nothing, NULL);
-    if (polled < 0 || conn_closed(c, fd, life)) {
-      return n;
-    }
-    ended = polled > 0; /* one more look */
-  }
-}
-
 ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   CANCELLATION_POINT();
   if (UNLIKELY(iov_bytes(iov, count) == 0)) {
-    return recv_nothing(c, fd, flags);
+    return look_for_nothing(c, fd, flags);
   }
   if (UNLIKELY((flags & MSG_PEEK) && (flags & MSG_WAITALL) && !(flags & MSG_DONTWAIT) &&
                !(conn_flags(c) & CONN_NONBLOCK))) {

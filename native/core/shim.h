@@ -88,12 +88,15 @@ struct link { /* this process's mapping of a link */
   int left; /* the slot last left by us and perhaps not yet by the server; -1 */
   uint16_t *free_slots;
   int bell_fd;            /* hidden; to a carrier (hop.h): the eventfd by which it is woken; else -1 */
+  bool apart;             /* to a carrier: each slot has an entry among its sleepers (hop.h) */
+  int *bells;             /* hidden; to a carrier in Python: one for each slot, -1: not made yet; else NULL */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
   struct unix_spares spares;
   uint8_t addr[16]; /* client: how its listener was reached */
   uint16_t port;
   _Atomic bool retired;
+  _Atomic uint32_t pairs; /* what sockets for datagrams have on it (core/local.h): it stays */
   _Atomic uint32_t named; /* entries among its sleepers that threads and epoll sets of this process have */
   int64_t since;          /* when it was retired; 0: never */
   _Atomic int64_t no_sleeper_before; /* when to look for an entry among our sleepers again; 0: now */
@@ -122,15 +125,19 @@ enum conn_flag {
   CONN_TX_SHORT = 1u << 16, /* the kernel did not take all of the last send: its next room is news */
   CONN_CARRIED = 1u << 17,  /* its chunnels run in a carrier (core/carried.h) */
   CONN_DGRAM = 1u << 19,    /* a UDP socket (core/dgram.h) */
+  CONN_LOCAL =
+      1u << 23, /* a UDP socket that has, or may have, others of this host to speak with (core/local.h) */
   CONN_NAMED = 1u << 18,    /* its chunnels run in the program, which has named them (core/carried.h) */
   CONN_BROKEN = 1u << 13,   /* the ring's contents make no sense */
   CONN_HOP_LEFT = 1u << 21, /* its ring to the carrier was given back */
   CONN_OWN =
       1u << 22, /* a listener whose connections' chunnels run in the program, which refuses by itself */
-  CONN_CUT = 1u << 20,     /* its carrier was seen to have ended without an end of the stream */
-  CONN_KERNELS = 1u << 26, /* has an option that only the kernel serves, and that accept() passes on */
-  CONN_LEFT = 1u << 25,    /* its last descriptor is, or was, about to be closed by an exec */
-  CONN_PROBED = 1u << 27,  /* whether its other end, which has ended, is still there */
+  CONN_CUT = 1u << 20,      /* its carrier was seen to have ended without an end of the stream */
+  CONN_KERNELS = 1u << 26,  /* has an option that only the kernel serves, and that accept() passes on */
+  CONN_LEFT = 1u << 25,     /* its last descriptor is, or was, about to be closed by an exec */
+  CONN_DUE = 1u << 23,      /* a carrier's: the program may wait for what was done (hop.h) */
+  CONN_DUE_ROOM = 1u << 28, /* and that was not data alone */
+  CONN_PROBED = 1u << 27,   /* whether its other end, which has ended, is still there */
   /* A listener's, of what accept() returns (tcp(7), socket(7)). */
   CONN_INHERITED = CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS,
 };
@@ -152,7 +159,7 @@ struct conn {
   uint8_t side;
   _Atomic uint8_t rx_phase; /* with the rx lock; a hint for who looks without it */
   uint8_t tx_phase;
-  uint8_t pad;
+  uint8_t carrier; /* which one has it */
   uint8_t *rx_mem;
   uint8_t *tx_mem;
   uint64_t rx_head; /* private truth of what the slot's `head` and `tail` say */
@@ -167,8 +174,10 @@ struct conn {
   _Atomic uint64_t krx; /* bytes that went by the kernel before the ring */
   _Atomic uint64_t ktx;
   _Atomic uint32_t kernel_sends;   /* in the kernel just now */
+  uint32_t kernel_began;           /* of those, how many there have ever been, with the tx lock */
   _Atomic uint32_t kernel_waiters; /* threads asleep in the kernel on the descriptor itself */
   _Atomic uint32_t kernel_regs;    /* epoll registrations that the kernel alone serves */
+  _Atomic uint16_t watch_number;   /* the last that conn_watch_kernel() gave */
   _Atomic uint32_t bell_debt;      /* bell bytes announced and not yet arrived */
   uint32_t bells_seen;
   _Atomic int32_t error;  /* errno that the kernel reported and the program has not seen */
@@ -220,9 +229,11 @@ extern struct bertha_process bertha;
 void bertha_init(void);
 void bertha_read_musts(const char *text); /* in the form of BERTHA_MUST */
 bool bertha_table_open(void);
+bool bertha_table_anew(void);         /* in a forked child that is to share nothing with its parent */
 bool bertha_in_forked_stranger(void); /* in a vfork child, or one that a raw clone made */
-int bertha_hide_fd(int fd);           /* moves it out of the program's sight; -1 when it cannot */
-int bertha_hidden_copy(int fd);       /* a duplicate there; -1: no descriptor left */
+void bertha_follow_forks(void);
+int bertha_hide_fd(int fd);     /* moves it out of the program's sight; -1 when it cannot */
+int bertha_hidden_copy(int fd); /* a duplicate there; -1: no descriptor left */
 bool bertha_is_hidden(int fd);
 int bertha_unhide(int fd); /* the program wants this very number: moves ours elsewhere */
 uint32_t bertha_tid(void);

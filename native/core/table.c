@@ -72,6 +72,20 @@ bool bertha_table_open(void) {
   return bertha.table_ready;
 }
 
+bool bertha_table_anew(void) {
+  void *old = bertha.table_ready ? bertha.table : NULL;
+  for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
+    atomic_store(&bertha.fds[fd].conn, 0);
+  }
+  bertha.max_fd = 0;
+  bertha.table_ready = false;
+  bool good = bertha_table_open();
+  if (old != NULL) {
+    munmap(old, records_offset() + (size_t)BERTHA_RECORD * BERTHA_CONNS);
+  }
+  return good;
+}
+
 /* Before the table grows by so much, and at each try when it is full. */
 enum { SWEEP_EVERY = 128 };
 

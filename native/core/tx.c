@@ -20,9 +20,21 @@ static ssize_t kernel_send(int fd, const struct iovec *iov, int count, int flags
   return n >= 0 ? n : -errno;
 }
 
+static void kernel_begins(struct conn *c) {
+  atomic_fetch_add(&c->kernel_sends, 1);
+  c->kernel_began++;
+}
+
 /* The kernel's own verdict on a send: EPIPE with its SIGPIPE, ECONNRESET, or nothing wrong. */
 static int kernel_verdict(int fd, int flags) {
   return QUIET(send)(fd, "", 0, flags & MSG_NOSIGNAL) < 0 ? -errno : 0;
+}
+
+/* Bell bytes must always find room behind what the kernel holds.  One small send leaves some in the smallest buffer that
+ * there is (SOCK_MIN_SNDBUF of Linux: 4.5 KiB).  Where others send as well (`home`), their sends are not counted here. */
+enum { ONE_SMALL = 512 };
+static bool room_is_sure(const struct conn *c) {
+  return c->kernel_began == 1 && atomic_load(&c->ktx) <= ONE_SMALL && c->home == NULL;
 }
 
 /* With the tx lock held: from this byte on, the ring.  Not while a thread is inside a kernel send, whose
@@ -31,7 +43,7 @@ static bool switch_to_ring(struct conn *c, int fd) {
   if (atomic_load(&c->kernel_sends) != 0) {
     return false;
   }
-  if (atomic_load(&c->ktx) != 0) { /* bell bytes must always find room behind what the kernel holds */
+  if (atomic_load(&c->ktx) != 0 && !room_is_sure(c)) {
     struct pollfd p = {.fd = fd, .events = POLLOUT};
     if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
       return false;
@@ -213,7 +225,7 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     return -EBADF;
   }
   if (!on_ring(c, fd)) {
-    atomic_fetch_add(&c->kernel_sends, 1);
+    kernel_begins(c);
     abroad_kernel_send(c, 1, 0);
     bertha_unlock(&c->tx_lock);
     return -EINPROGRESS;
@@ -231,7 +243,7 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   } else if (n == 0 && atomic_load(&c->kernel_regs) != 0 && eset_kernel_for_good(fd)) {
     tx_to_kernel(c); /* whoever waits for space in the kernel's terms has to be told in them */
-    atomic_fetch_add(&c->kernel_sends, 1);
+    kernel_begins(c);
     n = -EINPROGRESS;
   }
   bertha_unlock(&c->tx_lock);
@@ -333,7 +345,7 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   bool tied = kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX;
   if (!tied) {
     brief_sent(c);
-    atomic_fetch_add(&c->kernel_sends, 1);
+    kernel_begins(c);
   }
   bertha_unlock(&c->tx_lock);
   if (tied) {
@@ -355,12 +367,12 @@ bool tx_kernel_begin(struct conn *c, int fd) {
     uint32_t kind = conn_kind(c);
     kernel = kind != BERTHA_CONN_UNIX && (kind != BERTHA_CONN_SHM || !on_ring(c, fd));
     if (kernel) {
-      atomic_fetch_add(&c->kernel_sends, 1);
+      kernel_begins(c);
       abroad_kernel_send(c, 1, 0);
     }
     bertha_unlock(&c->tx_lock);
   } else if (conn_kind(c) == BERTHA_CONN_CLAIMED || conn_kind(c) == BERTHA_CONN_MAYBE) {
-    atomic_fetch_add(&c->kernel_sends, 1); /* the call that we interrupt has yet to look */
+    kernel_begins(c); /* the call that we interrupt has yet to look */
     kernel = true;
   }
   abroad_leave(c, abroad);

@@ -11,6 +11,7 @@ struct ends {
   _Atomic bool swapped;
   uint8_t requests; /* received without the exchange */
   bool deaf;        /* the other end of unix_fd is closed: there is nothing to wait for */
+  bool readable;    /* as unix_wait() has found it: to be received from without another wait */
   uint64_t number;  /* of an end that was made ahead (unixmail.h), else 0 */
 };
 extern struct ends *_Atomic unix_ends; /* by the connection's index; NULL: there was none yet */

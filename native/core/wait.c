@@ -9,7 +9,7 @@
 static inline bool quick_look(struct conn *c, short want) {
   if (want & POLLIN) {
     struct bertha_direction *d = conn_rx(c);
-    if (c->rx_phase == PHASE_RING ? atomic_load_explicit(&d->tail, memory_order_acquire) != c->rx_head
+    if (c->rx_phase == PHASE_RING ? atomic_load_explicit(&d->tail, memory_order_acquire) != conn_rx_head(c)
                                   : atomic_load_explicit(&d->switch_at, memory_order_acquire) != UINT64_MAX) {
       return true;
     }
@@ -62,6 +62,10 @@ void wait_note_signal(int number, const struct sigaction *action) {
   }
 }
 
+bool wait_is_interrupted(void) {
+  return atomic_load(&interrupting) != 0;
+}
+
 int wait_two(struct pollfd fds[2], int64_t deadline, void (*undo)(void *), void *arg) {
   for (;;) {
     int64_t left = deadline >= 0 ? deadline - bertha_now_ns() : 0;
@@ -100,7 +104,7 @@ static int wait_levels(struct waiter *w, struct pollfd p[2], int64_t ns, struct 
   struct timespec timeout = {ns / 1000000000, ns % 1000000000};
   int n = sleep_ppoll(p, w->bell_fd >= 0 ? 2 : 1, ns >= 0 ? &timeout : NULL, NULL, disarm, armed);
   if (n > 0 && w->bell_fd >= 0 && p[1].revents != 0) {
-    bell_drain(w->bell_fd);
+    w->bell_full = true;
   }
   return n;
 }
@@ -119,6 +123,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
   struct link *l = c->link;
   struct bertha_watch *watch = &c->slot->watch[c->side];
   waiter_want_bell(w, want & POLLOUT);
+  waiter_empty_bell(w);
   uint32_t index = waiter_sleeper(w, l);
   _Atomic uint16_t *place = want & POLLOUT ? &watch->tx : &watch->rx;
   struct bertha_sleeper *s = &l->sleepers[c->side][index];
@@ -194,8 +199,8 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
     spin_learn(&w->spin, 0, bound);
     return 0;
   }
-  int64_t begin = bertha_now_ns();
-  int64_t budget = spin_budget(&w->spin, begin, bound);
+  int64_t begin = bound > 0 ? bertha_now_ns() : 0;
+  int64_t budget = bound > 0 ? spin_budget(&w->spin, begin, bound) : 0;
   if (budget > 0) {
     int64_t most = deadline >= 0 && deadline - begin < budget ? deadline - begin : budget;
     int64_t took = spin_on(&w->spin, c, want, begin, most);
@@ -233,22 +238,19 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
 /* The server has to be woken by the kernel to accept, which takes longer than an answer on a ring does. */
 enum { FIRST_ANSWER = 3 };
 
-void wait_claimed(struct conn *c) {
+bool wait_switch(struct conn *c) {
   struct waiter *w = waiter_get();
   struct link *l = c->link;
   int64_t bound = FIRST_ANSWER * link_spin_bound(l);
   bool known = atomic_load_explicit(&l->sleepers[1 - l->side][0].owner, memory_order_relaxed) != 0;
-  if (w == NULL || bound == 0 || !known || same_processor(l) || atomic_load(&c->kernel_waiters) != 0 ||
-      atomic_load(&c->kernel_regs) != 0) {
-    return;
+  if (w == NULL || bound == 0 || !known || same_processor(l)) {
+    return false;
   }
   int64_t begin = bertha_now_ns();
   int64_t now = begin;
   int64_t budget = spin_budget(&w->first, begin, bound);
   struct bertha_direction *d = conn_rx(c);
   bool found = false;
-  atomic_store(&c->slot->watch[c->side].kernel,
-               0); /* the server need not pay for a byte that nobody waits for */
   while (!found && now - begin < budget) {
     for (int i = 0; i < LOOKS_PER_CLOCK && !found; i++) {
       found = atomic_load_explicit(&d->switch_at, memory_order_acquire) != UINT64_MAX;
@@ -256,9 +258,16 @@ void wait_claimed(struct conn *c) {
     }
     now = bertha_now_ns();
   }
-  atomic_store(&c->slot->watch[c->side].kernel, 1);
-  atomic_thread_fence(memory_order_seq_cst);
   if (budget > 0) {
     spin_learn(&w->first, found ? 0 : 2 * bound, bound);
   }
+  return found;
+}
+
+void wait_claimed(struct conn *c) {
+  conn_unwatch(c); /* the server need not pay for a byte that nobody waits for */
+  wait_switch(c);
+  conn_watch_kernel(c);
+  atomic_thread_fence(memory_order_seq_cst);
+  conn_refresh_watch(c); /* where another thread has tied it meanwhile */
 }

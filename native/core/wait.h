@@ -10,10 +10,13 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline);
 /* A client that has claimed, sent its first request through the kernel and now waits for the answer: spins a while for
  * the server to come to the ring with it.  Returns with the kernel's bell on again. */
 void wait_claimed(struct conn *c);
+/* The same without the bell: true when the server has switched. */
+bool wait_switch(struct conn *c);
 /* ppoll() of two descriptors, interrupted and restarted as recv() is: a count, -EAGAIN at the deadline, -EINTR. */
 int wait_two(struct pollfd fds[2], int64_t deadline, void (*undo)(void *), void *arg); /* undo: quiet.h */
 /* poll() over any descriptors; -errno instead of errno. */
 int wait_fds(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask);
+bool wait_is_interrupted(void); /* by EINTR: a handler may be one after which recv() is not restarted */
 void wait_after_fork(void);
 void wait_fd_moved(int from, int to);
 void wait_note_signal(int number, const struct sigaction *action);

@@ -222,8 +222,9 @@ static int kernel_poll_call(struct poll_call *p, int bell_fd, int64_t ns, const 
   atomic_thread_fence(memory_order_seq_cst);
   for (nfds_t i = 0; p->becoming > 0 && i < p->count; i++) {
     struct conn *c = p->class[i] == BECOMING ? p->waits[i].conn : NULL;
-    if (c != NULL && conn_kind(c) == BERTHA_CONN_SHM) {
-      timeout = (struct timespec){0, 0}; /* another thread has tied it before it could see us here */
+    if (c != NULL && (conn_kind(c) == BERTHA_CONN_CLAIMED ? conn_ripe(c, p->user[i].fd)
+                                                          : conn_kind(c) == BERTHA_CONN_SHM)) {
+      timeout = (struct timespec){0, 0}; /* it was tied before the other end could see us here */
       ns = 0;
     }
   }
@@ -257,6 +258,7 @@ static bool arm(struct waiter *w, struct poll_call *p) {
     p->waits[i].conn = NULL;
   }
   waiter_want_bell(w, out);
+  waiter_empty_bell(w);
   for (nfds_t i = 0; i < p->count; i++) {
     struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
     if (c == NULL) {

@@ -91,8 +91,10 @@ struct waiter *waiter_get(void) {
     } while (!atomic_compare_exchange_weak(&all_waiters, &head, w));
   }
   w->bell_fd = -1;
+  w->bell_full = false;
   w->bell = 0;
   w->sleeps = 0;
+  w->look = 0;
   w->count = 0;
   for (int i = 0; i < WAITER_ROOMS; i++) {
     w->rooms[i].used = false;
@@ -230,6 +232,7 @@ void waiter_want_bell(struct waiter *w, bool space) {
     atomic_fetch_add(&own_bells, 1);
     w->bell = bell;
     w->bell_fd = fd;
+    w->bell_full = false;
     for (uint32_t i = 0; i < w->count; i++) {
       const struct sleeper_place *p = waiter_place(w, i);
       if (p->link != NULL) {
@@ -284,6 +287,14 @@ void waiter_room_back(void *p) {
 static bool edge_of(struct waiter *w, int op, int fd, uint64_t data) {
   struct epoll_event e = {.events = EPOLLIN | EPOLLRDHUP | EPOLLET, .data.u64 = data};
   return REAL(epoll_ctl)(w->edges.set, op, fd, &e) == 0;
+}
+
+/* Who is woken has something to do; the count that woke it can be taken back when it has nothing to do. */
+void waiter_empty_bell(struct waiter *w) {
+  if (w->bell_full) {
+    w->bell_full = false;
+    bell_drain(w->bell_fd);
+  }
 }
 
 static bool make_edges(struct waiter *w) {

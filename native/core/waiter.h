@@ -35,9 +35,11 @@ struct waiter { /* of a thread */
   struct spinner spin;
   struct spinner first; /* for the first answer on a connection */
   uint32_t sleeps;
+  int look; /* where a socket has to be asked: how often it paid to look before the sleep (unixfirst.c); < 0: not now */
   int64_t kernel_seen; /* when poll last asked the kernel too */
   uint32_t bell;
   int bell_fd;
+  bool bell_full; /* rung, and left so until there is time: before the next sleep */
   int pid;
   struct edges edges;
   uint32_t count;
@@ -63,6 +65,7 @@ static inline struct sleeper_place *waiter_place(struct waiter *w, uint32_t i) {
 struct waiter *waiter_get(void);                           /* this thread's; NULL: no memory */
 uint32_t waiter_sleeper(struct waiter *w, struct link *l); /* its entry there; 0: none left */
 void waiter_want_bell(struct waiter *w, bool space); /* for space in a ring: there is no byte for that */
+void waiter_empty_bell(struct waiter *w);            /* before what it is to tell of is looked for */
 bool waiter_edges(struct waiter *w, const struct conn *c, int fd,
                   uint32_t life); /* its edges are to be slept on */
 

@@ -4,8 +4,10 @@
 
 #include "agentc.h"
 #include "conn.h"
+#include "connlog.h"
 #include "eset_members.h"
 #include "hop.h"
+#include "local.h"
 #include "relay.h"
 #include "stdfile.h"
 #include "unixpair.h"
@@ -143,7 +145,16 @@ void bertha_goes_without(uint32_t why) {
     struct conn *c = conn_of((int)fd);
     uint32_t kind = c != NULL ? conn_kind(c) : BERTHA_CONN_FREE;
     bool later = kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_SOCKET;
-    if (c != NULL && !(conn_flags(c) & CONN_DGRAM) && !(must && later)) {
+    if (c != NULL && UNLIKELY(conn_flags(c) & CONN_LOCAL)) {
+      if (atomic_load(&c->info.refs) == 1) {
+        connlog_write(c, (int)fd);
+        local_closing(c, (int)fd);
+      } else {
+        local_forgotten(c, (int)fd);
+      }
+      conn_forget((int)fd);
+      conn_release(c, (int)fd);
+    } else if (c != NULL && !(conn_flags(c) & CONN_DGRAM) && !(must && later)) {
       leave_one(&l, c, (int)fd);
     }
   }

@@ -4,6 +4,8 @@
 
 #include <stddef.h>
 
+#define DOOR_API __attribute__((visibility("default")))
+
 /* Whose connections begin in the shim.  Bytes, descriptors and waiting are redirected in every object in any
  * case: a call that went past us would read past a ring. */
 enum {

@@ -7,11 +7,8 @@
  * read-only (RELRO) are made writable for the moment of writing. */
 #include "door.h"
 
-#include "../core/carried.h"
-#include "../core/conn.h"
-#include "../core/dgram.h"
 #include "../core/eset.h"
-#include "../core/real.h"
+#include "opted.h"
 
 #include <dlfcn.h>
 #include <elf.h>
@@ -26,8 +23,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
-
-#define DOOR_API __attribute__((visibility("default")))
 
 #if defined(__x86_64__)
 enum { SLOT = R_X86_64_JUMP_SLOT, GLOBAL = R_X86_64_GLOB_DAT, WORD = R_X86_64_64 };
@@ -71,69 +66,6 @@ static unsigned long long seen_subs;
 
 static void *(*real_dlopen)(const char *, int);
 static void *door_dlopen(const char *path, int mode);
-
-/* ---- sockets that ask for it one by one (bertha_socket.socket) ------------------------------------ */
-
-static __thread __attribute__((tls_model("initial-exec"))) int opted;
-
-static int door_connect(int fd, const struct sockaddr *address, socklen_t size) {
-  return opted & DOOR_OPT ? connect(fd, address, size) : REAL(connect)(fd, address, size);
-}
-
-static int door_listen(int fd, int backlog) {
-  return opted & DOOR_OPT ? listen(fd, backlog) : REAL(listen)(fd, backlog);
-}
-
-/* A UDP socket is opted in when it is made: what is sent by it, and where it is bound, may be asked of any thread. */
-static int door_socket(int family, int type, int protocol) {
-  int fd = socket(family, type, protocol);
-  if (fd >= 0 && !(opted & DOOR_OPT)) {
-    dgram_made(fd, false);
-  }
-  return fd;
-}
-
-/* Whose listen() began in the shim has opted in for the connections, whoever takes them. */
-static bool takes_part(int fd) {
-  const struct conn *c = conn_of(fd);
-  return (opted & DOOR_OPT) || (c != NULL && conn_kind(c) == BERTHA_CONN_LISTENER);
-}
-
-static int door_accept(int fd, struct sockaddr *address, socklen_t *size) {
-  return takes_part(fd) ? accept(fd, address, size) : REAL(accept)(fd, address, size);
-}
-
-static int door_accept4(int fd, struct sockaddr *address, socklen_t *size, int flags) {
-  return takes_part(fd) ? accept4(fd, address, size, flags) : REAL(accept4)(fd, address, size, flags);
-}
-
-/* The calls with which a connection begins, and what stands for them where the origins do not cover the caller. */
-static const struct {
-  const char *name;
-  uintptr_t instead;
-  bool python; /* only there: elsewhere it stays the C library's */
-} guarded[] = {{"connect", (uintptr_t)&door_connect, true},
-               {"listen", (uintptr_t)&door_listen, true},
-               {"socket", (uintptr_t)&door_socket, false},
-               {"accept", (uintptr_t)&door_accept, false},
-               {"accept4", (uintptr_t)&door_accept4, false}};
-enum { GUARDED = sizeof guarded / sizeof *guarded };
-
-DOOR_API void bertha_door_musts(const char *musts) {
-  bertha_read_musts(musts);
-}
-
-DOOR_API int bertha_door_opt(int in) {
-  int before = opted;
-  opted = in;
-  carried_own((in & DOOR_OWN) != 0);
-  return before;
-}
-
-DOOR_API int bertha_door_name(int fd, const char *chunnels) {
-  struct conn *c = conn_of(fd);
-  return c != NULL && carried_name(c, chunnels) ? 0 : -1;
-}
 
 /* ---- what is loaded ------------------------------------------------------------------------------ */
 
@@ -346,21 +278,8 @@ static uintptr_t target_of(const struct object *o, const struct call *call) {
   if ((o->origins & (o->python ? DOOR_SOCKET : DOOR_LIBRARIES)) != 0) {
     return call->ours;
   }
-  for (size_t i = 0; i < GUARDED; i++) {
-    if (strcmp(call->name, guarded[i].name) == 0) {
-      return o->python || !guarded[i].python ? guarded[i].instead : 0;
-    }
-  }
-  return call->ours;
-}
-
-static bool is_instead(uintptr_t target) {
-  for (size_t i = 0; i < GUARDED; i++) {
-    if (target == guarded[i].instead) {
-      return true;
-    }
-  }
-  return false;
+  uintptr_t instead;
+  return opted_guards(call->name, o->python, &instead) ? instead : call->ours;
 }
 
 static const struct call *call_by_name(const char *name) {
@@ -385,7 +304,7 @@ static void rewrite(struct object *o, uintptr_t base, const struct dynamic *d, c
   uintptr_t now = atomic_load_explicit(slot, memory_order_relaxed);
   /* Bound to the C library; or not bound yet, still leading to this object's own stub. */
   bool unbound = type == SLOT && symbol->st_shndx == SHN_UNDEF && within(now, o->all);
-  if (!unbound && !is_instead(now) && !in_c_library(now)) {
+  if (!unbound && !opted_is_instead(now) && !in_c_library(now)) {
     return;
   }
   const struct call *call = call_by_name(d->strings + symbol->st_name);

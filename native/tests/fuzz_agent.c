@@ -10,9 +10,10 @@
 
 #include "rig.h"
 
+enum { DESCRIPTORS = 1100 };
+
 static int some_descriptor(uint8_t kind) {
   struct bertha_link_header h;
-  int fd;
   switch (kind % 5) {
   case 0:
     return open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -20,23 +21,15 @@ static int some_descriptor(uint8_t kind) {
     return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   case 2: /* a link, or claims too small */
     rig_header(&h, 1, 4096);
-    fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    rig_check(fd >= 0 && ftruncate(fd, (off_t)h.total_size) == 0, "memfd");
-    rig_check(pwrite(fd, (void *)&h, sizeof h, 0) == sizeof h, "pwrite");
-    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
-    return fd;
+    return rig_memory((void *)&h, sizeof h, h.total_size, F_SEAL_SHRINK);
   case 3: { /* sound claims */
     struct bertha_claims_header claims = {.magic = BERTHA_MAGIC_CLAIM,
                                           .version = BERTHA_LAYOUT_VERSION,
                                           .listener = 7,
                                           .bucket_count = BERTHA_CLAIM_BUCKETS};
-    fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    rig_check(fd >= 0 && ftruncate(fd, sizeof claims +
-                                           BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket)) == 0,
-              "memfd");
-    rig_check(pwrite(fd, (void *)&claims, sizeof claims, 0) == sizeof claims, "pwrite");
-    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
-    return fd;
+    return rig_memory((void *)&claims, sizeof claims,
+                      sizeof claims + BERTHA_CLAIM_BUCKETS * sizeof(struct bertha_claims_bucket),
+                      F_SEAL_SHRINK);
   }
   default:
     return dup(0);
@@ -84,35 +77,8 @@ static size_t answer(int to, const uint8_t *data, size_t size, uint16_t op, uint
   for (int i = 0; i < count; i++) {
     fds[i] = some_descriptor((uint8_t)(data[3] + i * (how >> 4)));
   }
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof fds)];
-  } control = {.space = {0}};
-  struct iovec part = {&message, length};
-  struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
-  if (count > 0) {
-    msg.msg_control = control.space;
-    msg.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
-    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
-    memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)count);
-  }
-  ssize_t n = sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-  (void)n;
-  for (int i = 0; i < count; i++) {
-    close(fds[i]);
-  }
+  rig_post(to, &message, length, fds, count);
   return used;
-}
-
-static int open_descriptors(void) {
-  int n = 0;
-  for (int fd = 0; fd < 1100; fd++) {
-    n += fcntl(fd, F_GETFD) >= 0;
-  }
-  return n;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -131,7 +97,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   agent.not_before = 0;
   answer(pair[1], data + 1, size - 1, op, agent.seq + 1);
   shutdown(pair[1], SHUT_WR); /* nothing more: no wait for it */
-  int before = open_descriptors();
+  int before = rig_descriptors(DESCRIPTORS);
   int fds[3] = {-1, -1, -1};
   uint8_t reply[64];
   if (data[0] & 64) { /* the plain call */
@@ -144,7 +110,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         close(fds[i]);
       }
     }
-    if (open_descriptors() + (agent.fd < 0) != before) {
+    if (rig_descriptors(DESCRIPTORS) + (agent.fd < 0) != before) {
       abort();
     }
   } else {
@@ -157,7 +123,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       struct bertha_hello_reply hello;
       uint32_t status = 0;
       if (exchange(BERTHA_OP_HELLO, &hello, 16, NULL, 0, &hello, sizeof hello, NULL, 0, &status) == 0 &&
-          open_descriptors() != before) {
+          rig_descriptors(DESCRIPTORS) != before) {
         abort();
       }
       break;

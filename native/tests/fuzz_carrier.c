@@ -9,17 +9,13 @@
 
 #include "rig.h"
 
-enum { MESSAGES = 12 };
+enum { MESSAGES = 12, DESCRIPTORS = 1100 };
 
 static int a_link(bool sound) {
   struct bertha_link_header h;
   rig_header(&h, 4, 65536);
   h.magic ^= !sound;
-  int fd = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  rig_check(fd >= 0 && ftruncate(fd, (off_t)h.total_size) == 0, "memfd");
-  rig_check(pwrite(fd, (void *)&h, sizeof h, 0) == sizeof h, "pwrite");
-  fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
-  return fd;
+  return rig_memory((void *)&h, sizeof h, h.total_size, F_SEAL_SHRINK);
 }
 
 /* The other ends of what was given: they go on, or end, with the input. */
@@ -37,8 +33,17 @@ static int a_pair(int type) {
   return pair[0];
 }
 
+static int a_udp(void) {
+  int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  struct sockaddr_in any = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  rig_check(fd >= 0 && bind(fd, (struct sockaddr *)&any, sizeof any) == 0, "bind");
+  return fd;
+}
+
 static int some_descriptor(uint8_t kind) {
-  switch (kind % 7) {
+  switch (kind % 8) {
+  case 7:
+    return a_udp();
   case 0:
     return open("/dev/null", O_RDWR | O_CLOEXEC);
   case 1:
@@ -63,27 +68,6 @@ static int some_descriptor(uint8_t kind) {
   }
 }
 
-static void tell(int to, const void *message, size_t size, const int *fds, int count) {
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int) * 6)];
-  } ancillary = {.space = {0}};
-  struct iovec part = {(void *)(uintptr_t)message, size};
-  struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
-  if (count > 0) {
-    msg.msg_control = ancillary.space;
-    msg.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
-    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
-    memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)count);
-  }
-  ssize_t n = sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-  (void)n;
-  close_all(fds, count);
-}
-
 /* A message of a program: of one of the sorts, with some of it from the input. */
 static const uint8_t *shim_message(int to, const uint8_t *data, const uint8_t *end) {
   static uint8_t space[sizeof(struct bertha_carrier_carry_ring) + 256];
@@ -99,6 +83,14 @@ static const uint8_t *shim_message(int to, const uint8_t *data, const uint8_t *e
   ring.carry.mode = ring.carry.side == 0 ? BERTHA_CARRY_PLAN : what >> 5 & 3;
   ring.carry.status_index = more;
   switch (how % 4) {
+  case 3: {
+    size = sizeof ring.carry;
+    ring.carry.kind = BERTHA_CARRIER_DATAGRAMS;
+    memcpy(space, &ring, size);
+    fds[0] = how & 16 ? some_descriptor(more) : a_udp();
+    fds[1] = how & 32 ? some_descriptor(what) : a_pair(SOCK_SEQPACKET);
+    break;
+  }
   case 0: {
     struct bertha_carrier_hello hello = {.status_count = what};
     memcpy(space, &hello, sizeof hello);
@@ -143,7 +135,7 @@ static const uint8_t *shim_message(int to, const uint8_t *data, const uint8_t *e
       size = at;
     }
   }
-  tell(to, space, size, fds, count);
+  rig_post(to, space, size, fds, count);
   return data;
 }
 
@@ -171,7 +163,7 @@ static const uint8_t *agent_message(int to, const uint8_t *data, const uint8_t *
   for (int i = 0; i < count; i++) {
     fds[i] = i + 1 == count && how % 4 == 0 ? a_pair(SOCK_SEQPACKET) : some_descriptor((uint8_t)(how >> 3));
   }
-  tell(to, bytes, size, fds, count);
+  rig_post(to, bytes, size, fds, count);
   buffer_free(&b);
   free(bytes);
   return data + length;
@@ -181,21 +173,18 @@ static const uint8_t *agent_message(int to, const uint8_t *data, const uint8_t *
 static void turn(void) {
   struct epoll_event events[EVENTS];
   rings_collect();
-  bool sleeps = ready_first == NULL && rings_may_sleep();
+  bool sleeps = ready_first == NULL && !datagrams_ready() && rings_may_sleep();
   int n = epoll_wait(poller, events, EVENTS, 0);
   if (sleeps) {
     rings_awake();
   }
   for (int i = 0; i < n; i++) {
-    enum what what = (enum what)(events[i].data.u64 & WHAT);
-    void *who = (void *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT);
-    if (what == SESSION_TCP || what == SESSION_PROGRAM) {
-      session_event(who, what, events[i].events);
-    } else if (what == BELL) {
-      rings_rung(who);
-    }
+    happened((enum what)(events[i].data.u64 & WHAT),
+             (void *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT), events[i].events);
   }
   run_ready();
+  timers_run(carrier_now());
+  datagrams_run();
   for (int i = 0; i < n; i++) {
     enum what what = (enum what)(events[i].data.u64 & WHAT);
     if (what == CONTROL) {
@@ -204,14 +193,6 @@ static void turn(void) {
       shim_speaks((struct shim *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT));
     }
   }
-}
-
-static int open_descriptors(void) {
-  int n = 0;
-  for (int fd = 0; fd < 1100; fd++) {
-    n += fcntl(fd, F_GETFD) >= 0;
-  }
-  return n;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -227,7 +208,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bertha_table_open();
     bertha_hide_fd(open("/dev/null", O_RDONLY)); /* what is opened once only is open by now */
   }
-  int before = open_descriptors();
+  int before = rig_descriptors(DESCRIPTORS);
   int pair[2], ours[2];
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0, "socketpair");
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ours) == 0, "socketpair");
@@ -260,12 +241,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   while (sessions != NULL) { /* what waits for a time-out */
     session_fail(sessions, "the end of the input");
   }
+  datagrams_close_all();
   turn();
   if (shims != NULL || session_count != 0 || control >= 0) {
     abort();
   }
   pending = 0;
-  if (open_descriptors() != before) {
+  if (rig_descriptors(DESCRIPTORS) != before) {
     abort();
   }
   return 0;

@@ -33,11 +33,11 @@ bool carrier_has_agent(void) {
   return true;
 }
 
-bool trust_knows(const struct session *s, bool agent) {
-  return agent && s->listener == 1;
+bool trust_knows(uint64_t listener, const uint8_t *plan, size_t size, bool agent) {
+  return agent && listener == 1 && plan != NULL && size > 0;
 }
 
-bool carrier_ask(struct session *s) {
+bool carrier_ask_session(struct session *s) {
   s->asked = s->listener;
   return s->listener == 2;
 }

@@ -4,7 +4,7 @@
 
 #include "../core/unixmail.h"
 
-enum { SLOTS = 8 };
+enum { SLOTS = 8, DESCRIPTORS = 1100 };
 
 static int some_descriptor(uint8_t kind) {
   switch (kind % 3) {
@@ -50,35 +50,8 @@ static const uint8_t *post_anything(int to, const uint8_t *data, const uint8_t *
   for (int i = 0; i < count; i++) {
     fds[i] = some_descriptor((uint8_t)(value + i));
   }
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof fds)];
-  } control = {.space = {0}};
-  struct iovec part = {&letter, length};
-  struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
-  if (count > 0) {
-    msg.msg_control = control.space;
-    msg.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
-    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
-    memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)count);
-  }
-  ssize_t n = sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
-  (void)n;
-  for (int i = 0; i < count; i++) {
-    close(fds[i]);
-  }
+  rig_post(to, &letter, length, fds, count);
   return data;
-}
-
-static int open_descriptors(void) {
-  int n = 0;
-  for (int fd = 0; fd < 1100; fd++) {
-    n += fcntl(fd, F_GETFD) >= 0;
-  }
-  return n;
 }
 
 static void close_taken(int fd) {
@@ -99,7 +72,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     rig_open(&r, SLOTS, 4096, 0);
     r.link[0].mail = calloc(SLOTS, sizeof *r.link[0].mail);
   }
-  int before = open_descriptors();
+  int before = rig_descriptors(DESCRIPTORS);
   int pair[2];
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0, "socketpair");
   struct link *l = &r.link[0];
@@ -140,7 +113,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   close_taken(l->mailbox);
   close(pair[1]);
   l->mailbox = -1;
-  if (open_descriptors() != before) {
+  if (rig_descriptors(DESCRIPTORS) != before) {
     abort();
   }
   return 0;

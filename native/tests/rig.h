@@ -50,6 +50,50 @@ static inline void rig_check(int good, const char *what) {
   }
 }
 
+/* How many there are below that number. */
+static inline int rig_descriptors(int below) {
+  int n = 0;
+  for (int fd = 0; fd < below; fd++) {
+    n += fcntl(fd, F_GETFD) >= 0;
+  }
+  return n;
+}
+
+/* Sealed memory that begins with this. */
+static inline int rig_memory(const void *begin, size_t begin_size, uint64_t size, int seals) {
+  int fd = memfd_create("rig", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  rig_check(fd >= 0 && ftruncate(fd, (off_t)size) == 0, "memfd");
+  rig_check(pwrite(fd, begin, begin_size, 0) == (ssize_t)begin_size, "pwrite");
+  rig_check(fcntl(fd, F_ADD_SEALS, seals) == 0, "seals");
+  return fd;
+}
+
+/* A message with descriptors, which are closed here; it gets lost where the socket has no room for it. */
+static inline void rig_post(int to, const void *message, size_t size, const int *fds, int count) {
+  enum { MOST = 8 };
+  union {
+    struct cmsghdr align;
+    char space[CMSG_SPACE(sizeof(int) * MOST)];
+  } ancillary = {.space = {0}};
+  struct iovec part = {(void *)(uintptr_t)message, size};
+  struct msghdr msg = {.msg_iov = &part, .msg_iovlen = 1};
+  rig_check(count <= MOST, "descriptors");
+  if (count > 0) {
+    msg.msg_control = ancillary.space;
+    msg.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+    struct cmsghdr *c = CMSG_FIRSTHDR(&msg);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count);
+    memcpy(CMSG_DATA(c), fds, sizeof(int) * (size_t)count);
+  }
+  ssize_t n = sendmsg(to, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  (void)n;
+  for (int i = 0; i < count; i++) {
+    close(fds[i]);
+  }
+}
+
 static inline void rig_header(struct bertha_link_header *h, uint32_t slots, uint32_t ring_max) {
   memset((void *)h, 0, sizeof *h);
   h->magic = BERTHA_MAGIC_LINK;

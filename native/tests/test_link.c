@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-enum { SLOTS = 8, RING = 4096 };
+enum { SLOTS = 8, RING = 4096, DESCRIPTORS = 4096 };
 
 struct change {
   size_t offset;
@@ -69,20 +69,7 @@ static void lying_headers_are_refused(void **state) {
 }
 
 static int memfd_of(const struct bertha_link_header *h, size_t size, int seals) {
-  int fd = memfd_create("test-link", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-  assert_true(fd >= 0);
-  assert_int_equal(ftruncate(fd, (off_t)size), 0);
-  assert_int_equal(pwrite(fd, (const void *)h, sizeof *h, 0), sizeof *h);
-  assert_int_equal(fcntl(fd, F_ADD_SEALS, seals), 0);
-  return fd;
-}
-
-static int open_descriptors(void) {
-  int n = 0;
-  for (int fd = 0; fd < 4096; fd++) {
-    n += fcntl(fd, F_GETFD) >= 0;
-  }
-  return n;
+  return rig_memory((const void *)h, sizeof *h, size, seals);
 }
 
 static void only_sealed_memory_is_mapped(void **state) {
@@ -90,12 +77,12 @@ static void only_sealed_memory_is_mapped(void **state) {
   struct bertha_link_header h;
   struct bertha_link_reply reply = {.listener = 7, .index = 1, .plan = {.implementation = BERTHA_IMPL_SHM}};
   rig_header(&h, SLOTS, RING);
-  int before = open_descriptors();
+  int before = rig_descriptors(DESCRIPTORS);
   assert_null(map_link(memfd_of(&h, h.total_size, F_SEAL_GROW), -1, &reply, BERTHA_SIDE_SERVER));
   assert_null(map_link(memfd_of(&h, 64, F_SEAL_SHRINK), -1, &reply, BERTHA_SIDE_SERVER));
   assert_null(map_link(memfd_of(&h, h.total_size - 4096, F_SEAL_SHRINK), -1, &reply, BERTHA_SIDE_CLIENT));
   assert_null(map_link(open("/dev/null", O_RDWR | O_CLOEXEC), -1, &reply, BERTHA_SIDE_SERVER));
-  assert_int_equal(open_descriptors(), before);
+  assert_int_equal(rig_descriptors(DESCRIPTORS), before);
   struct link *l = map_link(memfd_of(&h, h.total_size, F_SEAL_SHRINK), -1, &reply, BERTHA_SIDE_CLIENT);
   assert_non_null(l);
   assert_true(link_held(l));

@@ -39,6 +39,8 @@ class Agent:
         return shim
 
     def descriptors(self) -> int:
+        """Once it has prepared itself: what it imports then has descriptors for a moment, or keeps some."""
+        eventually(lambda: self.status()["agent"]["prepared"], "its preparations")
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
 

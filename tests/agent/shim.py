@@ -197,12 +197,16 @@ class Shim:
         return listener, bits, claims
 
     def try_listen(
-        self, sock: socket.socket, netns: str | None = None, door: socket.socket | None = None
+        self,
+        sock: socket.socket,
+        netns: str | None = None,
+        door: socket.socket | None = None,
+        letters: socket.socket | None = None,
     ) -> Reply:
         route, diag = netlinks() if netns is None else in_namespace(netns, netlinks)
         with route, diag:
             fds = (sock.fileno(), route.fileno(), diag.fileno())
-            fds += () if door is None else (door.fileno(),)
+            fds += tuple(s.fileno() for s in (door, letters) if s is not None)
             return self.ask(Op.LISTEN, messages.LISTEN.pack(0), fds)
 
     def listen_with(
@@ -225,17 +229,23 @@ class Shim:
         netns: str | None = None,
         fresh: bool = False,
         patience_ms: int = 300,
+        device: str = "",
     ) -> Negotiated:
-        """Raises RefusedError."""
+        """`device`: what the sockets are bound to.  Raises RefusedError."""
 
-        def probe() -> socket.socket:
-            return socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        def probes() -> tuple[socket.socket, socket.socket]:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            found = socket.socket(family), socket.socket(family, socket.SOCK_DGRAM)
+            for sock in found if device else ():
+                sock.setsockopt(socket.SOL_SOCKET, 25, device.encode() + b"\0")  # SO_BINDTODEVICE
+            return found
 
-        with probe() if netns is None else in_namespace(netns, probe) as sock:
-            cookie = memory.netns_cookie(sock.fileno())
+        tcp, udp = probes() if netns is None else in_namespace(netns, probes)
+        with tcp, udp:
+            cookie = memory.netns_cookie(tcp.fileno())
             addr = addresses.from_text(host)
             body = messages.NEGOTIATE.pack(addr, port, int(fresh), patience_ms, cookie)
-            reply = self.ask(Op.NEGOTIATE, body, (sock.fileno(),))
+            reply = self.ask(Op.NEGOTIATE, body, (tcp.fileno(), udp.fileno()))
         if reply.status:
             raise RefusedError(Reason(reply.status))
         assert not reply.fds

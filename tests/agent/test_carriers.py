@@ -304,3 +304,34 @@ def test_any_map(message: dict[str, Any]) -> None:
 
 def test_nested_deeply() -> None:
     assert carriers.parse(b"\x91" * 5000 + b"\xc0") is None
+
+
+def test_no_old_secrets_for_one_that_does_not_listen(rig: Rig) -> None:
+    """Whoever cannot be told of a change gets no new connections: it would go by what was before."""
+    rig.program = [sys.executable, "-c", "import time; time.sleep(60)"]
+    rig.shim().close()
+    (first,) = rig.carriers
+    try:
+        for number in range(100_000):
+            if not rig.facts():
+                break
+            rig.carriers.context_changed(Context(1, {"certificate": "c" * 4000 + str(number)}, b"k" * 32))
+        assert not rig.facts(), "it was told nothing, and is taken for one that knows"
+        rig.known.append(Context(1, {"certificate": "the last"}, b"k" * 32))
+        rig.shim().close()
+        (second,) = rig.carriers
+        assert second is not first and second.contexts[1] == rig.known[1].encode()
+        second.process.terminate()
+        for number in range(100_000):
+            sources = {f"rot{number}": "/x/" + "y" * 4000}
+            rig.shim(CarrierKind.AUTHORS, sources=sources).close()
+            if len(rig.pids) > 3:
+                break
+        for carrier in rig.carriers:
+            if carrier.kind == CarrierKind.AUTHORS:
+                assert carrier.sources == sources
+                carrier.process.terminate()
+    finally:
+        for pid in rig.pids:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()

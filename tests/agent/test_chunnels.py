@@ -261,10 +261,11 @@ def test_a_host_without_an_agent_is_remembered(
     for address in (netns.server.address, "10.254.254.254"):  # refuses; has no route
         with agent.shim() as plain, agent.shim(policy=policy) as strict:
             found = plain.negotiate(address, 80, netns=netns.client.name)
-            assert found.verdict == Verdict.PLAIN and found.valid_ms > 30_000, found
+            assert found.verdict == Verdict.PLAIN and found.valid_ms <= 1000, found
             assert strict.negotiate(address, 81, netns=netns.client.name).verdict == Verdict.REFUSED
-    silent = {d["destination"] for d in agent.status()["agent"]["destinations"]}
-    assert silent == {netns.server.address, "10.254.254.254"}
+    known = agent.status()["agent"]["destinations"]
+    assert {d["destination"] for d in known} == {netns.server.address, "10.254.254.254"}
+    assert all(d["seconds"] > 30 for d in known), known
 
 
 @pytest.mark.net

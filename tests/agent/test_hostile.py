@@ -60,6 +60,7 @@ def held(agent: Agent) -> list[str]:
 
 def at_rest(agent: Agent) -> int:
     """Its descriptors when no connection is left (each has a pidfd, where the kernel has those)."""
+    agent.descriptors()
     folder = f"/proc/{agent.process.pid}/fd"
 
     def count() -> int:
@@ -262,7 +263,7 @@ def _table(
     [
         b"",
         b"short",
-        os.urandom(64),
+        random.Random(64).randbytes(64),
         _table(1 << 20, 1 << 12, 64, 1 << 20),
         _table(1, 1, 64, 1),
         _table(1, 0, 64, 1),

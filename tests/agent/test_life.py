@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bertha_socket.agent import client, memory, paths, serve
+from bertha_socket.agent import client, memory, paths, serve, start
 from bertha_socket.agent.start import ensure_agent
 from tests.agent.conftest import StartAgent
 from tests.agent.shim import entries, find, generation, listen
@@ -311,6 +311,38 @@ def test_serving_idle_takes_no_processor_time(start_agent: StartAgent) -> None:
         with pytest.raises(subprocess.TimeoutExpired):
             agent.process.wait(1)
         assert switches() - before <= 2
+
+
+def test_a_slow_machine(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that is still starting is waited for: who gave it up would be plain for good."""
+    monkeypatch.setattr(start, "_PROGRAM", "import time; time.sleep(3.5)\n" + start._PROGRAM)
+    status = ensure_agent(place, idle_seconds=1)
+    assert status.started and status.error is None
+
+
+_SERVED = """
+import socket, sys
+from bertha_socket.agent import memory, paths, serve
+from bertha_socket.agent.registry import Registry
+from bertha_socket.agent.server import Server
+directory = memory.Directory(memory.make_file("directory"), 1)
+with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listening:
+    listening.bind(sys.argv[1])
+    listening.listen()
+    server = Server(listening, Registry(directory), 1.0)
+    server.run()
+before = set(sys.modules)
+for name in ("compress", "encrypt", "http2", "reliable"):
+    server._offers._probe(name, __import__("bertha_socket.chunnels").chunnels.get(name).implementations[0])
+print([name for name in sorted(set(sys.modules) - before)])
+"""
+
+
+def test_the_first_offer_is_made_ready_in_idle_time(room: Path) -> None:
+    """Who waits for it on a busy machine would give up."""
+    command = [sys.executable, "-c", _SERVED, str(room / "agent.sock")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "[]\n", done
 
 
 def test_netns_cookie_of_no_socket_is_zero() -> None:

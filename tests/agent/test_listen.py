@@ -40,6 +40,16 @@ def test_a_listening_socket_is_listed_with_its_claims(agent: Agent) -> None:
         assert entries(agent.path) == [entry]
 
 
+def test_a_bound_udp_socket_is_listed_as_one(agent: Agent) -> None:
+    with agent.shim() as shim, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        _, bits, claims = shim.listen(udp)
+        os.close(claims)
+        assert bits & messages.IMPL_SHM
+        (entry,) = find(agent.path, "127.0.0.1", udp.getsockname()[1])
+        assert entry.flags == memory.LOOPBACK | memory.DATAGRAMS
+
+
 def test_the_agent_keeps_no_copy_of_the_listening_socket(agent: Agent) -> None:
     with agent.shim() as shim:
         server = listen()
@@ -59,9 +69,6 @@ def test_what_is_no_listening_tcp_socket_is_refused(agent: Agent) -> None:
             shim.listen(bound)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             with pytest.raises(RefusedError, match="REFUSED_BY_AGENT"):
-                shim.listen(udp)
-            udp.bind(("127.0.0.1", 0))
-            with pytest.raises(RefusedError, match="POLICY"):  # no rule gives its datagrams chunnels
                 shim.listen(udp)
         with socket.socket(socket.AF_UNIX) as unix:
             unix.bind("")

@@ -15,10 +15,10 @@ from bertha_socket.agent.addresses import from_text
 from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.messages import CarrierKind, DagNeed
 from bertha_socket.agent.model import Listener
-from bertha_socket.agent.offers import Choice, Offers, carrier_of, pick
+from bertha_socket.agent.offers import Choice, Offers, carrier_of, carrier_of_datagrams, pick
 from bertha_socket.agent.secrets import Secrets
 from bertha_socket.agent.sockets import Listening
-from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedImplementation
+from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedImplementation, OfferedType
 from bertha_socket.negotiation.plan import Plan, Refusal
 from bertha_socket.negotiation.rules import Rules
 from tests.agent.shim import claims_need
@@ -77,6 +77,33 @@ def test_others_code_runs_apart() -> None:
     assert isinstance(found, Choice)
     assert (found.client, found.server) == (CarrierKind.AUTHORS, CarrierKind.NATIVE)
     assert carrier_of(found.plan, offer(PYTHON), "client") == CarrierKind.AUTHORS
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_udp_socket_whose_chunnels_are_in_python_has_a_carrier_for_all_that_may_be_asked_for() -> None:
+    own = OfferedImplementation("own", ("x/1",), "both", "host", 10, "python")
+    found = pick(offer(PYTHON), offer(PYTHON))
+    assert isinstance(found, Choice)
+    assert carrier_of_datagrams(found.plan, offer(PYTHON), "client") == CarrierKind.PYTHON
+    assert carrier_of_datagrams(found.plan, offer(PYTHON, own), "server") == CarrierKind.AUTHORS
+    able = replace(offer(PYTHON), able=(OfferedType("b", implementations=(own,)),))
+    assert carrier_of_datagrams(found.plan, able, "server") == CarrierKind.AUTHORS
+
+
+@pytest.mark.usefixtures("ours")
+def test_a_udp_socket_whose_chunnels_are_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end's own implementation counts, and whether the native carrier is there."""
+    in_c = OfferedImplementation("native", ("brel/1",), "both", "host", 100, "python")
+    slow = OfferedImplementation("python", ("brel/1",), "both", "host", 10, "python")
+    monkeypatch.setattr(offers, "native_path", lambda: "there")
+    monkeypatch.setattr(offers, "native_probe", lambda kind: lambda: None)
+    found = pick(offer(in_c, kinds=("reliable",)), offer(slow, kinds=("reliable",)))
+    assert isinstance(found, Choice)
+    both = offer(in_c, slow, kinds=("reliable",))
+    assert carrier_of_datagrams(found.plan, both, "client") == CarrierKind.NATIVE
+    assert carrier_of_datagrams(found.plan, both, "server") == CarrierKind.AUTHORS  # `ours` has `slow` alone
+    monkeypatch.setattr(offers, "native_path", lambda: None)
+    assert carrier_of_datagrams(found.plan, both, "client") == CarrierKind.AUTHORS
 
 
 @pytest.mark.usefixtures("ours")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from bertha_socket import keys
 from bertha_socket.agent.carriers import Context
 from bertha_socket.agent.secrets import SecretError, Secrets, named_files, read
+from bertha_socket.carrier.control import Control
 from bertha_socket.dag import parse
 
 ME = os.geteuid()
@@ -102,6 +104,60 @@ def test_a_client_with_certificates_of_its_own(key_file: Path, pems: dict[str, s
     assert 0 < number < 1 << 64 and number == secrets.for_client(parse(dag_of(pems)), ME)
     del pems["ca"]
     assert secrets.for_client(parse(dag_of(pems)), ME) not in (0, number)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_its_own_certificates_come_with_the_cluster_key(
+    key_file: Path, pems: dict[str, str], before: bool
+) -> None:
+    """Also those of the first one, and of those who came before the key did: a carrier that has none for a
+    listener serves clients who have none."""
+    key = keys.make(keys.default_path()) if before else None
+    secrets = Secrets()
+    secrets.for_listener(5, parse(dag_of(pems)), ME)
+    number = secrets.for_client(parse(dag_of(pems)), ME)
+    key = key or keys.make(keys.default_path())
+    assert {c.listener: c.key for c in secrets.contexts()} == {0: key, 5: key, number: key}
+
+
+def test_a_listener_without_certificates_any_more_has_the_clusters(
+    key_file: Path, pems: dict[str, str]
+) -> None:
+    """One under several addresses may have some by the rule of one of them only."""
+    key = keys.make(keys.default_path())
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        control = Control(theirs, lambda sock: None)
+        secrets = Secrets()
+        secrets.changed = lambda context: ours.send(context.encode()) and None
+        for context in secrets.contexts():
+            secrets.changed(context)
+        secrets.for_listener(5, parse(dag_of(pems)), ME)
+        control.catch_up()
+        assert control.secrets(5).material == keys.material(bytes(32))
+        secrets.for_listener(5, parse("encrypt()"), ME)
+        control.catch_up()
+        assert control.secrets(5) == control.secrets(0)
+        assert (control.secrets(5).key, control.secrets(5).material) == (key, keys.material(key))
+
+
+def test_a_key_that_cannot_be_used(key_file: Path, pems: dict[str, str]) -> None:
+    """It is no reason to serve those who have none; nor is it when there was a good one before."""
+    good = keys.make(keys.default_path())
+    text = Path(keys.default_path()).read_text()
+    secrets = Secrets()
+    assert secrets.contexts()[0].key == good
+    Path(keys.default_path()).write_text("nonsense")
+    assert secrets.contexts()[0].key == good
+    secrets = Secrets()
+    told: list[Context] = []
+    secrets.changed = told.append
+    secrets.for_listener(5, parse(dag_of(pems)), ME)
+    found = {c.key for c in secrets.contexts()}
+    assert len(found) == 1 and found != {None} and found != {good}
+    Path(keys.default_path()).write_text(text)
+    assert secrets.cluster_key() == good
+    assert {c.listener: c.key for c in told} == {0: good, 5: good}
 
 
 def test_nobody_elses(key_file: Path, pems: dict[str, str]) -> None:

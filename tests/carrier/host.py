@@ -122,6 +122,18 @@ class CarrierHost:
             socket.send_fds(self.shim, [head + plan], [tcp.fileno(), theirs.fileno()])
         return ours, Status(self.memfd, index)
 
+    def carry_datagrams(
+        self, udp: socket.socket, listener: int = 7, mode: int = REQUIRED
+    ) -> tuple[socket.socket, Status]:
+        """The same for a UDP socket: a server's, or with PLAN a client's."""
+        index, self._next = self._next, self._next + 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        number = listener if mode != PLAN else 0
+        head = struct.pack("=IHHIIQII", 0x52414342, 1, 3, int(mode != PLAN), mode, number, index, 0)
+        with theirs:
+            socket.send_fds(self.shim, [head], [udp.fileno(), theirs.fileno()])
+        return ours, Status(self.memfd, index)
+
     def serve(self, seconds: float = 0.0) -> None:
         """Answers what the carrier asks."""
         while select.select([self.control], [], [], seconds)[0]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import signal
 import socket
+import time
 
 import pytest
 
-from tests.carrier.conftest import MakeCarrier
+from bertha_socket import keys
+from tests.carrier.conftest import NATIVE, MakeCarrier
 from tests.carrier.host import (
     MAYBE,
+    PENDING,
     PLAIN,
+    PYTHON,
     READY,
     REFUSED,
     RESET,
@@ -227,6 +233,57 @@ def test_another_key_is_refused(
     assert carried.server_status.detail
     assert carried.server.recv(10) == b""
     carried.close()
+    client.close()
+    server.close()
+
+
+def test_the_agents_word_comes_before_what_a_shim_says_later(hosts: Hosts) -> None:
+    """Another key, said between two connections that the carrier has not looked at yet."""
+    client, server = hosts
+    key = bytes(reversed(range(32)))
+    server.context(material=keys.material(key), key=key)
+    pairs = [tcp_pair(), tcp_pair()]
+    carried = [server.carry(b) for _, b in pairs]
+    client.process.send_signal(signal.SIGSTOP)
+    early = client.carry(pairs[0][0], plan=PLANS["zstd"])
+    client.context(material=keys.material(key), key=key)
+    late = client.carry(pairs[1][0], plan=PLANS["zstd"])
+    client.process.send_signal(signal.SIGCONT)
+    end = time.monotonic() + 20
+    while PENDING in (late[1].state, carried[1][1].state) and time.monotonic() < end:
+        server.serve(0.01)
+    assert (late[1].state, carried[1][1].state) == (READY, READY), late[1].detail
+    for sock in itertools.chain(*pairs, [early[0], late[0]], [s for s, _ in carried]):
+        sock.close()
+
+
+@pytest.mark.parametrize("command", [PYTHON, (str(NATIVE),)], ids=["python", "native"])
+def test_an_agent_that_does_not_read_hurts_no_connection(
+    make_carrier: MakeCarrier, command: tuple[str, ...]
+) -> None:
+    """More questions than its socket has room for: who asks is refused, who speaks already goes on."""
+    if not os.path.exists(command[0]):
+        pytest.skip("the native carrier is not built here")
+    client, server = (make_carrier(command=command, count=1024) for _ in range(2))
+    carried = Carried(client, server, PLANS["zstd"])
+    carried.wait(READY, READY)
+    waiting = []
+    for number in range(500):
+        a, b = tcp_pair()
+        ours, _ = server.carry(b, listener=1000 + number)
+        theirs, _ = client.carry(a, plan=PLANS["zstd"])
+        waiting += [a, b, ours, theirs]
+    carried.server.settimeout(3)
+    try:
+        for _ in range(20):
+            carried.client.sendall(b"still there")
+            assert carried.server.recv(100) == b"still there"
+            time.sleep(0.05)
+    finally:
+        for sock in waiting:
+            sock.close()
+        server.serve(0.2)
+        carried.close()
     client.close()
     server.close()
 

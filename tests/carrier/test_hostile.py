@@ -6,6 +6,7 @@ One carrier has many programs' connections, and its loop catches nothing: what r
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -19,8 +20,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from bertha_socket import _native
 from bertha_socket.agent import carriers
-from bertha_socket.carrier import envelope, shim
+from bertha_socket.carrier import ends, envelope, shim
 from bertha_socket.carrier.carrier import Carrier
 from bertha_socket.carrier.control import Control, Secrets
 from bertha_socket.carrier.envelope import Kind
@@ -86,6 +88,7 @@ def descriptors() -> int:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_kept() -> Iterator[None]:
+    ends.core()  # which has a descriptor of its own, once
     before = descriptors()
     yield
     gc.collect()  # what is in cycles has its descriptors closed then
@@ -112,7 +115,9 @@ class House:
         self.agent.close()
         for _ in range(50):
             carrier = self.carrier
-            if not (carrier.control.alive or carrier._shims or carrier._connections or carrier._apart.busy):
+            if not (
+                carrier.control.alive or carrier._shims or carrier._connections or carrier._processes.busy
+            ):
                 break
             carrier.loop.turn(0.02)
         for datagrams in list(self.carrier._datagrams):
@@ -138,23 +143,42 @@ class House:
 # -- shims ---------------------------------------------------------------------------------------------------
 
 _WORDS = st.integers(0, 3) | st.integers(0, 2**32 - 1)
+#: Links, their indices, slots: a carrier in Python has no slot 255.
+_FEW = st.sampled_from([0] * 6 + [1, 254, 255, 1023, 1024, 2**32 - 1])
 
 
 @st.composite
 def shim_messages(draw: st.DrawFn) -> bytes:
     """Nearly right, as a rule."""
-    kind = draw(st.sampled_from([1, 2, 3, 4, 0xFFFF]))
+    kind = draw(st.sampled_from([1, 2, 3, 4, 4, 5, 5, 0xFFFF]))
     magic = draw(st.sampled_from([shim.MAGIC] * 9 + [0]))
     version = draw(st.sampled_from([1] * 9 + [2]))
     if kind == 1:
         made = struct.pack("=IHHII", magic, version, kind, 0, draw(st.sampled_from([0, 1, 4, 2**32 - 1])))
+    elif kind == 4:
+        made = struct.pack("=IHHII", magic, version, kind, draw(_FEW), draw(_FEW))
     else:
         plan = draw(one_of(PLANS) | st.binary(max_size=40))
         size = draw(st.sampled_from([len(plan)] * 4 + [len(plan) + 1, 0, 2**32 - 1]))
         side, mode = draw(st.sampled_from([(0, 0), (1, 1), (1, 2)]) | st.tuples(_WORDS, _WORDS))
         listener, index = draw(st.integers(0, 2**64 - 1)), draw(st.sampled_from([0, 1, 3, 4, 2**32 - 1]))
-        made = struct.pack("=IHHIIQII", magic, version, kind, side, mode, listener, index, size) + plan
+        made = struct.pack("=IHHIIQII", magic, version, kind, side, mode, listener, index, size)
+        made += (struct.pack("=II", draw(_FEW), draw(_FEW)) if kind == 5 else b"") + plan
     return made[: draw(st.just(len(made)) | st.integers(0, len(made)))]
+
+
+def _link(index: int, slot_count: int = 0, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW) -> int:
+    """A link's memory, as a shim makes it; `slot_count`: what it says instead."""
+    header = _native.ffi.new("struct bertha_link_header *")
+    _native.lib.agent_link_header(header, 2**64 - 1, index, os.getpid(), 1)
+    data = bytearray(_native.ffi.buffer(header))
+    if slot_count:
+        struct.pack_into("=I", data, 20, slot_count)
+    fd = os.memfd_create("link", os.MFD_ALLOW_SEALING)
+    os.truncate(fd, header.total_size)
+    os.pwrite(fd, data, 0)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
 
 
 def _descriptor(what: str, stack: contextlib.ExitStack) -> int:
@@ -174,6 +198,14 @@ def _descriptor(what: str, stack: contextlib.ExitStack) -> int:
             return fd
         case "little":
             return own(os.memfd_create("status"))
+        case "link":
+            return own(_link(0))
+        case "broken link":
+            return own(_link(0, slot_count=2**32 - 1))
+        case "link that may shrink":
+            return own(_link(0, seals=0))
+        case "bell":
+            return own(os.eventfd(0, os.EFD_NONBLOCK))
         case "null":
             return own(os.open("/dev/null", os.O_RDWR))
         case "pipe":
@@ -214,14 +246,35 @@ _FDS = st.lists(
             "netlink",
             "stream",
             "packets",
+            "link",
+            "broken link",
+            "link that may shrink",
+            "bell",
         ]
     ),
     max_size=4,
-) | st.sampled_from([["tcp", "stream"], ["udp", "packets"], ["memory"]])
+) | st.sampled_from([["tcp", "stream"], ["udp", "packets"], ["memory"], ["link"], ["tcp", "stream", "bell"]])
 _HELLO = struct.pack("=IHHII", shim.MAGIC, 1, 1, 0, 4)
 
 
+_LINK = struct.pack("=IHHII", shim.MAGIC, 1, 4, 0, 0)
+
+
+def _by_ring(link: int, slot: int, plan: bytes = b"") -> bytes:
+    head = struct.pack("=IHHIIQII", shim.MAGIC, 1, 5, 0, 0, 1, 0, len(plan))
+    return head + struct.pack("=II", link, slot) + plan
+
+
+_OVER_A_LINK = [(_LINK, ["link"]), (_by_ring(0, 0, PLANS["compress"]), ["tcp", "stream", "bell"])]
+
+
 @settings(max_examples=200, deadline=None)
+@example(True, _OVER_A_LINK)
+@example(True, [*_OVER_A_LINK, _OVER_A_LINK[1]])  # the same slot twice
+@example(True, [_OVER_A_LINK[0], (_by_ring(0, 255), ["tcp", "stream", "bell"])])
+@example(True, [_OVER_A_LINK[0], (_by_ring(1, 0), ["tcp", "stream", "bell"])])
+@example(True, [_OVER_A_LINK[0], (_by_ring(0, 0), ["tcp", "stream"])])
+@example(True, [_OVER_A_LINK[0], (_OVER_A_LINK[1][0], ["tcp", "stream", "null"])])
 @given(st.booleans(), st.lists(st.tuples(shim_messages() | st.binary(max_size=60), _FDS), max_size=5))
 def test_whatever_a_shim_sends(greets: bool, said: list[tuple[bytes, list[str]]]) -> None:
     if greets:
@@ -424,3 +477,25 @@ def test_objects(wire: str, pieces: st.SearchStrategy[bytes]) -> None:
         pipe.close()
 
     check()
+
+
+def test_secrets_that_were_told_before_are_known() -> None:
+    """The shim's word is read in the same turn as the first of several of the agent's, all of them older."""
+    key = b"k" * 32
+    with House() as house, contextlib.ExitStack() as stack:
+        memory = _descriptor("memory", stack)
+        hello = struct.pack("=IHHII", shim.MAGIC, 1, 1, os.getpid(), 4)
+        socket.send_fds(house.shim, [hello], [memory])
+        house.turn()
+        for listener in (5, 6, 7):
+            told = {"op": "context", "listener": listener, "material": None, "key": key}
+            house.agent.send(msgpack.packb(told))
+        a, b = socket.socketpair()
+        c, d = (stack.enter_context(s) for s in socket.socketpair())
+        with a, b:
+            carry = struct.pack("=IHHIIQII", shim.MAGIC, 1, 2, 1, 1, 7, 0, 0)
+            socket.send_fds(house.shim, [carry], [c.fileno(), a.fileno()])
+            house.turn(1)
+            (connection,) = house.carrier._connections
+            assert connection.session._key == key
+        d.close()

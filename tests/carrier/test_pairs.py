@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import bertha_socket
+from bertha_socket import keys
 from bertha_socket.chunnels import get
 from tests.carrier.conftest import KEY, MakeCarrier
 from tests.carrier.host import (
@@ -92,6 +93,21 @@ def test_another_key_is_refused(
     assert carried.server.recv(10) == b""
     carried.close()
     client.close()
+    server.close()
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_a_listener_without_secrets_any_more_has_everybodys(make_carrier: MakeCarrier, kind: str) -> None:
+    """It had some of its own, and then has not: who has the cluster key is served, and nobody else."""
+    server = make_carrier(KEY, command=COMMANDS[kind])
+    server.context(7, keys.material(bytes(32)), bytes(32))
+    server.context(7)
+    for key, states in ((KEY, (READY, READY)), (None, (REFUSED, REFUSED))):
+        client = make_carrier(key)
+        carried = Carried(client, server, PLANS["zstd"])
+        carried.wait(*states)
+        carried.close()
+        client.close()
     server.close()
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import sys
 import threading
+import time
 
 _BULK = 3_000_000
+PINGS = 200
 
 
 def _pattern(size: int) -> bytes:
@@ -46,6 +49,16 @@ def serve(case: str, port: int) -> None:
         elif case == "half":  # the client has ended, and reads slowly
             assert _read_all(end) == b"question"
             end.sendall(_pattern(_BULK)[:_BULK])
+        elif case == "late":  # both have ended, and it reads on
+            assert end.recv(1) == b"q"
+            both = select.poll()
+            both.register(end, select.POLLRDHUP)
+            both.poll()
+            end.sendall(_pattern(_BULK)[:_BULK])
+            end.shutdown(socket.SHUT_WR)
+            while not os.path.exists("has all"):
+                time.sleep(0.01)
+            assert _read_all(end) == b"q" * 999
         elif case == "unread":  # closed with bytes unread: a reset
             assert end.recv(1) == b"a"
         elif case == "reset":
@@ -75,6 +88,16 @@ def serve(case: str, port: int) -> None:
                 print("end", end.recv(1))
             except ConnectionResetError:
                 print("reset")
+        elif case == "pings":
+            while data := end.recv(64, socket.MSG_WAITALL):
+                end.sendall(data)
+        elif case == "blocks":
+            print("has", end.recv(9, socket.MSG_WAITALL), flush=True)
+            end.sendall(b"+")
+            try:
+                end.recv(1)
+            except ConnectionResetError:
+                print("reset")
 
 
 def connect(case: str, port: int) -> None:
@@ -86,6 +109,11 @@ def connect(case: str, port: int) -> None:
             end.sendall(b"question")
             end.shutdown(socket.SHUT_WR)
             assert _read_all(end) == _pattern(_BULK)[:_BULK]
+        elif case == "late":
+            end.sendall(b"q" * 1000)
+            end.shutdown(socket.SHUT_WR)
+            assert _read_all(end) == _pattern(_BULK)[:_BULK]
+            open("has all", "x").close()
         elif case == "unread":
             end.sendall(b"abc")
             try:
@@ -112,6 +140,22 @@ def connect(case: str, port: int) -> None:
             end.sendall(b"ab")
             end.sendall(b"cd")
             assert _read_all(end) == b"got cd"
+        elif case == "pings":
+            for turn in range(PINGS + 1):
+                end.sendall(b"p" * 64)
+                assert end.recv(64, socket.MSG_WAITALL) == b"p" * 64
+                if turn == 0:
+                    print("ready", flush=True)
+                    input()
+        elif case == "blocks":
+            end.sendall(b"before it")
+            assert end.recv(1) == b"+"
+            end.sendall(b"for ever")
+            try:
+                end.recv(1)
+                raise AssertionError("no reset")
+            except ConnectionResetError:
+                print("reset")
         elif case == "killed":
             assert end.recv(1) == b"+"
             print("ready", flush=True)

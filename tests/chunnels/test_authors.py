@@ -27,12 +27,13 @@ class Bad(Pipe):
 """
 
 
-def known(pair: Pair, dag: str, **sources: str) -> None:
+def known(pair: Pair, dag: str, proto: str = "tcp", **sources: str) -> None:
     """Both hosts know the chunnels; the server alone says that they are used."""
     tables = "".join(
         f'[[chunnel]]\nname = "{name}"\nsource = "{place}"\n\n' for name, place in sources.items()
     )
-    pair.server.set_policy(f"{tables}[[rule]]\nside = \"server\"\ndag = '{dag}'\n")
+    rule = f'[[rule]]\nside = "server"\nproto = "{proto}"\ndag = \'{dag}\'\n'
+    pair.server.set_policy(f"{tables}{rule}")
     pair.client.set_policy(tables)
 
 

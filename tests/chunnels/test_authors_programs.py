@@ -44,10 +44,11 @@ def either(
 
 
 def _ran(found: list[Connection], kind: str) -> None:
-    """All of them had that chunnel in Python, and no other implementation."""
+    """All of them had that chunnel in Python, and no other implementation, and reached it over rings."""
     for connection in found:
         said = {c["type"]: c["implementation"] for c in connection.raw["chunnels"]}
         assert said[kind] == "python", connection
+        assert connection.raw["carrier"] == "ring", connection.raw
 
 
 def _fetched(pair: Pair, port: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import ssl
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.chunnels.conftest import Pair, StartRedis
+from tests.chunnels.test_programs import start_nginx
 from tests.chunnels.test_redis import assert_through
 from tests.harness import Capture, assert_only_tls, eventually, free_port, require_program
 
@@ -98,3 +101,33 @@ def test_almost_tls(
     else:
         with pytest.raises(AssertionError, match=said):
             assert_only_tls(capture, port, at_least=1000)
+
+
+def _blocks(data: bytes) -> list[tuple[int, bytes]]:
+    """Type and whole of each block of a pcapng file."""
+    found, at = [], 0
+    while at < len(data):
+        kind, size = struct.unpack_from("<II", data, at)
+        found.append((kind, data[at : at + size]))
+        at += size
+    return found
+
+
+@pytest.mark.parametrize("how", ["late", "again"])
+def test_order_does_not_matter(pair: Pair, capture: Capture, how: str) -> None:
+    """Segments that come after later ones, and segments sent again, are no payload outside of TLS."""
+    pair.dictate("encrypt()")
+    _, port, _ = start_nginx(pair.server, pair.address)
+    command = [require_program("curl"), "-sS", "--fail", "-o", pair.client.dir / "got"]
+    pair.client.run([*command, f"http://{pair.address}:{port}/twenty"], timeout=90)
+    capture.stop()
+    blocks = _blocks(capture.path.read_bytes())
+    packets = [whole for kind, whole in blocks if kind == 6]
+    rest = [whole for kind, whole in blocks if kind in (1, 0x0A0D0D0A)]
+    numbers = random.Random(1)
+    for _ in range(30):
+        at = numbers.randrange(60, len(packets) - 60)
+        packets.insert(at + numbers.randrange(1, 20), packets.pop(at) if how == "late" else packets[at])
+    capture.path.write_bytes(b"".join(rest + packets))
+    assert_only_tls(capture, port, at_least=20_000_000)
+    assert_through(pair.client.finish(), "curl", ["encrypt", "local_or_remote"])

@@ -43,6 +43,7 @@ def test_the_types_and_their_implementations(launcher: Launcher) -> None:
         ('prohibit = ["encrypt/native", "*/python", "native", "elsewhere/tofino"]', 0, "nothing wrong"),
         ('proto = "sctp"', 2, "rule 1, proto: "),
         ('proto = "udp"\ndag = "frame() |> encrypt() |> reliable()"', 0, "nothing wrong"),
+        ('proto = "udp"\ndag = \'mirror(to="/x") |> reliable()\'', 0, "nothing wrong"),
         ('proto = "udp"\ndag = "encrypt()"', 1, "rule 1, dag: over UDP: the program gives datagrams"),
         ('proto = "any"\ndag = "reliable()"', 1, "rule 1, dag: "),
     ],

@@ -131,6 +131,7 @@ def test_datagrams_have_rules_of_their_own(asked: Asked) -> None:
     assert [end["rule"] for end in found["ends"]] == [None, 1]
     assert (found["proto"], found["pick"]["implementation"]) == ("udp", "udp")
     assert [c["client"] for c in found["negotiation"]["chunnels"]] == ["python", "python", "native"]
+    assert found["negotiation"]["carriers"] == {"client": "python", "server": "python"}
     asked.rules("", "proto = 'udp'\ndag = 'compress()'")
     refusal = asked.json(1, "--proto", "udp")["negotiation"]["refusal"]
     assert "over UDP: the program gives datagrams" in refusal["why"]
@@ -157,6 +158,13 @@ def test_chunnels_that_the_policy_brings(asked: Asked, tmp_path: Path) -> None:
     found = asked.json(0)
     assert [c["type"] for c in found["negotiation"]["chunnels"]] == ["rot"]
     assert found["negotiation"]["carriers"] == {"client": "authors", "server": "authors"}
+    # What is in C alone has the native carrier, beside which another one may come (decision 0022).
+    for dag, carrier in (("frame() |> rot() |> reliable()", "authors"), ("reliable()", "native")):
+        asked.rules("", f"proto = 'udp'\ndag = '{dag}'", "[[chunnel]]\nname = 'rot'\nsource = 'rot.py:Rot'\n")
+        found = asked.json(0, "--proto", "udp")
+        assert [c["type"] for c in found["negotiation"]["chunnels"]] == dag.replace("()", "").split(" |> ")
+        assert found["negotiation"]["carriers"] == {"client": carrier, "server": carrier}
+    asked.rules("", "dag = 'rot()'", "[[chunnel]]\nname = 'rot'\nsource = 'rot.py:Rot'\n")
     source.write_text("raise RuntimeError('broken on purpose')\n")
     found = asked.json(1)
     assert "chunnel rot: " in found["negotiation"]["refusal"]["why"]

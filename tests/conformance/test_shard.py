@@ -118,15 +118,18 @@ def test_serve(monkeypatch: pytest.MonkeyPatch, dag: str) -> None:
         with suppress(OSError):
             service.serve()
 
+    threads: list[threading.Thread] = []
     with ExitStack() as stack:
         places = []
         for name in (b"zero:", b"one:"):
             listener = stack.enter_context(bertha_socket.new("shard", dag).listen(("127.0.0.1", 0)))
             places.append(listener.address)
-            threading.Thread(target=answer, args=(listener, name), daemon=True).start()
+            threads.append(threading.Thread(target=answer, args=(listener, name), daemon=True))
         whole = shard(places, "payload[0]") | parse(dag)
         service = stack.enter_context(bertha_socket.new("service", whole).listen(("127.0.0.1", 0)))
-        threading.Thread(target=serve, daemon=True).start()
+        threads.append(threading.Thread(target=serve, daemon=True))
+        for thread in threads:
+            thread.start()
         for _ in range(2):
             with bertha_socket.new("client", dag).connect(service.address) as client:
                 for message in (b"\0a", b"\1b", b"\0c"):
@@ -135,6 +138,9 @@ def test_serve(monkeypatch: pytest.MonkeyPatch, dag: str) -> None:
                 client.send(b"\0go")
                 with pytest.raises((EOFError, EndpointError, ConnectionError)):
                     client.recv(10)
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_serve_is_for_shard(monkeypatch: pytest.MonkeyPatch) -> None:

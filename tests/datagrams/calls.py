@@ -1,6 +1,7 @@
-"""python calls.py ADDRESS PORT NAME...: what calls on a UDP socket do (udp(7)); prints NAME ok for each.
+"""python calls.py ADDRESS PORT [--warm N] NAME...: what calls on a UDP socket do (udp(7)).
 
-ADDRESS and PORT are echo_udp.py's.
+Prints NAME ok for each.  ADDRESS and PORT are echo_udp.py's.  --warm: a connected socket has N answers
+behind it when the calls begin, so that it is what it will be.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ import time
 from collections.abc import Callable
 
 WHERE = (sys.argv[1], int(sys.argv[2]))
+WARM = int(sys.argv[4]) if sys.argv[3:4] == ["--warm"] else 0
+NAMES = sys.argv[5:] if sys.argv[3:4] == ["--warm"] else sys.argv[3:]
 FAMILY = socket.AF_INET6 if ":" in WHERE[0] else socket.AF_INET
 
 
-def make(connected: bool = False, timeout: float = 30.0) -> socket.socket:
+def make(connected: bool = False, timeout: float = 30.0, warm: int = WARM) -> socket.socket:
     sock = socket.socket(FAMILY, socket.SOCK_DGRAM)
     sock.settimeout(timeout)
     if connected:
         sock.connect(WHERE)
+        for _ in range(warm):
+            sock.send(b"warm")
+            assert sock.recv(100).endswith(b"|warm")
     return sock
 
 
@@ -45,7 +51,7 @@ def prefix(sock: socket.socket, own: str | None = None) -> bytes:
     """What the echo begins with."""
     host = own or sock.getsockname()[0]
     if own is None and host in ("0.0.0.0", "::"):
-        with make(connected=True) as probe:
+        with make(connected=True, warm=0) as probe:
             host = probe.getsockname()[0]
     return b"%s|%d|" % (host.encode(), sock.getsockname()[1])
 
@@ -111,7 +117,8 @@ def cut() -> None:
 
 
 def waiting() -> None:
-    with make(connected=True, timeout=0.05) as sock:
+    with make(connected=True) as sock:
+        sock.settimeout(0.05)
         try:
             sock.recv(10)
         except TimeoutError:
@@ -235,7 +242,7 @@ def begin() -> None:
     """An agent that has no time to answer makes a socket plain, and a server may answer none of those."""
     end = time.monotonic() + 90
     while True:
-        with make(connected=True, timeout=3.0) as sock:
+        with make(connected=True, timeout=3.0, warm=0) as sock:
             sock.send(b"begin")
             try:
                 sock.recv(100)
@@ -246,7 +253,7 @@ def begin() -> None:
 
 def main() -> None:
     begin()
-    for name in sys.argv[3:]:
+    for name in NAMES:
         call: Callable[[], None] = globals()[name]
         call()
         print(name, "ok", flush=True)

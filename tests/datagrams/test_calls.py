@@ -15,7 +15,8 @@ pytestmark = [pytest.mark.program, pytest.mark.net]
 
 _HERE = Path(__file__).parent
 _PYTHON = Path(sys.executable).name
-_NAMES = [
+#: Calls of calls.py, whatever carries the datagrams.
+NAMES = [
     "names",
     "sizes",
     "cut",
@@ -40,7 +41,7 @@ def test_calls(pair: Pair, shim: bool) -> None:
     pair.dictate("reliable()", proto="udp")
     port = free_port()
     start_echo(pair.server, pair.address, port, shim=shim)
-    names = [*_NAMES, "shut"]
+    names = [*NAMES, "shut"]
     command = [sys.executable, _HERE / "calls.py", pair.address, port, *names]
     said = pair.client.run(command, shim=shim, timeout=120)
     assert said.split("\n")[:-1] == [f"{name} ok" for name in names]

@@ -144,6 +144,34 @@ def test_once_and_in_order(loss: float, seed: int) -> None:
     assert not wire.client.unsaid
 
 
+def test_an_accept_that_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server's first data has it said again, and not the next HELLO alone, much later."""
+    wire = Wire()
+    arrive, lost = wire._arrive, []
+
+    def first_lost(side: str, data: bytes) -> None:
+        came = envelope.opened(data)
+        if came is not None and came.kind is Kind.ACCEPT and not lost:
+            lost.append(came)
+        else:
+            arrive(side, data)
+
+    monkeypatch.setattr(wire, "_arrive", first_lost)
+    wire.run(0.03)
+    wire.client.program(b"question")
+    wire.run(0.03)
+    assert lost and wire.server is not None and wire.got["server"] == [b"question"]
+    assert wire.client.step is Step.PENDING
+    hellos = len([d for d in wire.seen if (e := envelope.opened(d)) and e.kind is Kind.HELLO])
+    for _ in range(20):
+        wire.server.program(b"answer")
+    wire.run(0.1)
+    assert wire.got["client"] == [b"answer"] * 20
+    assert wire.client.step is Step.READY
+    said = len([d for d in wire.seen if (e := envelope.opened(d)) and e.kind is Kind.HELLO])
+    assert 0 < said - hellos < 10, "not for each datagram"
+
+
 @pytest.mark.parametrize("loss", [0.0, 0.2])
 def test_encrypted(loss: float) -> None:
     """TLS over a stream of datagrams: boundaries stay, and nothing can be read on the way."""

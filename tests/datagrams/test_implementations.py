@@ -7,13 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from bertha_socket.agent.client import agent_status
 from tests.datagrams.conftest import Pair
 from tests.datagrams.test_calls import start_echo
-from tests.harness import connections, free_port
+from tests.harness import Host, connections, free_port
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
 _HERE = Path(__file__).parent
+
+
+def carriers_of(host: Host) -> set[str]:
+    """The kinds of the carriers that have been started there: of a server that is killed there is no line."""
+    return {c["kind"] for c in agent_status(str(host.agent_path))["agent"]["carriers"]}
 
 
 def _policy(side: str, implementation: str) -> str:
@@ -37,6 +43,8 @@ def test_every_pairing(pair: Pair, client: str, server: str) -> None:
     assert found
     wanted = client if client == server else f"{client}/{server}"
     assert {c.raw["chunnels"][0]["implementation"] for c in found} == {wanted}, found
+    assert {c.raw["carried_by"] for c in found} == {client}
+    assert carriers_of(pair.server) == {server}
 
 
 def test_the_one_in_c_is_preferred(pair: Pair) -> None:
@@ -49,3 +57,4 @@ def test_the_one_in_c_is_preferred(pair: Pair) -> None:
         c for c in connections(pair.client.finish(), program=Path(sys.executable).name) if c.rx_bytes > 0
     ]
     assert found[0].raw["chunnels"][0] == {"type": "reliable", "implementation": "native", "where": "host"}
+    assert {c.raw["carried_by"] for c in found} == carriers_of(pair.server) == {"native"}

@@ -1,7 +1,7 @@
 """Random sequences of calls give the same over plain TCP and over shared memory, but for the kinds of
 differences that known.py names.
 
-BERTHA_DIFFERENTIAL_SEQUENCES says how many (default 200); BERTHA_DIFFERENTIAL_SEED where to begin.
+BERTHA_DIFFERENTIAL_SEQUENCES says how many (default 120); BERTHA_DIFFERENTIAL_SEED where to begin.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.differential.known import KINDS, Kind, kind_of
 from tests.differential.lockstep import Comparison, Difference, prefer_unix
 from tests.harness import Host, free_port
 
-_SEQUENCES = int(os.environ.get("BERTHA_DIFFERENTIAL_SEQUENCES", "200"))
+_SEQUENCES = int(os.environ.get("BERTHA_DIFFERENTIAL_SEQUENCES", "120"))
 _SEED = int(os.environ.get("BERTHA_DIFFERENTIAL_SEED", "0"))
 _CHUNKS = 4
 

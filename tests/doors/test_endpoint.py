@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -322,3 +324,25 @@ def test_a_silent_server(monkeypatch: pytest.MonkeyPatch) -> None:
             assert connection.plan is None
         with pytest.raises(TimeoutError, match="compress is required"):
             bertha_socket.new("client", "compress()").connect(server.getsockname(), timeout=0.05)
+
+
+def test_closing_a_listener_ends_what_waits_there() -> None:
+    listener = bertha_socket.new("server").listen(("127.0.0.1", 0))
+    said: list[OSError] = []
+
+    def wait() -> None:
+        try:
+            listener.accept()
+        except OSError as error:
+            said.append(error)
+
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    listener.close()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert [error.errno for error in said] == [errno.EBADF] * 3
+    listener.close()

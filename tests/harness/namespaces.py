@@ -2,18 +2,23 @@
 
 `NamespaceTrio`: `server` and `client` are joined by a veth pair; `trap` is joined to nothing, but has the
 server's address too: whoever confuses the two by address alone connects the wrong programs.
+
+A trio that a test leaves as it found it serves the next one: the kernel takes its time to make and to remove
+them, once more than a minute.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 _counter = itertools.count(1)
 _PREFIX = f"bt{os.getpid()}"
@@ -64,6 +69,26 @@ class Namespace:
 class NamespaceTrio:
     """Two joined namespaces and the trap. `close` removes all of it."""
 
+    _idle: ClassVar[list[NamespaceTrio]] = []
+
+    @classmethod
+    def lend(cls) -> NamespaceTrio:
+        """One that nobody uses."""
+        return cls._idle.pop() if cls._idle else cls()
+
+    def give_back(self) -> None:
+        """Keep it for the next one, unless something in it is not as it was made."""
+        if self._state() == self._as_made and not any(_ip("netns", "pids", name) for name in self._made):
+            self._idle.append(self)
+        else:
+            self.close()
+
+    @classmethod
+    def close_idle(cls) -> None:
+        """Remove those that nobody uses."""
+        while cls._idle:
+            cls._idle.pop().close()
+
     def __init__(self) -> None:
         number = next(_counter)
         third = (os.getpid() + number) % 250 + 1
@@ -75,6 +100,7 @@ class NamespaceTrio:
         self._made: list[str] = []
         try:
             self._make()
+            self._as_made = self._state()
         except BaseException:
             self.close()
             raise
@@ -92,6 +118,16 @@ class NamespaceTrio:
             _ip("-n", space.name, "addr", "add", f"{space.address}/24", "dev", "v0")
             _ip("-n", space.name, "link", "set", "v0", "up")
         _ip("-n", self.trap.name, "addr", "add", f"{self.trap.address}/24", "dev", "lo")
+
+    def _state(self) -> list[object]:
+        """Links, addresses and routes, but not those that the kernel adds after a while (fe80::)."""
+        tables: list[object] = []
+        for name in self._made:
+            for link in json.loads(_ip("-n", name, "-json", "addr")):
+                addresses = [(a["local"], a["prefixlen"]) for a in link["addr_info"] if a["scope"] != "link"]
+                tables.append((link["ifname"], "UP" in link["flags"], sorted(addresses)))
+            tables.append(_ip("-n", name, "-4", "route", "show", "table", "all"))
+        return tables
 
     def close(self) -> None:
         """Remove the namespaces; the veth pair goes with them."""

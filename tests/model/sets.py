@@ -7,14 +7,11 @@ the other one must not need it.  Each protocol is built from `without`, a set of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from tests.model.eventfd import asleep_for_ever, ring_bell, sleep
 from tests.model.machine import (
     Ins,
     Machine,
     Memory,
-    Regs,
-    World,
     compare_exchange,
     exchange,
     fence,
@@ -24,31 +21,8 @@ from tests.model.machine import (
     load,
     put,
     store,
-    syscall,
     when,
 )
-
-
-def _ring_bell(name: str) -> Ins:
-    def call(kernel: Regs, regs: Regs) -> Iterable[tuple[Regs, Regs]]:
-        yield {**kernel, name: 1}, regs
-
-    return syscall(f"write({name})", call)
-
-
-def _sleep(name: str) -> Ins:
-    def call(kernel: Regs, regs: Regs) -> Iterable[tuple[Regs, Regs]]:
-        if kernel[name]:
-            yield {**kernel, name: 0}, regs
-
-    return syscall(f"sleep until {name}", call)
-
-
-def _asleep(machine: Machine, world: World) -> str | None:
-    if machine.done(world):
-        return None
-    asleep = [n for n in machine.thread_names if machine.at(world, n) != "end"]
-    return f"asleep for ever: {', '.join(asleep)}"
 
 
 def _lock(place: str) -> list[Ins]:
@@ -91,7 +65,7 @@ def _take_alone(other: str, without: frozenset[str]) -> list[Ins]:
         fetch_or(f"told_{other}", 1),
         load("s", f"asleep_{other}"),
         when(lambda r: r["s"] == 0, "late-told"),
-        _ring_bell(f"bell_{other}"),
+        ring_bell(f"bell_{other}"),
         label("late-told"),
         store("lock", 0),
     ]
@@ -137,7 +111,7 @@ def _consumer(me: str, other: str, messages: int, without: frozenset[str], joins
         store(f"asleep_{me}", 0),
         goto("again"),
         label("sleep"),
-        _sleep(f"bell_{me}"),
+        sleep(f"bell_{me}"),
         store(f"asleep_{me}", 0),
         goto("again"),
         label("end"),
@@ -152,7 +126,7 @@ def _producer(messages: int) -> list[Ins]:
             when(lambda r: r["a"] == 0, f"rung-{who}"),
             exchange("a", f"armed_{who}", 0),
             when(lambda r: r["a"] == 0, f"rung-{who}"),
-            _ring_bell(f"bell_{who}"),
+            ring_bell(f"bell_{who}"),
             label(f"rung-{who}"),
         ]
     return [
@@ -193,5 +167,5 @@ def two_sets(
             ("b", _consumer("b", "a", messages, without, "me" if joining else ""), dict(regs)),
             ("producer", _producer(messages), {"n": 0, "a": 0, "d": 0}),
         ],
-        wrong_at_rest=_asleep,
+        wrong_at_rest=asleep_for_ever,
     )

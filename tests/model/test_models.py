@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.model import bell, sets, tuple_reuse, wakeup
+from tests.model import bell, boxes, sets, tuple_reuse, wakeup
 from tests.model.connection_state import Rules
 from tests.model.explorer import Model, TooLargeError, explore
 from tests.model.machine import Machine, Memory, World
@@ -93,6 +93,38 @@ def test_two_sets_need(step: str, messages: int) -> None:
 @pytest.mark.parametrize(("step", "messages"), [("late", 2), ("join-fence", 1)])
 def test_a_second_set_that_comes_needs(step: str, messages: int) -> None:
     fails(sets.two_sets(Memory.TSO, messages=messages, joining=True, without=without(step)))
+
+
+@pytest.mark.parametrize("memory", EVERY)
+def test_datagrams_by_a_box_come_in_order(memory: Memory) -> None:
+    holds(boxes.one_pair(memory), check_livelock=False)
+
+
+@pytest.mark.parametrize("memory", [Memory.SC, Memory.TSO])
+def test_datagrams_that_are_looked_for(memory: Memory) -> None:
+    holds(boxes.one_pair(memory, tries=True), check_livelock=False)
+    fails(boxes.one_pair(memory, tries=True, without=without("take-back-older")))
+
+
+def test_three_datagrams_by_a_box() -> None:
+    holds(boxes.one_pair(Memory.TSO, 3), check_livelock=False)
+
+
+_BOX_STEPS = (
+    "put-fence",
+    "mark-first",
+    "mark-fence",
+    "scan-fence",
+    "take-back-own",
+    "counts",
+    "sleep-fence",
+    "last-look",
+)
+
+
+@pytest.mark.parametrize("step", _BOX_STEPS)
+def test_a_box_needs(step: str) -> None:
+    fails(boxes.one_pair(Memory.WEAK, without=without(step)))
 
 
 @pytest.mark.parametrize("memory", EVERY)

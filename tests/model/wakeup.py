@@ -9,14 +9,11 @@ fails.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
+from tests.model.eventfd import asleep_for_ever, ring_bell, sleep
 from tests.model.machine import (
     Ins,
     Machine,
     Memory,
-    Regs,
-    World,
     compare_exchange,
     exchange,
     fence,
@@ -27,31 +24,8 @@ from tests.model.machine import (
     maybe,
     put,
     store,
-    syscall,
     when,
 )
-
-
-def _ring_bell(name: str) -> Ins:
-    def call(kernel: Regs, regs: Regs) -> Iterable[tuple[Regs, Regs]]:
-        yield {**kernel, name: 1}, regs
-
-    return syscall(f"write({name})", call)
-
-
-def _sleep(name: str) -> Ins:
-    def call(kernel: Regs, regs: Regs) -> Iterable[tuple[Regs, Regs]]:
-        if kernel[name]:
-            yield {**kernel, name: 0}, regs
-
-    return syscall(f"sleep until {name}", call)
-
-
-def _all_done(machine: Machine, world: World) -> str | None:
-    if machine.done(world):
-        return None
-    asleep = [n for n in machine.thread_names if machine.at(world, n) != "end"]
-    return f"asleep for ever: {', '.join(asleep)}"
 
 
 def _keep(without: frozenset[str], step: str, *ins: Ins) -> list[Ins]:
@@ -85,7 +59,7 @@ def one_reader(memory: Memory, messages: int = 2, without: frozenset[str] = froz
             goto("read"),
         ),
         label("sleep"),
-        _sleep("bell"),
+        sleep("bell"),
         goto("read"),
         label("end"),
     ]
@@ -102,7 +76,7 @@ def one_reader(memory: Memory, messages: int = 2, without: frozenset[str] = froz
         load("a", "armed"),
         when(lambda r: r["a"] == 0, "next"),
         *_keep(without, "take", exchange("a", "armed", 0), when(lambda r: r["a"] == 0, "next")),
-        _ring_bell("bell"),
+        ring_bell("bell"),
         goto("next"),
         label("end"),
     ]
@@ -111,7 +85,7 @@ def one_reader(memory: Memory, messages: int = 2, without: frozenset[str] = froz
         {"tail": 0, "watch": 0, "armed": 0},
         {"bell": 0},
         [("consumer", consumer, {"h": 0, "t": 0, "x": 0}), ("producer", producer, {"n": 0, "a": 0, "w": 0})],
-        wrong_at_rest=_all_done,
+        wrong_at_rest=asleep_for_ever,
     )
 
 
@@ -157,7 +131,7 @@ def event_loop(
         exchange("x", "armed", 0),
         goto("look"),
         label("sleep"),
-        _sleep("bell"),
+        sleep("bell"),
         goto("look"),
         label("end"),
     ]
@@ -181,7 +155,7 @@ def event_loop(
             when(lambda r: r["a"] == 0, "rung"),
             exchange("a", "armed", 0),
             when(lambda r: r["a"] == 0, "rung"),
-            _ring_bell("bell"),
+            ring_bell("bell"),
             label("rung"),
             *(mark if late else []),
             goto("next"),
@@ -197,7 +171,7 @@ def event_loop(
             ("consumer", consumer, {"h0": 0, "h1": 0, "t": 0, "d": 0, "x": 0}),
             *((f"producer{n}", producer(n), dict(regs)) for n in range(slots)),
         ],
-        wrong_at_rest=_all_done,
+        wrong_at_rest=asleep_for_ever,
     )
 
 
@@ -222,7 +196,7 @@ def full_ring(
         when(lambda r: r["a"] == 0, "write"),
         exchange("a", "c_armed", 0),
         when(lambda r: r["a"] == 0, "write"),
-        _ring_bell("c_bell"),
+        ring_bell("c_bell"),
         goto("write"),
         label("full"),
         # armed first: a consumer that takes space_wanted must find the sleeper that it has to wake
@@ -241,7 +215,7 @@ def full_ring(
             goto("publish"),
         ),
         label("sleep"),
-        _sleep("p_bell"),
+        sleep("p_bell"),
         goto("write"),
         label("end"),
     ]
@@ -258,7 +232,7 @@ def full_ring(
         when(lambda r: r["w"] == 0, "more"),
         exchange("w", "p_armed", 0),
         when(lambda r: r["w"] == 0, "more"),
-        _ring_bell("p_bell"),
+        ring_bell("p_bell"),
         label("more"),
         when(lambda r: r["h"] >= total, "end"),
         goto("read"),
@@ -270,7 +244,7 @@ def full_ring(
         exchange("x", "c_armed", 0),
         goto("read"),
         label("sleep"),
-        _sleep("c_bell"),
+        sleep("c_bell"),
         goto("read"),
         label("end"),
     ]
@@ -282,7 +256,7 @@ def full_ring(
             ("producer", producer, {"n": 0, "h": 0, "a": 0, "x": 0}),
             ("consumer", consumer, {"t": 0, "h": 0, "w": 0, "x": 0}),
         ],
-        wrong_at_rest=_all_done,
+        wrong_at_rest=asleep_for_ever,
     )
 
 
@@ -301,7 +275,7 @@ def reused_entry(memory: Memory, bell_after_take: bool = True) -> Machine:
         fence(),
         load("t", "tail1"),
         when(lambda r: r["t"] != 0, "leave"),
-        _sleep("bell1"),
+        sleep("bell1"),
         label("leave"),
         exchange("x", "armed", 0),
         # the same thread of control takes the entry anew, as another sleeper
@@ -311,7 +285,7 @@ def reused_entry(memory: Memory, bell_after_take: bool = True) -> Machine:
         load("t", "tail2"),
         when(lambda r: r["t"] != 0, "end"),
         label("second"),
-        _sleep("bell2"),
+        sleep("bell2"),
         load("t", "tail2"),
         when(lambda r: r["t"] != 0, "end"),
         store("armed", 1),
@@ -335,10 +309,10 @@ def reused_entry(memory: Memory, bell_after_take: bool = True) -> Machine:
             when(lambda r: r["a"] == 0, "end"),
             *(read_bell if bell_after_take else []),
             when(lambda r: r["b"] == 2, "two"),
-            _ring_bell("bell1"),
+            ring_bell("bell1"),
             goto("end"),
             label("two"),
-            _ring_bell("bell2"),
+            ring_bell("bell2"),
             label("end"),
         ]
 
@@ -351,7 +325,7 @@ def reused_entry(memory: Memory, bell_after_take: bool = True) -> Machine:
             ("producer1", producer(1), {"a": 0, "b": 0}),
             ("producer2", producer(2), {"a": 0, "b": 0}),
         ],
-        wrong_at_rest=_all_done,
+        wrong_at_rest=asleep_for_ever,
     )
 
 
@@ -373,7 +347,7 @@ def dying_ringer(memory: Memory, ring_first: bool) -> Machine:
         load("t", "tail1"),
         when(lambda r: r["t"] != 0, "end"),
         label("sleep"),
-        _sleep("bell"),
+        sleep("bell"),
         goto("look"),
         label("end"),
     ]
@@ -392,13 +366,13 @@ def dying_ringer(memory: Memory, ring_first: bool) -> Machine:
             *stop(),
         ]
         if ring_first:
-            tail = [_ring_bell("bell"), *stop(), compare_exchange("a", "armed", 0)]
+            tail = [ring_bell("bell"), *stop(), compare_exchange("a", "armed", 0)]
         else:
             tail = [
                 exchange("a", "armed", 0),
                 when(lambda r: r["a"] == 0, "end"),
                 *stop(),
-                _ring_bell("bell"),
+                ring_bell("bell"),
             ]
         return [*head, *tail, label("end")]
 
@@ -411,5 +385,5 @@ def dying_ringer(memory: Memory, ring_first: bool) -> Machine:
             ("mortal", producer(0, True), {"a": 0}),
             ("other", producer(1, False), {"a": 0}),
         ],
-        wrong_at_rest=_all_done,
+        wrong_at_rest=asleep_for_ever,
     )

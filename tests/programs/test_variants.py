@@ -45,13 +45,15 @@ class Variant:
 
 
 _FIRST_CPU = str(min(os.sched_getaffinity(0)))
+_NO_SHM = '[[rule]]\nprohibit = ["shm"]\n'
 _VARIANTS = [
     Variant("no spinning", env={"BERTHA_SPIN_US": "0"}),
     Variant("long spinning", env={"BERTHA_SPIN_US": "2000"}),
     Variant("small rings", policy="[[rule]]\nring_size = 262144\n"),
     Variant("one processor", before=("taskset", "-c", _FIRST_CPU)),
-    Variant("unix", "unix", policy='[[rule]]\nprohibit = ["shm"]\n'),
+    Variant("unix", "unix", policy=_NO_SHM),
     Variant("unix, no spinning", "unix", {"BERTHA_SPIN_US": "0"}, '[[rule]]\nprefer = ["unix"]\n'),
+    Variant("unix, one processor", "unix", policy=_NO_SHM, before=("taskset", "-c", _FIRST_CPU)),
 ]
 
 

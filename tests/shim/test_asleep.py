@@ -38,4 +38,5 @@ def test_a_second_request_looks_at_one_socket(host: Host, build: Build, tmp_path
     calls = trace.read_text()
     assert len(re.findall(r"^accept4?\(", calls, re.M)) == count
     if not host.rehearse:
-        assert len(re.findall(r"^p?poll\(", calls, re.M)) < count / 2, calls
+        both = r"^p?poll\(\[\{fd=\d+, [^}]*\}, \{fd=\d"  # on one processor it polls the one socket
+        assert len(re.findall(both, calls, re.M)) < count / 2, calls

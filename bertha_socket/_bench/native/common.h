@@ -14,10 +14,12 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -26,6 +28,7 @@
 
 struct target {
   int family;
+  int type; /* SOCK_STREAM, SOCK_DGRAM */
   socklen_t len;
   struct sockaddr_storage addr;
 };
@@ -48,10 +51,11 @@ static inline uint64_t cpu_ns(void) {
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* "unix:PATH" or "ADDRESS:PORT", an IPv6 address without brackets (the last colon separates). */
+/* "unix:PATH", "ADDRESS:PORT" or "udp:ADDRESS:PORT", an IPv6 address without brackets (the last colon separates). */
 static inline struct target parse_target(const char *text) {
   struct target t;
   memset(&t, 0, sizeof t);
+  t.type = SOCK_STREAM;
   if (strncmp(text, "unix:", 5) == 0) {
     struct sockaddr_un *un = (struct sockaddr_un *)&t.addr;
     un->sun_family = AF_UNIX;
@@ -63,6 +67,10 @@ static inline struct target parse_target(const char *text) {
     t.family = AF_UNIX;
     t.len = sizeof *un;
     return t;
+  }
+  if (strncmp(text, "udp:", 4) == 0) {
+    t.type = SOCK_DGRAM;
+    text += 4;
   }
   char host[128];
   const char *colon = strrchr(text, ':');
@@ -93,11 +101,11 @@ static inline struct target parse_target(const char *text) {
 }
 
 static inline int open_to(const struct target *t, int nodelay) {
-  int fd = socket(t->family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int fd = socket(t->family, t->type | SOCK_CLOEXEC, 0);
   if (fd < 0) {
     fail("socket");
   }
-  if (nodelay && t->family != AF_UNIX) {
+  if (nodelay && t->family != AF_UNIX && t->type == SOCK_STREAM) {
     int one = 1;
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   }
@@ -107,16 +115,23 @@ static inline int open_to(const struct target *t, int nodelay) {
   return fd;
 }
 
-static inline int listen_at(const struct target *t, int backlog) {
-  int fd = socket(t->family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+static inline int bound_at(const struct target *t) {
+  int fd = socket(t->family, t->type | SOCK_CLOEXEC, 0);
   int one = 1;
   if (fd < 0) {
     fail("socket");
   }
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (t->type == SOCK_STREAM) {
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  }
   if (bind(fd, (const struct sockaddr *)&t->addr, t->len) != 0) {
     fail("bind");
   }
+  return fd;
+}
+
+static inline int listen_at(const struct target *t, int backlog) {
+  int fd = bound_at(t);
   if (listen(fd, backlog) != 0) {
     fail("listen");
   }
@@ -158,6 +173,29 @@ static inline int recv_all(int fd, char *buf, size_t n) {
     got += (size_t)done;
   }
   return 1;
+}
+
+static inline void leave(int sig) {
+  (void)sig;
+  _exit(0);
+}
+
+/* Says "ready", ends at SIGTERM, and goes on as so many processes. */
+static inline void begin_serving(size_t processes) {
+  struct sigaction on_term = {.sa_handler = leave};
+  sigaction(SIGTERM, &on_term, NULL);
+  printf("ready\n");
+  fflush(stdout);
+  for (size_t p = 1; p < processes; p++) {
+    pid_t child = fork();
+    if (child < 0) {
+      fail("fork");
+    }
+    if (child == 0) {
+      prctl(PR_SET_PDEATHSIG, SIGTERM);
+      break;
+    }
+  }
 }
 
 /* "--name VALUE" among the arguments, else `otherwise`. */

@@ -13,9 +13,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
 #include <sys/select.h>
 
 enum { MOST = 1024, EVENTS = 64, INNER = 4 };
@@ -237,11 +235,6 @@ static const struct {
 } modes[] = {{"poll", by_poll},           {"select", by_select},     {"threads", by_threads},
              {"exclusive", by_exclusive}, {"two-sets", by_two_sets}, {"nested", by_nested}};
 
-static void leave(int sig) {
-  (void)sig;
-  _exit(0);
-}
-
 int main(int argc, char **argv) {
   if (argc < 3) {
     fprintf(stderr, "usage: echoes MODE TARGET [--size N] [--processes P]\n");
@@ -249,21 +242,8 @@ int main(int argc, char **argv) {
   }
   struct target t = parse_target(argv[2]);
   size = number(argc, argv, "--size", "64");
-  struct sigaction on_term = {.sa_handler = leave};
-  sigaction(SIGTERM, &on_term, NULL);
   listener = listen_at(&t, 4096);
-  printf("ready\n");
-  fflush(stdout);
-  for (size_t p = 1; p < number(argc, argv, "--processes", "1"); p++) {
-    pid_t child = fork();
-    if (child < 0) {
-      fail("fork");
-    }
-    if (child == 0) {
-      prctl(PR_SET_PDEATHSIG, SIGTERM);
-      break;
-    }
-  }
+  begin_serving(number(argc, argv, "--processes", "1"));
   for (size_t i = 0; i < sizeof modes / sizeof modes[0]; i++) {
     if (strcmp(argv[1], modes[i].name) == 0) {
       modes[i].serve();

@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
+#include "named.h"
 #include "pair.h"
 
 static int listener, client, server;
@@ -103,20 +104,12 @@ static void inquiry(void) {
   printf("left: %d\n", h != NULL && h->cmsg_type == TCP_CM_INQ ? *(const int *)CMSG_DATA(h) : -1);
 }
 
-static const struct {
-  const char *name;
-  void (*run)(void);
-} all[] = {{"aio", aio}, {"list", list}, {"submit", submit}, {"signals", signals}, {"inquiry", inquiry}};
+static const struct named all[] = {
+    {"aio", aio}, {"list", list}, {"submit", submit}, {"signals", signals}, {"inquiry", inquiry}};
 
 int main(int count, char **words) {
   MUST(count == 2);
   listener = pair_listener(&at);
   pair_of(listener, &at, &client, &server);
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-    if (strcmp(all[i].name, words[1]) == 0) {
-      all[i].run();
-      return 0;
-    }
-  }
-  return 2;
+  return run_named(all, sizeof all / sizeof *all, words[1]);
 }

@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 
+#include "named.h"
 #include "pair.h"
 
 static int listener, client, server;
@@ -89,23 +90,14 @@ static void readable(void) {
   printf("readable: %d\n", n);
 }
 
-static const struct {
-  const char *name;
-  void (*run)(void);
-} all[] = {{"dup_fails", dup_fails},
-           {"exec_fails", exec_fails},
-           {"cancelled_close", cancelled_close},
-           {"readable", readable}};
+static const struct named all[] = {{"dup_fails", dup_fails},
+                                   {"exec_fails", exec_fails},
+                                   {"cancelled_close", cancelled_close},
+                                   {"readable", readable}};
 
 int main(int count, char **words) {
   MUST(count == 2);
   listener = pair_listener(&at);
   pair_of(listener, &at, &client, &server);
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-    if (strcmp(all[i].name, words[1]) == 0) {
-      all[i].run();
-      return 0;
-    }
-  }
-  return 2;
+  return run_named(all, sizeof all / sizeof *all, words[1]);
 }

@@ -3,6 +3,7 @@
 #include <stdbool.h>
 #include <sys/uio.h>
 
+#include "named.h"
 #include "pair.h"
 
 static int listener, client, server;
@@ -229,10 +230,7 @@ static void refused(void) {
   say("there", recv(server, bytes, 8, 0));
 }
 
-static const struct {
-  const char *name;
-  void (*run)(void);
-} all[] = {
+static const struct named all[] = {
     {"waitall_reset", waitall_reset},
     {"low_water_reset", low_water_reset},
     {"send_reset", send_reset},
@@ -255,11 +253,5 @@ int main(int count, char **words) {
   listener = pair_listener(&at);
   pair_of(listener, &at, &client, &server);
   exchanges(client, server, 60); /* a connection that stays */
-  for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-    if (strcmp(all[i].name, words[1]) == 0) {
-      all[i].run();
-      return 0;
-    }
-  }
-  return 2;
+  return run_named(all, sizeof all / sizeof *all, words[1]);
 }

@@ -1,0 +1,42 @@
+/* Questions to the agent: may a plan that a client shows run here? */
+#include <netdb.h>
+#include <stdio.h>
+#include <sys/socket.h>
+
+#include "session.h"
+
+/* Who is at the other end, for the agent's log: "address port". */
+static void peer_text(int tcp, char *to, size_t room) {
+  struct sockaddr_storage a;
+  socklen_t size = sizeof a;
+  char host[NI_MAXHOST], port[NI_MAXSERV];
+  to[0] = '\0';
+  if (getpeername(tcp, (struct sockaddr *)&a, &size) == 0 &&
+      getnameinfo((struct sockaddr *)&a, size, host, sizeof host, port, sizeof port,
+                  NI_NUMERICHOST | NI_NUMERICSERV) == 0) {
+    snprintf(to, room, "%s %s", host, port);
+  }
+}
+
+uint64_t carrier_ask(uint64_t listener, const uint8_t *plan, size_t size, const char *peer) {
+  static uint64_t last_question;
+  struct buffer message = {0};
+  int control = carrier_control();
+  bool good = control >= 0 && pack_map(&message, 5) && pack_text(&message, "op") &&
+              pack_text(&message, "check") && pack_text(&message, "id") &&
+              pack_uint(&message, ++last_question) && pack_text(&message, "listener") &&
+              pack_uint(&message, listener) && pack_text(&message, "plan") &&
+              pack_bytes(&message, plan, size) && pack_text(&message, "peer") && pack_text(&message, peer);
+  /* Where the agent does not read, all the others would wait for it, too. */
+  int flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+  good = good && send(control, buffer_data(&message), buffer_size(&message), flags) >= 0;
+  buffer_free(&message);
+  return good ? last_question : 0;
+}
+
+bool carrier_ask_session(struct session *s) {
+  char peer[NI_MAXHOST + NI_MAXSERV + 2];
+  peer_text(s->tcp, peer, sizeof peer);
+  s->asked = carrier_ask(s->listener, s->plan, s->plan_size, peer);
+  return s->asked != 0;
+}

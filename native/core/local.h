@@ -1,0 +1,173 @@
+/* Datagrams between programs of one host: a UDP socket that was bound to a port, and those that send to it.
+ *
+ * The sockets stay the kernel's, and so do the descriptors; what passes by memory (box.h) is what the other end is awake
+ * for.  A client that finds the socket in the directory takes a slot of a link to it, as for TCP, and leaves a claim
+ * with the sum of what it sends next by the kernel; a socket that receives just that from just that address believes
+ * the claim.  Decision 0021. */
+#ifndef BERTHA_LOCAL_H
+#define BERTHA_LOCAL_H
+
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include "box.h"
+#include "conn.h"
+#include "dgram.h"
+
+enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16 };
+
+struct pair { /* of two sockets, at this end */
+  /* Who looks without the lock may come upon one that has been given back: it has these of some pair, always. */
+  struct link *link;
+  struct box *in, *out;
+  struct pair *next;    /* in its bucket; from here on it is made anew */
+  struct pair *sibling; /* all of the socket */
+  struct pair *next_hot;
+  uint32_t slot;
+  uint32_t use;
+  bool tied;
+  bool opened;     /* nothing of before the tie can be in the kernel any more */
+  int64_t since;   /* when it was tied, or first seen to be behind (local_sleep.c) */
+  bool hot;        /* the other end may put datagrams into our box */
+  bool heard;      /* client: what comes from there by the kernel has that address */
+  bool ended;      /* only what lies in its box is yet to be read */
+  uint32_t missed; /* sent by the kernel although it is tied */
+  uint32_t quiet;  /* sleeps since it was last heard of */
+  uint32_t head, tail;
+  int64_t put_at; /* when the oldest that is unread was put into the other's box */
+  uint8_t addr[16];
+  uint16_t port;
+  uint32_t scope;
+};
+
+struct inlet {        /* a link of a socket that was bound, by which several come */
+  struct link *link;  /* NULL: not in use */
+  unsigned words;     /* of the map, as far as there are pairs */
+  unsigned next_slot; /* who is read next, if there is something of him */
+  uint64_t pending[BERTHA_LINK_SLOTS / 64];
+  struct pair *pair[BERTHA_LINK_SLOTS];
+  struct inlet *next; /* among those that nobody uses */
+};
+
+struct watched { /* by an epoll set; the kernel knows it as well */
+  int epfd;      /* -1: none */
+  uint32_t events;
+  uint64_t data;
+};
+
+struct local {
+  _Atomic uint32_t lock;
+  struct conn *c;
+  int fd;
+  int pid;
+  uint32_t owner; /* the thread that receives; 0: none yet */
+  bool server;
+  bool kernel_only; /* nothing is taken from boxes but what lies there */
+  bool tried;       /* client: the destination sent to last is nobody's */
+  uint8_t tried_addr[16];
+  uint16_t tried_port;
+  struct pair *bucket[PAIR_BUCKETS];
+  struct pair *pairs;
+  struct pair *hot;
+  unsigned pair_count;
+  struct inlet *inlet[INLETS];
+  unsigned inlet_count;
+  unsigned turn;
+  unsigned next_read; /* which inlet, or which pair of a client, is read next */
+  enum {
+    LOOKED_NOWHERE = 0,
+    LOOKED_IN_BOX,
+    LOOKED_IN_KERNEL
+  } looked; /* what the program has looked at is next */
+  const struct pair *looked_at;
+  bool
+      asleep; /* the thread that receives: it looks neither at its boxes nor after what others leave unread */
+  bool claiming;  /* a thread asks the agent for a link */
+  bool corked;    /* MSG_MORE: the kernel has the beginning of a datagram */
+  uint32_t takes; /* since the kernel was last looked at */
+  struct watched watched;
+  int64_t asked; /* when poll or epoll last asked the kernel, too */
+  int64_t empty; /* when the kernel last had nothing; 0: not known */
+  uint32_t empty_stir;
+  /* A set that tells of edges has told of this; seen again before a receive, it is of a program that leaves things unread. */
+  const struct pair *edge_pair;
+  uint32_t edge_head;
+  bool edge_over;             /* the kernel tells of its edges from here on */
+  _Atomic uint32_t life;      /* another one for each socket that has this record */
+  struct local *_Atomic next; /* all of this process */
+  struct local *next_spare;
+};
+
+/* A socket that others may send to, which has a listener and no chunnels; and one that sends there. */
+void local_serve(int fd, int family, struct listener *l);
+void local_dial(int fd, int family, const uint8_t addr[16], uint16_t port);
+struct local *local_first(void);
+struct local *local_of(const struct conn *c); /* NULL: another process's */
+struct local *local_mine(struct conn *c,
+                         int fd);               /* the same, or taken over from a parent that has closed it */
+void local_option(int fd, int level, int name); /* the program has set it */
+void local_never(int fd, bool never);           /* it has an option that only the kernel serves */
+void local_keep_out(struct local *d);           /* from here on the kernel alone */
+void local_cool(struct local *d);               /* until something comes by the kernel */
+void local_kernels(struct conn *c);             /* the same, of a connection that may be one */
+void local_reconnecting(struct conn *c);        /* before and after connect() */
+void local_reconnected(struct conn *c);
+/* The lock of what `c` was with that life; false: it is not held, another thread has closed it meanwhile. */
+bool local_lock_again(struct local *d, const struct conn *c, uint32_t life);
+void local_closing(struct conn *c, int fd);   /* the last descriptor, of all processes */
+void local_forgotten(struct conn *c, int fd); /* a descriptor of this process, others have it still */
+void local_after_fork(void);
+void local_leave(void);      /* the program is executed: as before, and from here on by the kernel alone */
+void local_fork_begin(void); /* what others have not read goes by the kernel */
+
+/* local_io.c */
+ssize_t local_recv(struct conn *c, int fd, struct msghdr *msg, int flags);
+ssize_t local_send(struct conn *c, int fd, const struct msghdr *msg, int flags);
+int local_unread(struct conn *c, int fd);
+/* The kernel has an error that the next receive would take from it. */
+bool local_error_is_next(struct conn *c, int fd);
+
+/* local_pairs.c */
+void pair_drop(struct local *d, struct pair *p);
+void pair_end(struct local *d, struct pair *p); /* the same, when what lies in its box has been read */
+void inlet_give(struct inlet *in);
+void pairs_after_fork(void);
+struct pair *local_pair(const struct local *d, const uint8_t addr[16], uint16_t port);
+/* Without the lock: the agent may be asked. */
+void local_claim(struct local *d, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope);
+bool local_stale(struct local *d, struct pair *p, int fd); /* its server has left it, or is another one now */
+bool local_client_tied(struct pair *p);
+/* Came by the kernel, from there.  False: from somebody who may have left a claim; then local_meet() is due, without the lock. */
+bool local_heard(struct local *d, const uint8_t addr[16], uint16_t port);
+void local_meet(struct local *d, const uint8_t addr[16], uint16_t port, uint32_t scope,
+                const struct msghdr *msg, size_t size);
+bool local_ready(struct local *d);
+const struct pair *local_next(struct local *d); /* with something to take; NULL: none */
+bool local_alone(struct local *d);              /* one process, one descriptor, and this thread */
+void local_heat(struct local *d, struct pair *p);
+bool local_fall_asleep(struct local *d); /* false: there is something to take */
+void local_awake(struct local *d);
+bool local_waits_for_readers(struct local *d);
+void local_rescue(struct local *d,
+                  bool at_once); /* what lies unread in others' boxes for long goes by the kernel */
+void local_take_back(struct local *d, struct pair *p); /* all that is unread there */
+int64_t local_spin_bound(const struct local *d);
+
+/* local_wait.c */
+#define LOCAL_EMPTY_NS 20000
+void local_kernel_empty(struct local *d);
+bool local_kernel_is_empty(const struct local *d); /* as far as can be known without asking it again */
+void local_registered(int epfd, int op, int fd, const struct epoll_event *event);
+void local_unregister(struct local *d); /* it is being closed */
+void local_set_created(int epfd);
+void local_set_watched(int epfd); /* by poll, select or another set */
+bool local_in_sets(void);
+bool local_polled(const struct pollfd *fds, nfds_t count);
+typedef int local_epoll_wait(int epfd, struct epoll_event *events, int max, int64_t timeout_ns,
+                             const sigset_t *mask);
+/* As epoll_wait(2) and poll(2), with -errno; `wait`: for all that is not ours. */
+int local_epoll(int epfd, struct epoll_event *events, int max, int64_t timeout_ns, const sigset_t *mask,
+                local_epoll_wait *wait);
+int local_poll(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigset_t *mask);
+
+#endif

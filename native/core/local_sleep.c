@@ -1,0 +1,200 @@
+/* Awake, asleep, and what becomes of datagrams that the other end does not take. */
+#include "local.h"
+
+#include <netinet/in.h>
+#include <string.h>
+
+#include "wait.h"
+
+enum { QUIET_SLEEPS = 16 };
+#define RESCUE_NS 10000000
+
+/* ---- awake and asleep ------------------------------------------------------------------------------ */
+
+void local_heat(struct local *d, struct pair *p) {
+  p->quiet = 0;
+  if (!p->hot && !d->kernel_only && p->tied && p->opened && !p->ended && (d->server || p->heard) &&
+      atomic_load_explicit(&d->c->info.refs, memory_order_relaxed) == 1) {
+    p->hot = true;
+    p->next_hot = d->hot;
+    d->hot = p;
+    atomic_store_explicit(&p->in->awake, 1, memory_order_release);
+  }
+}
+
+/* A mark may be of what has been taken since: a program that is told of something must not wait for it. */
+static const struct pair *inlet_next(const struct inlet *in) {
+  const struct link *l = in->link;
+  for (unsigned w = 0; w < in->words; w++) {
+    uint64_t marks =
+        in->pending[w] | atomic_load_explicit(&l->dirty[BERTHA_SIDE_SERVER][w], memory_order_acquire);
+    for (; marks != 0; marks &= marks - 1) {
+      const struct pair *p = in->pair[w * 64 + (unsigned)__builtin_ctzll(marks)];
+      if (p != NULL && box_ready(p->in, p->head)) {
+        return p;
+      }
+    }
+  }
+  return NULL;
+}
+
+const struct pair *local_next(struct local *d) {
+  const struct pair *found = NULL;
+  for (unsigned i = 0; d->server && found == NULL && i < d->inlet_count; i++) {
+    found = inlet_next(d->inlet[i]);
+  }
+  for (struct pair *p = d->server ? NULL : d->pairs; p != NULL && found == NULL; p = p->sibling) {
+    found = local_client_tied(p) && box_ready(p->in, p->head) ? p : NULL;
+  }
+  return found;
+}
+
+bool local_ready(struct local *d) {
+  return local_next(d) != NULL;
+}
+
+/* The kernel's queue may be empty while something is on its way there, in another processor's hands; not for long. */
+#define ON_ITS_WAY_NS 1000000
+#define DROPPED_NS 100000000
+
+static bool may_settle(struct pair *p, int64_t now) {
+  if (!p->opened) { /* the other end's datagrams of before the tie were not counted */
+    return p->tied && now - p->since >= ON_ITS_WAY_NS;
+  }
+  if (atomic_load(&p->in->taken) >= atomic_load(&p->in->begun)) {
+    p->since = 0;
+    return false;
+  }
+  p->since = p->since != 0 ? p->since : now; /* one that the kernel dropped is never taken */
+  return now - p->since >= DROPPED_NS;
+}
+
+/* When the kernel has nothing, all that was sent before that has come, or never will. */
+static void settle_counts(struct local *d) {
+  int64_t now = bertha_now_ns();
+  for (struct pair *p = d->server ? d->hot : d->pairs, *next; p != NULL; p = next) {
+    next = d->server ? p->next_hot : p->sibling;
+    if (LIKELY(!may_settle(p, now))) {
+      continue;
+    }
+    uint64_t sent = atomic_load(&p->in->sent);
+    struct pollfd queue = {.fd = d->fd, .events = POLLIN}; /* a receive would take an error with it */
+    if (QUIET(poll)(&queue, 1, 0) >= 0 && !(queue.revents & (POLLIN | POLLNVAL))) {
+      atomic_store(&p->in->taken, sent);
+      p->opened = true;
+      p->since = 0;
+      local_heat(d, p);
+    }
+  }
+}
+
+bool local_fall_asleep(struct local *d) {
+  int saved = errno;
+  settle_counts(d);
+  errno = saved;
+  for (struct pair *p = d->hot; p != NULL; p = p->next_hot) {
+    atomic_store_explicit(&p->in->awake, 0, memory_order_relaxed);
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  if (local_ready(d)) {
+    local_awake(d);
+    return false;
+  }
+  d->asleep = true;
+  return true;
+}
+
+void local_awake(struct local *d) {
+  d->asleep = false;
+  for (struct pair **at = &d->hot; *at != NULL;) {
+    struct pair *p = *at;
+    if (++p->quiet > QUIET_SLEEPS) {
+      *at = p->next_hot;
+      p->hot = false;
+      continue;
+    }
+    atomic_store_explicit(&p->in->awake, 1, memory_order_release);
+    at = &p->next_hot;
+  }
+}
+
+int64_t local_spin_bound(const struct local *d) {
+  const struct pair *p = d->hot;
+  return p != NULL && !same_processor(p->link) ? link_spin_bound(p->link) : 0;
+}
+
+/* Under load the kernel is not asked with each call that finds no more in a box.  What another process has sent by it in the last
+ * moment may still be on its way; what this one has sent itself is not. */
+void local_kernel_empty(struct local *d) {
+  d->empty = bertha_now_ns();
+  d->empty_stir = atomic_load_explicit(&local_stir, memory_order_relaxed);
+}
+
+bool local_kernel_is_empty(const struct local *d) {
+  return d->empty != 0 && d->hot != NULL &&
+         d->empty_stir == atomic_load_explicit(&local_stir, memory_order_relaxed) &&
+         bertha_now_ns() - d->empty < LOCAL_EMPTY_NS;
+}
+
+/* ---- who does not read ----------------------------------------------------------------------------- */
+
+bool local_waits_for_readers(struct local *d) {
+  for (struct pair *p = d->pairs; p != NULL; p = p->sibling) {
+    if (p->tied && box_unread(p->out, p->tail)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+static void send_by_kernel(const struct local *d, struct pair *p, const uint8_t *data, int size) {
+  union {
+    struct sockaddr_in in;
+    struct sockaddr_in6 in6;
+  } to = {.in6 = {.sin6_family = AF_INET6, .sin6_port = htons(p->port), .sin6_scope_id = p->scope}};
+  bool v4 = (d->c->info.family & ~BERTHA_FAMILY_DATAGRAMS) == AF_INET;
+  if (v4) {
+    to.in = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(p->port)};
+    memcpy(&to.in.sin_addr, p->addr + 12, 4);
+  } else {
+    memcpy(&to.in6.sin6_addr, p->addr, 16);
+  }
+  bool connected =
+      !d->server && d->c->info.peer_port == p->port && memcmp(d->c->info.peer_addr, p->addr, 16) == 0;
+  struct iovec iov = {(void *)(uintptr_t)data, (size_t)size};
+  struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
+  if (!connected) {
+    msg.msg_name = &to;
+    msg.msg_namelen = v4 ? sizeof to.in : sizeof to.in6;
+  }
+  atomic_fetch_add(&p->out->begun, 1);
+  atomic_fetch_add_explicit(&local_stir, 1, memory_order_relaxed);
+  QUIET(sendmsg)(d->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+  atomic_store(&p->out->sent, atomic_load(&p->out->begun)); /* what failed counts as one that was dropped */
+}
+
+void local_take_back(struct local *d, struct pair *p) {
+  if (conn_of(d->fd) != d->c) { /* its number is another one by now */
+    return;
+  }
+  const uint8_t *data[BOX_ITEMS];
+  int size[BOX_ITEMS];
+  int n = 0;
+  while (n < BOX_ITEMS && (size[n] = box_take_back(p->out, &p->tail, &data[n])) >= 0) {
+    n++;
+  }
+  while (n-- > 0) { /* the newest was taken back first */
+    send_by_kernel(d, p, data[n], size[n]);
+  }
+}
+
+void local_rescue(struct local *d, bool at_once) {
+  int saved = errno;
+  int64_t now = at_once ? 0 : bertha_now_ns();
+  for (struct pair *p = d->pairs; p != NULL; p = p->sibling) {
+    if (p->tied && box_unread(p->out, p->tail) && (at_once || now - p->put_at >= RESCUE_NS)) {
+      local_take_back(d, p);
+    }
+  }
+  errno = saved;
+}

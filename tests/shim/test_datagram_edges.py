@@ -1,0 +1,67 @@
+"""Datagrams of one host at the edges of a socket: errors, time limits, addresses, and who else may wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import Connection, Host, free_port
+from tests.shim.conftest import Build
+
+#: Which of them are about sockets that stay the kernel's, from the start or from what is done there.
+_KERNELS = {"socket-for-each", "other-source", "cancelled"}
+_EDGES = [
+    "closed-meanwhile",
+    "cancelled",
+    "refused",
+    "refused-meanwhile",
+    "refused-behind-another",
+    "patience",
+    "looked-at",
+    "disconnected",
+    "socket-for-each",
+    "elsewhere",
+    "other-source",
+    "in-parts",
+    "nothing-at-all",
+]
+_WAITS = [
+    "nothing-there",
+    "nothing-by-edges",
+    "edges",
+    "filtered",
+    "one-shot",
+    "paused",
+    "paused-by-another",
+    "signalled",
+    "passed-on",
+    "child-waits",
+    "duplicate-set",
+]
+
+
+def _by_memory(log: list[Connection]) -> list[Connection]:
+    return [c for c in log if c.raw["proto"] == "udp" and c.implementation == "shm" and not c.plain]
+
+
+@pytest.mark.parametrize(
+    ("name", "scene"),
+    [*(("datagram_edges", scene) for scene in _EDGES), *(("datagram_waits", scene) for scene in _WAITS)],
+)
+def test_as_by_the_kernel(host: Host, build: Build, name: str, scene: str) -> None:
+    program = build(name)
+    alone = host.run([program, free_port(), scene], shim=False, timeout=60)
+    if alone == "none\n":
+        pytest.skip("the kernel has nothing to try it with")
+    assert alone == "ok\n"
+    assert host.run([program, free_port(), scene], timeout=60) == "ok\n"
+    log = host.finish()
+    assert host.rehearse or scene in _KERNELS or _by_memory(log), log
+
+
+def test_the_agent_does_not_answer(host: Host, build: Build) -> None:
+    """One thread of a socket waits for it, those that send and receive what they know do not."""
+    program, port = build("datagram_edges"), free_port()
+    host.run([program, free_port(), "refused"], timeout=60)  # the agent is there
+    agent = {"AGENT_PID": str(host.agent.pid)} if host.agent is not None else {}
+    assert host.run([program, port, "agent-away"], timeout=60, env=agent) == "ok\n"
+    assert host.rehearse or _by_memory(host.finish())
