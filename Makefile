@@ -99,11 +99,14 @@ test-native: venv
 	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=3; \
 	else echo "native: clang is not installed: no fuzzing"; fi
 
+# Two tests side by side, each in a network namespace of its own (tests/harness/workers.py), where that can be had.
+WORKERS = $(shell [ "$$(id -u)" = 0 ] && unshare -n true 2>/dev/null && [ "$$(nproc)" -gt 1 ] && echo "-n2 --dist=loadfile")
+
 # Thousands of agents and commands are started: none of them shall compile its modules again, also where Python is told to
 # leave no compiled modules behind (PYTHONDONTWRITEBYTECODE).
 test-python: venv
 	@$(BIN)/python -m compileall -q bertha_socket
-	@$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -q $(WORKERS) $(PYTEST_ARGS)
 
 lint: deps-lint venv lint-python lint-native
 

@@ -12,12 +12,14 @@ import pytest
 from tests.harness import Host, Namespace, NamespaceTrio, namespaces_unavailable
 from tests.harness.hosts import DIRECTORY_PREFIX, Adoption
 from tests.harness.namespaces import leftover_namespaces
+from tests.harness.workers import Room, enter_own_network
 
 # How long an example takes says more about what else runs here than about the code.
 hypothesis.settings.register_profile("bertha", deadline=None)
 hypothesis.settings.load_profile("bertha")
 
 _HOSTS = pytest.StashKey[list[Host]]()
+_ROOM = pytest.StashKey[Room]()
 MakeHost = Callable[..., Host]
 
 
@@ -28,6 +30,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the end-to-end tests of tests/programs without agent and shim and without looking at the"
         " connection log: what fails then is the test's fault, not the shim's",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    worker: dict[str, str] | None = getattr(config, "workerinput", None)
+    if worker is not None:
+        enter_own_network()
+        config.stash[_ROOM] = Room(worker["testrunuid"])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    """In the process that the workers answer to, once for each of them."""
+    Room(node.workerinput["testrunuid"]).remove()  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    room = item.config.stash.get(_ROOM, None)
+    if room is None:
+        return (yield)
+    with room.entered(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(wrapper=True)
