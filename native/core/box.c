@@ -86,15 +86,31 @@ int box_take_back(struct box *b, uint32_t *tail, const uint8_t **at) {
   return (int)(size < BOX_ROOM ? size : BOX_ROOM);
 }
 
+static bool is_there(uint32_t state) {
+  return state == ITEM_FULL || state == ITEM_HELD;
+}
+
 bool box_ready(struct box *b, uint32_t head) {
-  return atomic_load_explicit(&item_at(b, head)->state, memory_order_acquire) == ITEM_FULL;
+  return is_there(atomic_load_explicit(&item_at(b, head)->state, memory_order_acquire));
+}
+
+/* Without it, what poll(2) has told of may be on its way by the kernel when the program asks for it: its producer takes back what
+ * it finds unread when the consumer seems to sleep, or for long. */
+bool box_hold(struct box *b, uint32_t head) {
+  uint32_t state = ITEM_FULL;
+  return atomic_compare_exchange_strong(&item_at(b, head)->state, &state, ITEM_HELD) || state == ITEM_HELD;
+}
+
+void box_let_go(struct box *b, uint32_t head) {
+  uint32_t held = ITEM_HELD;
+  atomic_compare_exchange_strong(&item_at(b, head)->state, &held, ITEM_FULL);
 }
 
 int box_take(struct box *b, uint32_t *head, const struct iovec *iov, int count, bool peek) {
   struct box_item *it = item_at(b, *head);
-  uint32_t full = ITEM_FULL;
-  if (atomic_load_explicit(&it->state, memory_order_acquire) != ITEM_FULL ||
-      (!peek && !atomic_compare_exchange_strong(&it->state, &full, ITEM_TAKEN))) {
+  uint32_t state = atomic_load_explicit(&it->state, memory_order_acquire);
+  if (!is_there(state) ||
+      !(peek ? box_hold(b, *head) : atomic_compare_exchange_strong(&it->state, &state, ITEM_TAKEN))) {
     return -1;
   }
   uint32_t size = it->size; /* the other side may write there: checked once, and then used */

@@ -13,7 +13,8 @@
 #include <sys/uio.h>
 
 enum { BOX_ITEMS = 64, BOX_ROOM = 2048 };
-enum box_state { ITEM_EMPTY = 0, ITEM_FULL = 1, ITEM_TAKEN = 2 };
+/* HELD: the consumer's program has been told that something is there, and so it stays. */
+enum box_state { ITEM_EMPTY = 0, ITEM_FULL = 1, ITEM_TAKEN = 2, ITEM_HELD = 3 };
 
 struct box_item {
   _Atomic uint32_t state;
@@ -49,13 +50,15 @@ struct box_mark {
 /* False: no room, or the consumer may have fallen asleep: it is not there. */
 bool box_put(struct box *b, uint32_t *tail, const struct iovec *iov, int count, size_t size,
              struct box_mark mark);
-bool box_unread(struct box *b, uint32_t tail); /* the last one put is yet to be taken */
+bool box_unread(struct box *b, uint32_t tail); /* the last one put can be taken back */
 /* Takes the last one back; its size, -1: there is none that is unread.  Its bytes stay at `at` until the next box_put(). */
 int box_take_back(struct box *b, uint32_t *tail, const uint8_t **at);
 
 /* consumer */
 bool box_ready(struct box *b, uint32_t head);
-/* The size of the next one, of which as much is copied as there is room for; -1: none.  `peek`: it stays. */
+bool box_hold(struct box *b, uint32_t head); /* false: there is none, or it has just been taken back */
+void box_let_go(struct box *b, uint32_t head);
+/* The size of the next one, of which as much is copied as there is room for; -1: none.  `peek`: it stays, and is held. */
 int box_take(struct box *b, uint32_t *head, const struct iovec *iov, int count, bool peek);
 
 #endif

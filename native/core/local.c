@@ -207,6 +207,7 @@ void local_dial(int fd, int family, const uint8_t addr[16], uint16_t port) {
 void local_cool(struct local *d) {
   for (struct pair *p = d->pairs; p != NULL; p = p->sibling) {
     atomic_store(&p->in->awake, 0);
+    box_let_go(p->in, p->head); /* another process may receive, which finds it by the kernel alone */
     p->hot = false;
   }
   d->hot = NULL;

@@ -14,7 +14,7 @@
 #include "conn.h"
 #include "dgram.h"
 
-enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16 };
+enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64 };
 
 struct pair { /* of two sockets, at this end */
   /* Who looks without the lock may come upon one that has been given back: it has these of some pair, always. */
@@ -84,7 +84,7 @@ struct local {
       asleep; /* the thread that receives: it looks neither at its boxes nor after what others leave unread */
   bool claiming;  /* a thread asks the agent for a link */
   bool corked;    /* MSG_MORE: the kernel has the beginning of a datagram */
-  uint32_t takes; /* since the kernel was last looked at */
+  uint32_t takes; /* since the kernel was last looked at; KERNEL_EVERY: it is its turn */
   struct watched watched;
   int64_t asked; /* when poll or epoll last asked the kernel, too */
   int64_t empty; /* when the kernel last had nothing; 0: not known */
@@ -142,6 +142,7 @@ bool local_heard(struct local *d, const uint8_t addr[16], uint16_t port);
 void local_meet(struct local *d, const uint8_t addr[16], uint16_t port, uint32_t scope,
                 const struct msghdr *msg, size_t size);
 bool local_ready(struct local *d);
+bool local_tell(struct local *d); /* the same, and so it remains until the program has received something */
 const struct pair *local_next(struct local *d); /* with something to take; NULL: none */
 bool local_alone(struct local *d);              /* one process, one descriptor, and this thread */
 void local_heat(struct local *d, struct pair *p);

@@ -13,7 +13,7 @@
 #define IOV_MAX 1024
 #endif
 
-enum { KERNEL_EVERY = 64, RESCUE_MS = 10 };
+enum { RESCUE_MS = 10 };
 #define KERNEL_EVERY_NS 20000
 #define KNOWN_FLAGS (MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_CMSG_CLOEXEC | MSG_WAITALL | MSG_NOSIGNAL)
 
@@ -145,6 +145,7 @@ static ssize_t from_kernel(const struct call *k, struct msghdr *msg, int flags, 
   if (n < 0) {
     n = -errno;
     if (n == -EAGAIN && lock_again(k)) {
+      d->takes = 0;
       local_kernel_empty(d);
       bertha_unlock(&d->lock);
     }
@@ -164,6 +165,7 @@ static ssize_t from_kernel(const struct call *k, struct msghdr *msg, int flags, 
     return n;
   }
   bool known = true;
+  d->takes = 0;
   d->looked = flags & MSG_PEEK ? LOOKED_IN_KERNEL : LOOKED_NOWHERE;
   d->looked_at = NULL;
   d->empty = 0;
@@ -307,7 +309,7 @@ ssize_t local_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
   d->edge_pair = NULL;
   bool ours = local_alone(d);
   ssize_t n = -EAGAIN;
-  bool due = ++d->takes % KERNEL_EVERY == 0; /* neither keeps the other from being read */
+  bool due = ++d->takes >= KERNEL_EVERY; /* neither keeps the other from being read */
   bool kernel_first = d->looked == LOOKED_IN_KERNEL || (due && d->looked != LOOKED_IN_BOX);
   if (!kernel_first) {
     n = from_boxes(d, msg, flags);
@@ -338,7 +340,8 @@ ssize_t local_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
 
 bool local_error_is_next(struct conn *c, int fd) {
   struct local *d = local_of(c);
-  if (d == NULL || (d->looked != LOOKED_IN_KERNEL && (d->takes + 1) % KERNEL_EVERY != 0 && local_ready(d))) {
+  if (d == NULL || (d->looked != LOOKED_IN_KERNEL &&
+                    (d->looked == LOOKED_IN_BOX || d->takes + 1 < KERNEL_EVERY) && local_ready(d))) {
     return false; /* from a box, as far as can be known */
   }
   struct pollfd p = {.fd = fd};

@@ -53,6 +53,50 @@ bool local_ready(struct local *d) {
   return local_next(d) != NULL;
 }
 
+/* Of two that are ready neither keeps the other from being read: when it is the kernel's turn, and it has something, that is what
+ * the program is told of. */
+static bool kernels_turn(struct local *d) {
+  if (LIKELY(d->takes + 1 < KERNEL_EVERY)) {
+    return false;
+  }
+  struct pollfd queue = {.fd = d->fd, .events = POLLIN};
+  int saved = errno;
+  bool there = QUIET(poll)(&queue, 1, 0) == 1;
+  errno = saved;
+  d->takes = there ? d->takes : 0;
+  return there;
+}
+
+static bool hold_one(struct local *d) {
+  const struct pair *p = d->looked_at;
+  if (d->looked == LOOKED_IN_BOX && box_hold(p->in, p->head)) {
+    return true;
+  }
+  for (int tries = 0; tries < 4 && (p = local_next(d)) != NULL;
+       tries++) { /* it may be taken back each time */
+    if (box_hold(p->in, p->head)) {
+      d->looked = LOOKED_IN_BOX;
+      d->looked_at = p;
+      return true;
+    }
+  }
+  return false;
+}
+
+bool local_tell(struct local *d) {
+  if (!bertha_lock(&d->lock)) { /* in a signal handler that came upon this very socket */
+    return local_ready(d);
+  }
+  bool there = d->c != NULL && local_ready(d);
+  if (there && d->looked != LOOKED_IN_KERNEL &&
+      atomic_load_explicit(&d->c->info.refs, memory_order_relaxed) ==
+          1) { /* else another process may be the reader */
+    there = (d->looked == LOOKED_NOWHERE && kernels_turn(d)) || hold_one(d);
+  }
+  bertha_unlock(&d->lock);
+  return there;
+}
+
 /* The kernel's queue may be empty while something is on its way there, in another processor's hands; not for long. */
 #define ON_ITS_WAY_NS 1000000
 #define DROPPED_NS 100000000

@@ -231,7 +231,7 @@ static int add_boxes(struct pollfd *fds, nfds_t count, int n, bool asked) {
       } else if (asked) {
         local_kernel_empty(d);
       }
-      if (!(fds[i].revents & IN) && local_ready(d)) {
+      if (!(fds[i].revents & IN) && local_tell(d)) {
         n += fds[i].revents == 0;
         fds[i].revents |= fds[i].events & IN;
       }
@@ -413,7 +413,7 @@ static int add_events(struct found *f, const struct set_wait *s, int n, bool ask
       local_kernel_empty(d);
     }
     if (in == 0 || kernel || !local_ready(d) || (at == n && n == max) ||
-        (UNLIKELY(w.events & EPOLLET) && told_before(f, i))) {
+        (UNLIKELY(w.events & EPOLLET) && told_before(f, i)) || !local_tell(d)) {
       continue;
     }
     if (at == n) {

@@ -66,6 +66,39 @@ static void full_and_too_large(void **state) {
   free(b);
 }
 
+/* What the consumer's program has been told of stays, and what comes after it does not. */
+static void held(void **state) {
+  (void)state;
+  struct box *b = fresh();
+  const uint8_t *data;
+  uint32_t head = 0, tail = 0, value = 0;
+  atomic_store(&b->awake, 1);
+  assert_false(box_hold(b, head));
+  for (uint32_t i = 0; i < 3; i++) {
+    assert_true(put(b, &tail, i, 10));
+  }
+  assert_true(box_hold(b, head));
+  assert_true(box_hold(b, head));
+  assert_true(box_ready(b, head));
+  assert_int_equal(box_take_back(b, &tail, &data), 10);
+  assert_int_equal(box_take_back(b, &tail, &data), 10);
+  assert_int_equal(box_take_back(b, &tail, &data), -1);
+  assert_false(box_unread(b, tail));
+  atomic_store(&b->awake, 0);
+  assert_false(put(b, &tail, 1, 10)); /* the kernel carries it, behind the one that is held */
+  assert_int_equal(take(b, &head, &value, false), 10);
+  assert_int_equal(value, 0);
+  atomic_store(&b->awake, 1);
+  assert_true(put(b, &tail, 7, 10));
+  assert_int_equal(take(b, &head, &value, true), 10); /* looked at, it is held as well */
+  assert_int_equal(box_take_back(b, &tail, &data), -1);
+  box_let_go(b, head);
+  assert_true(box_ready(b, head));
+  assert_int_equal(box_take_back(b, &tail, &data), 10);
+  assert_false(box_hold(b, head));
+  free(b);
+}
+
 static void taken_back(void **state) {
   (void)state;
   struct box *b = fresh();
@@ -124,8 +157,8 @@ static void hostile(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(in_order), cmocka_unit_test(full_and_too_large),
-                                     cmocka_unit_test(taken_back), cmocka_unit_test(asleep),
-                                     cmocka_unit_test(hostile)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(in_order),   cmocka_unit_test(full_and_too_large),
+                                     cmocka_unit_test(taken_back), cmocka_unit_test(held),
+                                     cmocka_unit_test(asleep),     cmocka_unit_test(hostile)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -30,6 +30,7 @@ from tests.model.machine import (
 )
 
 _TAKEN = 9  # an item that is being copied; else 0, or the number of the datagram in it
+_HELD = 10  # and this much more, when its consumer's program has been told of it
 
 
 def _full(state: int) -> bool:
@@ -134,7 +135,31 @@ def _producer(messages: int, without: frozenset[str]) -> list[Ins]:
     return [*out, label("end")]
 
 
-def _last_look(messages: int) -> list[Ins]:
+def _told(k: int, without: frozenset[str]) -> list[Ins]:
+    """As poll() tells a program, which then receives without waiting."""
+    hold = [
+        put("c", "v"),
+        compare_exchange("c", f"i{k}", lambda r: r["v"] + _HELD),
+        when(lambda r: r["c"] != r["v"], "awake"),
+    ]
+    return [
+        label(f"told-{k}"),
+        *([] if "hold" in without else hold),
+        store("awake", 1),
+        load("v", f"i{k}"),
+        when(lambda r: not _full(r["v"] % _HELD), "lied"),
+        put("c", "v"),
+        compare_exchange("c", f"i{k}", _TAKEN),
+        when(lambda r: r["c"] != r["v"], "lied"),
+        when(lambda r: r["v"] % _HELD != r["g"] + 1, "wrong"),
+        store(f"i{k}", 0),
+        put("h", k + 1),
+        put("g", lambda r: r["g"] + 1),
+        goto("again"),
+    ]
+
+
+def _last_look(messages: int, tells: bool) -> list[Ins]:
     """A mark may be of what has been taken since: only what is there keeps it awake."""
     out = [load("d", "dirty"), when(lambda r: r["d"] == 0, "asleep")]
     for k in range(messages):
@@ -143,13 +168,13 @@ def _last_look(messages: int) -> list[Ins]:
         out += [
             label(f"last-{k}"),
             load("v", f"i{k}"),
-            when(lambda r: _full(r["v"]), "awake"),
+            when(lambda r: _full(r["v"]), f"told-{k}" if tells else "awake"),
             goto("asleep"),
         ]
     return out
 
 
-def _consumer(messages: int, without: frozenset[str], tries: bool) -> list[Ins]:
+def _consumer(messages: int, without: frozenset[str], tries: bool, tells: bool) -> list[Ins]:
     a_try = [
         maybe("armed"),
         _receive(waits=False),  # by a call that does not wait
@@ -192,7 +217,7 @@ def _consumer(messages: int, without: frozenset[str], tries: bool) -> list[Ins]:
         *(a_try if tries else []),
         store("awake", 0),
         *([] if "sleep-fence" in without else [fence()]),
-        *([] if "last-look" in without else _last_look(messages)),
+        *([] if "last-look" in without else _last_look(messages, tells)),
         label("asleep"),
         _receive(waits=True),
         label("received"),
@@ -206,6 +231,9 @@ def _consumer(messages: int, without: frozenset[str], tries: bool) -> list[Ins]:
         label("awake"),
         store("awake", 1),
         goto("again"),
+        *(ins for k in range(messages) if tells for ins in _told(k, without)),
+        label("lied"),
+        put("l", 1),
         label("wrong"),
         label("end"),
     ]
@@ -216,16 +244,24 @@ def _judge(machine: Machine, world: World) -> str | None:
     last = machine.reg(world, "consumer", "v")
     ended = machine.at(world, "consumer") == "end"
     messages = sum(1 for ins in machine.programs[0] if ins.op == "label" and ins.target.startswith("sent-"))
+    if ended and machine.reg(world, "consumer", "l"):
+        return f"told of the datagram after {got}, which was not there"
     return f"datagram {last} came after {got}" if ended and got < messages else None
 
 
 def one_pair(
-    memory: Memory, messages: int = 2, without: frozenset[str] = frozenset(), *, tries: bool = False
+    memory: Memory,
+    messages: int = 2,
+    without: frozenset[str] = frozenset(),
+    *,
+    tries: bool = False,
+    tells: bool = False,
 ) -> Machine:
-    """`tries`: the consumer may also look into the kernel's queue without going to sleep.
+    """`tries`: the consumer may also look into the kernel's queue without going to sleep.  `tells`: what it
+    finds before it sleeps, its program is told of, and must then find.
 
     Steps that can be left out: put-fence, mark-first, mark-fence, scan-fence, take-back-own, take-back-older,
-    counts, sleep-fence, last-look."""
+    counts, sleep-fence, last-look, hold."""
     variables = {"awake": 1, "dirty": 0, "taken": 0, "begun": 0} | {f"i{k}": 0 for k in range(messages)}
     return Machine(
         memory,
@@ -239,8 +275,8 @@ def one_pair(
             ),
             (
                 "consumer",
-                _consumer(messages, without, tries),
-                dict.fromkeys(("c", "d", "g", "h", "k", "n", "p", "v", "x"), 0),
+                _consumer(messages, without, tries, tells),
+                dict.fromkeys(("c", "d", "g", "h", "k", "l", "n", "p", "v", "x"), 0),
             ),
         ],
         wrong=_judge,

@@ -106,6 +106,12 @@ def test_datagrams_that_are_looked_for(memory: Memory) -> None:
     fails(boxes.one_pair(memory, tries=True, without=without("take-back-older")))
 
 
+@pytest.mark.parametrize("memory", EVERY)
+def test_a_datagram_that_a_program_is_told_of_is_there(memory: Memory) -> None:
+    holds(boxes.one_pair(memory, tells=True), check_livelock=False)
+    fails(boxes.one_pair(memory, tells=True, without=without("hold")))
+
+
 def test_three_datagrams_by_a_box() -> None:
     holds(boxes.one_pair(Memory.TSO, 3), check_livelock=False)
 
