@@ -11,7 +11,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -103,10 +104,13 @@ def _descendants() -> set[int]:
 
 
 @pytest.fixture
-def run_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+def run_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., tuple[int, dict[str, Any]]]]:
     """Run one bench in its smallest form; gives the exit code and the JSON."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    short = Path(tempfile.mkdtemp(prefix="bb-"))  # pytest's are too long for an agent's socket below them
+    monkeypatch.setenv("TMPDIR", str(short))
+    monkeypatch.setattr("tempfile.tempdir", str(short))
 
     def run(name: str, *more: str) -> tuple[int, dict[str, Any]]:
         _needs(name)
@@ -114,11 +118,12 @@ def run_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         before = _descendants()
         code = bench.main([name, *TINY, "--json", str(out), *more])
         assert _descendants() <= before
-        assert not list(tmp_path.glob("bertha-bench-*"))
+        assert not list(short.glob("bertha-bench-*"))
         found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
         return code, found
 
-    return run
+    yield run
+    shutil.rmtree(short)
 
 
 def _can_draw(name: str) -> bool:

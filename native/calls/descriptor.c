@@ -70,6 +70,15 @@ void descriptor_stale(int fd) {
   errno = saved;
 }
 
+/* A vfork child is about to close this number or to give it to another socket: what stood there in its parent, whose books it
+ * shares, can be found at the child's other numbers by its cookie alone (core/handover.c). */
+static void leaves(int fd) {
+  struct conn *c = conn_of(fd);
+  if (c != NULL) {
+    conn_cookie(c, fd);
+  }
+}
+
 BERTHA_EXPORT int close(int fd) {
   if (LIKELY(!tracked(fd))) {
     dgram_made(fd, false); /* or what a later dup() puts there would be taken for a UDP socket of ours */
@@ -80,6 +89,7 @@ BERTHA_EXPORT int close(int fd) {
     return -1;
   }
   if (bertha_in_forked_stranger()) {
+    leaves(fd);
     return REAL(close)(fd);
   }
   CANCELLATION_POINT();
@@ -135,8 +145,12 @@ static bool within_limit(int fd) { /* which may have been lowered since */
 }
 
 static int dup_onto(int from, int to, int flags, bool three) {
-  bool ours = (tracked(from) || tracked(to)) && from != to && !bertha_in_forked_stranger();
+  bool ours = (tracked(from) || tracked(to)) && from != to;
   struct conn *last = NULL;
+  if (UNLIKELY(ours) && bertha_in_forked_stranger()) {
+    leaves(to);
+    ours = false;
+  }
   if (LIKELY(!ours) || (flags & ~O_CLOEXEC) != 0) { /* EINVAL, and nothing is closed */
     return three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
   }

@@ -254,7 +254,6 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
     return BERTHA_WHY_LINK_FULL;
   }
   c->chosen = l->plan.reason == BERTHA_WHY_NONE ? listener : 0;
-  c->cookie = bertha_cookie(fd);
   c->side = BERTHA_SIDE_CLIENT;
   c->slot_index = (uint32_t)s;
   c->slot = &l->slots[s];
@@ -314,7 +313,6 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
   if (UNLIKELY(
           carried)) { /* also where rings cannot be: what is in the descriptor's place then is the kernel's */
     c->listener = listener->id;
-    c->cookie = bertha_cookie(fd);
     if (carried_accepted(c, fd, listener)) {
       return;
     }
@@ -324,7 +322,6 @@ void conn_accepted(struct conn *c, int fd, struct listener *listener, const stru
     return;
   }
   c->listener = listener->id;
-  c->cookie = bertha_cookie(fd);
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_MAYBE, memory_order_release);
   if (!atomic_load_explicit(&listener->passes_on, memory_order_relaxed)) {
     conn_ripe(c, fd);

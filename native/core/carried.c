@@ -325,7 +325,8 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
     c->slot = NULL;           /* of a claim that came to nothing */
     if (place.link != NULL) { /* before the unix socket stands there: who comes now finds the locks taken */
       hop_tie(c, place.link, (uint32_t)place.slot);
-      c->cookie = bertha_cookie(pair[0]); /* by which a descriptor is known for this connection's */
+      atomic_store(&c->cookie,
+                   bertha_cookie(pair[0])); /* by which a descriptor is known for this connection's */
     }
     if (again) {
       unix_replace(c, pair[0]);

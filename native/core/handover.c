@@ -101,11 +101,9 @@ static bool survives(const struct packing *p, const struct conn *c, int fd) {
 
 static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken, bool passed_on) {
   struct parcel_header *head = &p->h->head;
-  struct parcel_conn e = {.cookie = c->cookie, .index = conn_index(c), .taken = taken, .kind = conn_kind(c)};
+  struct parcel_conn e = {
+      .cookie = conn_cookie(c, fd), .index = conn_index(c), .taken = taken, .kind = conn_kind(c)};
   e.home_index = e.index;
-  if (e.cookie == 0) {
-    e.cookie = bertha_cookie(fd);
-  }
   if (c->home != NULL) {
     int table = abroad_table_of(c->home, &e.home_index);
     e.home_table = table_number(head, table);
@@ -135,7 +133,7 @@ static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken, bool
 /* A descriptor of the new program is to be a relay's end: after an exec this process's own, of a spawn by its actions. */
 static bool relayed(struct packing *p, struct conn *c, int fd) {
   struct handover *h = p->h;
-  uint64_t cookie = bertha_cookie(fd);
+  uint64_t cookie = conn_cookie(c, fd);
   unsigned i = 0;
   while (i < h->relay_count && (h->relays[i].cookie != cookie || h->spawn)) {
     i++;
@@ -219,14 +217,15 @@ static void pack_process(struct packing *p, bool passed_on) {
   }
 }
 
+/* A number that the child gave to another socket has its connection's cookie from before that: leaves() in calls/descriptor.c. */
 static struct conn *by_cookie(uint64_t cookie, int fd) {
   struct conn *c = conn_of(fd);
-  if (c != NULL && c->cookie == cookie) {
+  if (c != NULL && conn_cookie(c, fd) == cookie) {
     return c;
   }
   for (uint32_t i = 0; i < bertha.max_fd; i++) {
     c = conn_of((int)i);
-    if (c != NULL && c->cookie == cookie) {
+    if (c != NULL && conn_cookie(c, (int)i) == cookie) {
       return c;
     }
   }

@@ -114,7 +114,7 @@ static struct conn *take_up(const struct unpacking *u, const struct parcel_conn 
   c->info.local_port = home->info.local_port;
   c->info.peer_port = home->info.peer_port;
   c->info.family = home->info.family;
-  c->cookie = e->cookie;
+  atomic_store(&c->cookie, e->cookie);
   c->rcv_timeout_ns = home->rcv_timeout_ns;
   c->snd_timeout_ns = home->snd_timeout_ns;
   c->rcv_lowat = home->rcv_lowat;

@@ -57,6 +57,16 @@ uint64_t bertha_cookie(int fd) {
   return cookie;
 }
 
+/* Asked of the kernel when a connection is handed on, not when it is made: few ever are. */
+uint64_t conn_cookie(struct conn *c, int fd) {
+  uint64_t cookie = atomic_load_explicit(&c->cookie, memory_order_relaxed);
+  if (cookie == 0) {
+    cookie = bertha_cookie(fd);
+    atomic_store_explicit(&c->cookie, cookie, memory_order_relaxed);
+  }
+  return cookie;
+}
+
 int64_t bertha_now_ns(void) {
   struct timespec t;
   clock_gettime(CLOCK_MONOTONIC, &t);

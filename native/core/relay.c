@@ -159,6 +159,17 @@ static bool send_end(int to, int fd) {
   return QUIET(sendmsg)(to, &msg, MSG_NOSIGNAL) == 1;
 }
 
+/* Our books are those of another process: a connection is found by its cookie, whose number another one may have from here on. */
+static void remember_cookies(struct conn *c, int fd) {
+  conn_cookie(c, fd);
+  for (int i = 0; i < AT_FIRST_OTHER; i++) {
+    struct conn *there = conn_of(i);
+    if (there != NULL) {
+      conn_cookie(there, i);
+    }
+  }
+}
+
 static bool place(int connection, int end, int word) {
   int high[3] = {REAL(fcntl)(connection, F_DUPFD, HIGH), REAL(fcntl)(end, F_DUPFD, HIGH),
                  REAL(fcntl)(word, F_DUPFD, HIGH)};
@@ -171,7 +182,7 @@ static bool place(int connection, int end, int word) {
   return good;
 }
 
-__attribute__((noreturn)) static void become(const struct conn *c, int fd, int word) {
+__attribute__((noreturn)) static void become(struct conn *c, int fd, int word) {
   char path[PATH_ROOM];
   int pair[2];
   struct sockaddr_storage local;
@@ -179,7 +190,7 @@ __attribute__((noreturn)) static void become(const struct conn *c, int fd, int w
   bertha_maybe_vforked = 1; /* the books are another process's */
   REAL(syscall)(SYS_setsid);
   REAL(syscall)(SYS_chdir, "/");
-  (void)c;
+  remember_cookies(c, fd);
   if (relay_path(path) && REAL(getsockname)(fd, (struct sockaddr *)&local, &size) == 0 &&
       relay_pair(local.ss_family, pair) && place(fd, pair[1], word)) {
     struct variables v = {.used = 0};
@@ -247,7 +258,7 @@ static void same_settings(int from, int to) {
   }
 }
 
-bool relay_begin(struct relay *r, const struct conn *c, int fd) {
+bool relay_begin(struct relay *r, struct conn *c, int fd) {
   int word[2];
   sigset_t all, before;
   int status;

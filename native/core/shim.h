@@ -184,13 +184,13 @@ struct conn {
   int64_t rcv_timeout_ns; /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
-  uint32_t sends;        /* every eighth looks whether the other end is alive */
-  uint64_t chosen;       /* client: the listener that was chosen for it; 0: none (core/brief.h) */
-  _Atomic uint32_t life; /* another one for each connection that has this record */
-  uint64_t cookie;       /* the kernel's name for its socket, whatever descriptor it has */
-  uint64_t plan;         /* client: what the agent said (core/plans.h); 0: nothing */
-  uint32_t scope;        /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
-  struct conn *home;     /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
+  uint32_t sends;          /* every eighth looks whether the other end is alive */
+  uint64_t chosen;         /* client: the listener that was chosen for it; 0: none (core/brief.h) */
+  _Atomic uint32_t life;   /* another one for each connection that has this record */
+  _Atomic uint64_t cookie; /* the kernel's name for its socket, once conn_cookie() was asked; 0: not yet */
+  uint64_t plan;           /* client: what the agent said (core/plans.h); 0: nothing */
+  uint32_t scope;          /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
+  struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {
@@ -237,7 +237,8 @@ int bertha_hidden_copy(int fd); /* a duplicate there; -1: no descriptor left */
 bool bertha_is_hidden(int fd);
 int bertha_unhide(int fd); /* the program wants this very number: moves ours elsewhere */
 uint32_t bertha_tid(void);
-uint64_t bertha_cookie(int fd); /* SO_COOKIE; 0: not a socket */
+uint64_t bertha_cookie(int fd);               /* SO_COOKIE; 0: not a socket */
+uint64_t conn_cookie(struct conn *c, int fd); /* that of its socket, which stands at `fd` now */
 int64_t bertha_now_ns(void);
 void bertha_debug(const char *format, ...) __attribute__((format(printf, 1, 2)));
 extern int bertha_log_level;

@@ -78,7 +78,7 @@ struct leaving {
 };
 
 static bool relayed(struct leaving *l, struct conn *c, int fd) {
-  uint64_t cookie = bertha_cookie(fd);
+  uint64_t cookie = conn_cookie(c, fd);
   unsigned i = 0;
   while (i < l->count && l->relays[i].cookie != cookie) {
     i++;

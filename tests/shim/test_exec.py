@@ -31,6 +31,14 @@ def test_cat(host: Host, build: Build, talk: Talk, way: str) -> None:
     _carried(host)
 
 
+@pytest.mark.parametrize("way", ["fork", "vfork", "self"])
+def test_a_number_that_another_socket_has_by_then(host: Host, build: Build, talk: Talk, way: str) -> None:
+    """The connection is known by its socket, not by the number that it had in the parent of a vfork child."""
+    command = ["env", "REUSED=1", build("inetd"), "PORT", way, "cat"]
+    assert talk(command, _TEXT) == "*" + _TEXT.decode()
+    _carried(host)
+
+
 @pytest.mark.parametrize("way", _WAYS)
 def test_python(host: Host, build: Build, talk: Talk, way: str) -> None:
     command = [build("inetd"), "PORT", way, sys.executable, "-c", _UPPER]

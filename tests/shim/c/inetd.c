@@ -1,5 +1,5 @@
 /* Accepts one connection and executes a program with it as standard input and output, in the way its second
- * argument says: fork, vfork, spawn, self. */
+ * argument says: fork, vfork, spawn, self.  With REUSED, another socket stands at its old number by then. */
 #include "common.h"
 
 #include <fcntl.h>
@@ -18,8 +18,8 @@ static pid_t by_spawn(int fd, char **argv) {
   return child;
 }
 
-static void become(int fd, char **argv) {
-  if (dup2(fd, 0) != 0 || dup2(fd, 1) != 1) {
+static void become(int fd, int other, char **argv) {
+  if (dup2(fd, 0) != 0 || dup2(fd, 1) != 1 || (getenv("REUSED") != NULL && dup2(other, fd) != fd)) {
     _exit(8);
   }
   execvp("/nonexistent/program", argv); /* changes nothing */
@@ -42,17 +42,17 @@ int main(int argc, char **argv) {
   if (strcmp(argv[2], "fork") == 0) {
     child = fork();
     if (child == 0) {
-      become(fd, argv + 3);
+      become(fd, listening, argv + 3);
     }
   } else if (strcmp(argv[2], "vfork") == 0) {
     child = vfork();
     if (child == 0) {
-      become(fd, argv + 3);
+      become(fd, listening, argv + 3);
     }
   } else if (strcmp(argv[2], "spawn") == 0) {
     child = by_spawn(fd, argv + 3);
   } else {
-    become(fd, argv + 3);
+    become(fd, listening, argv + 3);
   }
   close(fd);
   int status;
