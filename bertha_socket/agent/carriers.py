@@ -45,6 +45,8 @@ _PYTHON: Final = (
 
 #: Addresses that a slot takes, rounded up (native/core/hop.c).
 _SLOT_BYTES: Final = 520 * 1024
+#: Native carriers of one agent.  Each is one thread, and may serve both ends of a connection of one host.
+_NATIVE_MOST: Final = 4
 _RINGS: Final = importlib.util.find_spec("bertha_socket._rings") is not None
 
 #: Whether a plan that a client shows may run at that listener: None, or one line why not.
@@ -115,7 +117,7 @@ class Carriers:
         self._log = log
         self._judge = judge
         self._contexts = contexts
-        self._running: dict[tuple[CarrierKind, int], Carrier] = {}
+        self._running: dict[tuple[CarrierKind, int], list[Carrier]] = {}
         #: All children not yet buried.
         self._children: set[Carrier] = set()
         self._failures: dict[tuple[CarrierKind, int], list[float]] = {}
@@ -135,7 +137,7 @@ class Carriers:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
-                for _ in range(2):  # one that has just died may not be known as dead yet
+                for _ in range(1 + most_of(kind)):  # those that have just died may not be known as dead yet
                     carrier = self._get(kind, peer)
                     if sources and not carrier.sources.items() >= sources.items():
                         if not carrier.send(_pack({"op": "chunnels", "sources": dict(sources)})):
@@ -154,18 +156,26 @@ class Carriers:
 
     def context_changed(self, context: Context) -> None:
         """Secrets have come, or have changed."""
-        for carrier in list(self._running.values()):
-            self._give(carrier, context)
+        for carriers in list(self._running.values()):
+            for carrier in list(carriers):
+                self._give(carrier, context)
 
     def _get(self, kind: CarrierKind, peer: Peer) -> Carrier:
         # The others run our own code alone, and serve everybody.
         uid = peer.uid if kind == CarrierKind.AUTHORS else os.geteuid()
-        carrier = self._running.get((kind, uid))
-        if carrier is None:
+        carriers = self._running.setdefault((kind, uid), [])
+        least = min(carriers, key=lambda c: c.shims, default=None)
+        if least is not None and (least.shims == 0 or len(carriers) >= most_of(kind)):
+            return least
+        try:
             carrier = self._start(kind, uid, peer)
-            self._running[kind, uid] = carrier
-            for context in self._contexts():
-                self._give(carrier, context)
+        except Refused:
+            if least is None:
+                raise
+            return least
+        carriers.append(carrier)
+        for context in self._contexts():
+            self._give(carrier, context)
         return carrier
 
     def _give(self, carrier: Carrier, context: Context) -> None:
@@ -227,8 +237,9 @@ class Carriers:
         if not carrier.alive:
             return
         carrier.alive = False
-        if self._running.get((carrier.kind, carrier.uid)) is carrier:
-            del self._running[carrier.kind, carrier.uid]
+        carriers = self._running.get((carrier.kind, carrier.uid), [])
+        if carrier in carriers:
+            carriers.remove(carrier)
         self._loop.unwatch(carrier.control)
         carrier.control.close()
 
@@ -308,6 +319,14 @@ def has_rings(kind: CarrierKind) -> bool:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     room = limit == resource.RLIM_INFINITY or limit // 16 > slots * _SLOT_BYTES
     return room and (kind == CarrierKind.NATIVE or _RINGS)
+
+
+def most_of(kind: CarrierKind) -> int:
+    """How many carriers of this kind programs are spread over: one for each processor, within a bound.
+
+    Of those in Python one: an interpreter is 30 MB, and its chunnels may count on one process.
+    """
+    return min(len(os.sched_getaffinity(0)), _NATIVE_MOST) if kind == CarrierKind.NATIVE else 1
 
 
 def command_of(kind: CarrierKind) -> list[str] | None:

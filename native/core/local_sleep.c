@@ -101,13 +101,14 @@ bool local_tell(struct local *d) {
 #define ON_ITS_WAY_NS 1000000
 #define DROPPED_NS 100000000
 
-static bool may_settle(struct pair *p, int64_t now) {
-  if (!p->opened) { /* the other end's datagrams of before the tie were not counted */
-    return p->tied && now - p->since >= ON_ITS_WAY_NS;
-  }
-  if (atomic_load(&p->in->taken) >= atomic_load(&p->in->begun)) {
+static bool may_settle(struct pair *p, int64_t *clock) {
+  if (LIKELY(p->opened && atomic_load(&p->in->taken) >= atomic_load(&p->in->begun))) {
     p->since = 0;
     return false;
+  }
+  int64_t now = *clock = *clock != 0 ? *clock : bertha_now_ns(); /* once for all, and only where somebody is behind */
+  if (!p->opened) { /* the other end's datagrams of before the tie were not counted */
+    return p->tied && now - p->since >= ON_ITS_WAY_NS;
   }
   p->since = p->since != 0 ? p->since : now; /* one that the kernel dropped is never taken */
   return now - p->since >= DROPPED_NS;
@@ -115,10 +116,10 @@ static bool may_settle(struct pair *p, int64_t now) {
 
 /* When the kernel has nothing, all that was sent before that has come, or never will. */
 static void settle_counts(struct local *d) {
-  int64_t now = bertha_now_ns();
+  int64_t clock = 0;
   for (struct pair *p = d->server ? d->hot : d->pairs, *next; p != NULL; p = next) {
     next = d->server ? p->next_hot : p->sibling;
-    if (LIKELY(!may_settle(p, now))) {
+    if (LIKELY(!may_settle(p, &clock))) {
       continue;
     }
     uint64_t sent = atomic_load(&p->in->sent);

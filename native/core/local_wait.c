@@ -128,14 +128,14 @@ struct kernel { /* the wait of everything else */
 
 /* Until a box is ready, or the kernel's wait says something; what that says. */
 static int wait_for(struct found *f, struct kernel *k, int64_t timeout_ns) {
-  int64_t begin = bertha_now_ns();
-  int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
   struct waiter *w = waiter_get();
   int64_t bound = 0;
   for (unsigned i = 0; i < f->count && w != NULL; i++) {
     int64_t b = local_spin_bound(f->local[i]);
     bound = b > bound ? b : bound;
   }
+  int64_t begin = bound > 0 || timeout_ns >= 0 ? bertha_now_ns() : 0; /* nobody else looks at the clock */
+  int64_t deadline = timeout_ns >= 0 ? begin + timeout_ns : -1;
   int64_t budget = bound > 0 ? spin_budget(&w->spin, begin, bound) : 0;
   int64_t now = begin;
   int64_t asked = begin;

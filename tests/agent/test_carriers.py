@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -166,6 +167,22 @@ def test_one_for_all_shims(rig: Rig) -> None:
         for sock in (one, two, native):
             assert rig.hear(sock)["op"] == "context"
             assert rig.hear(sock)["op"] == "shim"
+
+
+def test_native_ones_are_as_many_as_processors(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one thread: the two ends of a connection of one host shall not wait for each other in it."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2})
+    shims = [rig.shim(CarrierKind.NATIVE) for _ in range(5)]
+    assert sorted(f["shims"] for f in rig.facts()) == [1, 2, 2]
+    for sock in shims:
+        assert [rig.hear(sock)["op"] for _ in range(2)] == ["context", "shim"]
+    rig.program = None  # no more can be started: those that there are serve
+    os.kill(min(f["pid"] for f in rig.facts()), signal.SIGKILL)
+    rig.turn_until(lambda: len(rig.facts()) == 2, "the end of one")
+    shims += [rig.shim(CarrierKind.NATIVE) for _ in range(2)]
+    assert len(rig.facts()) == 2
+    for sock in shims:
+        sock.close()
 
 
 def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:

@@ -28,17 +28,18 @@ class Kind(NamedTuple):
     chunnel: str
     policy: str
 
-    def carrier(self, host: Host) -> int:
-        """Its process."""
+    def running(self, host: Host) -> list[int]:
+        """Its processes: of native ones as many as processors, so that two programs have one each."""
         found = agent_status(str(host.agent_path))["agent"]["carriers"]
-        assert [c["kind"] for c in found] == [self.name], found
-        pid: int = found[0]["pid"]
-        return pid
+        assert {c["kind"] for c in found} == {self.name}, found
+        return [c["pid"] for c in found]
 
     def carriers(self, host: Host) -> list[int]:
         """The processes that have the connections: an author's chunnels have one for each end of each."""
-        pid = self.carrier(host)
-        return [child.pid for child in psutil.Process(pid).children()] if self.name == "authors" else [pid]
+        pids = self.running(host)
+        if self.name != "authors":
+            return pids
+        return [child.pid for pid in pids for child in psutil.Process(pid).children()]
 
 
 KINDS = (

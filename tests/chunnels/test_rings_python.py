@@ -90,7 +90,7 @@ def test_a_killed_program_has_said_what_it_said(host: Host, kind: Kind) -> None:
         client.stopped_by_test = True
         wanted = "has b'last words'\n" * (turn + 1)
         eventually(partial(lambda text: server.text() == text, wanted), "the last words", 60)
-    carrier = kind.carrier(host)
+    (carrier,) = kind.running(host)
     eventually(lambda: _links(carrier) == 1, "the server's link alone")
     eventually(lambda: len(_descriptors(carrier)) == 2, "the agent's socket and the server's")
     assert not psutil.Process(carrier).children()
@@ -106,7 +106,7 @@ def test_connections_outlive_the_carrier_that_forked_for_them(host: Host) -> Non
     server = host.server(command("serve", "killed", port), port)
     client = host.spawn(command("connect", "killed", port))
     client.wait_text("ready")
-    carrier = psutil.Process(kind.carrier(host))
+    carrier = psutil.Process(*kind.running(host))
     children = carrier.children()
     carrier.kill()
     carrier.wait(10)

@@ -99,6 +99,7 @@ def _calls_of_a_message(
     return counted[0], counted[1]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("scene", ["one", "two", "turns", "within"])
 def test_no_system_call_for_each_message(host: Host, build: Build, tmp_path: Path, scene: str) -> None:
     """Fifty busy connections.  TCP needs two calls and more for each message at each end; here only sleeps,
