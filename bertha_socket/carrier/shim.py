@@ -17,7 +17,7 @@ VERSION: Final = 1
 PLAN_MAX: Final = 8192
 _HELLO: Final = struct.Struct("=IHHII")
 _CARRY: Final = struct.Struct("=IHHIIQII")
-_LINK: Final = struct.Struct("=IHHII")
+_LINK: Final = struct.Struct("=IHHIII")
 #: Behind a _CARRY: link, slot.
 _PLACE: Final = struct.Struct("=II")
 _LINKS_MAX: Final = 8
@@ -176,7 +176,7 @@ class Shim:
     def _take_link(self, data: bytes, fds: list[int]) -> None:
         if len(data) != _LINK.size or len(fds) != 1:
             raise BadMessage
-        _, _, _, number, index = _LINK.unpack(data)
+        _, _, _, number, index, _ = _LINK.unpack(data)
         if number != len(self._links) or number >= _LINKS_MAX:
             raise BadMessage
         fd = fds.pop()

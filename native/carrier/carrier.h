@@ -61,8 +61,9 @@ struct bertha_carrier_link {
   uint32_t magic;
   uint16_t version;
   uint16_t kind;
-  uint32_t number; /* of this program's links here, from 0, without a gap */
-  uint32_t index;  /* as it stands in the link's header */
+  uint32_t number;  /* of this program's links here, from 0, without a gap */
+  uint32_t index;   /* as it stands in the link's header */
+  uint32_t spin_us; /* $BERTHA_SPIN_US of the program; UINT32_MAX: not given */
 };
 #define BERTHA_CARRIER_LINKS 8u
 

@@ -392,7 +392,7 @@ static void shim_speaks(struct shim *shim) {
     if (kind == BERTHA_CARRIER_LINK && count == 2 && (size_t)n == sizeof link) {
       memcpy(&link, message, sizeof link);
       count = 0;
-      if (rings_add(shim, link.number, link.index, fds[0], fds[1])) {
+      if (rings_add(shim, link.number, link.index, fds[0], fds[1], link.spin_us)) {
         continue;
       }
     }
@@ -505,12 +505,18 @@ static void run_ready(void) {
       ready_last = NULL;
     }
     s->queued = false;
+    awake_ran(s);
     session_run(s);
     if (last) {
       break;
     }
   }
   rings_ring();
+}
+
+static bool has_work(void) {
+  rings_collect();
+  return ready_first != NULL || datagrams_ready();
 }
 
 int main(int argc, char **argv) {
@@ -544,10 +550,12 @@ int main(int argc, char **argv) {
     int wait = tick();
     int next = timers_wait(carrier_now());
     wait = wait < 0 || (next >= 0 && next < wait) ? next : wait;
-    rings_collect();
-    bool sleeps = ready_first == NULL && !datagrams_ready() && rings_may_sleep();
+    int n = has_work() ? 0 : awake_look(poller, events, EVENTS, has_work);
+    bool sleeps = n == 0 && !has_work() && rings_may_sleep();
     bool warm = sleeps && wait < 0 && warm_any();
-    int n = epoll_wait(poller, events, EVENTS, sleeps ? (warm ? WARM_MS : wait) : 0);
+    if (n == 0) {
+      n = epoll_wait(poller, events, EVENTS, sleeps ? (warm ? WARM_MS : wait) : 0);
+    }
     if (sleeps) {
       rings_awake();
     }

@@ -8,7 +8,7 @@
 #include "../core/hop.h"
 #include "session.h"
 
-enum { QUIET_SLEEPS = 64, DUE_MAX = 16 };
+enum { QUIET_SLEEPS = 64, DUE_MAX = 16, SPIN_US = 200 };
 
 /* One link.  Those in use are looked at in each turn, and disarmed while we are awake; one that has been quiet for long
  * stays armed, and whoever rings at one of its connections makes it hot again. */
@@ -17,6 +17,7 @@ struct rings {
   int bell; /* edge-triggered and never read */
   struct rings *next_hot;
   bool hot;
+  int64_t spin_ns;
   unsigned quiet; /* sleeps since it last had something */
   struct session *sessions[BERTHA_LINK_SLOTS];
 };
@@ -64,7 +65,7 @@ void rings_rung(struct rings *r) {
   heat(r);
 }
 
-bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int bell) {
+bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int bell, uint32_t spin_us) {
   struct rings *r = number == shim->ring_count && number < BERTHA_CARRIER_LINKS ? calloc(1, sizeof *r) : NULL;
   if (r == NULL) {
     close(fd);
@@ -72,6 +73,7 @@ bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int b
     return false;
   }
   r->bell = bell;
+  r->spin_ns = spin_us < SPIN_US ? (int64_t)spin_us * 1000 : SPIN_US * 1000;
   r->link = hop_adopt(fd, index, false);
   if (r->link == NULL || !carrier_watch_bell(bell, r)) {
     if (r->link != NULL) {
@@ -153,6 +155,14 @@ void rings_collect(void) {
       r->quiet = 0;
     }
   }
+}
+
+int64_t rings_spin_bound(void) {
+  int64_t bound = 0;
+  for (struct rings *r = hot; r != NULL; r = r->next_hot) {
+    bound = r->spin_ns > bound ? r->spin_ns : bound;
+  }
+  return bound;
 }
 
 bool rings_may_sleep(void) {

@@ -103,7 +103,8 @@ void plan_text(const uint8_t *plan, size_t size, char *to, size_t room); /* JSON
 /* rings.c: the programs' links (core/hop.h) */
 bool rings_init(void);
 /* Takes both descriptors over. */
-bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int bell);
+bool rings_add(struct shim *shim, uint32_t number, uint32_t index, int fd, int bell, uint32_t spin_us);
+int64_t rings_spin_bound(void);     /* ns; 0: not to look before sleeping */
 void rings_drop(struct shim *shim); /* its sessions have ended */
 bool rings_open(struct session *s, struct shim *shim, uint32_t number, uint32_t slot);
 void rings_close(struct session *s);
@@ -130,6 +131,12 @@ void warm_add(struct session *s);
 void warm_forget(struct session *s);
 bool warm_any(void);
 void warm_cool(void); /* nobody spoke for a while */
+
+/* awake.c */
+void awake_ran(const struct session *s);
+struct epoll_event;
+/* epoll's events; 0: there are none, and nothing that `something` finds, or there is that. */
+int awake_look(int poller, struct epoll_event *events, int most, bool (*something)(void));
 
 /* ask.c */
 /* Asks the agent: may this plan run?  The question's number; 0: there is no agent, or it does not read. */

@@ -139,11 +139,13 @@ static bool open_carrier(uint32_t which) {
 }
 
 static bool send_link(const struct carrier *k, const struct link *l, uint32_t index) {
-  struct bertha_carrier_link message = {.magic = BERTHA_CARRIER_MAGIC,
-                                        .version = BERTHA_CARRIER_VERSION,
-                                        .kind = BERTHA_CARRIER_LINK,
-                                        .number = k->link_count,
-                                        .index = index};
+  struct bertha_carrier_link message = {
+      .magic = BERTHA_CARRIER_MAGIC,
+      .version = BERTHA_CARRIER_VERSION,
+      .kind = BERTHA_CARRIER_LINK,
+      .number = k->link_count,
+      .index = index,
+      .spin_us = bertha.spin_given || bertha.spin_ns == 0 ? (uint32_t)(bertha.spin_ns / 1000) : UINT32_MAX};
   int fds[2] = {l->fd, l->bell_fd};
   return send_message(k->fd, &message, sizeof message, fds, l->apart ? 1 : 2);
 }

@@ -106,7 +106,8 @@ static bool may_settle(struct pair *p, int64_t *clock) {
     p->since = 0;
     return false;
   }
-  int64_t now = *clock = *clock != 0 ? *clock : bertha_now_ns(); /* once for all, and only where somebody is behind */
+  int64_t now = *clock =
+      *clock != 0 ? *clock : bertha_now_ns(); /* once for all, and only where somebody is behind */
   if (!p->opened) { /* the other end's datagrams of before the tie were not counted */
     return p->tied && now - p->since >= ON_ITS_WAY_NS;
   }

@@ -89,6 +89,7 @@ def descriptors() -> int:
 @pytest.fixture(autouse=True)
 def _nothing_is_kept() -> Iterator[None]:
     ends.core()  # which has a descriptor of its own, once
+    gc.collect()  # what earlier tests have left in cycles is not this one's
     before = descriptors()
     yield
     gc.collect()  # what is in cycles has its descriptors closed then
