@@ -6,12 +6,23 @@
 #include "eset.h"
 #include "unixpair.h"
 
+#include <poll.h>
+
 static uint32_t own_descriptors(const struct conn *c) {
   uint32_t n = 0;
   for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
     n += conn_of((int)fd) == c;
   }
   return n;
+}
+
+enum { CARRIER_MS = 1000 };
+
+/* Its carrier has a descriptor of the very socket, which it would read from and reset when it is another connection's.  It is
+ * told of the end by the kernel, as we are of its own: its end of the pair is closed after the socket. */
+static void await_carrier(int fd) {
+  struct pollfd pair = {.fd = fd, .events = 0};
+  QUIET(poll)(&pair, 1, CARRIER_MS);
 }
 
 void conn_dissolved(struct conn *c, int fd) {
@@ -40,6 +51,9 @@ void conn_dissolved(struct conn *c, int fd) {
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
   }
   if (unix_stands(c)) {
+    if (conn_flags(c) & CONN_CARRIED) {
+      await_carrier(fd);
+    }
     unix_undo(c);
   }
   connlog_write(c, fd);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -119,13 +120,13 @@ def test_a_killed_carrier_resets(host: Host, kind: Kind) -> None:
     by_ring(host.finish(), "server", kind)
 
 
-def test_a_carrier_is_woken_and_wakes_once_for_a_message(host: Host, kind: Kind, tmp_path: Path) -> None:
-    """What a bell leaves in the socketpair is no event, nor is it one for a program that it was read from."""
+def _carriers_of_pings(host: Host, kind: Kind, tmp_path: Path, env: dict[str, str]) -> str:
+    """What the carriers asked of epoll, and sent, for PINGS messages each way."""
     if os.geteuid() != 0:
         pytest.skip("the native carrier is not to be traced by who is not root")
     port = free_port()
-    server = host.server(command("serve", "pings", port), port)
-    client = host.spawn(command("connect", "pings", port), stdin=subprocess.PIPE)
+    server = host.server(command("serve", "pings", port), port, env=env)
+    client = host.spawn(command("connect", "pings", port), stdin=subprocess.PIPE, env=env)
     client.wait_text("ready")
     traces = {pid: tmp_path / f"trace.{pid}" for pid in kind.carriers(host)}
     tracing = [
@@ -139,11 +140,27 @@ def test_a_carrier_is_woken_and_wakes_once_for_a_message(host: Host, kind: Kind,
     client.wait(60)
     server.wait(60)
     host.stop(*tracing, number=signal.SIGINT)
+    by_ring(host.finish(), "client", kind)
     said = "".join(path.read_text() for path in traces.values())
     assert said.count("EPOLLIN") >= PINGS  # it was them
+    return said
+
+
+def test_a_carrier_is_woken_and_wakes_once_for_a_message(host: Host, kind: Kind, tmp_path: Path) -> None:
+    """What a bell leaves in the socketpair is no event, nor is it one for a program that it was read from."""
+    said = _carriers_of_pings(host, kind, tmp_path, {})
     assert said.count("events=EPOLLOUT,") < PINGS // 4
     assert said.count('"\\0", 1, MSG_DONTWAIT|MSG_NOSIGNAL') < PINGS * 2 + PINGS // 4
-    by_ring(host.finish(), "client", kind)
+
+
+@pytest.mark.parametrize("kind", KINDS[:1], indirect=True)
+@pytest.mark.parametrize("spins", [True, False])
+def test_a_carrier_looks_before_it_sleeps_unless_forbidden(
+    host: Host, kind: Kind, tmp_path: Path, spins: bool
+) -> None:
+    said = _carriers_of_pings(host, kind, tmp_path, {} if spins else {"BERTHA_SPIN_US": "0"})
+    looks = len(re.findall(r"epoll_wait\(\d+, \[\], \d+, 0\) += 0", said))
+    assert looks > PINGS if spins else looks < PINGS // 4
 
 
 _TRACED = "trace=epoll_wait,epoll_pwait,sendto"
