@@ -31,8 +31,20 @@ net = pytest.mark.net
 KEY = b"k" * 32
 
 
+_BEFORE: dict[str, int] = {}
+
+
+@pytest.fixture(autouse=True)
+def _counted_from_here(request: pytest.FixtureRequest) -> None:
+    """Namespaces serve several tests (tests/harness/namespaces.py)."""
+    if "netns" in request.fixturenames:
+        name = request.getfixturevalue("netns").server.name
+        _BEFORE[name] = 0
+        _BEFORE[name] = accepted(name)
+
+
 def accepted(namespace: str) -> int:
-    """TCP connections that were accepted in a namespace, ever."""
+    """TCP connections that were accepted in a namespace, in this test."""
 
     def read() -> int:
         names, values = (
@@ -40,7 +52,7 @@ def accepted(namespace: str) -> int:
             for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
             if "Tcp:" in line
         )
-        return int(values[names.index("PassiveOpens")])
+        return int(values[names.index("PassiveOpens")]) - _BEFORE.get(namespace, 0)
 
     return in_namespace(namespace, read)
 
