@@ -117,7 +117,9 @@ static size_t read_deep(const uint8_t *data, size_t size, struct pack_value *val
   }
 }
 
+/* Of no bytes it has read all that there are: then the value is nil, and not what was in that place before. */
 size_t pack_read(const uint8_t *data, size_t size, struct pack_value *value) {
+  *value = (struct pack_value){.kind = PACK_NIL};
   return read_deep(data, size, value, 0);
 }
 
