@@ -514,9 +514,13 @@ static void run_ready(void) {
   rings_ring();
 }
 
+static bool queued(void) {
+  return ready_first != NULL || datagrams_ready();
+}
+
 static bool has_work(void) {
   rings_collect();
-  return ready_first != NULL || datagrams_ready();
+  return queued();
 }
 
 int main(int argc, char **argv) {
@@ -551,7 +555,7 @@ int main(int argc, char **argv) {
     int next = timers_wait(carrier_now());
     wait = wait < 0 || (next >= 0 && next < wait) ? next : wait;
     int n = has_work() ? 0 : awake_look(poller, events, EVENTS, has_work);
-    bool sleeps = n == 0 && !has_work() && rings_may_sleep();
+    bool sleeps = n == 0 && !queued() && rings_may_sleep();
     bool warm = sleeps && wait < 0 && warm_any();
     if (n == 0) {
       n = epoll_wait(poller, events, EVENTS, sleeps ? (warm ? WARM_MS : wait) : 0);

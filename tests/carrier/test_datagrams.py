@@ -94,6 +94,15 @@ class Stranger:
         return not select.select([self.udp], [], [], seconds)[0]
 
 
+def _accepted(server: Program) -> Stranger:
+    """One that has shown a plan, and may go by it."""
+    stranger = Stranger(server.name)
+    stranger.udp.send(envelope.hello(1, RELIABLE, KEY))
+    server.host.serve(5.0)
+    assert stranger.heard().kind is Kind.ACCEPT
+    return stranger
+
+
 @pytest.fixture(autouse=True)
 def strangers_end() -> Iterator[None]:
     """With the test."""
@@ -400,10 +409,7 @@ def test_required_and_preferred(make_program: Make) -> None:
 def test_who_has_a_plan_is_not_heard_plainly(make_program: Make) -> None:
     for kind in ("native", "python"):
         server = make_program(kind, MAYBE)
-        stranger = Stranger(server.name)
-        stranger.udp.send(envelope.hello(1, RELIABLE, KEY))
-        server.host.serve(5.0)
-        assert stranger.heard().kind is Kind.ACCEPT
+        stranger = _accepted(server)
         stranger.udp.send(b"plain")
         until(lambda s=server: "1 datagrams dropped" in s.status.detail)  # type: ignore[misc]
         assert not select.select([server.pair], [], [], 0.1)[0]
@@ -509,9 +515,6 @@ def test_carriers_end(make_program: Make) -> None:
     """When the program has closed and the agent is gone, with nothing left open."""
     for kind in ("native", "python"):
         server = make_program(kind, REQUIRED)
-        stranger = Stranger(server.name)
-        stranger.udp.send(envelope.hello(1, RELIABLE, KEY))
-        server.host.serve(5.0)
-        assert stranger.heard().kind is Kind.ACCEPT
+        _accepted(server)
         server.pair.close()
         server.host.close()
