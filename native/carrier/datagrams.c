@@ -181,11 +181,16 @@ static bool sent(struct datagrams *d, const struct place *to, const uint8_t *dat
 void datagrams_send(struct datagrams *d, const struct place *to, const uint8_t *data, size_t size) {
   if (d->to_network.count >= 2 * QUEUE_MAX) {
     d->lost++;
-  } else if (d->to_network.first != NULL || !d->udp_out || !sent(d, to, data, size)) {
-    d->udp_out = false;
-    if (!queue_add(&d->to_network, to, NULL, 0, data, size)) {
-      d->lost++;
+    return;
+  }
+  if (d->to_network.first == NULL && d->udp_out) {
+    d->udp_out = sent(d, to, data, size); /* not because others wait: an edge that has come is told once */
+    if (d->udp_out) {
+      return;
     }
+  }
+  if (!queue_add(&d->to_network, to, NULL, 0, data, size)) {
+    d->lost++;
   }
 }
 
@@ -215,7 +220,7 @@ bool datagrams_full(const struct datagrams *d) {
 bool datagrams_give(struct datagrams *d, uint16_t kind, const struct place *of, uint64_t value,
                     const uint8_t *data, size_t size, bool much) {
   if (d->over || d->until != 0) {
-    return !much ? false : true; /* nobody is there any more whom it could be lost to */
+    return much; /* nobody is there any more whom it could be lost to */
   }
   if (much ? d->to_program.count > MUCH * QUEUE_MAX || d->to_program.bytes > (size_t)MUCH * QUEUE_BYTES
            : datagrams_full(d)) {
@@ -224,10 +229,12 @@ bool datagrams_give(struct datagrams *d, uint16_t kind, const struct place *of, 
   struct bertha_dgram head = {
       .magic = BERTHA_DGRAM_MAGIC, .kind = kind, .port = of->port, .scope = of->scope, .value = value};
   memcpy(head.addr, of->addr, sizeof head.addr);
-  if (d->to_program.first == NULL && d->program_out && given(d, &head, sizeof head, data, size)) {
-    return true;
+  if (d->to_program.first == NULL && d->program_out) {
+    d->program_out = given(d, &head, sizeof head, data, size);
+    if (d->program_out) {
+      return true;
+    }
   }
-  d->program_out = false;
   return queue_add(&d->to_program, of, (const uint8_t *)&head, sizeof head, data, size);
 }
 
@@ -294,46 +301,20 @@ static void program_said(struct datagrams *d, const uint8_t *data, size_t size, 
   }
 }
 
-/* A message of the program's, with a descriptor or -1. */
-static ssize_t receive(struct datagrams *d, void *to, size_t room, int *fd) {
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int))];
-  } ancillary;
-  struct iovec part = {to, room};
-  struct msghdr msg = {.msg_iov = &part,
-                       .msg_iovlen = 1,
-                       .msg_control = ancillary.space,
-                       .msg_controllen = sizeof ancillary.space};
-  *fd = -1;
-  ssize_t n = recvmsg(d->program, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  const struct cmsghdr *c = n >= 0 ? CMSG_FIRSTHDR(&msg) : NULL;
-  if (c != NULL && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-    size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof *fd; /* alignment leaves room for a second one */
-    for (size_t i = 0; i < count; i++) {
-      int one;
-      memcpy(&one, CMSG_DATA(c) + i * sizeof one, sizeof one);
-      if (i == 0) {
-        *fd = one;
-      } else {
-        close(one);
-      }
-    }
-  }
-  return n;
-}
-
 static void read_program(struct datagrams *d) {
   static uint8_t data[BIGGEST + PLAN_ROOM];
   for (int i = 0; i < ROUNDS && takes_program(d); i++) {
-    int fd;
-    ssize_t n = receive(d, data, sizeof data, &fd);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
-      d->program_in = errno == EINTR;
-    } else if (n <= 0) {
+    int fds[CARRIER_FDS_MAX], count;
+    ssize_t n = carrier_receive(d->program, data, sizeof data, fds, &count);
+    while (count > 1 || (n <= 0 && count > 0)) { /* one at the most is meant */
+      close(fds[--count]);
+    }
+    if (n < 0) {
+      d->program_in = false;
+    } else if (n == 0) {
       program_closed(d);
     } else {
-      program_said(d, data, (size_t)n, fd);
+      program_said(d, data, (size_t)n, count > 0 ? fds[0] : -1);
     }
   }
 }

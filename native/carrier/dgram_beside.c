@@ -28,11 +28,12 @@ static bool give(struct datagrams *d, uint16_t kind, const struct place *of, uin
                  const uint8_t *data, size_t size) {
   struct bertha_dgram head;
   head_of(&head, kind, of, value);
-  if (d->beside >= 0 && d->to_beside.first == NULL && d->beside_out &&
-      given(d, &head, sizeof head, data, size)) {
-    return true;
+  if (d->beside >= 0 && d->to_beside.first == NULL && d->beside_out) {
+    d->beside_out = given(d, &head, sizeof head, data, size);
+    if (d->beside_out) {
+      return true;
+    }
   }
-  d->beside_out = false;
   unsigned most = d->beside >= 0 ? 2 * QUEUE_MAX : EARLY_MAX;
   return d->to_beside.count < most &&
          queue_add(&d->to_beside, of, (const uint8_t *)&head, sizeof head, data, size);

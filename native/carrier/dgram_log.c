@@ -68,7 +68,7 @@ static void words_of(const struct datagrams *d, char to[DETAIL_MAX]) {
 }
 
 void dgram_tell(struct datagrams *d) {
-  char words[DETAIL_MAX];
+  char words[DETAIL_MAX] = {0}; /* all of it goes into the program's memory */
   words_of(d, words);
   uint32_t state = d->text[0] != '\0' ? BERTHA_CARRIED_READY
                    : d->passed        ? BERTHA_CARRIED_PLAIN

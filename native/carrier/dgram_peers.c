@@ -316,16 +316,18 @@ static void greeted(struct datagrams *d, const struct place *from, const struct 
     d->kept_out++;
     refuse(d, from, came->session, why);
   }
-  if (good && d->until == 0) {
+  if (good && d->until == 0 && !exchange_runs(plan.data, plan.size, true)) {
+    if (!beside_network(d, from, data, size, true)) {
+      d->lost++; /* the program takes nothing; it says so again */
+    }
+  } else if (good && d->until == 0 && d->unjudged >= UNJUDGED_MAX) {
+    d->lost++;                        /* it says so again */
+  } else if (good && d->until == 0) { /* nobody makes room for one that is not let in */
     make_room_of(d, from);
-    if (d->unjudged >= UNJUDGED_MAX || !make_room(d)) {
-      d->lost++; /* it says so again */
-    } else if (!exchange_runs(plan.data, plan.size, true)) {
-      if (!beside_network(d, from, data, size, true)) {
-        d->lost++; /* the program takes nothing; it says so again */
-      }
-    } else {
+    if (make_room(d)) {
       p = peers_get(d, from);
+    } else {
+      d->lost++;
     }
   }
   if (p == NULL) {
@@ -393,8 +395,8 @@ void peers_network_said(struct datagrams *d, const struct place *from, const uin
   }
   const struct peer *p = peers_find(d, from);
   bool expected = p != NULL && (p->plan != NULL || p->current != NULL);
-  if (!expected && beside_network(d, from, data, size, false)) {
-    return; /* it knows who has an exchange there */
+  if (!expected && d->beside >= 0 && beside_network(d, from, data, size, false)) {
+    return; /* it knows who has an exchange there; one that is yet to come knows nobody */
   }
   if (expected || d->mode == BERTHA_CARRY_REQUIRED) {
     dgram_stranger(d, from);

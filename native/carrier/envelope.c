@@ -111,7 +111,8 @@ bool envelope_read_hello(const struct envelope *e, const struct secrets *k, stru
                          const char **why) {
   struct pack_value map, mac;
   *why = NULL;
-  if (!map_of(e, &map) || !pack_get(&map, "plan", plan) || plan->kind != PACK_BYTES || plan->size == 0) {
+  if (!map_of(e, &map) || !pack_get(&map, "plan", plan) || plan->kind != PACK_BYTES || plan->size == 0 ||
+      plan->size > BERTHA_CARRIER_PLAN_MAX) {
     return false;
   }
   bool shown = pack_get(&map, "mac", &mac) && mac.kind == PACK_BYTES;

@@ -148,44 +148,6 @@ static void verdict(const struct pack_value *message) {
 
 /* ---- messages with descriptors ------------------------------------------------------------------- */
 
-enum { FDS_MAX = 4 };
-
-/* The size of a message, 0: the end, -1: none now. */
-static ssize_t receive(int from, void *to, size_t room, int fds[FDS_MAX], int *count) {
-  union {
-    struct cmsghdr align;
-    char space[CMSG_SPACE(sizeof(int) * FDS_MAX)];
-  } ancillary;
-  struct iovec part = {to, room};
-  struct msghdr msg = {.msg_iov = &part,
-                       .msg_iovlen = 1,
-                       .msg_control = ancillary.space,
-                       .msg_controllen = sizeof ancillary.space};
-  *count = 0;
-  ssize_t n;
-  do {
-    n = recvmsg(from, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  } while (n < 0 && errno == EINTR);
-  if (n < 0) {
-    return errno == EAGAIN ? -1 : 0;
-  }
-  for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c != NULL; c = CMSG_NXTHDR(&msg, c)) {
-    if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
-      size_t got = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-      for (size_t i = 0; i < got; i++) {
-        int fd;
-        memcpy(&fd, CMSG_DATA(c) + i * sizeof fd, sizeof fd);
-        if (*count < FDS_MAX) {
-          fds[(*count)++] = fd;
-        } else {
-          close(fd);
-        }
-      }
-    }
-  }
-  return n;
-}
-
 static void close_all(const int *fds, int count) {
   for (int i = 0; i < count; i++) {
     close(fds[i]);
@@ -343,8 +305,8 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
 static void control_speaks(void) {
   static uint8_t data[MESSAGE_MAX];
   while (control >= 0) {
-    int fds[FDS_MAX], count;
-    ssize_t n = receive(control, data, sizeof data, fds, &count);
+    int fds[CARRIER_FDS_MAX], count;
+    ssize_t n = carrier_receive(control, data, sizeof data, fds, &count);
     if (n < 0) {
       return;
     }
@@ -370,8 +332,8 @@ static void control_speaks(void) {
 static void shim_speaks(struct shim *shim) {
   static uint8_t message[sizeof(struct bertha_carrier_carry_ring) + BERTHA_CARRIER_PLAN_MAX + 1];
   for (;;) {
-    int fds[FDS_MAX], count;
-    ssize_t n = receive(shim->fd, message, sizeof message, fds, &count);
+    int fds[CARRIER_FDS_MAX], count;
+    ssize_t n = carrier_receive(shim->fd, message, sizeof message, fds, &count);
     if (n < 0) {
       return;
     }
@@ -556,7 +518,7 @@ int main(int argc, char **argv) {
     wait = wait < 0 || (next >= 0 && next < wait) ? next : wait;
     int n = has_work() ? 0 : awake_look(poller, events, EVENTS, has_work);
     bool sleeps = n == 0 && !queued() && rings_may_sleep();
-    bool warm = sleeps && wait < 0 && warm_any();
+    bool warm = sleeps && (wait < 0 || wait > WARM_MS) && warm_any();
     if (n == 0) {
       n = epoll_wait(poller, events, EVENTS, sleeps ? (warm ? WARM_MS : wait) : 0);
     }
@@ -570,7 +532,7 @@ int main(int argc, char **argv) {
       happened((enum what)(events[i].data.u64 & WHAT),
                (void *)(uintptr_t)(events[i].data.u64 & ~(uint64_t)WHAT), events[i].events);
     }
-    bool busy = n > 0 || ready_first != NULL;
+    bool busy = n > 0 || queued();
     run_ready();
     int64_t now = carrier_now();
     timers_run(now);

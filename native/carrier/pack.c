@@ -45,7 +45,7 @@ static struct head head_of(uint8_t b) {
       [0x08] = {.kind = PACK_OTHER, .length_bytes = 2, .extra = 1},
       [0x09] = {.kind = PACK_OTHER, .length_bytes = 4, .extra = 1},
       [0x0a] = {.kind = PACK_OTHER, .length_given = true, .length = 4}, /* float 32 */
-      [0x0b] = {.kind = PACK_OTHER, .length_given = true, .length = 8},
+      [0x0b] = {.kind = PACK_REAL, .length_given = true, .length = 8},
       [0x0c] = {.kind = PACK_INT, .length_bytes = 1},
       [0x0d] = {.kind = PACK_INT, .length_bytes = 2},
       [0x0e] = {.kind = PACK_INT, .length_bytes = 4},
@@ -169,7 +169,7 @@ bool pack_real(const struct pack_value *value, double *number) {
     *number = (double)(int64_t)value->number;
     return true;
   }
-  if (value->kind != PACK_OTHER || value->size != 8 || value->data[-1] != 0xcb) {
+  if (value->kind != PACK_REAL) {
     return false;
   }
   uint64_t bits = big_endian(value->data, 8);

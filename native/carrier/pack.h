@@ -5,7 +5,17 @@
 
 #include "buffer.h"
 
-enum pack_kind { PACK_NIL, PACK_BOOL, PACK_INT, PACK_TEXT, PACK_BYTES, PACK_ARRAY, PACK_MAP, PACK_OTHER };
+enum pack_kind {
+  PACK_NIL,
+  PACK_BOOL,
+  PACK_INT,
+  PACK_TEXT,
+  PACK_BYTES,
+  PACK_ARRAY,
+  PACK_MAP,
+  PACK_REAL,
+  PACK_OTHER
+};
 
 struct pack_value {
   enum pack_kind kind;

@@ -132,6 +132,11 @@ void warm_forget(struct session *s);
 bool warm_any(void);
 void warm_cool(void); /* nobody spoke for a while */
 
+/* receive.c */
+enum { CARRIER_FDS_MAX = 4 };
+/* The size of a message, 0: the end (its descriptors are still the caller's), -1: none now. */
+ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count);
+
 /* awake.c */
 void awake_ran(const struct session *s);
 struct epoll_event;

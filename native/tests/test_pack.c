@@ -29,8 +29,24 @@ static void half_a_value_is_none(void **state) {
   }
 }
 
+static void a_real_is_a_float_64_alone(void **state) {
+  (void)state;
+  const uint8_t real[] = {0xcb, 0x3f, 0xf8, 0, 0, 0, 0, 0, 0};
+  const uint8_t others[][11] = {{0xd7, 0xcb, 0x3f, 0xf8},
+                                {0xc7, 8, 0xcb, 0x3f, 0xf8}}; /* of an extension's type */
+  struct pack_value value;
+  double number = 0;
+  assert_int_equal(pack_read(real, sizeof real, &value), sizeof real);
+  assert_true(pack_real(&value, &number) && number == 1.5);
+  for (size_t i = 0; i < 2; i++) {
+    assert_int_not_equal(pack_read(others[i], sizeof others[i], &value), 0);
+    assert_false(pack_real(&value, &number));
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(no_bytes_are_nil),
-                                     cmocka_unit_test(half_a_value_is_none)};
+                                     cmocka_unit_test(half_a_value_is_none),
+                                     cmocka_unit_test(a_real_is_a_float_64_alone)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

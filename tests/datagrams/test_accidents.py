@@ -105,7 +105,16 @@ def test_carriers_are_killed(pair: Pair, make_asker: MakeAsker) -> None:
         asker.asks_until_answered("two")
         assert asker.ask("three") == "three"
     asker.end()
-    assert all(not c.plain for c in connections(pair.client.finish(), program=_PYTHON))
+    _by_reliable(pair.client, 1)
+
+
+def _by_reliable(host: Host, least: int) -> None:
+    """Whatever of the host's programs has had an answer; this server answers nobody else."""
+    found = [c for c in connections(host.finish(), program=_PYTHON) if c.rx_bytes > 0]
+    assert len(found) >= least, found
+    for c in found:
+        assert not c.plain
+        assert [chunnel["type"] for chunnel in c.raw["chunnels"]] == ["reliable", "local_or_remote"], c
 
 
 def test_agents_are_killed(pair: Pair, make_asker: MakeAsker) -> None:
@@ -129,6 +138,7 @@ def test_agents_are_killed(pair: Pair, make_asker: MakeAsker) -> None:
     assert late.ask("four") == "four"
     for each in (asker, late):
         each.end()
+    _by_reliable(pair.client, 2)
 
 
 def test_without_an_agent_a_required_chunnel_serves_nobody(pair: Pair) -> None:

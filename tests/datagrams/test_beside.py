@@ -104,6 +104,13 @@ def _types(connection: Connection) -> list[str]:
     return [c["type"] for c in connection.raw["chunnels"]]
 
 
+def _each_by_its_own(pair: Pair) -> None:
+    """One client by chunnels in C, one by others."""
+    found = {c.raw["carried_by"]: c for c in _lines(pair.client)}
+    assert _types(found["native"]) == ["reliable", "local_or_remote"], found
+    assert _types(found["python"]) == ["frame", "encrypt", "reliable", "local_or_remote"], found
+
+
 def test_a_client_that_wants_more_than_the_server(pair: Pair, make_asker: MakeAsker) -> None:
     """Who speaks with it by chunnels in C loses nothing when one comes for whom they are not enough."""
     pair.dictate("reliable()", proto="udp")
@@ -122,9 +129,7 @@ def test_a_client_that_wants_more_than_the_server(pair: Pair, make_asker: MakeAs
     assert (server["carried_by"], server["beside"]) == ("native", "python"), server
     first.end()
     second.end()
-    found = {c.raw["carried_by"]: c for c in _lines(pair.client)}
-    assert _types(found["native"]) == ["reliable", "local_or_remote"], found
-    assert _types(found["python"]) == ["frame", "encrypt", "reliable", "local_or_remote"], found
+    _each_by_its_own(pair)
 
 
 @pytest.mark.parametrize("dag", ["reliable()", _MORE])
@@ -208,6 +213,7 @@ def test_the_one_beside_is_killed(pair: Pair, make_asker: MakeAsker) -> None:
     for asker in (first, second):
         assert asker.ask("three") == "three"
         asker.end()
+    _each_by_its_own(pair)
 
 
 def test_the_native_one_is_killed(pair: Pair, make_asker: MakeAsker) -> None:
@@ -218,6 +224,7 @@ def test_the_native_one_is_killed(pair: Pair, make_asker: MakeAsker) -> None:
     for asker in (first, second):
         assert asker.ask("three") == "three"
         asker.end()
+    _each_by_its_own(pair)
 
 
 def test_the_client_s_is_killed(pair: Pair) -> None:

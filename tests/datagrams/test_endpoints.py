@@ -148,6 +148,7 @@ def test_a_server_tells_the_next_agent(pair: Pair) -> None:
         return pair.client.run(command, check=False, timeout=40).strip() == "ok"
 
     eventually(answered, "an ordinary client, which its agent tells of the chunnels", 60)
+    assert [c[0] for c in _types(pair.client.finish(), "client")] == ["reliable", "local_or_remote"]
 
 
 def test_without_agents_there_is_no_common_ground(pair: Pair) -> None:
