@@ -15,6 +15,7 @@ import resource
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -22,7 +23,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from bertha_socket.agent.interpreter import ROOT, import_path
-from bertha_socket.agent.loop import Loop
+from bertha_socket.agent.loop import READ, WRITE, Loop
 from bertha_socket.agent.messages import CarrierKind
 from bertha_socket.agent.model import Refused
 from bertha_socket.agent.sockets import Peer
@@ -47,6 +48,8 @@ _PYTHON: Final = (
 _SLOT_BYTES: Final = 520 * 1024
 #: Native carriers of one agent.  Each is one thread, and may serve both ends of a connection of one host.
 _NATIVE_MOST: Final = 4
+#: Messages that wait for a carrier: every context, and some shims.
+_WAITING_MAX: Final = 4096
 _RINGS: Final = importlib.util.find_spec("bertha_socket._rings") is not None
 
 #: Whether a plan that a client shows may run at that listener: None, or one line why not.
@@ -89,14 +92,46 @@ class Carrier:
     contexts: dict[int, bytes] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     alive: bool = True
+    #: What it has had no room for yet; the descriptors are our own.
+    waiting: deque[tuple[bytes, tuple[int, ...]]] = field(default_factory=deque)
 
     def send(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
-        """False when it does not take the message: it is gone, or hangs."""
+        """False when it does not take the message: it is gone, or hangs.  One that only begins has room for a
+        few dozen; the others wait, and whoever has the loop calls `flush`."""
+        if not self.waiting:
+            try:
+                self._put(data, fds)
+                return True
+            except BlockingIOError:
+                pass
+            except OSError:
+                return False
+        if len(self.waiting) >= _WAITING_MAX:
+            return False
+        self.waiting.append((data, tuple(os.dup(fd) for fd in fds)))
+        return True
+
+    def _put(self, data: bytes, fds: tuple[int, ...]) -> None:
+        socket.send_fds(self.control, [data], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+    def flush(self) -> bool:
+        """What waits, as far as there is room.  False: it is gone."""
         try:
-            socket.send_fds(self.control, [data], fds, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            while self.waiting:
+                self._put(*self.waiting[0])
+                for fd in self.waiting.popleft()[1]:
+                    os.close(fd)
+        except BlockingIOError:
+            pass
         except OSError:
             return False
         return True
+
+    def forget(self) -> None:
+        """Of one that gets no more."""
+        while self.waiting:
+            for fd in self.waiting.pop()[1]:
+                os.close(fd)
 
 
 class Carriers:
@@ -140,14 +175,13 @@ class Carriers:
                 for _ in range(1 + most_of(kind)):  # those that have just died may not be known as dead yet
                     carrier = self._get(kind, peer)
                     if sources and not carrier.sources.items() >= sources.items():
-                        if not carrier.send(_pack({"op": "chunnels", "sources": dict(sources)})):
-                            self._drop(carrier)
+                        if not self._send(carrier, _pack({"op": "chunnels", "sources": dict(sources)})):
                             continue
                         carrier.sources.update(sources)
-                    if carrier.send(_pack({"op": "shim"}), (theirs.fileno(),)):
+                    if self._send(carrier, _pack({"op": "shim"}), (theirs.fileno(),)):
                         carrier.shims += 1
+                        self._had_its_turn(carrier)
                         return ours.detach()
-                    self._drop(carrier)
             except BaseException:
                 ours.close()
                 raise
@@ -164,19 +198,48 @@ class Carriers:
         # The others run our own code alone, and serve everybody.
         uid = peer.uid if kind == CarrierKind.AUTHORS else os.geteuid()
         carriers = self._running.setdefault((kind, uid), [])
-        least = min(carriers, key=lambda c: c.shims, default=None)
-        if least is not None and (least.shims == 0 or len(carriers) >= most_of(kind)):
-            return least
+        turn = carriers[0] if carriers else None
+        if turn is not None and (turn.shims == 0 or len(carriers) >= most_of(kind)):
+            return turn
         try:
             carrier = self._start(kind, uid, peer)
         except Refused:
-            if least is None:
+            if turn is None:
                 raise
-            return least
-        carriers.append(carrier)
+            return turn
+        carriers.insert(0, carrier)
         for context in self._contexts():
             self._give(carrier, context)
-        return carrier
+        return carrier if carrier.alive or turn is None else turn
+
+    def _had_its_turn(self, carrier: Carrier) -> None:
+        """By turns, and not by counts: one that was started anew does not get all that come."""
+        carriers = self._running[carrier.kind, carrier.uid]
+        carriers.remove(carrier)
+        carriers.append(carrier)
+
+    def _send(self, carrier: Carrier, data: bytes, fds: tuple[int, ...] = ()) -> bool:
+        """False: it was dropped."""
+        if not carrier.alive:
+            return False
+        waited = bool(carrier.waiting)
+        if not carrier.send(data, fds):
+            self._drop(carrier)
+            return False
+        if carrier.waiting and not waited:
+            self._watch(carrier, READ | WRITE)
+        return True
+
+    def _watch(self, carrier: Carrier, events: int) -> None:
+        self._loop.watch(carrier.control, lambda: self._event(carrier), events)
+
+    def _event(self, carrier: Carrier) -> None:
+        if carrier.waiting:
+            if not carrier.flush():
+                self._drop(carrier)
+            elif not carrier.waiting:
+                self._watch(carrier, READ)
+        self._readable(carrier)
 
     def _give(self, carrier: Carrier, context: Context) -> None:
         """One that cannot be told gets no new connections: it would go by what was before."""
@@ -185,8 +248,7 @@ class Carriers:
         data = context.encode()
         if carrier.contexts.get(context.listener) != data:
             carrier.contexts[context.listener] = data
-            if not carrier.send(data):
-                self._drop(carrier)
+            self._send(carrier, data)
 
     # -- starting and ending --------------------------------------------------------------------------
 
@@ -217,7 +279,7 @@ class Carriers:
         ours.setblocking(False)
         carrier = Carrier(kind, uid, process, ours, pidfd, self._loop.now)
         self._children.add(carrier)
-        self._loop.watch(ours, lambda: self._readable(carrier))
+        self._watch(carrier, READ)
         self._loop.watch(pidfd, lambda: self._ended(carrier))
         return carrier
 
@@ -242,6 +304,7 @@ class Carriers:
             carriers.remove(carrier)
         self._loop.unwatch(carrier.control)
         carrier.control.close()
+        carrier.forget()
 
     def _ended(self, carrier: Carrier) -> None:
         self._drop(carrier)
@@ -280,8 +343,7 @@ class Carriers:
                 why = self._judge(message["listener"], message["plan"])
             finally:  # whoever waits for it would wait for ever
                 answer = {"op": "verdict", "id": message["id"], "ok": why is None, "why": why or ""}
-                if not carrier.send(_pack(answer)):
-                    self._drop(carrier)
+                self._send(carrier, _pack(answer))
 
     def facts(self) -> list[dict[str, object]]:
         """For STATUS."""

@@ -70,7 +70,10 @@ class Loop:
         self._selector = selectors.DefaultSelector()
 
     def watch(self, what: Any, call: Callable[[], None], events: int = selectors.EVENT_READ) -> None:
-        self._selector.register(what, events, call)
+        if what in self._selector.get_map():
+            self._selector.modify(what, events, call)
+        else:
+            self._selector.register(what, events, call)
 
     def unwatch(self, what: Any) -> None:
         self._selector.unregister(what)
@@ -183,6 +186,18 @@ def test_native_ones_are_as_many_as_processors(rig: Rig, monkeypatch: pytest.Mon
     assert len(rig.facts()) == 2
     for sock in shims:
         sock.close()
+
+
+def test_more_secrets_than_there_is_room_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A carrier that begins reads nothing yet: what it has no room for waits, and the shims behind it."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    rig.known = [Context(n, {"certificate": "c" * 5000}, b"k" * 32) for n in range(100)]
+    with rig.shim(CarrierKind.NATIVE) as one, rig.shim(CarrierKind.NATIVE) as two:
+        assert len(rig.facts()) == 2
+        for sock in (one, two):
+            said = [rig.hear(sock) for _ in range(101)]
+            assert [message.get("listener") for message in said] == [*range(100), None]
+            assert said[-1]["op"] == "shim"
 
 
 def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
