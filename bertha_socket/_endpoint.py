@@ -387,16 +387,15 @@ class Listener:
         # By number, which another file may have before we sleep: then `ended` is readable, too.
         numbers = [self._sock.fileno(), self._ended.fileno()]
         if agent is not None:
-            with contextlib.suppress(ValueError):
-                numbers.append(agent.fileno())
+            numbers.append(agent.fileno())
         if min(numbers) >= 0 and not self._closed:
             poll = select.poll()
             for number in numbers:
                 poll.register(number, select.POLLIN)
             poll.poll()
-        if self._closed:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        with self._telling:
+        with self._telling:  # which close() takes before it closes the agent and the socket
+            if self._closed:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             if self._agent is not None and self._agent.gone():
                 self._agent.close()
                 self._agent = None

@@ -11,12 +11,12 @@ import os
 import select
 import socket
 import struct
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, Final, NamedTuple
 
 from bertha_socket import _door
 from bertha_socket._version import __version__
-from bertha_socket.agent import addresses, client, messages, netlink, paths
+from bertha_socket.agent import addresses, client, messages, netlink, paths, reach
 from bertha_socket.agent.memory import netns_cookie
 from bertha_socket.agent.messages import DagNeed, Op, Verdict
 from bertha_socket.negotiation.offer import Offer
@@ -25,7 +25,6 @@ __all__ = ["Advice", "Agent"]
 
 #: As the shim's (native/core/carried.c), for the first answer about a destination.
 _PATIENCE_MS: Final = 300
-_AGENTS_PORT: Final = 7277
 
 
 class Advice(NamedTuple):
@@ -79,14 +78,12 @@ class Agent:
             if answer is None:
                 return False
             _, _, need = _unpacked(messages.LISTEN_REPLY, answer)
-            if need != DagNeed.NONE and (port := _agents_port(socket.SOCK_STREAM)) is not None:
+            if need != DagNeed.NONE:
                 # The agent is in another network namespace, and other hosts ask in this one.
                 with ExitStack() as stack:
-                    ports = [stack.enter_context(port)]
-                    if (letters := _agents_port(socket.SOCK_DGRAM)) is not None:
-                        ports.append(stack.enter_context(letters))
-                    more = (p.fileno() for p in ports)
-                    self._ask(Op.LISTEN, messages.LISTEN.pack(0), (*fds, *more))
+                    ports = [stack.enter_context(port) for port in _agents_ports()]
+                    if ports:
+                        self._ask(Op.LISTEN, messages.LISTEN.pack(0), (*fds, *(p.fileno() for p in ports)))
         return True
 
     def advice(
@@ -151,24 +148,14 @@ def _hello(name: str) -> bytes:
     )
 
 
-def _agents_port(kind: socket.SocketKind) -> socket.socket | None:
-    """A socket that listens where other hosts' agents ask, by connections or datagrams; None: somebody does
-    already."""
-    port = _AGENTS_PORT
-    with suppress(ValueError):
-        port = int(os.environ.get("BERTHA_AGENT_PORT") or port)
-    sock = None
+def _agents_ports() -> list[socket.socket]:
+    """Where other hosts' agents ask, by connections and by datagrams; none where somebody listens there
+    already, or where this host's agent is to speak with no other."""
     try:
-        sock = socket.socket(socket.AF_INET6, kind)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if kind is socket.SOCK_STREAM:  # an earlier one's connections may be in TIME_WAIT
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("::", port))
-        if kind is socket.SOCK_STREAM:
-            sock.listen(16)
-        sock.setblocking(False)
-    except (OSError, OverflowError):
-        if sock is not None:
-            sock.close()
-        return None
-    return sock
+        listening = reach.open_port(reach.port())
+    except ValueError:  # the agent says so
+        return []
+    if isinstance(listening, str):
+        return []
+    letters = reach.open_letters(listening)
+    return [listening] if letters is None else [listening, letters]

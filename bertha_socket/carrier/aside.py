@@ -300,7 +300,8 @@ class _Worker:
         self._progress.say(False)
         try:
             self._pair.send(
-                _FAILED + msgpack.packb({"detail": detail, "traceback": trace}), socket.MSG_NOSIGNAL
+                _FAILED + msgpack.packb({"detail": detail, "traceback": trace}, unicode_errors="replace"),
+                socket.MSG_NOSIGNAL,
             )
         except OSError:
             pass

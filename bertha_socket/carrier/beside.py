@@ -7,7 +7,6 @@ itself; nothing is read from it here.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Final
 
 from bertha_socket.carrier.datagrams import HEAD, MAGIC, Datagrams, head
@@ -37,7 +36,13 @@ class Beside(Datagrams):
         if len(data) >= HEAD.size:
             magic, kind, port, _, scope, _, _, addr = HEAD.unpack_from(data)
             if magic == MAGIC and kind == _NETWORK:
-                self._network_said(data[HEAD.size :], Place(addr, port, scope))
+                place = Place(addr, port, scope)
+                try:
+                    self._name(place)  # whoever wrote this need not be the native carrier
+                except OSError:
+                    self._lost += 1
+                    return
+                self._network_said(data[HEAD.size :], place)
                 return
             if magic == MAGIC and kind == _CLOSED:
                 self._linger()
@@ -61,6 +66,7 @@ class Beside(Datagrams):
         if self._open and (self._to_program or not self._given(data)):
             self._to_program.append(data)
             self._program_bytes += len(data)
+            self._loop.watch(self.pair.fileno(), READ | WRITE, self._on_program)
 
     def _say(self, state: State, text: str, detail: str) -> None:
         self._said = (state, text, detail)
@@ -88,5 +94,3 @@ class Beside(Datagrams):
         if full != self._said_full:
             self._said_full = full
             self._tell_native(_FULL, int(full))
-            with contextlib.suppress(OSError):
-                self._flush_program()

@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from bertha_socket.negotiation.datagram import unpacked
+
 MAGIC: Final = b"\xbeBRD"
 HEAD: Final = struct.Struct(">4sBQ")
 #: Bytes that a HELLO may have: it is one datagram, and must not be cut up on the way.
@@ -145,12 +147,7 @@ def answer(session: int, said: bytes) -> bytes:
 
 def said(envelope: Envelope) -> bytes:
     """What an ASK or ANSWER holds; nothing where it makes no sense or is longer than agents may be."""
-    unpacker = zlib.decompressobj()
-    try:
-        found = unpacker.decompress(envelope.body, SAID_MAX)
-    except zlib.error:
-        return b""
-    return found if unpacker.eof else b""
+    return unpacked(envelope.body, SAID_MAX) or b""
 
 
 def refuse(session: int, why: str) -> bytes:

@@ -36,17 +36,18 @@ def asked(data: bytes) -> bytes | None:
     """The frames in a stranger's question; None: it is none."""
     if len(data) != QUESTION_SIZE or not data.startswith(_QUESTION):
         return None
-    return _unpacked(data[len(_QUESTION) :], _QUESTION_MAX)
+    return unpacked(data[len(_QUESTION) :], _QUESTION_MAX)
 
 
 def answered(data: bytes) -> bytes | None:
     """The frames in a stranger's answer; None: it is none."""
     if len(data) > QUESTION_SIZE or not data.startswith(_ANSWER):
         return None
-    return _unpacked(data[len(_ANSWER) :], _ANSWER_MAX)
+    return unpacked(data[len(_ANSWER) :], _ANSWER_MAX)
 
 
-def _unpacked(data: bytes, limit: int) -> bytes | None:
+def unpacked(data: bytes, limit: int) -> bytes | None:
+    """What zlib made `data` of, of at most so many bytes; None: there are more, or it makes no sense."""
     machine = zlib.decompressobj()
     try:
         found = machine.decompress(data, limit)
