@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -47,9 +48,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: object) -> None:
-    """In the process that the workers answer to, once for each of them."""
-    Room(node.workerinput["testrunuid"]).remove()  # type: ignore[attr-defined]
+def pytest_testnodedown(node: Any) -> None:
+    """In the process that the workers answer to."""
+    node.config.stash[_ROOM] = Room(node.workerinput["testrunuid"])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput") and _ROOM in config.stash:
+        config.stash[_ROOM].remove()
 
 
 @pytest.hookimpl(wrapper=True)

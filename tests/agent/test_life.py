@@ -306,11 +306,15 @@ def test_serving_idle_takes_no_processor_time(start_agent: StartAgent) -> None:
         def switches() -> int:
             return psutil.Process(agent.process.pid).num_ctx_switches().voluntary
 
+        def passing(seconds: float) -> int:
+            before = switches()
+            with pytest.raises(subprocess.TimeoutExpired):
+                agent.process.wait(seconds)
+            return switches() - before
+
         shim.resolve_nothing()
-        before = switches()
-        with pytest.raises(subprocess.TimeoutExpired):
-            agent.process.wait(1)
-        assert switches() - before <= 2
+        eventually(lambda: passing(0.3) == 0, "an agent that has done what there was to do")
+        assert passing(1) <= 2
 
 
 def test_a_slow_machine(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

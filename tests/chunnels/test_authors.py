@@ -88,5 +88,5 @@ def test_the_traceback_is_in_the_carriers_log(
     log = Path(f"{host.agent_path}.carriers.log")
     eventually(lambda: "I cannot stand that word" in log.read_text(), "the traceback")
     assert "Traceback" in log.read_text()
-    host.finish()
+    assert_through([c for c in host.finish() if c.rx_bytes > 0], "redis-cli", ["bad", "local_or_remote"])
     host.stop_agent_on_demand()

@@ -163,7 +163,8 @@ def test_client_of_a_program_without_chunnels(pair: Pair, start_redis: StartRedi
     """Both agents say that nothing is wanted: the connection is as plain as anybody's."""
     _, port = start_redis(pair.server, pair.address)
     assert _ask(pair, port) == "ok"
-    assert all(c.plain for c in connections(pair.server.finish(), program="redis-server"))
+    lines = connections(pair.server.finish(), program="redis-server")
+    assert lines and all(c.plain for c in lines)
 
 
 @pytest.mark.parametrize("agents", ["the client's", "none"])
@@ -205,6 +206,7 @@ def test_both_without_agents(pair: Pair) -> None:
     pair.client.start_agent()
     pair.server.start_agent()
     assert _ask(pair, port) == "ok"
+    assert_through(pair.client.finish(), _PYTHON, _ENCRYPT, 2)
 
 
 def test_agent_restarted(pair: Pair) -> None:
@@ -216,6 +218,7 @@ def test_agent_restarted(pair: Pair) -> None:
     pair.server.start_agent()
     _cli(pair, port, "ping", shim=False)
     eventually(lambda: _cli(pair, port, "set", "key", "value") == "OK", "an encrypted connection", 30)
+    assert_through([c for c in pair.client.finish() if c.rx_bytes > 0], "redis-cli", _ENCRYPT)
 
 
 @pytest.mark.parametrize("under", ["server", "client", "both"])

@@ -80,5 +80,6 @@ def test_control_connection_is_balanced(host: Host) -> None:
     port = free_port()
     _transfer(host, port, "-n", "100K", "-l", "1K", "-b", "5M")
     log = host.finish()
+    assert_carried(log, "iperf3", min_connections=4, port=port)
     control = [c for c in log if max(c.tx_bytes, c.rx_bytes) < 50_000]
     assert_balanced(control if log else log, port=port)

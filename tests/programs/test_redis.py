@@ -13,6 +13,7 @@ from tests.harness import (
     Host,
     assert_balanced,
     assert_carried,
+    assert_plain,
     connections,
     eventually,
     require_program,
@@ -240,4 +241,4 @@ def test_garbage_from_a_client(host: Host, start_redis: StartRedis) -> None:
         rude.sendall(b"*1\r\n$-9\r\n")
         answer = b"".join(iter(lambda: rude.recv(4096), b""))
     assert answer.startswith(b"-ERR Protocol error")
-    host.finish()
+    assert_plain(host.finish(), "redis-server", role="server", port=port)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, assert_carried, free_port
+from tests.harness import Host, assert_carried, free_port, read_connlog
 
 _HERE = Path(__file__).parent
 _PYTHON = Path(sys.executable).name
@@ -45,6 +45,12 @@ def test_a_limit_on_files_ends_nobody(host: Host, full: bool) -> None:
     assert server.wait() == "most 0\n"
     if full:
         assert host.connlog_path.read_text() == "\n" * 5000
+        other = host.dir / "other.jsonl"  # by which it is seen that it was on
+        server = host.server([*words, _HERE / "few_server.py", port, 100, 3], port)
+        client = [*words, _HERE / "few_client.py", port, 3, 100]
+        assert host.run(client, env={"BERTHA_CONNLOG": str(other)}) == "most 0\n"
+        assert server.wait() == "most 0\n"
+        assert host.rehearse or len(assert_carried(read_connlog(other), _PYTHON, role="client")) == 3
         return
     log = host.finish()
     for role in ("client", "server"):

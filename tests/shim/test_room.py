@@ -38,7 +38,9 @@ def test_addresses_are_limited(host: Host, build: Build) -> None:
 def test_little_room_from_the_start(host: Host, build: Build, kilobytes: int) -> None:
     words = ["sh", "-c", f'ulimit -v {kilobytes}; exec "$@"', "sh", build("room"), "small"]
     assert host.run(words) == "ok\n"
-    for line in connections(host.finish(), program="room"):
+    lines = connections(host.finish(), program="room")
+    assert host.rehearse or kilobytes < 512_000 or len(lines) == 2  # below, it does not even log
+    for line in lines:
         assert line.implementation != "shm" and line.reason
 
 

@@ -78,6 +78,8 @@ def test_server_is_killed(host: Host, build: Build) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)  # what it has forked
     assert "wrong" in client.wait(20, check=False)
+    lines = connections(host.finish(), program="stress", role="client")
+    assert host.rehearse or any(c.implementation == "shm" for c in lines), lines
 
 
 @pytest.mark.slow
