@@ -21,8 +21,6 @@ hypothesis.settings.load_profile("bertha")
 
 _HOSTS = pytest.StashKey[list[Host]]()
 _ROOM = pytest.StashKey[Room]()
-#: Directories of tests that wait for silence, or for what others are to do in good time.
-_ALONE = ("agent", "carrier", "datagrams")
 MakeHost = Callable[..., Host]
 
 
@@ -40,11 +38,6 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None:
         enter_own_network()
         config.stash[_ROOM] = Room(worker["testrunuid"])
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    if item.path.parent.name in _ALONE:
-        item.add_marker("alone")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -23,6 +23,7 @@ import pytest
 import bertha_socket
 from tests.harness import assert_balanced, assert_carried, eventually, free_port, read_connlog
 from tests.harness.directory import agent_pid
+from tests.harness.workers import outside
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -86,7 +87,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment that has the wheel and its requirements, nothing else."""
     place = tmp_path_factory.mktemp("clean")
     _run(sys.executable, "-m", "venv", place / "venv", cwd=place)
-    _run(place / "venv/bin/python", "-m", "pip", "install", "-q", wheel, cwd=place)
+    _run(*outside(), place / "venv/bin/python", "-m", "pip", "install", "-q", wheel, cwd=place)
     return place / "venv/bin"
 
 

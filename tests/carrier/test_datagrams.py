@@ -31,7 +31,10 @@ from tests.carrier.host import (
 )
 from tests.carrier.host import PLAIN as PASSED
 
-pytestmark = pytest.mark.skipif(not NATIVE.exists(), reason="the native carrier is not built here")
+pytestmark = [
+    pytest.mark.skipif(not NATIVE.exists(), reason="the native carrier is not built here"),
+    pytest.mark.alone,  # waits for silence, and counts what comes within a second
+]
 
 HEAD: Final = struct.Struct("=HHHHIIQ16s")
 DATA, TELL, ERROR, REFUSAL, NO_AGENT = 1, 2, 3, 4, 5

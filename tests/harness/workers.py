@@ -1,8 +1,8 @@
 """Tests that run side by side, in the workers of pytest-xdist.
 
 Each worker has a network namespace of its own: its loopback, its ports and its agents' well-known port are
-nobody else's, as if it were alone on a machine.  The processors remain shared: a test that counts what the
-loss of one would change is marked `alone`, and then no other test runs beside it.
+nobody else's, as if it were alone on a machine.  The processors remain shared: a test that waits for
+silence, or counts what the loss of one would change, is marked `alone`: no other test runs beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _CLONE_NEWNET = 0x40000000
+_outside: list[int] = []
 
 
 def enter_own_network() -> None:
@@ -25,10 +26,16 @@ def enter_own_network() -> None:
     Raises OSError where that is not allowed; the Makefile asks for workers only where it is.
     """
     libc = ctypes.CDLL(None, use_errno=True)
+    _outside.append(os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
     if libc.unshare(_CLONE_NEWNET) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"a network namespace for a worker of pytest-xdist: {os.strerror(number)}")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=60)
+
+
+def outside() -> list[str]:
+    """Words before a command that needs the network outside, such as one that installs from an index."""
+    return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{_outside[0]}", "--"] if _outside else []
 
 
 class Room:
