@@ -408,7 +408,7 @@ class Listener:
         first = self._opening(sock, quiet=not required)
         if first.startswith(MAGIC):
             return self._negotiated(sock, first[len(MAGIC) :])
-        if required and first and first[0] not in (preamble.MAGIC[0], preamble.TLS_FIRST):
+        if required and first and not preamble.may_be_ours(first):
             raise EndpointError(
                 f"{self._name}: the client knows of no chunnels, and {required[0]} is required"
             )

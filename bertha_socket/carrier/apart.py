@@ -13,10 +13,11 @@ import sys
 from typing import Final
 
 from bertha_socket._native import ffi, lib
-from bertha_socket.carrier.connection import Connection, reset
+from bertha_socket.carrier.connection import Connection
 from bertha_socket.carrier.loop import Loop
 from bertha_socket.carrier.plans import log_text
 from bertha_socket.carrier.process import BLOCKED_SECONDS, Processes, Progress, blocked_text
+from bertha_socket.carrier.reset import reset
 from bertha_socket.carrier.session import Session, State
 from bertha_socket.carrier.shim import Status
 from bertha_socket.chunnels import Context
@@ -65,7 +66,7 @@ def _fail(connection: Connection, status: Status, was_ready: bool, why: str, sta
     log.error("%s %s: %s", session.side, session.context.peer, why)
     ran = log_text(session.recipe.plan) if session.recipe is not None and was_ready else ""
     status.write(state, ran, why)
-    reset(connection.tcp)
+    reset(connection.tcp.fileno())
     connection.tcp.close()
     connection.program.abandon()
 

@@ -202,6 +202,8 @@ class Aside:
                 data = self._pair.recv(_MESSAGE_MAX)
             except (BlockingIOError, InterruptedError):
                 return True
+            except ConnectionResetError:
+                continue  # it ended with something unread: told once, and before what it had said
             except OSError:
                 data = b""
             if not data:

@@ -6,11 +6,9 @@ Each queue is bounded: who does not read makes the other side wait, in both dire
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import select
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from typing import Any, Final
 
 from bertha_socket.carrier.ends import CHUNK, End, some
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
+from bertha_socket.carrier.reset import reset
 from bertha_socket.carrier.session import Session, State
 
 #: Bytes in a queue above which nothing more is read for it.
@@ -26,13 +25,6 @@ QUEUE_MAX: Final = 256 * 1024
 _ROUNDS: Final = 4
 #: How long the network's end is waited for when the chunnels have ended before it.
 _LINGER_SECONDS: Final = 10.0
-_libc: Final = ctypes.CDLL(None, use_errno=True)  # the socket module cannot dissolve an association
-_UNSPEC: Final = struct.pack("=H14x", socket.AF_UNSPEC)
-
-
-def reset(tcp: socket.socket) -> None:
-    """Sends a reset, although the program's process has the socket open too."""
-    _libc.connect(tcp.fileno(), _UNSPEC, len(_UNSPEC))
 
 
 class Connection:
@@ -214,7 +206,7 @@ class Connection:
             self._end_badly()
             return
         if (self._aborted and not session.to_network) or (self._late and self._fin_sent):
-            reset(self.tcp)
+            reset(self.tcp.fileno())
             self._close()
             return
         if not session.to_network and session.network_ended and not self._fin_sent:
@@ -260,7 +252,7 @@ class Connection:
             with contextlib.suppress(OSError):
                 self.tcp.shutdown(socket.SHUT_WR)
         else:
-            reset(self.tcp)
+            reset(self.tcp.fileno())
         self._close()
 
     def _watch(self) -> None:

@@ -85,6 +85,8 @@ class Control:
             data, fds, _, _ = socket.recv_fds(self.sock, _MESSAGE_MAX, 4, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return False
+        except ConnectionResetError:
+            return True  # it ended with a question unread: told once, and before what it had said
         except OSError:
             data, fds = b"", []
         if not data:

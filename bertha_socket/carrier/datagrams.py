@@ -111,6 +111,8 @@ class Datagrams(Peers):
             except (BlockingIOError, InterruptedError):
                 self._program_rounds = max(done, 1)
                 break
+            except ConnectionResetError:
+                continue  # it closed with something unread: told once, and before what it had sent
             except OSError:
                 data = b""
             if not data:

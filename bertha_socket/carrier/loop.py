@@ -85,13 +85,14 @@ class Loop:
         return -1 if wait is None else wait + 0.0005
 
     def _call(self, ready: list[tuple[int, int]]) -> None:
+        # By then a number may be another file's, whose event it is not; one that stays is told of again.
+        meant = [self._calls.get(fd) for fd, _ in ready]
         if self._soon:
             soon, self._soon = self._soon, {}
             for later in soon:
                 later()
-        for fd, events in ready:
-            call = self._calls.get(fd)
-            if call is not None and (events & (self._masks[fd] | _ALWAYS)):
+        for (fd, events), call in zip(ready, meant, strict=True):
+            if call is not None and call == self._calls.get(fd) and (events & (self._masks[fd] | _ALWAYS)):
                 call(events)
         now = time.monotonic()
         while self._heap and self._heap[0][0] <= now:

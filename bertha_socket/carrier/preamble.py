@@ -17,8 +17,9 @@ import msgpack
 from bertha_socket.chunnels import ChunnelError
 
 MAGIC: Final = b"\xbeBRT"
-#: The first byte of a TLS connection: a record of the handshake.
-TLS_FIRST: Final = 0x16
+#: Bytes: more than these of a client may be half of a ClientHello.
+OPENING_SURE: Final = 6
+_TLS_RECORD_MAX: Final = 16384
 BODY_MAX: Final = 16384
 NONCE_SIZE: Final = 16
 WHY_MAX: Final = 400
@@ -29,16 +30,29 @@ _ALPN: Final = b"\x00\x09\x08bertha/1"
 _SERVER: Final = b"bertha preamble v1 server"
 
 
+def may_be_ours(opening: bytes | bytearray) -> bool:
+    """Whether a client that begins so may have a carrier."""
+    return opening.startswith(MAGIC[: len(opening)]) or _like_tls(opening)
+
+
 def is_our_tls(opening: bytes | bytearray) -> bool | None:
     """Whether a connection that begins with a TLS record is a carrier's, by the ALPN that it offers.
 
     A server's program may speak TLS of its own, to clients that know of no chunnels.  None: too little came.
     """
+    if not _like_tls(opening):
+        return False
     if _ALPN in opening:
         return True
     if len(opening) < 5:
         return None
     return None if len(opening) < 5 + int.from_bytes(opening[3:5], "big") else False
+
+
+def _like_tls(opening: bytes | bytearray) -> bool:
+    """A record of a handshake, which is a ClientHello, as far as it has come."""
+    wanted = (opening[:1] == b"\x16", opening[1:2] in (b"", b"\x03"), opening[5:6] in (b"", b"\x01"))
+    return all(wanted) and (len(opening) < 5 or int.from_bytes(opening[3:5], "big") <= _TLS_RECORD_MAX)
 
 
 class Hello(NamedTuple):

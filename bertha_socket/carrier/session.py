@@ -146,7 +146,7 @@ class Session:
         times = [p.deadline() for p in (self._outer, self._inner) if p is not None]
         if self.state == State.PENDING:
             times.append(self._until)
-            if not self._sniffed and not self._opening:
+            if not self._sniffed and len(self._opening) < preamble.OPENING_SURE:
                 times.append(self._silence)
         return min((t for t in times if t is not None), default=None)
 
@@ -314,19 +314,18 @@ class Session:
                 raise ChunnelError("the client's preamble came when the connection was plain already")
             return data
         self._opening += data
-        if self._opening[0] == preamble.TLS_FIRST and self.context.material:
-            ours = preamble.is_our_tls(self._opening)
-            if ours is None:
-                return b""
-        else:
-            ours = False
+        tls = preamble.is_our_tls(self._opening) if self.context.material else False
+        ours = self._opening.startswith(preamble.MAGIC[: len(self._opening)])
+        whole = len(self._opening) >= len(preamble.MAGIC)
+        if tls is None or (ours and not whole and self.mode == Mode.MAYBE):
+            return b""  # some other protocol may begin so, too
         self._sniffed = True
         data, self._opening = bytes(self._opening), bytearray()
-        if ours:
+        if tls:
             pipe: Pipe = EncryptPipe({}, side="server", context=self.context)
             self._outer = Pipeline([pipe])
             self._send_down(self._outer.start().down)
-        elif data[0] != preamble.MAGIC[0]:
+        elif not ours:
             if self.mode != Mode.MAYBE:
                 raise ChunnelError(
                     "the client knows of no chunnels, and this server requires them; "
@@ -458,9 +457,14 @@ class Session:
 
     def _tick(self, now: float) -> None:
         if self._silence is not None and now >= self._silence and self.state == State.PENDING:
-            if not self._sniffed and not self._opening:
+            # What a carrier begins with is longer, and comes at once.
+            short = len(self._opening) < preamble.OPENING_SURE or now >= self._until
+            if not self._sniffed and short:
                 self._reader = None
                 self._set(State.PLAIN)
+                if self._opening:
+                    self._sniffed = True
+                    self._send_up([bytes(self._opening)])
                 return
         if self.state == State.PENDING and now >= self._until:
             raise ChunnelError(

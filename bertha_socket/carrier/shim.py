@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bertha_socket.carrier.ends import Link, Rings
+from bertha_socket.carrier.reset import reset
 
 MAGIC: Final = 0x52414342
 VERSION: Final = 1
@@ -35,6 +36,8 @@ _CHUNNELS_SIZE: Final = 616
 _DETAIL_AT: Final = _CHUNNELS_AT + _CHUNNELS_SIZE
 _DETAIL_SIZE: Final = 400
 _WORD: Final = struct.Struct("=I")
+_REFUSED: Final = 2  # session.State
+_NO_DESCRIPTORS: Final = "the carrier has no descriptors left; raise RLIMIT_NOFILE, or have fewer connections"
 
 
 class BadMessage(Exception):
@@ -140,8 +143,11 @@ class Shim:
             return False
         kept: list[int] = []
         try:
-            if not data or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            if not data or flags & socket.MSG_TRUNC:
                 return False
+            if flags & socket.MSG_CTRUNC:
+                self._no_room(data, fds)
+                return True
             kept = self._take(data, fds)
             return True
         except BadMessage:
@@ -150,6 +156,18 @@ class Shim:
             for fd in fds:
                 if fd not in kept:
                     os.close(fd)
+
+    def _no_room(self, data: bytes, fds: list[int]) -> None:
+        """A connection came without its descriptors: it alone ends, at both ends where its socket came."""
+        if len(data) < _CARRY.size or self._statuses is None:
+            raise BadMessage
+        _, _, kind, _, _, _, index, _ = _CARRY.unpack_from(data)
+        if kind not in (_KIND_CARRY, _KIND_CARRY_RING, _KIND_DATAGRAMS, _KIND_BESIDE):
+            raise BadMessage
+        if index < self._statuses.count:
+            Status(self._statuses, index).write(_REFUSED, "", _NO_DESCRIPTORS)
+        if fds and kind in (_KIND_CARRY, _KIND_CARRY_RING):
+            reset(fds[0])
 
     def _take(self, data: bytes, fds: list[int]) -> list[int]:
         """The descriptors that are in use now."""

@@ -34,9 +34,42 @@ uint64_t carrier_ask(uint64_t listener, const uint8_t *plan, size_t size, const 
   return good ? last_question : 0;
 }
 
+/* The sessions that wait for an answer. */
+static struct session *asking;
+
 bool carrier_ask_session(struct session *s) {
-  char peer[NI_MAXHOST + NI_MAXSERV + 2];
-  peer_text(s->tcp, peer, sizeof peer);
-  s->asked = carrier_ask(s->listener, s->plan, s->plan_size, peer);
+  for (const struct session *other = asking; other != NULL && s->asked == 0; other = other->next_asking) {
+    if (other->listener == s->listener && other->plan_size == s->plan_size &&
+        memcmp(other->plan, s->plan, s->plan_size) == 0) {
+      s->asked = other->asked; /* many come at once, and the agent reads a few hundred questions */
+    }
+  }
+  if (s->asked == 0) {
+    char peer[NI_MAXHOST + NI_MAXSERV + 2];
+    peer_text(s->tcp, peer, sizeof peer);
+    s->asked = carrier_ask(s->listener, s->plan, s->plan_size, peer);
+  }
+  if (s->asked != 0) {
+    s->next_asking = asking;
+    asking = s;
+  }
   return s->asked != 0;
+}
+
+struct session *carrier_asked(uint64_t number) {
+  struct session *s = asking;
+  while (s != NULL && s->asked != number) {
+    s = s->next_asking;
+  }
+  return s;
+}
+
+void carrier_answered(struct session *s) {
+  for (struct session **at = &asking; s->asked != 0 && *at != NULL; at = &(*at)->next_asking) {
+    if (*at == s) {
+      *at = s->next_asking;
+      break;
+    }
+  }
+  s->asked = 0;
 }

@@ -305,7 +305,8 @@ static void read_program(struct datagrams *d) {
   static uint8_t data[BIGGEST + PLAN_ROOM];
   for (int i = 0; i < ROUNDS && takes_program(d); i++) {
     int fds[CARRIER_FDS_MAX], count;
-    ssize_t n = carrier_receive(d->program, data, sizeof data, fds, &count);
+    bool cut; /* one without the descriptor that it should have says nothing */
+    ssize_t n = carrier_receive(d->program, data, sizeof data, fds, &count, &cut);
     while (count > 1 || (n <= 0 && count > 0)) { /* one at the most is meant */
       close(fds[--count]);
     }

@@ -182,8 +182,8 @@ void beside_run(struct datagrams *d) {
   flush(d);
   for (int i = 0; i < ROUNDS && reads(d); i++) {
     ssize_t n = recv(d->beside, data, sizeof data, MSG_DONTWAIT);
-    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
-      d->beside_in = errno == EINTR;
+    if (n < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET)) { /* as in receive.c */
+      d->beside_in = errno != EAGAIN;
     } else if (n > 0) {
       said(d, data, (size_t)n);
     } else if (d->until != 0 ||

@@ -140,9 +140,5 @@ void envelope_why_refused(const struct envelope *e, char *to, size_t room) {
         .kind = PACK_TEXT, .data = (const uint8_t *)"no reason given", .size = sizeof "no reason given" - 1};
   }
   pack_copy(&why, to, room);
-  for (char *c = to; *c != '\0'; c++) {
-    if ((uint8_t)*c < 0x20 || *c == 0x7f) {
-      *c = '?';
-    }
-  }
+  pack_printable(to);
 }

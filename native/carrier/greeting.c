@@ -12,7 +12,7 @@ static const char client_label[] = "bertha preamble v1 client";
 static const char server_label[] = "bertha preamble v1 server";
 /* In a ClientHello: the extension's list of one name (RFC 7301). */
 static const uint8_t alpn[] = {0, 9, 8, 'b', 'e', 'r', 't', 'h', 'a', '/', '1'};
-enum { MAC_SIZE = 32, HEAD_SIZE = 8 };
+enum { MAC_SIZE = 32, HEAD_SIZE = 8, TLS_RECORD_MAX = 16384 };
 
 static bool mac_of(const struct session *s, const char *label, uint8_t mac[MAC_SIZE]) {
   struct buffer text = {0};
@@ -98,6 +98,12 @@ static bool contains(const uint8_t *data, size_t size, const uint8_t *what, size
   return false;
 }
 
+/* Whether a connection begins like TLS's: a record of a handshake, which is a ClientHello. */
+static bool like_tls(const uint8_t *data, size_t size) {
+  return data[0] == 0x16 && (size < 2 || data[1] == 3) &&
+         (size < 5 || ((size_t)data[3] << 8 | data[4]) <= TLS_RECORD_MAX) && (size < 6 || data[5] == 1);
+}
+
 bool greeting_sniff(struct session *s, const char **why) {
   const uint8_t *data = buffer_data(&s->up[0]);
   size_t size = buffer_size(&s->up[0]);
@@ -109,12 +115,16 @@ bool greeting_sniff(struct session *s, const char **why) {
     *why = "the client's preamble came when the connection was plain already";
     return size < sizeof magic || memcmp(data, magic, sizeof magic) != 0;
   }
-  bool tls = data[0] == 0x16 && s->secrets != NULL && s->secrets->certificate != NULL;
+  bool tls = like_tls(data, size) && s->secrets != NULL && s->secrets->certificate != NULL;
   if (tls && !contains(data, size, alpn, sizeof alpn)) {
     if (size < 5 || size < 5 + ((size_t)data[3] << 8 | data[4])) {
       return true; /* the ClientHello is not whole yet */
     }
     tls = false; /* the program's own TLS */
+  }
+  bool ours = memcmp(data, magic, size < sizeof magic ? size : sizeof magic) == 0;
+  if (ours && size < sizeof magic && s->mode == BERTHA_CARRY_MAYBE) {
+    return true; /* some other protocol may begin so, too */
   }
   s->sniffed = true;
   if (tls) {
@@ -123,7 +133,7 @@ bool greeting_sniff(struct session *s, const char **why) {
     s->base = s->stages;
     return pushed;
   }
-  if (data[0] != magic[0]) {
+  if (!ours) {
     *why = "the client knows of no chunnels, and this server requires them; run it under bertha-run, with an "
            "agent on "
            "its host";
@@ -193,6 +203,7 @@ static bool client_reads(struct session *s, const struct pack_value *map, const 
     snprintf(text, sizeof text, "%s", "the server refused the plan");
     if (given) {
       pack_copy(&reason, text, sizeof text);
+      pack_printable(text);
     }
     *why = text;
     return false;
@@ -211,7 +222,7 @@ static bool client_reads(struct session *s, const struct pack_value *map, const 
 }
 
 bool greeting_verdict(struct session *s, bool good, const char *reason, const char **why) {
-  s->asked = 0;
+  carrier_answered(s);
   if (!good) {
     return refuse(s, reason);
   }

@@ -26,6 +26,7 @@ enum { EVENTS = 128, MESSAGE_MAX = 65536, WARM_MS = 1000 };
 #define SECOND 1000000000ll
 #define HANDSHAKE_NS (10 * SECOND)
 #define SILENCE_NS (1 * SECOND) /* MAYBE: who says nothing for so long waits for the server's first word */
+#define OPENING_SURE 6          /* bytes: more than these of a client may be half of a ClientHello */
 
 /* What epoll tells us of: the lowest bits of the pointer say which. */
 enum what {
@@ -131,19 +132,20 @@ static void verdict(const struct pack_value *message) {
   if (pack_get(message, "why", &reason) && reason.kind == PACK_TEXT && reason.size > 0) {
     pack_copy(&reason, text, sizeof text);
   }
-  for (struct session *s = sessions; s != NULL; s = s->next) {
-    if (s->asked == id.number) {
-      const char *why = "";
-      trust_remember(s->listener, s->plan, s->plan_size, good);
-      if (greeting_verdict(s, good, text, &why)) {
-        carrier_queue(s);
-      } else {
-        session_fail(s, why);
-      }
-      return;
+  struct session *s = carrier_asked(id.number);
+  if (s == NULL) {
+    exchange_verdict(id.number, good, text);
+    return;
+  }
+  trust_remember(s->listener, s->plan, s->plan_size, good);
+  for (; s != NULL; s = carrier_asked(id.number)) {
+    const char *why = "";
+    if (greeting_verdict(s, good, text, &why)) {
+      carrier_queue(s);
+    } else {
+      session_fail(s, why);
     }
   }
-  exchange_verdict(id.number, good, text);
 }
 
 /* ---- messages with descriptors ------------------------------------------------------------------- */
@@ -224,6 +226,7 @@ static bool shim_hello(struct shim *shim, const void *message, size_t size, int 
 }
 
 void carrier_forget(struct session *s) {
+  carrier_answered(s);
   if (s->previous != NULL) {
     s->previous->next = s->next;
   } else if (sessions == s) {
@@ -302,11 +305,28 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
   session_run(s);
 }
 
+/* A connection came without its descriptors: it alone ends, at both ends, where what we have of it allows. */
+static void no_room(struct shim *shim, const struct bertha_carrier_carry *head, bool datagrams,
+                    const int *fds, int count) {
+  struct session s = {.shim = shim, .status_index = head->status_index};
+  if (s.status_index < shim->status_count) {
+    s.life = __atomic_load_n(&shim->statuses[s.status_index].life, __ATOMIC_ACQUIRE);
+  }
+  session_state(&s, BERTHA_CARRIED_REFUSED,
+                "the carrier has no descriptors left; raise RLIMIT_NOFILE, or have fewer connections");
+  if (count > 0 && !datagrams) {
+    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    (void)!connect(fds[0], &nowhere, sizeof nowhere); /* closing would end it as if all had been said */
+  }
+  close_all(fds, count);
+}
+
 static void control_speaks(void) {
   static uint8_t data[MESSAGE_MAX];
   while (control >= 0) {
     int fds[CARRIER_FDS_MAX], count;
-    ssize_t n = carrier_receive(control, data, sizeof data, fds, &count);
+    bool cut;
+    ssize_t n = carrier_receive(control, data, sizeof data, fds, &count, &cut);
     if (n < 0) {
       return;
     }
@@ -333,7 +353,8 @@ static void shim_speaks(struct shim *shim) {
   static uint8_t message[sizeof(struct bertha_carrier_carry_ring) + BERTHA_CARRIER_PLAN_MAX + 1];
   for (;;) {
     int fds[CARRIER_FDS_MAX], count;
-    ssize_t n = carrier_receive(shim->fd, message, sizeof message, fds, &count);
+    bool cut;
+    ssize_t n = carrier_receive(shim->fd, message, sizeof message, fds, &count, &cut);
     if (n < 0) {
       return;
     }
@@ -361,6 +382,11 @@ static void shim_speaks(struct shim *shim) {
     bool by_ring = kind == BERTHA_CARRIER_CARRY_RING;
     size_t size = by_ring ? sizeof ring : sizeof ring.carry;
     bool known = by_ring || kind == BERTHA_CARRIER_CARRY || kind == BERTHA_CARRIER_DATAGRAMS;
+    if (known && cut && (size_t)n >= size && shim->statuses != NULL) {
+      memcpy(&ring, message, size);
+      no_room(shim, &ring.carry, kind == BERTHA_CARRIER_DATAGRAMS, fds, count);
+      continue;
+    }
     if (known && count == 2 && (size_t)n >= size && shim->statuses != NULL) {
       memcpy(&ring, message, size);
       const struct bertha_carrier_carry *head = &ring.carry;
@@ -371,6 +397,7 @@ static void shim_speaks(struct shim *shim) {
           datagrams_carry(shim, head, fds[0], fds[1]);
         } else {
           carry(shim, head, by_ring ? &ring : NULL, message + size, fds[0], fds[1]);
+          rings_ring(); /* what it has sent before it was ours is taken */
         }
         continue;
       }
@@ -395,6 +422,7 @@ static void session_event(struct session *s, enum what what, uint32_t events) {
     s->tcp_more |= more;
     s->tcp_in |= in;
     s->tcp_out |= out;
+    s->tcp_error |= (events & EPOLLERR) != 0;
   } else {
     s->program_more |= more;
     s->program_in |= in;
@@ -435,10 +463,11 @@ static int tick(void) {
     if (s->asked != 0 && control < 0) {
       session_fail(
           s, "the server's agent is gone, and this plan is not known yet; connect again when it is back");
-    } else if (now >= s->until) {
+    } else if (now >= s->until && !(s->mode == BERTHA_CARRY_MAYBE && !s->sniffed)) {
       session_fail(s, "no agreement with the other end within 10 s; is it a carrier?");
-    } else if (s->silent_until != 0 && now >= s->silent_until && !s->sniffed && buffer_size(&s->up[0]) == 0) {
-      s->up_open = true;
+    } else if (s->silent_until != 0 && now >= s->silent_until && !s->sniffed &&
+               (buffer_size(&s->up[0]) < OPENING_SURE || now >= s->until)) {
+      s->up_open = true; /* what a carrier begins with is longer, and comes at once */
       session_state(s, BERTHA_CARRIED_PLAIN, "");
       carrier_queue(s);
     }

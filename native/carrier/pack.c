@@ -186,6 +186,23 @@ void pack_copy(const struct pack_value *value, char *to, size_t room) {
   to[n] = '\0';
 }
 
+void pack_printable(char *text) {
+  size_t whole = 0, left = 0; /* bytes up to the end of a character; still to come of the one at hand */
+  for (size_t i = 0; text[i] != '\0'; i++) {
+    uint8_t c = (uint8_t)text[i];
+    if (c < 0x20 || c == 0x7f) {
+      text[i] = '?';
+    }
+    if ((c & 0xc0) == 0x80 && left > 0) {
+      left--;
+    } else {
+      left = c >= 0xf0 ? 3 : c >= 0xe0 ? 2 : c >= 0xc0 ? 1 : 0;
+    }
+    whole = left == 0 ? i + 1 : whole;
+  }
+  text[whole] = '\0';
+}
+
 static bool put(struct buffer *b, uint8_t first, uint64_t number, unsigned bytes) {
   uint8_t text[9] = {first};
   for (unsigned i = 0; i < bytes; i++) {

@@ -35,6 +35,8 @@ bool pack_is(const struct pack_value *value, const char *text);
 bool pack_real(const struct pack_value *value, double *number);
 /* Copies a text, cut to fit, always ended by NUL; empty for anything else. */
 void pack_copy(const struct pack_value *value, char *to, size_t room);
+/* For a log: what a stranger has sent, and was cut. */
+void pack_printable(char *text);
 
 bool pack_map(struct buffer *b, unsigned pairs); /* up to 15 */
 bool pack_text(struct buffer *b, const char *text);

@@ -6,7 +6,7 @@
 
 #include "session.h"
 
-ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count) {
+ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count, bool *cut) {
   union {
     struct cmsghdr align;
     char space[CMSG_SPACE(sizeof(int) * CARRIER_FDS_MAX)];
@@ -18,9 +18,10 @@ ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX
                        .msg_controllen = sizeof ancillary.space};
   *count = 0;
   ssize_t n;
-  do {
+  do { /* ECONNRESET: the other end closed with something unread.  Told once, and before what it had said. */
     n = recvmsg(from, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  } while (n < 0 && errno == EINTR);
+  } while (n < 0 && (errno == EINTR || errno == ECONNRESET));
+  *cut = n >= 0 && (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
   if (n < 0) {
     return errno == EAGAIN ? -1 : 0;
   }

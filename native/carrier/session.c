@@ -144,6 +144,16 @@ static bool may_read_program(const struct session *s) {
          buffer_size(&s->down[s->stages]) < PIECE && buffer_size(&s->down[0]) < CHUNNEL_ENOUGH;
 }
 
+/* Behind the other end's FIN nothing is read any more, and only so a reset is seen. */
+static int reset_behind_the_end(const struct session *s) {
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (!s->tcp_error || !s->up_end[0] || getsockopt(s->tcp, SOL_SOCKET, SO_ERROR, &error, &size) != 0) {
+    return 0;
+  }
+  return error;
+}
+
 static bool may_read_tcp(const struct session *s) {
   return s->tcp_in && !s->up_end[0] && !s->parting && s->asked == 0 && buffer_size(&s->up[0]) < 4 * PIECE &&
          buffer_size(&s->up[s->stages]) < CHUNNEL_ENOUGH;
@@ -224,6 +234,9 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
   }
   if (may_read_tcp(s)) {
     busy |= take(s, false, &s->up[0], &s->up_end[0], tcp_error);
+  }
+  if (*tcp_error == 0) {
+    *tcp_error = reset_behind_the_end(s);
   }
   if (!move(s, why)) {
     *failed = true;

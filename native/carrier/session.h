@@ -53,6 +53,7 @@ struct session {
   bool tcp_in, tcp_out, program_in, program_out; /* the kernel said so, and has not said otherwise since */
   /* An end is there, or an urgent mark, at which reads stop: a short read does not mean that nothing is left. */
   bool tcp_more, program_more;
+  bool tcp_error;              /* the kernel has one to tell */
   bool tcp_shut, program_shut; /* our writing ends */
   bool program_gone;
   bool aborted; /* it closed with bytes unread: to be reset */
@@ -62,6 +63,7 @@ struct session {
   int64_t until; /* when the greeting must be over, ns; 0: it is */
   int64_t silent_until;
   uint64_t asked; /* number of a question to the agent; 0: none */
+  struct session *next_asking;
   bool sniffed;
   bool up_open; /* the greeting is over: what comes from the network is for the chunnels */
   bool parting; /* refused: only what is to be sent is still sent */
@@ -134,8 +136,9 @@ void warm_cool(void); /* nobody spoke for a while */
 
 /* receive.c */
 enum { CARRIER_FDS_MAX = 4 };
-/* The size of a message, 0: the end (its descriptors are still the caller's), -1: none now. */
-ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count);
+/* The size of a message, 0: the end (its descriptors are still the caller's), -1: none now.  `*cut`: it was longer than
+ * `room`, or had descriptors that this process has no room for. */
+ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count, bool *cut);
 
 /* awake.c */
 void awake_ran(const struct session *s);
@@ -147,6 +150,8 @@ int awake_look(int poller, struct epoll_event *events, int most, bool (*somethin
 /* Asks the agent: may this plan run?  The question's number; 0: there is no agent, or it does not read. */
 uint64_t carrier_ask(uint64_t listener, const uint8_t *plan, size_t size, const char *peer);
 bool carrier_ask_session(struct session *s);
+struct session *carrier_asked(uint64_t number); /* one of those that wait for that answer; NULL: none */
+void carrier_answered(struct session *s);       /* it waits no more */
 
 /* nobody.c */
 void carrier_drop_privileges(void);

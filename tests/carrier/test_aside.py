@@ -317,6 +317,8 @@ def test_strangers_are_not_told_why_without_end(served: Served, key: bytes | Non
     client = served.client()
     client.udp.settimeout(0.01)
     begun, said, heard = time.monotonic(), 0, 0
+    client.udp.send(envelope.hello(1500, PLAN, key))
+    served.host.serve(20.0)  # it has begun
     for session in range(1500):
         hello = envelope.hello(session, PLAN, key)
         said += len(hello)

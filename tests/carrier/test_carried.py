@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import socket
+import struct
 import time
 
 import pytest
@@ -23,6 +24,7 @@ from tests.carrier.host import (
     RESET,
     Carried,
     CarrierHost,
+    Status,
     chunnel,
     exchange,
     plan_of,
@@ -180,7 +182,20 @@ def test_an_unaware_client_is_reset_where_chunnels_are_required(hosts: Hosts) ->
                 client.recv(100)
 
 
-@pytest.mark.parametrize("first", [b"GET / HTTP/1.0\r\n", b"\x16\x03\x01\x00\x03abc", b"\xbd"])
+_PLAIN_FIRST = [
+    b"GET / HTTP/1.0\r\n",
+    b"\x16\x03\x01\x00\x03abc",
+    b"\xbd",
+    # Of protocols with any first byte; those that begin as a carrier does, and say no more, wait for us.
+    b"\xbe\x01\x02\x03hello",
+    b"\xbe",
+    b"\xbeBR",
+    b"\x16\xff\xff\xff\xffhello",
+    b"\x16\x03",
+]
+
+
+@pytest.mark.parametrize("first", _PLAIN_FIRST)
 def test_an_unaware_client_is_served_where_they_are_preferred(hosts: Hosts, first: bytes) -> None:
     client, tcp = tcp_pair()
     with tcp, client:
@@ -368,3 +383,75 @@ def test_rubbish_in_a_preamble_is_refused(hosts: Hosts, data: bytes) -> None:
             status.wait(REFUSED)
             assert status.detail and "raised" not in status.detail
             assert program.recv(100) == b""
+
+
+def test_a_reset_behind_the_end_is_told(hosts: Hosts) -> None:
+    client, tcp = tcp_pair()
+    with client, tcp:
+        program, status = hosts[1].carry(tcp, mode=MAYBE)
+        with program:
+            program.settimeout(20)
+            client.sendall(b"hello")
+            assert program.recv(100) == b"hello"
+            client.shutdown(socket.SHUT_WR)
+            assert program.recv(100) == b""
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            status.wait(RESET)
+
+
+def test_one_question_for_a_plan(hosts: Hosts) -> None:
+    """More come at once than an agent has room for questions."""
+    client, server = hosts
+    ends: list[tuple[socket.socket, ...]] = []
+    statuses = []
+    for _ in range(20):
+        a, b = tcp_pair()
+        with a, b:
+            (at_server, status), (at_client, _) = server.carry(b), client.carry(a, plan=PLANS["zstd"])
+        statuses.append(status)
+        ends.append((at_client, at_server))
+        at_client.sendall(b"early")
+    time.sleep(0.3)
+    server.serve(5.0)
+    for (_, program), status in zip(ends, statuses, strict=True):
+        status.wait(READY)
+        program.settimeout(20)
+        assert program.recv(100) == b"early"
+    assert len(server.checks) <= 2  # they are not all there when it is asked first
+    for sock in itertools.chain(*ends):
+        sock.close()
+
+
+@pytest.mark.parametrize("command", [PYTHON, (str(NATIVE),)], ids=["python", "native"])
+def test_no_descriptors_left(make_carrier: MakeCarrier, command: tuple[str, ...]) -> None:
+    """Who comes too late is told so, and reset; the others' connections, also of the same program, go on."""
+    limited = ("sh", "-c", 'ulimit -n 40; exec "$0" "$@"', *command)
+    host = make_carrier(None, command=limited)
+    made = []
+    for _ in range(20):
+        client, tcp = tcp_pair()
+        with tcp:
+            made.append((client, *host.carry(tcp, mode=MAYBE)))
+    late = [(c, p, s) for c, p, s in made if _is(s, REFUSED)]
+    assert 0 < len(late) < len(made)
+    for client, program, status in made:
+        client.settimeout(20)
+        program.settimeout(20)
+        if (client, program, status) in late:
+            assert "descriptors" in status.detail
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        else:
+            client.sendall(b"hello")
+            assert program.recv(100) == b"hello"
+    for client, program, _ in made:
+        client.close()
+        program.close()
+    host.close()
+
+
+def _is(status: Status, state: int) -> bool:
+    """Once it says nothing new."""
+    time.sleep(0.1)
+    return status.state == state

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import random
 import select
+import signal
 import socket
 import struct
+import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -39,6 +43,7 @@ pytestmark = [
 HEAD: Final = struct.Struct("=HHHHIIQ16s")
 DATA, TELL, ERROR, REFUSAL, NO_AGENT = 1, 2, 3, 4, 5
 RELIABLE = plan_of(chunnel("reliable", "brel/1", "native", mtu=1200, give_up=30.0))
+_SIOCOUTQ: Final = termios.TIOCOUTQ
 _V4 = bytes(10) + b"\xff\xff"
 Name = tuple[str, int]
 
@@ -46,6 +51,10 @@ Name = tuple[str, int]
 def head(kind: int, name: Name, value: int = 0) -> bytes:
     """As struct bertha_dgram."""
     return HEAD.pack(0xBD47, kind, name[1], 0, 0, 0, value, _V4 + socket.inet_aton(name[0]))
+
+
+def _unread(sock: socket.socket, what: int) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, what, bytes(4)), sys.byteorder)
 
 
 class Program:
@@ -57,7 +66,23 @@ class Program:
             udp.bind(("127.0.0.1", 0))
             self.name: Name = udp.getsockname()
             self.pair, self.status = host.carry_datagrams(udp, mode=mode)
+            self.udp = udp.dup()  # as the shim has one, too
         self.pair.settimeout(20)
+        end = time.monotonic() + 20
+        while _unread(host.shim, _SIOCOUTQ):
+            assert time.monotonic() < end, "a carrier that has begun"
+            time.sleep(0.002)
+
+    def has_read(self) -> None:
+        """Waits until its carrier has what strangers have sent."""
+        end = time.monotonic() + 20
+        while _unread(self.udp, termios.FIONREAD):
+            assert time.monotonic() < end, "a carrier that reads"
+            time.sleep(0.002)
+
+    def close(self) -> None:
+        self.pair.close()
+        self.udp.close()
 
     def plan(self, to: Name, plan: bytes = RELIABLE) -> None:
         self.pair.send(head(TELL, to) + plan)
@@ -136,7 +161,7 @@ def make_program(make_carrier: MakeCarrier) -> Iterator[Make]:
 
     yield make
     for program in made:
-        program.pair.close()
+        program.close()
 
 
 @pytest.fixture(params=["native", "python"])
@@ -274,7 +299,7 @@ def test_many_speak_with_one(make_carrier: MakeCarrier, make_program: Make, kind
     for i, client in enumerate(clients):
         for word in range(5):
             assert client.heard()[3] == b"%d %d" % (i, word)
-        client.pair.close()
+        client.close()
     assert server.status.detail == ""
     assert len(server.host.checks) == 1
 
@@ -336,9 +361,11 @@ def test_what_has_no_session(server: Program) -> None:
         stranger.udp.send(nonsense)
     for kind in (Kind.ACCEPT, Kind.REFUSE, Kind.UNKNOWN, Kind.END, Kind.ASK):
         stranger.udp.send(envelope.sealed(kind, 1))
+    server.has_read()
     assert stranger.quiet()
     for i in range(250):
         stranger.udp.send(envelope.sealed(Kind.DATA, i))
+    server.has_read()
     count = 0
     while not stranger.quiet():
         assert stranger.heard().kind is Kind.UNKNOWN
@@ -352,6 +379,7 @@ def test_strangers_are_told_why_a_hundred_times_a_second(server: Program) -> Non
     stranger = Stranger(server.name)
     for i in range(250):
         stranger.udp.send(envelope.hello(i, RELIABLE, None))
+    server.has_read()
     count = 0
     while not stranger.quiet():
         assert stranger.heard().kind is Kind.REFUSE
@@ -364,7 +392,7 @@ def test_one_question_for_a_plan(server: Program) -> None:
     strangers = [Stranger(server.name) for _ in range(50)]
     for i, stranger in enumerate(strangers):
         stranger.udp.send(envelope.hello(i, RELIABLE, KEY))
-    time.sleep(0.2)
+    server.has_read()
     server.host.serve(5.0)
     for i, stranger in enumerate(strangers):
         came = stranger.heard()
@@ -381,11 +409,12 @@ def test_sessions_of_one_address_are_few(server: Program) -> None:
     stranger = Stranger(server.name)
     for session in range(10):
         stranger.udp.send(envelope.hello(session, RELIABLE, KEY))
-        server.host.serve(0.2)
+        until(lambda: not stranger.quiet(0), server.host)
         assert stranger.heard().kind is Kind.ACCEPT
     known = 0
     for session in range(10):
         stranger.udp.send(envelope.sealed(Kind.DATA, session, b"x"))
+        server.has_read()
         if stranger.quiet(0.05):
             known += 1
         else:
@@ -521,3 +550,30 @@ def test_carriers_end(make_program: Make) -> None:
         _accepted(server)
         server.pair.close()
         server.host.close()
+
+
+def test_what_was_sent_before_the_close_goes(kind_program: Program) -> None:
+    """Also where something lay unread: the kernel tells of that before it gives what was sent."""
+    program = kind_program
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        other.settimeout(20)
+        name: Name = other.getsockname()
+        program.send(name, b"first")
+        assert other.recv(100) == b"first"
+        other.sendto(b"unread", program.name)
+        assert select.select([program.pair], [], [], 20)[0]
+        os.kill(program.host.process.pid, signal.SIGSTOP)  # it is busy with others
+        try:
+            for i in range(10):
+                program.send(name, b"%d" % i)
+            program.pair.close()
+        finally:
+            os.kill(program.host.process.pid, signal.SIGCONT)
+        assert [other.recv(100) for _ in range(10)] == [b"%d" % i for i in range(10)]
+
+
+@pytest.fixture(params=["native", "python"])
+def kind_program(request: pytest.FixtureRequest, make_program: Make) -> Program:
+    """One that is a client's, whose destinations know of no chunnels."""
+    return make_program(request.param, PLAN)

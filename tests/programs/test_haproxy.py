@@ -45,7 +45,9 @@ def test_proxy(host: Host, mode: str) -> None:
         assert "Failed requests:        0\n" in said
     large = host.run([curl, "-s", f"{url}/20000000"], timeout=60)
     assert large == "g" * 20_000_000
+    # ab may connect once more than it has requests for, and is told so (408, 400) as it leaves.
     log = host.finish()
+    log = log if host.rehearse else [c for c in log if c.role == "client" or c.rx_bytes]
     assert_carried(log, "ab", role="client", port=front, min_connections=200)
     assert_carried(log, "curl", role="client", port=front)
     assert_carried(log, "haproxy", role="server", port=front, min_connections=200)
