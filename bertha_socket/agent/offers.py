@@ -139,8 +139,8 @@ class Offers:
         def usable(kind: ChunnelType, implementation: Implementation) -> bool:
             if kind.name == "encrypt" and not has_key and not own_certificate:
                 return False
-            if proto == "udp" and implementation.carrier == "native":
-                return False  # it is for streams; what is for datagrams runs in both sorts of carriers
+            if proto == "udp" and implementation.carrier == "native" and not implementation.native_datagrams:
+                return False
             if implementation.carrier == "native" and native_path() is None:
                 return False
             if foreign and has_key and not implementation.builtin:
@@ -302,12 +302,27 @@ def pick(client: Offer, server: Offer, policy: ChoicePolicy | None = None) -> Ch
     best: Choice | None = None
     refusal = Refusal("the DAG", "no carrier has implementations of all its chunnels")
     for at_client, at_server in _PAIRS:
-        found = choose(client.only(at_client.name.lower()), server.only(at_server.name.lower()), policy)
+        found = choose(_only(client, at_client), _only(server, at_server), policy)
         if isinstance(found, Refusal):
             refusal = found
+        elif not (_fits(found, "client", at_client) and _fits(found, "server", at_server)):
+            continue
         elif best is None or len(found.chunnels) > len(best.plan.chunnels):
             best = _chosen(found, at_client, at_server)
     return best or refusal
+
+
+def _only(offer: Offer, carrier: CarrierKind) -> Offer:
+    """The same, with what that carrier runs: `reliable` in C is in both."""
+    native = carrier == CarrierKind.NATIVE
+    name = carrier.name.lower()
+    return offer.filtered(lambda kind, i: i.carrier == name or (native and _has_datagrams(kind, i.name)))
+
+
+def _fits(plan: Plan, side: str, carrier: CarrierKind) -> bool:
+    """The native carrier has one `reliable`, below all others (native/carrier/dgram_chain.h)."""
+    many = sum(c.type == "reliable" and c.implementation(side) is not None for c in plan.chunnels) > 1
+    return carrier != CarrierKind.NATIVE or not many
 
 
 def _chosen(plan: Plan, client: CarrierKind, server: CarrierKind) -> Choice:
@@ -319,7 +334,7 @@ def _only_carrier(plan: Plan, offer: Offer, side: str) -> CarrierKind | None:
     every = walk(plan.chunnels)
     names = {(c.type, c.implementation(side)) for c in every if c.implementation(side) is not None}
     for kind in (CarrierKind.NATIVE, CarrierKind.PYTHON):
-        if names <= _names_in(offer, kind.name.lower()):
+        if _fits(plan, side, kind) and names <= _names_in(_only(offer, kind)):
             return kind
     return None
 
@@ -331,9 +346,9 @@ def _all_of(chunnels: Iterable[OfferedChunnel]) -> Iterator[OfferedChunnel]:
         yield from _all_of(chunnel.inner)
 
 
-def _names_in(offer: Offer, carrier: str) -> set[tuple[str, str | None]]:
+def _names_in(offer: Offer) -> set[tuple[str, str | None]]:
     entries: tuple[OfferedType | OfferedChunnel, ...] = (*offer.able, *_all_of(offer.chunnels))
-    return {(e.type, i.name) for e in entries for i in e.implementations if i.carrier == carrier}
+    return {(e.type, i.name) for e in entries for i in e.implementations}
 
 
 def carrier_of(plan: Plan, offer: Offer, side: str) -> CarrierKind:
@@ -393,13 +408,17 @@ def _least_of_datagrams(offer: Offer) -> CarrierKind:
     return _python_of_datagrams(offer)
 
 
-def _is_native(kind: str, name: str | None) -> bool:
-    """Whether the native carrier of datagrams has that implementation."""
+def _has_datagrams(kind: str, name: str | None) -> bool:
+    """Whether native carriers of datagrams have that implementation."""
     try:
-        found = any(i.name == name and i.builtin and i.native_datagrams for i in get(kind).implementations)
+        return any(i.name == name and i.builtin and i.native_datagrams for i in get(kind).implementations)
     except KeyError:
         return False
-    return found and native_path() is not None and native_probe(kind)() is None
+
+
+def _is_native(kind: str, name: str | None) -> bool:
+    """Whether this host's has it."""
+    return _has_datagrams(kind, name) and native_path() is not None and native_probe(kind)() is None
 
 
 def checker(brought: Brought) -> Check:

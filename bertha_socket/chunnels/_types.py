@@ -284,7 +284,7 @@ class Implementation:
     priority: int = PYTHON_PRIORITY
     #: "native" or "python".
     carrier: str = "python"
-    #: The native carrier of datagrams has it as well, under the same name (native/carrier/exchange.c).
+    #: The native carrier of datagrams has it as well, under the same name (native/carrier/dgram_chain.c).
     native_datagrams: bool = False
     #: None: usable here; else why not.
     probe: Callable[[], str | None] = _usable

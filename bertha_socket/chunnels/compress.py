@@ -160,6 +160,7 @@ TYPE = ChunnelType(
             _wires,
             priority=NATIVE_PRIORITY,
             carrier="native",
+            native_datagrams=True,
             probe=native_probe("compress"),
             builtin=True,
         ),

@@ -84,6 +84,7 @@ TYPE = ChunnelType(
             wires(WIRE),
             priority=NATIVE_PRIORITY,
             carrier="native",
+            native_datagrams=True,
             probe=native_probe("frame"),
             builtin=True,
         ),

@@ -6,6 +6,7 @@
 #define BERTHA_DATAGRAMS_H
 
 #include "../chunnels/reliable.h"
+#include "dgram_chain.h"
 #include "envelope.h"
 #include "session.h"
 #include "timers.h"
@@ -68,6 +69,7 @@ struct exchange {        /* with one other carrier, by one plan */
   struct peer *peer;
   struct secrets *secrets;
   struct reliable *chunnel; /* NULL: not yet */
+  struct chain chain;       /* above it */
   uint64_t session;
   bool server;
   bool refused; /* the server's carrier has refused the plan itself: another one has to be asked for */

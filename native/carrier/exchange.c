@@ -62,26 +62,9 @@ static void say_refuse(struct exchange *x, const char *why) {
 
 /* ---- the plan ------------------------------------------------------------------------------------ */
 
-/* The arguments of the one chunnel that runs here; false: this is not a plan of such a kind. */
-static bool find_reliable(const uint8_t *plan, size_t size, bool server, struct pack_value *args) {
-  struct plan_chunnel c;
-  unsigned found = 0;
-  for (unsigned i = 0; plan_chunnel(plan, size, server, i, &c); i++) {
-    if (c.implementation[0] == '\0') {
-      continue;
-    }
-    if (strcmp(c.type, "reliable") != 0 || strcmp(c.wire, "brel/1") != 0 ||
-        strcmp(c.implementation, "native") != 0 || ++found > 1) {
-      return false;
-    }
-    *args = c.args;
-  }
-  return found == 1;
-}
-
 bool exchange_runs(const uint8_t *plan, size_t size, bool server) {
   struct pack_value args;
-  return find_reliable(plan, size, server, &args);
+  return chain_fits(plan, size, server, &args);
 }
 
 static double number_of(const struct pack_value *args, const char *name, double otherwise) {
@@ -93,8 +76,12 @@ static double number_of(const struct pack_value *args, const char *name, double 
 static bool make(struct exchange *x) {
   struct pack_value args;
   uint32_t connection = 0;
-  if (!find_reliable(x->plan, x->plan_size, x->server, &args)) {
+  if (!chain_fits(x->plan, x->plan_size, x->server, &args)) {
     fail(x, "the plan has a chunnel that the native carrier does not have for datagrams");
+    return false;
+  }
+  if (!chain_open(&x->chain, x->plan, x->plan_size, x->server, x->secrets)) {
+    fail(x, x->chain.why);
     return false;
   }
   double mtu = number_of(&args, "mtu", 1200), give_up = number_of(&args, "give_up", 30);
@@ -116,24 +103,69 @@ static bool make(struct exchange *x) {
 
 /* ---- what follows from anything that has happened -------------------------------------------------- */
 
-/* All that has come out of the chunnel goes on. */
-static void pour(struct exchange *x) {
+static void for_program(struct exchange *x, const uint8_t *message, size_t size) {
+  struct datagrams *d = x->owner;
+  if (!datagrams_give(d, BERTHA_DGRAM_DATA, &x->peer->place, 0, message, size, true)) {
+    d->lost++;
+    dgram_tell_soon(d);
+  }
+}
+
+/* What has come goes through what stands on `reliable`, and what that answers goes to it; false: it has failed. */
+static bool through(struct exchange *x, int64_t now) {
+  struct chain *c = &x->chain;
+  const uint8_t *data;
+  size_t size;
+  for (bool more = c->framed; more;) {
+    more = false;
+    if (!chain_move(c)) {
+      fail(x, c->why);
+      return false;
+    }
+    for (; (size = chain_below(c, &data)) > 0; more = true) {
+      if (!reliable_send(x->chunnel, data, size, seconds(now))) {
+        fail(x, reliable_why(x->chunnel));
+        return false;
+      }
+      chain_sent(c, size);
+    }
+    for (; chain_above(c, &data, &size); more = true) {
+      for_program(x, data, size);
+      chain_given(c, size);
+    }
+    if (c->why[0] != '\0') {
+      fail(x, c->why);
+      return false;
+    }
+  }
+  x->owner->lost += c->skipped;
+  c->skipped = 0;
+  return true;
+}
+
+/* All that has come out of the chunnels goes on. */
+static void pour(struct exchange *x, int64_t now) {
   static uint8_t out[ENVELOPE_HEAD + RELIABLE_MTU_MAX + RELIABLE_ACK_MAX];
   struct datagrams *d = x->owner;
   const uint8_t *message;
   size_t size;
   while (reliable_message(x->chunnel, &message, &size)) {
-    if (!datagrams_give(d, BERTHA_DGRAM_DATA, &x->peer->place, 0, message, size, true)) {
-      d->lost++;
-      dgram_tell_soon(d);
+    if (!x->chain.framed) {
+      for_program(x, message, size);
+    } else if (!chain_came(&x->chain, message, size)) {
+      fail(x, x->chain.why);
+      return;
     }
+  }
+  if (!through(x, now)) {
+    return;
   }
   envelope_seal(out, ENVELOPE_DATA, x->session);
   while ((size = reliable_datagram(x->chunnel, out + ENVELOPE_HEAD, x->most)) > 0) {
     datagrams_send(d, &x->peer->place, out, ENVELOPE_HEAD + size);
   }
   struct reliable_state state = reliable_state(x->chunnel);
-  x->full = state.full;
+  x->full = state.full || chain_full(&x->chain);
   x->ended = state.ended;
   x->chunnel_at = state.deadline < INFINITY ? (int64_t)(state.deadline * (double)SECOND_NS) + 1 : 0;
   if (reliable_why(x->chunnel)[0] != '\0') {
@@ -141,18 +173,30 @@ static void pour(struct exchange *x) {
   }
 }
 
+/* A datagram of the program. */
+static bool say(struct exchange *x, const uint8_t *data, size_t size, int64_t now) {
+  if (!x->chain.framed) {
+    return reliable_send(x->chunnel, data, size, seconds(now));
+  }
+  if (!chain_send(&x->chain, data, size)) {
+    fail(x, x->chain.why);
+    return false;
+  }
+  return true;
+}
+
 static void moved(struct exchange *x, bool good, int64_t now) {
   for (;;) {
     if (!good) {
-      fail(x, reliable_why(x->chunnel));
+      fail(x, reliable_why(x->chunnel)); /* unless it has already */
       return;
     }
-    pour(x);
+    pour(x, now);
     struct packet *p = x->waiting.first;
     if (p == NULL || x->full || x->step == STEP_FAILED) {
       return;
     }
-    good = reliable_send(x->chunnel, p->bytes, p->size, seconds(now));
+    good = say(x, p->bytes, p->size, now);
     queue_drop_first(&x->waiting);
   }
 }
@@ -379,7 +423,9 @@ void exchange_agent_gone(void) {
 /* ---- what its owner asks --------------------------------------------------------------------------- */
 
 bool exchange_unsaid(const struct exchange *x) {
-  return x->step != STEP_FAILED && (x->hello_at != 0 || (x->chunnel != NULL && x->chunnel_at != 0));
+  /* A handshake that the other end never ends does not hold it for longer than a HELLO that is not answered. */
+  bool held = chain_holds(&x->chain) && carrier_now() < x->born + HELLO_NS;
+  return x->step != STEP_FAILED && (held || x->hello_at != 0 || (x->chunnel != NULL && x->chunnel_at != 0));
 }
 
 int64_t exchange_silent(const struct exchange *x, int64_t now) {
@@ -436,7 +482,7 @@ void exchange_network(struct exchange *x, const struct envelope *came) {
 void exchange_program(struct exchange *x, const uint8_t *data, size_t size) {
   x->last = carrier_now();
   if (x->chunnel != NULL && x->waiting.count == 0 && !x->full) {
-    moved(x, reliable_send(x->chunnel, data, size, seconds(x->last)), x->last);
+    moved(x, say(x, data, size, x->last), x->last);
   } else if (x->waiting.count >= WAITING_MAX ||
              !queue_add(&x->waiting, &x->peer->place, NULL, 0, data, size)) {
     x->owner->lost++;
@@ -465,6 +511,7 @@ void exchange_drop(struct exchange *x) {
   queue_clear(&x->early);
   queue_clear(&x->waiting);
   reliable_close(x->chunnel);
+  chain_close(&x->chain);
   trust_give_back(x->secrets);
   free(x->plan);
   free(x);

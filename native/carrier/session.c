@@ -28,26 +28,13 @@ void session_state(struct session *s, uint32_t state, const char *why) {
 
 bool session_push(struct session *s, const char *type, const char *wire, const struct pack_value *args,
                   const char **why) {
-  static const struct chunnel_ops *const known[] = {&chunnel_compress, &chunnel_encrypt, &chunnel_frame};
-  const struct secrets *secrets = s->secrets;
-  struct chunnel_config config = {.server = s->server,
-                                  .wire = wire,
-                                  .args = args,
-                                  .certificate = secrets != NULL ? secrets->certificate : NULL,
-                                  .key = secrets != NULL ? secrets->key : NULL,
-                                  .ca = secrets != NULL ? secrets->ca : NULL};
-  for (size_t i = 0; i < sizeof known / sizeof *known && s->stages < STAGES_MAX; i++) {
-    if (strcmp(known[i]->type, type) == 0) {
-      struct chunnel *c = known[i]->open(&config, why);
-      if (c == NULL) {
-        return false;
-      }
-      s->stage[s->stages++] = c;
-      return true;
-    }
+  *why = "the plan has more chunnels than a carrier takes";
+  struct chunnel *c =
+      s->stages < STAGES_MAX ? stage_open(type, wire, args, s->server, s->secrets, why) : NULL;
+  if (c != NULL) {
+    s->stage[s->stages++] = c;
   }
-  *why = "the plan has a chunnel that the native carrier does not have";
-  return false;
+  return c != NULL;
 }
 
 void session_free(struct session *s) {

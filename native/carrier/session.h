@@ -84,6 +84,11 @@ bool session_push(struct session *s, const char *type, const char *wire, const s
                   const char **why);
 void session_free(struct session *s);
 
+/* stage.c */
+bool stage_known(const char *type);
+struct chunnel *stage_open(const char *type, const char *wire, const struct pack_value *args, bool server,
+                           const struct secrets *secrets, const char **why); /* NULL, and why */
+
 /* greeting.c: false: it has failed, `*why` says how. */
 bool greeting_begin(struct session *s, const char **why);
 bool greeting_sniff(struct session *s, const char **why);

@@ -76,17 +76,26 @@ bool session_push(struct session *s, const char *type, const char *wire, const s
 
 /* ---- what is said ---- */
 
-static void a_plan(struct buffer *b, uint8_t how) {
-  static const char *const types[] = {"reliable", "reliable", "frame", ""};
-  rig_check(pack_map(b, 2) && pack_text(b, "chunnels") && buffer_add(b, "\x91", 1) && pack_map(b, 7) &&
-                pack_text(b, "type") && pack_text(b, types[how & 3]) && pack_text(b, "args") &&
+static void a_chunnel(struct buffer *b, const char *type, const char *wire, uint8_t how) {
+  rig_check(pack_map(b, 7) && pack_text(b, "type") && pack_text(b, type) && pack_text(b, "args") &&
                 pack_map(b, 1) && pack_text(b, "mtu") && pack_uint(b, how & 4 ? 100 + how : 1200) &&
-                pack_text(b, "wire") && pack_text(b, "brel/1") && pack_text(b, "client") &&
+                pack_text(b, "wire") && pack_text(b, wire) && pack_text(b, "client") &&
                 pack_text(b, "native") && pack_text(b, "server") &&
                 pack_text(b, how & 8 ? "python" : "native") && pack_text(b, "client_where") &&
-                pack_text(b, "host") && pack_text(b, "server_where") && pack_text(b, "host") &&
-                pack_text(b, "v") && pack_uint(b, 1),
+                pack_text(b, "host") && pack_text(b, "server_where") && pack_text(b, "host"),
             "pack");
+}
+
+static void a_plan(struct buffer *b, uint8_t how) {
+  static const char *const types[] = {"reliable", "reliable", "frame", ""};
+  bool chain = (how & 48) == 48; /* frame() |> compress() |> reliable() */
+  rig_check(pack_map(b, 2) && pack_text(b, "chunnels") && buffer_add(b, chain ? "\x93" : "\x91", 1), "pack");
+  if (chain) {
+    a_chunnel(b, "frame", "u32be/1", how);
+    a_chunnel(b, "compress", how & 64 ? "lz4/1" : "zstd/1", how);
+  }
+  a_chunnel(b, types[how & 3], "brel/1", how);
+  rig_check(pack_text(b, "v") && pack_uint(b, 1), "pack");
 }
 
 static struct place a_place(uint8_t which) {

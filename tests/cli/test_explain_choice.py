@@ -130,7 +130,11 @@ def test_datagrams_have_rules_of_their_own(asked: Asked) -> None:
     found = asked.json(0, "--proto", "udp")
     assert [end["rule"] for end in found["ends"]] == [None, 1]
     assert (found["proto"], found["pick"]["implementation"]) == ("udp", "udp")
-    assert [c["client"] for c in found["negotiation"]["chunnels"]] == ["python", "python", "native"]
+    assert [c["client"] for c in found["negotiation"]["chunnels"]] == ["native", "native", "native"]
+    assert found["negotiation"]["carriers"] == {"client": "native", "server": "native"}
+    asked.rules("", "proto = 'udp'\ndag = 'http2() |> reliable()'")
+    found = asked.json(0, "--proto", "udp")
+    assert [c["client"] for c in found["negotiation"]["chunnels"]] == ["python", "native"]
     assert found["negotiation"]["carriers"] == {"client": "python", "server": "python"}
     asked.rules("", "proto = 'udp'\ndag = 'compress()'")
     refusal = asked.json(1, "--proto", "udp")["negotiation"]["refusal"]

@@ -65,7 +65,7 @@ for _ in range(5):  # an agent that has no time to answer makes a socket plain
         break
 print(got)
 """
-_MORE = "frame() |> encrypt() |> reliable()"
+_MORE = "http2() |> encrypt() |> reliable()"
 
 
 def _rule(side: str, dag: str, **more: object) -> str:
@@ -108,7 +108,7 @@ def _each_by_its_own(pair: Pair) -> None:
     """One client by chunnels in C, one by others."""
     found = {c.raw["carried_by"]: c for c in _lines(pair.client)}
     assert _types(found["native"]) == ["reliable", "local_or_remote"], found
-    assert _types(found["python"]) == ["frame", "encrypt", "reliable", "local_or_remote"], found
+    assert _types(found["python"]) == ["http2", "encrypt", "reliable", "local_or_remote"], found
 
 
 def test_a_client_that_wants_more_than_the_server(pair: Pair, make_asker: MakeAsker) -> None:

@@ -97,8 +97,8 @@ def test_a_server_under_bertha_run(pair: Pair, dag: str) -> None:
     assert pair.client.run(command, shim=False).strip() == "ok"
     client = _types(pair.client.finish(), "client")
     assert [c[:2] for c in client[:-1]] == [
-        ("frame", "python"),
-        ("encrypt", "python"),
+        ("frame", "python/native"),
+        ("encrypt", "python/native"),
         ("reliable", "native"),
     ]
     assert client[-1] == _BOTTOM

@@ -1,4 +1,4 @@
-"""`reliable` in C at one end and in Python at the other: programs notice nothing, and the log names both."""
+"""Chunnels in C at one end and in Python at the other: programs notice nothing, and the log names both."""
 
 from __future__ import annotations
 
@@ -22,17 +22,22 @@ def carriers_of(host: Host) -> set[str]:
     return {c["kind"] for c in agent_status(str(host.agent_path))["agent"]["carriers"]}
 
 
-def _policy(side: str, implementation: str) -> str:
+_STREAM = "frame() |> compress() |> encrypt() |> reliable()"
+
+
+def _policy(side: str, implementation: str, dag: str) -> str:
     """What one end likes best; to prohibit the others would be about both ends."""
-    rule = f'side = "{side}"\nproto = "udp"\ndag = "reliable()"\n'
-    return f'[[rule]]\n{rule}priority = {{ "reliable/{implementation}" = 500 }}\n'
+    rule = f'side = "{side}"\nproto = "udp"\ndag = "{dag}"\n'
+    likes = ", ".join(f'"{c.partition("(")[0]}/{implementation}" = 500' for c in dag.split(" |> "))
+    return f"[[rule]]\n{rule}priority = {{ {likes} }}\n"
 
 
+@pytest.mark.parametrize("dag", ["reliable()", _STREAM])
 @pytest.mark.parametrize("server", ["native", "python"])
 @pytest.mark.parametrize("client", ["native", "python"])
-def test_every_pairing(pair: Pair, client: str, server: str) -> None:
-    pair.server.set_policy(_policy("server", server))
-    pair.client.set_policy(_policy("client", client))
+def test_every_pairing(pair: Pair, client: str, server: str, dag: str) -> None:
+    pair.server.set_policy(_policy("server", server, dag))
+    pair.client.set_policy(_policy("client", client, dag))
     port = free_port()
     start_echo(pair.server, pair.address, port)
     command = [sys.executable, _HERE / "calls.py", pair.address, port, "names", "sizes", "threads"]
@@ -42,7 +47,9 @@ def test_every_pairing(pair: Pair, client: str, server: str) -> None:
     ]
     assert found
     wanted = client if client == server else f"{client}/{server}"
-    assert {c.raw["chunnels"][0]["implementation"] for c in found} == {wanted}, found
+    count = dag.count("(")
+    names = {e["implementation"] for c in found for e in c.raw["chunnels"][:count]}
+    assert names == {wanted}, found
     assert {c.raw["carried_by"] for c in found} == {client}
     assert carriers_of(pair.server) == {server}
 
