@@ -42,6 +42,10 @@ bool carrier_ask_session(struct session *s) {
   return s->listener == 2;
 }
 
+void carrier_answered(struct session *s) {
+  s->asked = 0;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
