@@ -162,23 +162,31 @@ class Carriers:
 
     # -- what shims want ------------------------------------------------------------------------------
 
-    def shim_socket(self, kind: CarrierKind, peer: Peer, sources: Mapping[str, str] | None = None) -> int:
+    def shim_socket(
+        self,
+        kind: CarrierKind,
+        peer: Peer,
+        sources: Mapping[str, str] | None = None,
+        owner: Peer | None = None,
+    ) -> int:
         """A shim's end of a new connection to a carrier, which is started if need be; the caller's to close.
 
-        `peer`, for AUTHORS: as whom it is to run.  `sources`: where such chunnels are, by name.
+        `peer`: whose program it is of, as the kernel says.  For AUTHORS: `owner`, as whom the carrier is to
+        run (not given: `peer`); `sources`: where such chunnels are, by name.
         Raises Refused, or OSError when there are no descriptors left.
         """
         sources = (sources or {}) if kind == CarrierKind.AUTHORS else {}
+        said = _pack({"op": "shim", "uid": peer.uid, "gid": peer.gid})
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
                 for _ in range(1 + most_of(kind)):  # those that have just died may not be known as dead yet
-                    carrier = self._get(kind, peer)
+                    carrier = self._get(kind, owner or peer)
                     if sources and not carrier.sources.items() >= sources.items():
                         if not self._send(carrier, _pack({"op": "chunnels", "sources": dict(sources)})):
                             continue
                         carrier.sources.update(sources)
-                    if self._send(carrier, _pack({"op": "shim"}), (theirs.fileno(),)):
+                    if self._send(carrier, said, (theirs.fileno(),)):
                         carrier.shims += 1
                         self._had_its_turn(carrier)
                         return ours.detach()

@@ -346,14 +346,15 @@ class Server:
         """A new way to a carrier, which becomes the caller's."""
         process = caller.process
         assert process is not None
-        peer, sources = caller.peer, process.policy.sources
+        peer = owner = caller.peer
+        sources = process.policy.sources
         if peer.uid != os.geteuid():
             # A worker that has changed its user serves with what its listener's owner has.
             owners = [x for x in process.listeners if x.uid == os.geteuid()]
             if owners:
-                peer = peer._replace(uid=os.geteuid(), gid=os.getegid())
+                owner = peer._replace(uid=os.geteuid(), gid=os.getegid())
                 sources = {n: s for x in owners for n, s in x.policy.sources.items()}
-        return self._carriers.shim_socket(kind, peer, sources)
+        return self._carriers.shim_socket(kind, peer, sources, owner)
 
     def status(self, caller: Caller) -> Answer | None:
         """The JSON text of everything that the caller may see.  It takes a while: the answer comes later."""

@@ -16,7 +16,7 @@ from bertha_socket._native import ffi, lib
 from bertha_socket.carrier.connection import Connection
 from bertha_socket.carrier.loop import Loop
 from bertha_socket.carrier.plans import log_text
-from bertha_socket.carrier.process import BLOCKED_SECONDS, Processes, Progress, blocked_text
+from bertha_socket.carrier.process import BLOCKED_SECONDS, Processes, Progress, User, blocked_text
 from bertha_socket.carrier.reset import reset
 from bertha_socket.carrier.session import Session, State
 from bertha_socket.carrier.shim import Status
@@ -33,8 +33,8 @@ def log_counts(context: Context) -> None:
         log.info("%s %s: ended, %s", context.side, context.peer, line)
 
 
-def start(processes: Processes, connection: Connection, status: Status) -> None:
-    """Gives the connection to a new process."""
+def start(processes: Processes, connection: Connection, status: Status, user: User) -> None:
+    """Gives the connection to a new process, which is `user`'s."""
     connection.detach()
 
     def gone(why: str, note: int) -> None:
@@ -45,12 +45,12 @@ def start(processes: Processes, connection: Connection, status: Status) -> None:
             connection.program.close(True)
 
     carrier = os.getpid()
-    keep = {connection.tcp.fileno()} | connection.program.descriptors()
+    keep = {status.fd, connection.tcp.fileno()} | connection.program.descriptors()
     try:
         processes.start(
             lambda progress: _run(connection, status, progress, carrier),
             keep,
-            status.fd,
+            user,
             gone,
             prepare=connection.program.unpack,
         )

@@ -19,7 +19,7 @@ from bertha_socket._native import lib
 from bertha_socket.carrier.faults import text_of, traceback_of
 from bertha_socket.carrier.loop import READ, WRITE, Loop
 from bertha_socket.carrier.plans import Recipe
-from bertha_socket.carrier.process import Processes, Progress
+from bertha_socket.carrier.process import Processes, Progress, User
 from bertha_socket.chunnels import ChunnelArgumentError, ChunnelError, Context, UnknownChunnel, octets
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
 
@@ -66,12 +66,12 @@ class Aside:
         self,
         loop: Loop,
         processes: Processes,
-        user: int,
+        user: User,
         recipe: Recipe,
         owner: Owner,
         changed: Callable[[], None],
     ) -> None:
-        """`user`: a file of his, as whom it is to run.  Raises ChunnelError: there can be no process."""
+        """`user`: as whom it is to run.  Raises ChunnelError: there can be no process."""
         self.up_done = False
         self.down_done = False
         self._lost = [0, 0]  # here, there

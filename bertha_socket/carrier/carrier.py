@@ -16,7 +16,7 @@ from bertha_socket.carrier.control import Control
 from bertha_socket.carrier.datagrams import Datagrams
 from bertha_socket.carrier.ends import Pair
 from bertha_socket.carrier.loop import READ, Loop
-from bertha_socket.carrier.process import Processes
+from bertha_socket.carrier.process import Processes, User
 from bertha_socket.carrier.session import Mode, Session, State
 from bertha_socket.carrier.shim import Carry, Shim
 from bertha_socket.chunnels import Context
@@ -74,8 +74,8 @@ class Carrier:
             for datagrams in list(self._datagrams):
                 datagrams.agent_gone()
 
-    def _new_shim(self, sock: socket.socket) -> None:
-        shim = Shim(sock, self._carry)
+    def _new_shim(self, sock: socket.socket, user: User) -> None:
+        shim = Shim(sock, user, self._carry)
         self._shims.add(shim)
         self._idle_told = False
 
@@ -144,7 +144,7 @@ class Carrier:
 
     def _move_apart(self, connection: Connection, carry: Carry) -> None:
         self._connections.discard(connection)
-        apart.start(self._processes, connection, carry.status)
+        apart.start(self._processes, connection, carry.status, carry.user)
 
     def _ended(self, connection: Connection) -> None:
         log_counts(connection.session.context)

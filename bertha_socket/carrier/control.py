@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgpack
 
+from bertha_socket.carrier.process import User
+
 _MESSAGE_MAX: Final = 65536
 _REMEMBERED_MAX: Final = 1024
 #: Seconds for which a judgement is believed while there is an agent to ask again.
@@ -29,10 +31,18 @@ class Secrets:
     key: bytes | None = None
 
 
-class Control:
-    """The control socket.  `shim` is called with each new shim's socket."""
+def _user(message: Mapping[str, Any]) -> User | None:
+    """None: it is not said, and nobody else's word is taken."""
+    uid, gid = message.get("uid"), message.get("gid")
+    if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 32 for n in (uid, gid)):
+        return None
+    return User(int(uid or 0), int(gid or 0))
 
-    def __init__(self, sock: socket.socket, shim: Callable[[socket.socket], None]) -> None:
+
+class Control:
+    """The control socket.  `shim` is called with each new shim's socket, and whose program it is of."""
+
+    def __init__(self, sock: socket.socket, shim: Callable[[socket.socket, User], None]) -> None:
         sock.setblocking(False)
         self.sock = sock
         self.alive = True
@@ -97,14 +107,15 @@ class Control:
         except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException):
             message = {}
         op = message.get("op") if isinstance(message, dict) else None
-        if op == "shim" and fds:
+        user = _user(message) if op == "shim" else None
+        if user is not None and fds:
             try:
                 sock = socket.socket(fileno=fds[0])
             except OSError:  # no socket
                 sock = None
             if sock is not None:
                 del fds[0]
-                self._shim(sock)
+                self._shim(sock, user)
         elif op == "context":
             self._context(message)
         elif op == "verdict":

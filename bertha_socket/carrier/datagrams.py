@@ -230,8 +230,7 @@ class Datagrams(Peers):
             self._settle(exchange.place, exchange)
             self._watch()
 
-        owner = self._carry.status.fd
-        made = Aside(self._loop, self._processes, owner, recipe, exchange, changed)
+        made = Aside(self._loop, self._processes, self._carry.user, recipe, exchange, changed)
         self._asides.add(exchange)
         return made
 

@@ -7,6 +7,7 @@ group of its own, which ends with it: what it has forked has its sockets, too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import gc
 import logging
 import mmap
@@ -17,7 +18,7 @@ import struct
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from bertha_socket._native import ffi
 from bertha_socket.carrier.loop import READ, Loop, Timer
@@ -32,6 +33,13 @@ _LOOK_SECONDS: Final = 1.0
 _SINCE: Final = struct.Struct("=dI")
 #: The status of a process whose work is done: nobody else's code ends by it.
 _DONE: Final = 113
+
+
+class User(NamedTuple):
+    """Whose program it is, by the word of the agent, which has asked the kernel."""
+
+    uid: int
+    gid: int
 
 
 class Progress:
@@ -104,14 +112,16 @@ class Processes:
         self,
         run: Callable[[Progress], None],
         keep: set[int],
-        owner: int,
+        user: User,
         gone: Callable[[str, int], None],
         *,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
-        """Calls `run` in a new process, which has the descriptors `keep` alone, and is that of the user who
-        has made the file `owner`; before it may take no more memory than is its own, `prepare`.  At its end
-        `gone` is called with the reason ("": `run` has returned) and its last note.  Raises OSError."""
+        """Calls `run` in a new process, which has the descriptors `keep` alone, and is that of `user`; before
+        it may take no more memory than is its own, `prepare`.  At its end `gone` is called with the reason
+        ("": `run` has returned) and its last note.  Raises OSError, also where it cannot be that user's."""
+        if os.geteuid() not in (0, user.uid):
+            raise OSError(errno.EPERM, "the carrier is another user's, who is not root")
         progress = Progress()
         try:
             pid = os.fork()
@@ -119,7 +129,7 @@ class Processes:
             progress.close()
             raise
         if pid == 0:
-            _child(run, keep, owner, progress, prepare)
+            _child(run, keep, user, progress, prepare)
         try:
             process = _Process(pid, progress, gone)
         except OSError:
@@ -160,7 +170,7 @@ class Processes:
 def _child(
     run: Callable[[Progress], None],
     keep: set[int],
-    owner: int,
+    user: User,
     progress: Progress,
     prepare: Callable[[], None],
 ) -> NoReturn:
@@ -171,10 +181,10 @@ def _child(
     try:
         os.setpgid(0, 0)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _close_others({0, 1, 2, owner} | keep)
+        _close_others({0, 1, 2} | keep)
         prepare()
         _limit_memory()
-        _become_owner(owner)
+        _become(user)
         progress.say(False)
         run(progress)
         code = _DONE
@@ -193,13 +203,12 @@ def _close_others(keep: set[int]) -> None:
                 os.close(fd)
 
 
-def _become_owner(fd: int) -> None:
-    """From root to the user whose program made the status memory: chunnels may touch files."""
-    owner = os.fstat(fd)
-    if os.geteuid() == 0 and owner.st_uid != 0:
+def _become(user: User) -> None:
+    """From root to the program's user: chunnels may touch files."""
+    if os.geteuid() == 0 and user.uid != 0:
         os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
+        os.setgid(user.gid)
+        os.setuid(user.uid)
 
 
 def _limit_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import struct
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bertha_socket.carrier.ends import Link, Rings
+from bertha_socket.carrier.process import User
 from bertha_socket.carrier.reset import reset
 
 MAGIC: Final = 0x52414342
@@ -98,6 +100,12 @@ class Status:
                 os.pwrite(self.fd, data, self._at + _CHUNNELS_AT + at)
 
 
+def _seal(fd: int) -> None:
+    """It is memory, and does not shrink from now on.  Raises OSError: it is none, or may."""
+    if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+
+
 def _text(text: str, size: int) -> bytes:
     return text.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
 
@@ -113,6 +121,7 @@ class Carry:
     tcp: socket.socket
     pair: socket.socket
     status: Status
+    user: User
     #: `tcp` is a UDP socket, and `pair` one of datagrams.
     datagrams: bool = False
     #: And the other end of `pair` is the native carrier's, beside which we are: it reads from `tcp`.
@@ -122,11 +131,12 @@ class Carry:
 
 
 class Shim:
-    """One shim's socket: `carry` is called for each connection."""
+    """One shim's socket, and whose program it is of: `carry` is called for each connection."""
 
-    def __init__(self, sock: socket.socket, carry: Callable[[Carry], None]) -> None:
+    def __init__(self, sock: socket.socket, user: User, carry: Callable[[Carry], None]) -> None:
         sock.setblocking(False)
         self.sock = sock
+        self._user = user
         self._carry = carry
         self._statuses: StatusFile | None = None
         self._links: list[Link] = []
@@ -177,12 +187,7 @@ class Shim:
         if magic != MAGIC or version != VERSION:
             raise BadMessage
         if kind == _KIND_HELLO:
-            if len(data) < _HELLO.size or len(fds) < 1 or self._statuses is not None:
-                raise BadMessage
-            *_, count = _HELLO.unpack_from(data)
-            if os.fstat(fds[0]).st_size < count * STATUS_SIZE:
-                raise BadMessage
-            self._statuses = StatusFile(fds[0], count)
+            self._take_hello(data, fds)
             return fds[:1]
         if kind == _KIND_LINK:
             self._take_link(data, fds)
@@ -190,6 +195,21 @@ class Shim:
         if kind in (_KIND_CARRY, _KIND_DATAGRAMS, _KIND_CARRY_RING, _KIND_BESIDE):
             return self._take_carry(data, fds, kind)
         return []
+
+    def _take_hello(self, data: bytes, fds: list[int]) -> None:
+        if len(data) < _HELLO.size or len(fds) < 1 or self._statuses is not None:
+            raise BadMessage
+        *_, count = _HELLO.unpack_from(data)
+        try:
+            _seal(fds[0])
+            found = os.fstat(fds[0])
+        except OSError:
+            raise BadMessage from None
+        if found.st_size < count * STATUS_SIZE:
+            raise BadMessage
+        if self._user.uid == 0:  # it may have changed its user since, and root loses nothing by it
+            self._user = User(found.st_uid, found.st_gid)
+        self._statuses = StatusFile(fds[0], count)
 
     def _take_link(self, data: bytes, fds: list[int]) -> None:
         if len(data) != _LINK.size or len(fds) != 1:
@@ -241,7 +261,9 @@ class Shim:
                 pair.detach()
                 raise BadMessage from None
         status = Status(statuses, index)
-        self._carry(Carry(side == 1, mode, listener, plan, tcp, pair, status, datagrams, beside, rings))
+        self._carry(
+            Carry(side == 1, mode, listener, plan, tcp, pair, status, self._user, datagrams, beside, rings)
+        )
         return fds[: 3 if by_rings else 2]
 
     def close(self) -> None:

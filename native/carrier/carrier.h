@@ -5,7 +5,8 @@
  * in Python; both speak this, of streams and of datagrams.
  *
  * A unix SOCK_SEQPACKET connection, got from the agent (BERTHA_OP_CARRIER); the shim sends, nothing comes back.  All
- * integers are in the machine's own order.
+ * integers are in the machine's own order.  Whose program it is the carrier has from the agent, which has asked the
+ * kernel ({"op": "shim", "uid": ..., "gid": ...} with the other end): what a shim says or gives proves nothing.
  */
 #ifndef BERTHA_CARRIER_H
 #define BERTHA_CARRIER_H
@@ -28,7 +29,8 @@ enum bertha_carrier_kind {
   BERTHA_CARRIER_DATAGRAMS_BESIDE = 6,
 };
 
-/* First message; + descriptor: the status memfd, an array of bertha_carrier_status. */
+/* First message; + descriptor: the status memfd, an array of bertha_carrier_status.  It is sealed against shrinking, or
+ * is then sealed by the carrier. */
 struct bertha_carrier_hello {
   uint32_t magic;
   uint16_t version;

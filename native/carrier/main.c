@@ -206,14 +206,14 @@ static bool shim_hello(struct shim *shim, const void *message, size_t size, int 
   }
   memcpy(&hello, message, sizeof hello);
   size_t bytes = (size_t)hello.status_count * sizeof *shim->statuses;
+  /* One that may shrink would be our SIGBUS at somebody else's pleasure: so its size is looked at after that. */
   int seals = fcntl(fd, F_GET_SEALS);
-  if (hello.status_count == 0 || hello.status_count > 1u << 20 || fstat(fd, &st) != 0 ||
-      (size_t)st.st_size < bytes) {
-    return false;
-  }
-  /* One that may shrink would be our SIGBUS at somebody else's pleasure; ours then writes nothing. */
   bool sealed = seals >= 0 && (seals & F_SEAL_SHRINK);
   if (!sealed && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0) {
+    return false;
+  }
+  if (hello.status_count == 0 || hello.status_count > 1u << 20 || fstat(fd, &st) != 0 ||
+      (size_t)st.st_size < bytes) {
     return false;
   }
   void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -125,8 +125,9 @@ class Rig:
         kind: CarrierKind = CarrierKind.PYTHON,
         peer: Peer | None = None,
         sources: dict[str, str] | None = None,
+        owner: Peer | None = None,
     ) -> socket.socket:
-        sock = socket.socket(fileno=self.carriers.shim_socket(kind, peer or self.peer, sources))
+        sock = socket.socket(fileno=self.carriers.shim_socket(kind, peer or self.peer, sources, owner))
         sock.settimeout(10)
         self.pids |= {fact["pid"] for fact in self.facts()}
         return sock
@@ -203,7 +204,7 @@ def test_more_secrets_than_there_is_room_for(rig: Rig, monkeypatch: pytest.Monke
 def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
     with rig.shim() as sock:
         assert rig.hear(sock) == rig.known[0]._asdict() | {"op": "context"}
-        assert rig.hear(sock) == {"op": "shim"}
+        assert rig.hear(sock) == {"op": "shim", "uid": rig.peer.uid, "gid": rig.peer.gid}
         rig.carriers.context_changed(rig.known[0])  # the same: nothing to tell
         rig.carriers.context_changed(Context(7, None, None))
         assert rig.hear(sock) == {"op": "context", "listener": 7, "material": None, "key": None}
@@ -217,6 +218,17 @@ def test_a_policys_own_chunnels_are_told_first(rig: Rig) -> None:
         assert [m["op"] for m in heard] == ["context", "shim", "chunnels", "shim", "shim"]
         assert heard[2]["sources"] == sources
         assert [f["shims"] for f in rig.facts()] == [3]
+
+
+def test_whose_program_it_is(rig: Rig) -> None:
+    """By the kernel's word, also where the carrier is the user's who owns its listener."""
+    worker = Peer(os.getpid(), 65534, 65533)
+    with rig.shim() as mine, rig.shim(peer=worker) as one:
+        assert [rig.hear(mine) for _ in range(2)][1]["uid"] == os.geteuid()
+        assert [rig.hear(one) for _ in range(3)][-1] == {"op": "shim", "uid": 65534, "gid": 65533}
+    with rig.shim(CarrierKind.AUTHORS, worker, owner=rig.peer) as other:
+        assert [rig.hear(other) for _ in range(2)][-1] == {"op": "shim", "uid": 65534, "gid": 65533}
+        assert {f["uid"] for f in rig.facts()} == {os.geteuid()}
 
 
 def test_verdicts(rig: Rig) -> None:

@@ -127,7 +127,7 @@ def test_a_listener_without_certificates_any_more_has_the_clusters(
     key = keys.make(keys.default_path())
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        control = Control(theirs, lambda sock: None)
+        control = Control(theirs, lambda sock, user: None)
         secrets = Secrets()
         secrets.changed = lambda context: ours.send(context.encode()) and None
         for context in secrets.contexts():

@@ -97,14 +97,18 @@ class CarrierHost:
     def context(self, listener: int = 0, material: Any = None, key: bytes | None = None) -> None:
         self.send({"op": "context", "listener": listener, "material": material, "key": key})
 
-    def new_shim(self) -> socket.socket:
+    def new_shim(self, uid: int | None = None, fd: int | None = None) -> socket.socket:
+        """Of a program of that user's, by the agent's word; `fd`: what it gives as its memory."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self.send({"op": "shim"}, theirs.fileno())
+            self.send(
+                {"op": "shim", "uid": os.getuid() if uid is None else uid, "gid": os.getgid()},
+                theirs.fileno(),
+            )
         hello = struct.pack(
             "=IHHII", 0x52414342, 1, 1, os.getpid(), os.fstat(self.memfd).st_size // STATUS.size
         )
-        socket.send_fds(ours, [hello], [self.memfd])
+        socket.send_fds(ours, [hello], [self.memfd if fd is None else fd])
         return ours
 
     def carry(

@@ -96,6 +96,9 @@ def _nothing_is_kept() -> Iterator[None]:
     assert descriptors() == before
 
 
+_SHIM = {"op": "shim", "uid": os.getuid(), "gid": os.getgid()}
+
+
 class House:
     """A carrier in this process, with its agent's end of the control socket and one shim's."""
 
@@ -104,7 +107,7 @@ class House:
         self.carrier = Carrier(control)
         self.shim, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            socket.send_fds(self.agent, [msgpack.packb({"op": "shim"})], [theirs.fileno()])
+            socket.send_fds(self.agent, [msgpack.packb(_SHIM)], [theirs.fileno()])
         self.turn()
 
     def __enter__(self) -> House:
@@ -134,7 +137,7 @@ class House:
         """Another shim is taken."""
         one, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with one, theirs:
-            socket.send_fds(self.agent, [msgpack.packb({"op": "shim"})], [theirs.fileno()])
+            socket.send_fds(self.agent, [msgpack.packb(_SHIM)], [theirs.fileno()])
             before = len(self.carrier._shims)
             self.turn()
             assert len(self.carrier._shims) == before + 1
@@ -193,8 +196,9 @@ def _descriptor(what: str, stack: contextlib.ExitStack) -> int:
         return socks[0].fileno()
 
     match what:
-        case "memory":
-            fd = own(os.memfd_create("status"))
+        case "memory" | "memory that may shrink":
+            flags = os.MFD_ALLOW_SEALING if what == "memory" else 0
+            fd = own(os.memfd_create("status", flags))
             os.truncate(fd, 4 * shim.STATUS_SIZE)
             return fd
         case "little":
@@ -237,6 +241,7 @@ _FDS = st.lists(
     st.sampled_from(
         [
             "memory",
+            "memory that may shrink",
             "little",
             "null",
             "pipe",
@@ -294,7 +299,10 @@ def test_whatever_a_shim_sends(greets: bool, said: list[tuple[bytes, list[str]]]
 # -- the agent -----------------------------------------------------------------------------------------------
 
 _FIELDS = st.dictionaries(
-    st.sampled_from(["op", "id", "listener", "material", "key", "sources", "ok", "why", "more"]), VALUES
+    st.sampled_from(
+        ["op", "id", "listener", "material", "key", "sources", "ok", "why", "uid", "gid", "more"]
+    ),
+    VALUES,
 )
 
 
@@ -315,7 +323,7 @@ def test_whatever_an_agent_says(said: list[tuple[Any, str]]) -> None:
     shims: list[socket.socket] = []
     answers: list[str | None] = []
     with near, far:
-        control = Control(far, shims.append)
+        control = Control(far, lambda sock, user: shims.append(sock))
         control.ask(1, b"plan", "peer", answers.append)
         near.recv(65536)
         for message, op in said:

@@ -16,7 +16,7 @@ import pytest
 
 from bertha_socket.carrier import process
 from bertha_socket.carrier.loop import Loop
-from bertha_socket.carrier.process import Processes, Progress
+from bertha_socket.carrier.process import Processes, Progress, User
 from tests.carrier.conftest import KEY, MakeCarrier
 from tests.carrier.host import RAISED, READY, RESET, Carried, CarrierHost, chunnel, plan_of
 from tests.carrier.test_apart import _children
@@ -200,12 +200,12 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self.loop = Loop()
         self.processes = Processes(self.loop, lambda: None)
-        self.owner = os.open(folder, os.O_RDONLY)
+        self.user = User(os.getuid(), os.getgid())
         self.said = folder / "said"
         self.ends: list[str] = []
 
     def start(self, run: Callable[[Progress], None]) -> None:
-        self.processes.start(run, set(), self.owner, lambda why, note: self.ends.append(why))
+        self.processes.start(run, set(), self.user, lambda why, note: self.ends.append(why))
 
     def wait(self) -> str:
         end = time.monotonic() + 20
@@ -219,7 +219,6 @@ class Rig:
 def rig(tmp_path: Path) -> Any:
     rig = Rig(tmp_path)
     yield rig
-    os.close(rig.owner)
     rig.loop.close()
 
 
