@@ -16,6 +16,7 @@ from typing import Final
 
 from bertha_socket import keys
 from bertha_socket.agent.carriers import Context
+from bertha_socket.chunnels.encrypt import first_certificate
 from bertha_socket.dag import Dag, Value
 
 _FILE_MAX: Final = 1 << 16
@@ -38,7 +39,8 @@ def named_files(dag: Dag | None) -> dict[str, str]:
 
 
 def read(files: dict[str, str]) -> dict[str, str]:
-    """Their PEM texts, as a context has them.  Without `ca`, the other end must have this very certificate.
+    """Their PEM texts, as a context has them.  Without `ca`, the other end must have this very certificate,
+    and not one that has the same authority.
 
     Raises SecretError.
     """
@@ -46,7 +48,12 @@ def read(files: dict[str, str]) -> dict[str, str]:
         if name not in files:
             raise SecretError(errno.EINVAL, f"encrypt: {name} is missing; give cert and key, and perhaps ca")
     found = {name: _read(path) for name, path in files.items()}
-    return {"certificate": found["cert"], "key": found["key"], "ca": found.get("ca", found["cert"])}
+    if "ca" not in found:
+        try:
+            found["ca"] = first_certificate(found["cert"])
+        except ValueError as error:
+            raise SecretError(errno.EINVAL, f"encrypt: {files['cert']}: {error}") from None
+    return {"certificate": found["cert"], "key": found["key"], "ca": found["ca"]}
 
 
 def _read(path: str) -> str:

@@ -1,7 +1,8 @@
 """`encrypt(cert=None, key=None, ca=None)`: TLS 1.3, each end authenticated by its certificate.
 
 Arguments: paths of PEM files of this host, read by the agent, which never go to the other end.  Not given:
-both ends use the certificate that they derive from the cluster's key, and trust that one only.
+both ends use the certificate that they derive from the cluster's key, and trust that one only.  Without `ca`
+an end takes its own certificate, the first of `cert`, and no other: not what the rest of a chain has signed.
 Endpoints: both.  Wire: "tls1.3" (RFC 8446; mutual certificates; ALPN "bertha/1").  As the last chunnel on the
 wire it comes first on the connection, so that all that a stranger sees is TLS.  Each end's close_notify is
 the end of its direction; an end without it is an error.
@@ -10,6 +11,7 @@ the end of its direction; an end without it is an error.
 from __future__ import annotations
 
 import os
+import re
 import ssl
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -31,12 +33,23 @@ from bertha_socket.chunnels._types import (
 WIRE: Final = "tls1.3"
 ALPN: Final = "bertha/1"
 _READ: Final = 256 * 1024
+_CERTIFICATE: Final = re.compile(
+    r"^-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----.*?^-----END \1-----", re.MULTILINE | re.DOTALL
+)
 
 
 def _memfd(text: str) -> int:
     fd = os.memfd_create("bertha-tls", os.MFD_CLOEXEC)
     os.write(fd, text.encode("ascii"))
     return fd
+
+
+def first_certificate(pem: str) -> str:
+    """The end's own of a chain; who is signed by the others is a stranger.  Raises ValueError: none."""
+    found = _CERTIFICATE.search(pem)
+    if found is None:
+        raise ValueError("there is no certificate in it")
+    return found[0] + "\n"
 
 
 @lru_cache(maxsize=64)
@@ -46,6 +59,7 @@ def _tls_context(server: bool, certificate: str, key: str, ca: str) -> ssl.SSLCo
     context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False  # who has a certificate of that authority is of the cluster
     context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # what is trusted need not be a root
     context.set_alpn_protocols([ALPN])
     if server:
         context.num_tickets = 0  # a session is never resumed: plans are cached, not keys
@@ -53,7 +67,7 @@ def _tls_context(server: bool, certificate: str, key: str, ca: str) -> ssl.SSLCo
     chain, secret = _memfd(certificate), _memfd(key)
     try:
         context.load_cert_chain(f"/proc/self/fd/{chain}", f"/proc/self/fd/{secret}")
-        context.load_verify_locations(cadata=ca)
+        context.load_verify_locations(cadata=ca or first_certificate(certificate))
     except (ssl.SSLError, OSError, ValueError) as error:
         raise ChunnelError(f"encrypt: the certificate, key or CA cannot be used ({error})") from None
     finally:
@@ -86,7 +100,7 @@ class EncryptPipe(Pipe):
             side == "server",
             material.get("certificate", ""),
             material.get("key", ""),
-            material.get("ca", "") or material.get("certificate", ""),
+            material.get("ca", ""),
         )
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()
@@ -199,7 +213,7 @@ TYPE = ChunnelType(
     parameters=(
         _file("cert", "this end's certificate and its chain"),
         _file("key", "the certificate's private key"),
-        _file("ca", "the authorities whose certificates are taken; not given: cert itself"),
+        _file("ca", "the authorities whose certificates are taken; not given: cert's first"),
     ),
     layer=80,
     wire="tls1.3",

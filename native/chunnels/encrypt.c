@@ -133,7 +133,8 @@ static bool use_key(SSL_CTX *context, const char *pem) {
   return good;
 }
 
-static bool trust(SSL_CTX *context, const char *pem) {
+/* `own`: an end's certificate and its chain, of which the first is meant: whom the others have signed is a stranger. */
+static bool trust(SSL_CTX *context, const char *pem, bool own) {
   BIO *source = BIO_new_mem_buf(pem, -1);
   X509_STORE *store = SSL_CTX_get_cert_store(context);
   int found = 0;
@@ -141,6 +142,9 @@ static bool trust(SSL_CTX *context, const char *pem) {
   while (source != NULL && (one = PEM_read_bio_X509(source, NULL, NULL, NULL)) != NULL) {
     found += X509_STORE_add_cert(store, one) == 1;
     X509_free(one);
+    if (own) {
+      break;
+    }
   }
   BIO_free(source);
   X509_STORE_set_flags(store, X509_V_FLAG_PARTIAL_CHAIN); /* what is trusted need not be a root */
@@ -156,9 +160,10 @@ static SSL_CTX *make_context(const struct chunnel_config *config) {
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
   SSL_CTX_set_num_tickets(context, 0); /* every connection proves itself */
   SSL_CTX_set_alpn_select_cb(context, choose_protocol, NULL);
+  bool own = config->ca == NULL || config->ca[0] == '\0';
   bool good = SSL_CTX_set_alpn_protos(context, alpn, sizeof alpn - 1) == 0 &&
               use_certificates(context, config->certificate) && use_key(context, config->key) &&
-              trust(context, config->ca != NULL && config->ca[0] != '\0' ? config->ca : config->certificate);
+              trust(context, own ? config->certificate : config->ca, own);
   if (!good) {
     SSL_CTX_free(context);
     return NULL;

@@ -69,6 +69,19 @@ def test_reading(pems: dict[str, str], tmp_path: Path) -> None:
         read({"cert": pems["cert"]})
 
 
+def test_of_a_chain_the_first_is_trusted(pems: dict[str, str], tmp_path: Path) -> None:
+    """Who has signed it has signed others, too."""
+    own, above = (keys.material(bytes([n]) * 32)["certificate"] for n in (1, 2))
+    Path(pems["cert"]).write_text(Path(pems["key"]).read_text() + own + "a remark\n" + above)
+    assert read(pems)["ca"] == Path(pems["ca"]).read_text()
+    del pems["ca"]
+    found = read(pems)
+    assert found["ca"] == own and above in found["certificate"]
+    Path(pems["cert"]).write_text(Path(pems["key"]).read_text())
+    with pytest.raises(SecretError, match="no certificate"):
+        read(pems)
+
+
 def test_a_new_cluster_key_is_told(key_file: Path) -> None:
     secrets = Secrets()
     told: list[Context] = []

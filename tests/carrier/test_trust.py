@@ -1,0 +1,105 @@
+"""Whose certificate is taken, and whose is not: in both carriers."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from bertha_socket.agent.secrets import read
+from tests.carrier.host import READY, REFUSED, Carried, CarrierHost, chunnel, plan_of
+
+Hosts = tuple[CarrierHost, CarrierHost]
+PLAN = plan_of(chunnel("encrypt", "tls1.3"))
+
+
+class Signed:
+    """A key, and a certificate of it by another (None: by itself)."""
+
+    def __init__(self, name: str, by: Signed | None, authority: bool) -> None:
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.datetime.now(datetime.UTC)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(self.name)
+            .issuer_name(by.name if by is not None else self.name)
+            .public_key(self.key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(authority, None), critical=True)
+            .sign(by.key if by is not None else self.key, hashes.SHA256())
+        )
+        self.pem = made.public_bytes(serialization.Encoding.PEM).decode()
+
+    @property
+    def key_pem(self) -> str:
+        form = serialization.PrivateFormat.PKCS8
+        made = self.key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+        return made.decode()
+
+
+class Family:
+    """A root, an authority that it has signed, and two hosts of that: each file is a chain."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = Signed("root", None, True)
+        self._between = Signed("between", self.root, True)
+        self._folder = folder
+
+    def files(self, name: str) -> dict[str, str]:
+        """A new host's files: its chain, without the root, and its key."""
+        made = Signed(name, self._between, False)
+        cert, key = self._folder / f"{name}.pem", self._folder / f"{name}.key"
+        cert.write_text("a remark\n" + made.pem + self._between.pem)
+        key.write_text(made.key_pem)
+        return {"cert": str(cert), "key": str(key)}
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Family:
+    return Family(tmp_path)
+
+
+def _outcome(hosts: Hosts, states: tuple[int, int]) -> bytes:
+    carried = Carried(*hosts, PLAN)
+    try:
+        carried.client.sendall(b"hello")
+        carried.wait(*states)
+        carried.server.settimeout(20)
+        try:
+            return carried.server.recv(100)
+        except ConnectionResetError:
+            return b""
+    finally:
+        carried.close()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["agent", "carrier"])
+def test_a_chain_is_no_authority(hosts: Hosts, family: Family, told: bool) -> None:
+    """Without `ca` it is this very certificate: the same authority may have signed anybody's."""
+    client, server = hosts
+    own = read(family.files("server"))
+    if not told:  # by the carrier's own rule
+        del own["ca"]
+    server.context(listener=7, material=own)
+    client.context(material=read(family.files("stranger")) | {"ca": family.root.pem})
+    assert _outcome(hosts, (REFUSED, REFUSED)) == b""
+    client.context(material=own)
+    assert _outcome(hosts, (READY, READY)) == b"hello"
+
+
+def test_with_an_authority_it_is_who_has_been_signed(hosts: Hosts, family: Family) -> None:
+    """By it, or below it; it need not be a root."""
+    client, server = hosts
+    between = read(family.files("server"))["certificate"].split("-----END CERTIFICATE-----\n")[1]
+    for ca in (family.root.pem, between + "-----END CERTIFICATE-----\n"):
+        server.context(listener=7, material=read(family.files("server")) | {"ca": ca})
+        client.context(material=read(family.files("client")) | {"ca": ca})
+        assert _outcome(hosts, (READY, READY)) == b"hello"
