@@ -29,7 +29,8 @@ from bertha_socket.agent.model import Refused
 from bertha_socket.agent.sockets import Peer
 from bertha_socket.reasons import Reason as Why
 
-MESSAGE_MAX: Final = 65536
+#: Bytes of one message, either way (carrier/control.py, native/carrier/main.c).
+MESSAGE_MAX: Final = 1 << 17
 #: A carrier that ends so often (times, in seconds) is not started for a while: its fault would come again.
 _FAILURES: Final = 5
 _FAILURE_SECONDS: Final = 10.0
@@ -60,6 +61,7 @@ class Context(NamedTuple):
     """The secrets of one listener, or (0) of everybody who has none of his own."""
 
     listener: int
+    #: PEM texts; None: it has no certificate of its own, empty: it should, and has none that can be used.
     material: Mapping[str, str] | None
     key: bytes | None
 
@@ -176,6 +178,9 @@ class Carriers:
         Raises Refused, or OSError when there are no descriptors left.
         """
         sources = (sources or {}) if kind == CarrierKind.AUTHORS else {}
+        brought = _pack({"op": "chunnels", "sources": dict(sources)})
+        if len(brought) > MESSAGE_MAX:
+            raise Refused(Why.NO_CARRIER)
         said = _pack({"op": "shim", "uid": peer.uid, "gid": peer.gid})
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
@@ -183,7 +188,7 @@ class Carriers:
                 for _ in range(1 + most_of(kind)):  # those that have just died may not be known as dead yet
                     carrier = self._get(kind, owner or peer)
                     if sources and not carrier.sources.items() >= sources.items():
-                        if not self._send(carrier, _pack({"op": "chunnels", "sources": dict(sources)})):
+                        if not self._send(carrier, brought):
                             continue
                         carrier.sources.update(sources)
                     if self._send(carrier, said, (theirs.fileno(),)):
@@ -285,6 +290,7 @@ class Carriers:
             failures.append(self._loop.now)
             raise Refused(Why.NO_CARRIER) from error
         ours.setblocking(False)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_MAX)
         carrier = Carrier(kind, uid, process, ours, pidfd, self._loop.now)
         self._children.add(carrier)
         self._watch(carrier, READ)

@@ -22,7 +22,7 @@ from bertha_socket.agent.carriers import Judge, native_path
 from bertha_socket.agent.messages import CarrierKind, DagNeed
 from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.registry import Registry
-from bertha_socket.agent.secrets import Secrets, named_files
+from bertha_socket.agent.secrets import SecretError, Secrets, named_files
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types, get
 from bertha_socket.chunnels._native import native_probe
 from bertha_socket.chunnels._registry import BUILTIN
@@ -185,14 +185,21 @@ class Offers:
                 _mark(listener, need, CarrierKind.NATIVE)
             return
         offers = []
+        problem = False
         for addr in listener.entries:
             dag = plans.dag_of(listener.policy, listener.subject, "server", addr, where.port, where.proto)
             found = plans.need_of(dag)
             if found != DagNeed.NONE:
                 with contextlib.suppress(OSError):  # then every client is refused, and told why
-                    self._secrets.for_listener(listener.id, dag, listener.uid)
+                    try:
+                        self._secrets.for_listener(listener.id, dag, listener.uid)
+                    except SecretError:
+                        problem = True
+                        raise
                     offers.append(self.of_listener(listener, addr))
                 need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
+        if problem:  # what the rule for another address says is not for this one
+            self._secrets.refuse(listener.id)
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
             return  # clients have brought chunnels, and keep them
         least = _least_of_datagrams if where.proto == "udp" else _least_carrier

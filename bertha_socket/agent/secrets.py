@@ -15,12 +15,14 @@ from collections.abc import Callable
 from typing import Final
 
 from bertha_socket import keys
-from bertha_socket.agent.carriers import Context
+from bertha_socket.agent.carriers import MESSAGE_MAX, Context
 from bertha_socket.chunnels.encrypt import first_certificate
 from bertha_socket.dag import Dag, Value
 
 _FILE_MAX: Final = 1 << 16
-#: Certificates that rules name, kept for carriers that are started later.
+#: Bytes of all that a carrier is told at once: the texts, and some for the rest.
+_TEXTS_MAX: Final = MESSAGE_MAX - 1024
+#: Certificates that clients' rules name, kept for carriers that are started later.
 _CONTEXTS_MAX: Final = 1024
 _NAMES: Final = ("cert", "key", "ca")
 
@@ -53,6 +55,10 @@ def read(files: dict[str, str]) -> dict[str, str]:
             found["ca"] = first_certificate(found["cert"])
         except ValueError as error:
             raise SecretError(errno.EINVAL, f"encrypt: {files['cert']}: {error}") from None
+    if sum(map(len, found.values())) > _TEXTS_MAX:
+        names = ", ".join(dict.fromkeys(files.values()))
+        problem = f"together more than {_TEXTS_MAX >> 10} KiB; give only the certificates that are needed"
+        raise SecretError(errno.E2BIG, f"encrypt: {names}: {problem}")
     return {"certificate": found["cert"], "key": found["key"], "ca": found["ca"]}
 
 
@@ -91,7 +97,10 @@ class Secrets:
         self.changed: Callable[[Context], None] = lambda context: None
         self._key: bytes | None = None
         self._cluster: Context | None = None
+        #: Those of listeners: of one without, all carriers would think that it has everybody's.
         self._own: dict[int, Context] = {}
+        #: Those of clients' rules.
+        self._clients: dict[int, Context] = {}
 
     def cluster_key(self) -> bytes | None:
         """The key that is configured now.  Raises keys.KeyFileError."""
@@ -101,8 +110,9 @@ class Secrets:
             if self._cluster is not None:
                 self._cluster = _cluster_context(key)
                 self.changed(self._cluster)
-            for number, context in list(self._own.items()):
-                self._tell(number, context._replace(key=key))
+            for own in (self._own, self._clients):
+                for context in list(own.values()):
+                    self._tell(own, context._replace(key=key))
         return key
 
     def contexts(self) -> list[Context]:
@@ -110,22 +120,26 @@ class Secrets:
         self._now()
         if self._cluster is None:  # a certificate takes a while to make, and is for carriers alone
             self._cluster = _cluster_context(self._key)
-        return [self._cluster, *self._own.values()]
+        return [self._cluster, *self._own.values(), *self._clients.values()]
 
     def for_listener(self, number: int, dag: Dag | None, uid: int) -> None:
         """Gives a listener the certificates that its rule names, if it names any.
 
-        Raises SecretError (and then its carrier has none to show).
+        Raises SecretError (and then it has none to show, and everybody's are not its either).
         """
         files = named_files(dag)
         if not files:
             self.drop(number)
             return
         try:
-            self._tell(number, self._context(number, files, uid))
+            self._tell(self._own, self._context(number, files, uid))
         except SecretError:
-            self._tell(number, Context(number, None, self._now()))
+            self.refuse(number)
             raise
+
+    def refuse(self, number: int) -> None:
+        """A listener has certificates that cannot be used: nobody is served with any."""
+        self._tell(self._own, Context(number, {}, self._now()))
 
     def for_client(self, dag: Dag | None, uid: int) -> int:
         """The number of the context with the certificates that a client's rule names; 0: the cluster's.
@@ -137,8 +151,8 @@ class Secrets:
             return 0
         number = int.from_bytes(hashlib.sha256(repr(sorted(files.items())).encode()).digest()[:8], "big") or 1
         context = self._context(number, files, uid)
-        if self._own.get(number) != context:
-            self._tell(number, context)
+        if self._clients.get(number) != context:
+            self._tell(self._clients, context)
         return number
 
     def check(self, dag: Dag | None, uid: int) -> None:
@@ -167,9 +181,9 @@ class Secrets:
                 self._key = os.urandom(32)
             return self._key
 
-    def _tell(self, number: int, context: Context) -> None:
-        self._own.pop(number, None)
-        self._own[number] = context
-        while len(self._own) > _CONTEXTS_MAX:
-            del self._own[next(iter(self._own))]
+    def _tell(self, own: dict[int, Context], context: Context) -> None:
+        own.pop(context.listener, None)
+        own[context.listener] = context
+        while len(self._clients) > _CONTEXTS_MAX:
+            del self._clients[next(iter(self._clients))]
         self.changed(context)

@@ -103,7 +103,8 @@ class Carrier:
         if carry.datagrams:
             self._carry_datagrams(carry)
             return
-        secrets = self.control.secrets(carry.listener)
+        of = self.control.secrets if carry.server else self.control.client_secrets
+        secrets = of(carry.listener)
         peer, local = _names(carry.tcp)
         side = "server" if carry.server else "client"
         context = Context(side, secrets.material, peer, local)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -14,7 +15,8 @@ import msgpack
 
 from bertha_socket.carrier.process import User
 
-_MESSAGE_MAX: Final = 65536
+#: The most that an agent says at once (agent/carriers.py).
+_MESSAGE_MAX: Final = 1 << 17
 _REMEMBERED_MAX: Final = 1024
 #: Seconds for which a judgement is believed while there is an agent to ask again.
 _BELIEVED: Final = 30.0
@@ -54,9 +56,15 @@ class Control:
         self._next = 0
 
     def secrets(self, listener: int) -> Secrets:
-        """Of that listener (or of that client's rule), else everybody's."""
+        """Of that listener, else everybody's."""
         found = self._secrets.get(listener)
         return found if found is not None else self._secrets.get(0, Secrets())
+
+    def client_secrets(self, number: int) -> Secrets:
+        """Of a client's rule (0: everybody's).  A number that is not known here means certificates that are
+        not: with those of others it is not served."""
+        found = self._secrets.get(number)
+        return found if found is not None else Secrets(None, self._secrets.get(0, Secrets()).key)
 
     def ask(self, listener: int, plan: bytes, peer: str, verdict: Verdict) -> None:
         """Calls `verdict(None)` if the plan may run, else with one line why not; perhaps at once."""
@@ -91,15 +99,19 @@ class Control:
 
     def receive(self) -> bool:
         """Reads one message; False: there is none."""
+        if not self.alive:
+            return False
         try:
-            data, fds, _, _ = socket.recv_fds(self.sock, _MESSAGE_MAX, 4, socket.MSG_CMSG_CLOEXEC)
+            data, fds, flags, _ = socket.recv_fds(self.sock, _MESSAGE_MAX, 4, socket.MSG_CMSG_CLOEXEC)
         except (BlockingIOError, InterruptedError):
             return False
         except ConnectionResetError:
             return True  # it ended with a question unread: told once, and before what it had said
         except OSError:
-            data, fds = b"", []
-        if not data:
+            data, fds, flags = b"", [], 0
+        if not data or flags & socket.MSG_TRUNC:  # half of a message is another one
+            for fd in fds:
+                os.close(fd)
             self._gone()
             return False
         try:
@@ -180,6 +192,8 @@ class Control:
 
     def _gone(self) -> None:
         self.alive = False
+        with contextlib.suppress(OSError):  # if it is there after all, it looks for another carrier
+            self.sock.shutdown(socket.SHUT_RDWR)
         waiting, self._waiting = self._waiting, {}
         self._asked.clear()
         for verdicts in waiting.values():

@@ -186,7 +186,7 @@ class Datagrams(Peers):
 
     def _open_exchange(self, place: Place) -> Exchange:
         plan, number = self._plans[place]
-        secrets = self._control.secrets(number)
+        secrets = self._control.client_secrets(number)
         local = text_of(self.udp.getsockname())
         context = Context("client", secrets.material, text_of(self._name(place)), local)
         exchange = Exchange(context, secrets.key, plan, recipe=self._recipe, aside=self._aside)

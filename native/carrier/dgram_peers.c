@@ -307,7 +307,7 @@ static void make_room_of(struct datagrams *d, const struct place *place) {
 
 static void greeted(struct datagrams *d, const struct place *from, const struct envelope *came,
                     const uint8_t *data, size_t size) {
-  struct secrets *k = trust_secrets(d->listener);
+  struct secrets *k = trust_secrets(d->listener, true);
   struct pack_value plan;
   const char *why;
   struct peer *p = NULL;

@@ -314,7 +314,7 @@ static struct exchange *add(struct datagrams *d, struct peer *p, const uint8_t *
 }
 
 void exchange_open(struct datagrams *d, struct peer *p) {
-  struct exchange *x = add(d, p, p->plan, p->plan_size, trust_secrets(p->context));
+  struct exchange *x = add(d, p, p->plan, p->plan_size, trust_secrets(p->context, false));
   if (x == NULL) {
     return;
   }

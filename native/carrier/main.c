@@ -22,7 +22,7 @@
 #include "place.h"
 #include "session.h"
 
-enum { EVENTS = 128, MESSAGE_MAX = 65536, WARM_MS = 1000 };
+enum { EVENTS = 128, MESSAGE_MAX = 1 << 17 /* agent/carriers.py */, WARM_MS = 1000 };
 #define SECOND 1000000000ll
 #define HANDSHAKE_NS (10 * SECOND)
 #define SILENCE_NS (1 * SECOND) /* MAYBE: who says nothing for so long waits for the server's first word */
@@ -278,7 +278,7 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
   s->server = head->side != 0;
   s->mode = head->mode;
   s->listener = head->listener;
-  s->secrets = trust_secrets(head->listener);
+  s->secrets = trust_secrets(head->listener, s->server);
   s->status_index = head->status_index;
   if (s->status_index < shim->status_count) {
     s->life = __atomic_load_n(&shim->statuses[s->status_index].life, __ATOMIC_ACQUIRE);
@@ -331,7 +331,7 @@ static void control_speaks(void) {
       return;
     }
     struct pack_value message, op;
-    if (n == 0) {
+    if (n == 0) { /* also where it says more than there is room for: half of a message is another one */
       close_all(fds, count);
       agent_gone();
       return;

@@ -21,10 +21,11 @@ ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX
   do { /* ECONNRESET: the other end closed with something unread.  Told once, and before what it had said. */
     n = recvmsg(from, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   } while (n < 0 && (errno == EINTR || errno == ECONNRESET));
-  *cut = n >= 0 && (msg.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
+  *cut = n >= 0 && (msg.msg_flags & MSG_CTRUNC) != 0;
   if (n < 0) {
     return errno == EAGAIN ? -1 : 0;
   }
+  bool whole = (msg.msg_flags & MSG_TRUNC) == 0;
   for (struct cmsghdr *c = CMSG_FIRSTHDR(&msg); c != NULL; c = CMSG_NXTHDR(&msg, c)) {
     if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) {
       size_t got = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -39,5 +40,5 @@ ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX
       }
     }
   }
-  return n;
+  return whole ? n : 0;
 }

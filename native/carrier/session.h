@@ -126,7 +126,9 @@ ssize_t program_send(struct session *s, const void *from, size_t size);
 void program_end(struct session *s); /* no more will be sent to it */
 
 /* trust.c: secrets, and plans that the agent has found good */
-struct secrets *trust_secrets(uint64_t listener); /* to be given back */
+/* Of a listener, or of a client's rule; to be given back.  A listener that has none of its own has everybody's; a client's
+ * number that is not known here means certificates that are not: with those of others it is not served. */
+struct secrets *trust_secrets(uint64_t listener, bool server);
 void trust_give_back(struct secrets *k);
 void trust_learn(const struct pack_value *message);
 bool trust_knows(uint64_t listener, const uint8_t *plan, size_t size, bool agent);
@@ -141,8 +143,8 @@ void warm_cool(void); /* nobody spoke for a while */
 
 /* receive.c */
 enum { CARRIER_FDS_MAX = 4 };
-/* The size of a message, 0: the end (its descriptors are still the caller's), -1: none now.  `*cut`: it was longer than
- * `room`, or had descriptors that this process has no room for. */
+/* The size of a message, 0: the end, or one that is longer than `room` (its descriptors are still the caller's), -1: none
+ * now.  `*cut`: there was no room for its descriptors in this process. */
 ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count, bool *cut);
 
 /* awake.c */

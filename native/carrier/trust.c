@@ -18,16 +18,12 @@ static struct known_plan { /* what the agent has said may run */
 static unsigned known_next;
 
 static struct secrets *find_secrets(uint64_t listener) {
-  struct secrets *everybody = NULL;
   for (struct secrets *k = all_secrets; k != NULL; k = k->next) {
     if (k->listener == listener) {
       return k;
     }
-    if (k->listener == 0) {
-      everybody = k;
-    }
   }
-  return everybody;
+  return NULL;
 }
 
 static void wipe(char *text) {
@@ -60,8 +56,17 @@ static void replace_secrets(uint64_t listener) {
   }
 }
 
-struct secrets *trust_secrets(uint64_t listener) {
+struct secrets *trust_secrets(uint64_t listener, bool server) {
   struct secrets *k = find_secrets(listener);
+  struct secrets *everybodys = k == NULL ? find_secrets(0) : NULL;
+  if (server || everybodys == NULL) {
+    k = k != NULL ? k : everybodys;
+  } else if ((k = calloc(1, sizeof *k)) != NULL) { /* with its last user it is gone */
+    k->has_cluster_key = everybodys->has_cluster_key;
+    k->cluster_key_size = everybodys->cluster_key_size;
+    memcpy(k->cluster_key, everybodys->cluster_key, sizeof k->cluster_key);
+    k->replaced = true;
+  }
   if (k != NULL) {
     k->users++;
   }
@@ -88,8 +93,10 @@ void trust_learn(const struct pack_value *message) {
   if (k == NULL) {
     return;
   }
+  bool own = false; /* perhaps none that can be used: not everybody's then */
   k->listener = pack_get(message, "listener", &listener) && listener.kind == PACK_INT ? listener.number : 0;
   if (pack_get(message, "material", &material) && material.kind == PACK_MAP) {
+    own = true;
     k->certificate = text_of(&material, "certificate");
     k->key = text_of(&material, "key");
     k->ca = text_of(&material, "ca");
@@ -100,7 +107,7 @@ void trust_learn(const struct pack_value *message) {
     memcpy(k->cluster_key, key.data, key.size);
   }
   replace_secrets(k->listener);
-  if (k->listener != 0 && !k->has_cluster_key && k->certificate == NULL && k->key == NULL && k->ca == NULL) {
+  if (k->listener != 0 && !k->has_cluster_key && !own) {
     free(k); /* it has none of its own any more: everybody's are its, too */
     return;
   }

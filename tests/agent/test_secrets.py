@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bertha_socket import keys
-from bertha_socket.agent.carriers import Context
+from bertha_socket.agent.carriers import MESSAGE_MAX, Context
 from bertha_socket.agent.secrets import SecretError, Secrets, named_files, read
 from bertha_socket.carrier.control import Control
 from bertha_socket.dag import parse
@@ -82,6 +82,40 @@ def test_of_a_chain_the_first_is_trusted(pems: dict[str, str], tmp_path: Path) -
         read(pems)
 
 
+def _padded(pems: dict[str, str], tmp_path: Path, size: int) -> dict[str, str]:
+    """The same with remarks, so that they have so many bytes each."""
+    found = {}
+    for name, path in pems.items():
+        text = Path(path).read_text()
+        (tmp_path / f"{name}.long").write_text(text + "#" * (size - len(text) - 1) + "\n")
+        found[name] = str(tmp_path / f"{name}.long")
+    return found
+
+
+def test_as_much_as_a_carrier_can_be_told(key_file: Path, pems: dict[str, str], tmp_path: Path) -> None:
+    """Each may have 64 KiB; and what is too much together is no reason to do with somebody else's."""
+    secrets = Secrets()
+    told: list[Context] = []
+    secrets.changed = told.append
+    secrets.for_listener(5, parse(dag_of(_padded(pems, tmp_path, 42 << 10))), ME)
+    assert 120 << 10 < len(told[-1].encode()) <= MESSAGE_MAX
+    with pytest.raises(SecretError, match=r"cert.long, .*key.long, .*ca.long: together more than 127 KiB"):
+        secrets.for_listener(5, parse(dag_of(_padded(pems, tmp_path, 43 << 10))), ME)
+    assert told[-1] == Context(5, {}, None)
+
+
+def test_listeners_contexts_are_kept(key_file: Path, pems: dict[str, str], tmp_path: Path) -> None:
+    """Of whose context a carrier is not told, that one has everybody's there."""
+    secrets = Secrets()
+    secrets.for_listener(5, parse(dag_of(pems)), ME)
+    for number in range(1100):
+        ca = tmp_path / f"ca{number}.pem"
+        os.link(pems["ca"], ca)
+        secrets.for_client(parse(dag_of({**pems, "ca": str(ca)})), ME)
+    found = [c.listener for c in secrets.contexts()]
+    assert 5 in found and len(found) == 2 + 1024
+
+
 def test_a_new_cluster_key_is_told(key_file: Path) -> None:
     secrets = Secrets()
     told: list[Context] = []
@@ -105,7 +139,7 @@ def test_a_listener_with_certificates_of_its_own(key_file: Path, pems: dict[str,
     os.unlink(pems["key"])
     with pytest.raises(SecretError):
         secrets.for_listener(5, parse(dag_of(pems)), ME)
-    assert told[-1] == Context(5, None, None)  # and not the cluster's
+    assert told[-1] == Context(5, {}, None)  # and not the cluster's
     secrets.drop(5)
     assert len(secrets.contexts()) == 1
 

@@ -112,7 +112,13 @@ class CarrierHost:
         return ours
 
     def carry(
-        self, tcp: socket.socket, *, plan: bytes = b"", mode: int | None = None, listener: int = 7
+        self,
+        tcp: socket.socket,
+        *,
+        plan: bytes = b"",
+        mode: int | None = None,
+        listener: int = 7,
+        context: int = 0,
     ) -> tuple[socket.socket, Status]:
         """The program's end of a connection that the carrier has now, and its status."""
         if mode is None:
@@ -120,7 +126,15 @@ class CarrierHost:
         index, self._next = self._next, self._next + 1
         ours, theirs = socket.socketpair()
         head = struct.pack(
-            "=IHHIIQII", 0x52414342, 1, 2, int(mode != PLAN), mode, listener if mode else 0, index, len(plan)
+            "=IHHIIQII",
+            0x52414342,
+            1,
+            2,
+            int(mode != PLAN),
+            mode,
+            listener if mode else context,
+            index,
+            len(plan),
         )
         with theirs:
             socket.send_fds(self.shim, [head + plan], [tcp.fileno(), theirs.fileno()])
@@ -188,12 +202,13 @@ class Carried:
         plan: bytes,
         *,
         mode: int = REQUIRED,
+        context: int = 0,
     ) -> None:
         self.hosts = (client, server)
         a, b = tcp_pair()
         with a, b:  # as the shim's hidden duplicates, they would keep a reset away; so they are closed
             self.server, self.server_status = server.carry(b, mode=mode)
-            self.client, self.client_status = client.carry(a, plan=plan)
+            self.client, self.client_status = client.carry(a, plan=plan, context=context)
 
     def serve(self) -> None:
         for host in self.hosts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from pathlib import Path
 
+import msgpack
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -67,10 +69,12 @@ def family(tmp_path: Path) -> Family:
     return Family(tmp_path)
 
 
-def _outcome(hosts: Hosts, states: tuple[int, int]) -> bytes:
-    carried = Carried(*hosts, PLAN)
+def _outcome(hosts: Hosts, states: tuple[int, int], context: int = 0) -> bytes:
+    """`context`: of the client's rule."""
+    carried = Carried(*hosts, PLAN, context=context)
     try:
-        carried.client.sendall(b"hello")
+        with contextlib.suppress(OSError):  # it may be refused already
+            carried.client.sendall(b"hello")
         carried.wait(*states)
         carried.server.settimeout(20)
         try:
@@ -103,3 +107,48 @@ def test_with_an_authority_it_is_who_has_been_signed(hosts: Hosts, family: Famil
         server.context(listener=7, material=read(family.files("server")) | {"ca": ca})
         client.context(material=read(family.files("client")) | {"ca": ca})
         assert _outcome(hosts, (READY, READY)) == b"hello"
+
+
+_LONG = "#" * 20_000 + "\n"
+
+
+def test_a_long_context_comes_whole(hosts: Hosts, family: Family) -> None:
+    """A certificate that is cut off would be everybody's instead."""
+    client, server = hosts
+    own = {name: text + 2 * _LONG for name, text in read(family.files("server")).items()}
+    server.context(listener=7, material=own)
+    client.context(material=own)
+    assert _outcome(hosts, (READY, READY)) == b"hello"
+
+
+def test_more_than_there_is_room_for(hosts: Hosts, family: Family) -> None:
+    """Half a message is no message; the agent's next words would be to one who has not heard this."""
+    server = hosts[1]
+    server.context(material=None, key=b"k" * 32)
+    server.context(listener=7, material=read(family.files("server")) | {"ca": 7 * _LONG})
+    server.control.settimeout(10)
+    try:
+        while (said := server.control.recv(65536)) and msgpack.unpackb(said) == {"op": "idle"}:
+            pass
+    except ConnectionResetError:
+        said = b""
+    assert said == b""
+
+
+def test_certificates_that_cannot_be_used_are_not_everybodys(hosts: Hosts, family: Family) -> None:
+    everybodys = read(family.files("everybody"))
+    for host in hosts:
+        host.context(material=everybodys)
+    assert _outcome(hosts, (READY, READY)) == b"hello"
+    hosts[1].context(listener=7, material={})
+    assert _outcome(hosts, (REFUSED, REFUSED)) == b""
+
+
+def test_a_client_has_its_own_or_none(hosts: Hosts, family: Family) -> None:
+    """One that was told a number is not served with everybody's: its carrier has not heard of that one."""
+    everybodys = read(family.files("everybody"))
+    for host in hosts:
+        host.context(material=everybodys)
+    assert _outcome(hosts, (REFUSED, REFUSED), context=9) == b""
+    hosts[0].context(listener=9, material=everybodys)
+    assert _outcome(hosts, (READY, READY), context=9) == b"hello"
