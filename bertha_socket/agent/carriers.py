@@ -49,8 +49,11 @@ _PYTHON: Final = (
 _SLOT_BYTES: Final = 520 * 1024
 #: Native carriers of one agent.  Each is one thread, and may serve both ends of a connection of one host.
 _NATIVE_MOST: Final = 4
-#: Messages that wait for a carrier: every context, and some shims.
+#: Messages that wait for a carrier: every context, and some shims, each of which is a descriptor of ours.
 _WAITING_MAX: Final = 4096
+_SHIMS_WAITING_MAX: Final = 64
+#: Seconds for which one may wait: a carrier that has begun, on however busy a machine, has read it by then.
+_PATIENCE: Final = 10.0
 _RINGS: Final = importlib.util.find_spec("bertha_socket._rings") is not None
 
 #: Whether a plan that a client shows may run at that listener: None, or one line why not.
@@ -80,6 +83,13 @@ def native_path() -> str | None:
     return _NATIVE if os.access(_NATIVE, os.X_OK) else None
 
 
+class _Waiting(NamedTuple):
+    since: float
+    data: bytes
+    #: Our own.
+    fds: tuple[int, ...]
+
+
 @dataclass(eq=False, slots=True)
 class Carrier:
     """One running carrier."""
@@ -94,10 +104,15 @@ class Carrier:
     contexts: dict[int, bytes] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     alive: bool = True
-    #: What it has had no room for yet; the descriptors are our own.
-    waiting: deque[tuple[bytes, tuple[int, ...]]] = field(default_factory=deque)
+    #: What it has had no room for yet.
+    waiting: deque[_Waiting] = field(default_factory=deque)
 
-    def send(self, data: bytes, fds: tuple[int, ...] = ()) -> bool:
+    @property
+    def full(self) -> bool:
+        """Whether no more shims may wait for it."""
+        return sum(1 for message in self.waiting if message.fds) >= _SHIMS_WAITING_MAX
+
+    def send(self, now: float, data: bytes, fds: tuple[int, ...] = ()) -> bool:
         """False when it does not take the message: it is gone, or hangs.  One that only begins has room for a
         few dozen; the others wait, and whoever has the loop calls `flush`."""
         if not self.waiting:
@@ -110,7 +125,7 @@ class Carrier:
                 return False
         if len(self.waiting) >= _WAITING_MAX:
             return False
-        self.waiting.append((data, tuple(os.dup(fd) for fd in fds)))
+        self.waiting.append(_Waiting(now, data, tuple(os.dup(fd) for fd in fds)))
         return True
 
     def _put(self, data: bytes, fds: tuple[int, ...]) -> None:
@@ -120,8 +135,9 @@ class Carrier:
         """What waits, as far as there is room.  False: it is gone."""
         try:
             while self.waiting:
-                self._put(*self.waiting[0])
-                for fd in self.waiting.popleft()[1]:
+                message = self.waiting[0]
+                self._put(message.data, message.fds)
+                for fd in self.waiting.popleft().fds:
                     os.close(fd)
         except BlockingIOError:
             pass
@@ -132,7 +148,7 @@ class Carrier:
     def forget(self) -> None:
         """Of one that gets no more."""
         while self.waiting:
-            for fd in self.waiting.pop()[1]:
+            for fd in self.waiting.pop().fds:
                 os.close(fd)
 
 
@@ -187,6 +203,8 @@ class Carriers:
             try:
                 for _ in range(1 + most_of(kind)):  # those that have just died may not be known as dead yet
                     carrier = self._get(kind, owner or peer)
+                    if carrier.full:
+                        raise Refused(Why.NO_CARRIER)
                     if sources and not carrier.sources.items() >= sources.items():
                         if not self._send(carrier, brought):
                             continue
@@ -211,7 +229,8 @@ class Carriers:
         # The others run our own code alone, and serve everybody.
         uid = peer.uid if kind == CarrierKind.AUTHORS else os.geteuid()
         carriers = self._running.setdefault((kind, uid), [])
-        turn = carriers[0] if carriers else None
+        first = carriers[0] if carriers else None
+        turn = next((c for c in carriers if not c.waiting), first)
         if turn is not None and (turn.shims == 0 or len(carriers) >= most_of(kind)):
             return turn
         try:
@@ -236,7 +255,7 @@ class Carriers:
         if not carrier.alive:
             return False
         waited = bool(carrier.waiting)
-        if not carrier.send(data, fds):
+        if not carrier.send(self._loop.now, data, fds):
             self._drop(carrier)
             return False
         if carrier.waiting and not waited:
@@ -262,6 +281,16 @@ class Carriers:
         if carrier.contexts.get(context.listener) != data:
             carrier.contexts[context.listener] = data
             self._send(carrier, data)
+
+    def deadline(self) -> float | None:
+        """When one of them has let something wait for too long; None: nothing waits."""
+        return min((c.waiting[0].since + _PATIENCE for c in self._children if c.waiting), default=None)
+
+    def tick(self, now: float) -> None:
+        """Gives those up that do not read: the programs that wait for them ask for another one."""
+        for carrier in list(self._children):
+            if carrier.waiting and now - carrier.waiting[0].since >= _PATIENCE:
+                self._drop(carrier)
 
     # -- starting and ending --------------------------------------------------------------------------
 

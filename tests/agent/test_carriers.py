@@ -368,7 +368,10 @@ def test_no_old_secrets_for_one_that_does_not_listen(rig: Rig) -> None:
         second.process.terminate()
         for number in range(100_000):
             sources = {f"rot{number}": "/x/" + "y" * 4000}
-            rig.shim(CarrierKind.AUTHORS, sources=sources).close()
+            try:
+                rig.shim(CarrierKind.AUTHORS, sources=sources).close()
+            except Refused:  # too many wait for it
+                rig.carriers.tick(rig.loop.now + 60)
             if len(rig.pids) > 3:
                 break
         for carrier in rig.carriers:
@@ -379,3 +382,100 @@ def test_no_old_secrets_for_one_that_does_not_listen(rig: Rig) -> None:
         for pid in rig.pids:
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
+
+
+#: One that says nothing, keeps what it is given, and ends with its agent.
+_QUIET = """
+import socket, sys
+control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))
+while socket.recv_fds(control, 1 << 17, 4)[0]:
+    pass
+"""
+
+
+class Stopped:
+    """Carriers of which some have stopped reading."""
+
+    def __init__(self, rig: Rig) -> None:
+        rig.program = [sys.executable, "-c", _QUIET]
+        self.rig = rig
+        self.pids: list[int] = []
+
+    def stop(self, pid: int) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        self.pids.append(pid)
+
+    def fill(self, pid: int) -> None:
+        """Tells them all so much that for this one something waits."""
+        (carrier,) = (c for c in self.rig.carriers if c.process.pid == pid)
+        number = 0
+        while not carrier.waiting:
+            number += 1
+            assert number < 1000
+            self.rig.carriers.context_changed(Context(1, {"certificate": "c" * 4000 + str(number)}, None))
+            while any(c.waiting for c in self.rig.carriers if c is not carrier):
+                self.rig.loop.turn()
+
+
+@pytest.fixture
+def stopped(rig: Rig) -> Iterator[Stopped]:
+    stopped = Stopped(rig)
+    yield stopped
+    for pid in stopped.pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_one_that_does_not_read_is_passed_over(
+    rig: Rig, stopped: Stopped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    with rig.shim(CarrierKind.NATIVE), rig.shim(CarrierKind.NATIVE):
+        hung, good = (c.process.pid for c in sorted(rig.carriers, key=lambda c: c.since))
+        stopped.stop(hung)
+        stopped.fill(hung)
+        shims = [rig.shim(CarrierKind.NATIVE) for _ in range(6)]
+        assert {f["pid"]: f["shims"] for f in rig.facts()} == {hung: 1, good: 7}
+        for sock in shims:
+            sock.close()
+
+
+def test_one_that_does_not_read_is_given_up(rig: Rig, stopped: Stopped) -> None:
+    """With what waits for it; whoever comes next gets another one."""
+    with rig.shim():
+        (hung,) = (f["pid"] for f in rig.facts())
+        assert rig.carriers.deadline() is None
+        stopped.stop(hung)
+        stopped.fill(hung)
+        began = len(os.listdir("/proc/self/fd"))
+        waiting = [rig.shim() for _ in range(64)]
+        assert [f["shims"] for f in rig.facts()] == [65]
+        with pytest.raises(Refused):  # each has a descriptor of the agent's
+            rig.shim()
+        due = rig.carriers.deadline()
+        assert due is not None and rig.loop.now < due < rig.loop.now + 30
+        rig.carriers.tick(due - 0.1)
+        assert [f["pid"] for f in rig.facts()] == [hung]
+        rig.carriers.tick(due)
+        assert not rig.facts() and rig.carriers.deadline() is None
+        for sock in waiting:
+            sock.settimeout(10)
+            assert sock.recv(1) == b""
+            sock.close()
+        assert len(os.listdir("/proc/self/fd")) < began
+        with rig.shim():
+            assert [f["pid"] for f in rig.facts()] != [hung]
+
+
+def test_one_that_reads_slowly_is_kept(rig: Rig, stopped: Stopped) -> None:
+    """The patience is with each message."""
+    with rig.shim():
+        (slow,) = (f["pid"] for f in rig.facts())
+        stopped.stop(slow)
+        stopped.fill(slow)
+        due = rig.carriers.deadline()
+        os.kill(slow, signal.SIGCONT)
+        rig.turn_until(lambda: rig.carriers.deadline() is None, "its reading")
+        assert due is not None
+        rig.carriers.tick(due + 1)
+        assert [f["pid"] for f in rig.facts()] == [slow]
