@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import mmap
 import os
 import pwd
 import resource
@@ -22,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import msgpack
 
+from bertha_socket.agent import memory
 from bertha_socket.agent.interpreter import ROOT, import_path
 from bertha_socket.agent.loop import READ, WRITE, Loop
 from bertha_socket.agent.messages import CarrierKind
@@ -100,6 +102,9 @@ class Carrier:
     control: socket.socket
     pidfd: int
     since: float
+    #: Its first byte: whether something waits.  The carrier sees it, and takes no connection meanwhile: what
+    #: waits may be secrets that are meant for that one.
+    behind: mmap.mmap
     shims: int = 0
     contexts: dict[int, bytes] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
@@ -125,6 +130,7 @@ class Carrier:
                 return False
         if len(self.waiting) >= _WAITING_MAX:
             return False
+        self.behind[0] = 1
         self.waiting.append(_Waiting(now, data, tuple(os.dup(fd) for fd in fds)))
         return True
 
@@ -139,6 +145,7 @@ class Carrier:
                 self._put(message.data, message.fds)
                 for fd in self.waiting.popleft().fds:
                     os.close(fd)
+            self.behind[0] = 0
         except BlockingIOError:
             pass
         except OSError:
@@ -146,7 +153,8 @@ class Carrier:
         return True
 
     def forget(self) -> None:
-        """Of one that gets no more."""
+        """Of one that gets no more; where something waited, it sees that this will not come."""
+        self.behind.close()
         while self.waiting:
             for fd in self.waiting.pop().fds:
                 os.close(fd)
@@ -239,7 +247,8 @@ class Carriers:
             if turn is None:
                 raise
             return turn
-        carriers.insert(0, carrier)
+        if carrier.alive:
+            carriers.insert(0, carrier)
         for context in self._contexts():
             self._give(carrier, context)
         return carrier if carrier.alive or turn is None else turn
@@ -314,16 +323,19 @@ class Carriers:
                     if log is not None:
                         os.close(log)
             pidfd = os.pidfd_open(process.pid)
+            page = memory.make_page("bertha-behind")
         except OSError as error:
             ours.close()
             failures.append(self._loop.now)
             raise Refused(Why.NO_CARRIER) from error
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_MAX)
-        carrier = Carrier(kind, uid, process, ours, pidfd, self._loop.now)
+        carrier = Carrier(kind, uid, process, ours, pidfd, self._loop.now, mmap.mmap(page, mmap.PAGESIZE))
         self._children.add(carrier)
         self._watch(carrier, READ)
         self._loop.watch(pidfd, lambda: self._ended(carrier))
+        self._send(carrier, _pack({"op": "behind"}), (page,))
+        os.close(page)
         return carrier
 
     def _open_log(self, uid: int) -> int | None:

@@ -139,6 +139,11 @@ def mark_link_dead(fd: int) -> None:
     os.pwrite(fd, b"\1\0\0\0", int(lib.OFFSETOF_link_dead))
 
 
+def make_page(name: str) -> int:
+    """A page of zeros.  Raises OSError."""
+    return _sealed(name, mmap.PAGESIZE, b"", _SEALS)
+
+
 def make_file(name: str) -> int:
     """An empty memfd, to be written.  Raises OSError."""
     return _memfd(name)

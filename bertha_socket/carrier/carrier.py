@@ -80,7 +80,13 @@ class Carrier:
         self._idle_told = False
 
         def readable(events: int) -> None:
-            if not shim.receive():
+            if self.control.behind:
+                self.control.make_room()
+                if self.control.alive:
+                    return  # and it is readable still
+            # What an agent did not come to say will not come: the program is to ask for another carrier.
+            lost = not self.control.alive and self.control.behind
+            if lost or not shim.receive():
                 self.loop.watch(sock.fileno(), None, readable)
                 shim.close()
                 self._shims.discard(shim)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
+import select
 import socket
 import time
 from collections import OrderedDict
@@ -20,6 +22,8 @@ _MESSAGE_MAX: Final = 1 << 17
 _REMEMBERED_MAX: Final = 1024
 #: Seconds for which a judgement is believed while there is an agent to ask again.
 _BELIEVED: Final = 30.0
+#: Seconds for which others wait while the agent has not said all.
+_MOMENT: Final = 0.001
 NO_AGENT: Final = "the server's agent is gone, and this plan is not known yet; connect again when it is back"
 
 Verdict = Callable[[str | None], None]
@@ -54,6 +58,19 @@ class Control:
         self._waiting: dict[tuple[int, bytes], list[Verdict]] = {}
         self._known: OrderedDict[tuple[int, bytes], float] = OrderedDict()
         self._next = 0
+        self._behind: mmap.mmap | None = None
+
+    @property
+    def behind(self) -> bool:
+        """Whether the agent has more to say than it had room for.  No connection is taken meanwhile: it may
+        be meant to have the secrets that are to come."""
+        return self._behind is not None and self._behind[0] != 0
+
+    def make_room(self) -> None:
+        """Reads what there is, and waits a little for more."""
+        self.catch_up()
+        if self.alive and self.behind:
+            select.select([self.sock], [], [], _MOMENT)
 
     def secrets(self, listener: int) -> Secrets:
         """Of that listener, else everybody's."""
@@ -134,6 +151,9 @@ class Control:
             self._verdict(message)
         elif op == "chunnels":
             self._chunnels(message)
+        elif op == "behind" and fds and self._behind is None:
+            with contextlib.suppress(OSError, ValueError):  # no memory of a page
+                self._behind = mmap.mmap(fds[0], mmap.PAGESIZE, prot=mmap.PROT_READ)
         for fd in fds:
             os.close(fd)
         return True

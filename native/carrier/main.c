@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -198,6 +199,13 @@ void carrier_let_go(struct shim *shim) {
   drop_shim(shim);
 }
 
+/* Of memory that does not shrink from now on: else its end would be our SIGBUS at somebody else's pleasure. */
+static bool sealed_size(int fd, struct stat *st) {
+  int seals = fcntl(fd, F_GET_SEALS);
+  bool sealed = seals >= 0 && (seals & F_SEAL_SHRINK);
+  return (sealed || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0) && fstat(fd, st) == 0;
+}
+
 static bool shim_hello(struct shim *shim, const void *message, size_t size, int fd) {
   struct bertha_carrier_hello hello;
   struct stat st;
@@ -206,13 +214,7 @@ static bool shim_hello(struct shim *shim, const void *message, size_t size, int 
   }
   memcpy(&hello, message, sizeof hello);
   size_t bytes = (size_t)hello.status_count * sizeof *shim->statuses;
-  /* One that may shrink would be our SIGBUS at somebody else's pleasure: so its size is looked at after that. */
-  int seals = fcntl(fd, F_GET_SEALS);
-  bool sealed = seals >= 0 && (seals & F_SEAL_SHRINK);
-  if (!sealed && fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) != 0) {
-    return false;
-  }
-  if (hello.status_count == 0 || hello.status_count > 1u << 20 || fstat(fd, &st) != 0 ||
+  if (hello.status_count == 0 || hello.status_count > 1u << 20 || !sealed_size(fd, &st) ||
       (size_t)st.st_size < bytes) {
     return false;
   }
@@ -321,6 +323,22 @@ static void no_room(struct shim *shim, const struct bertha_carrier_carry *head, 
   close_all(fds, count);
 }
 
+/* Whether the agent has more to say than it had room for (agent/carriers.py).  No connection is taken meanwhile: it may
+ * be meant to have the secrets that are to come. */
+static const uint8_t *behind;
+
+static bool is_behind(void) {
+  return behind != NULL && __atomic_load_n(behind, __ATOMIC_ACQUIRE) != 0;
+}
+
+static void learn_behind(int fd) {
+  struct stat st;
+  if (behind == NULL && sealed_size(fd, &st) && st.st_size > 0) {
+    void *p = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
+    behind = p != MAP_FAILED ? p : NULL;
+  }
+}
+
 static void control_speaks(void) {
   static uint8_t data[MESSAGE_MAX];
   while (control >= 0) {
@@ -339,6 +357,8 @@ static void control_speaks(void) {
     if (pack_read(data, (size_t)n, &message) == (size_t)n && pack_get(&message, "op", &op)) {
       if (pack_is(&op, "shim") && count > 0) {
         new_shim(fds[--count]);
+      } else if (pack_is(&op, "behind") && count > 0) {
+        learn_behind(fds[0]);
       } else if (pack_is(&op, "context")) {
         trust_learn(&message);
       } else if (pack_is(&op, "verdict")) {
@@ -349,67 +369,75 @@ static void control_speaks(void) {
   }
 }
 
+/* One message, which was there before this: what the agent had said before that has been said, or it is behind. */
 static void shim_speaks(struct shim *shim) {
   static uint8_t message[sizeof(struct bertha_carrier_carry_ring) + BERTHA_CARRIER_PLAN_MAX + 1];
-  for (;;) {
-    int fds[CARRIER_FDS_MAX], count;
-    bool cut;
-    ssize_t n = carrier_receive(shim->fd, message, sizeof message, fds, &count, &cut);
-    if (n < 0) {
-      return;
+  int fds[CARRIER_FDS_MAX], count = 0;
+  bool cut = false;
+  ssize_t n = 0;
+  if (is_behind()) {
+    control_speaks();
+    if (control >= 0) {
+      struct pollfd more = {.fd = control, .events = POLLIN};
+      poll(&more, 1, 1);
+      return; /* the shim is readable still */
     }
-    struct bertha_carrier_carry_ring ring = {.slot = 0};
-    struct bertha_carrier_link link;
-    uint32_t magic = 0;
-    uint16_t kind = 0, version = 0;
-    if ((size_t)n >= 8) {
-      memcpy(&magic, message, 4);
-      memcpy(&version, message + 4, 2);
-      memcpy(&kind, message + 6, 2);
-    }
-    kind = magic == BERTHA_CARRIER_MAGIC && version == BERTHA_CARRIER_VERSION ? kind : 0;
-    if (kind == BERTHA_CARRIER_HELLO && count == 1 && shim_hello(shim, message, (size_t)n, fds[0])) {
-      close_all(fds, count);
-      continue;
-    }
-    if (kind == BERTHA_CARRIER_LINK && count == 2 && (size_t)n == sizeof link) {
-      memcpy(&link, message, sizeof link);
-      count = 0;
-      if (rings_add(shim, link.number, link.index, fds[0], fds[1], link.spin_us)) {
-        continue;
-      }
-    }
-    bool by_ring = kind == BERTHA_CARRIER_CARRY_RING;
-    size_t size = by_ring ? sizeof ring : sizeof ring.carry;
-    bool known = by_ring || kind == BERTHA_CARRIER_CARRY || kind == BERTHA_CARRIER_DATAGRAMS;
-    if (known && cut && (size_t)n >= size && shim->statuses != NULL) {
-      memcpy(&ring, message, size);
-      no_room(shim, &ring.carry, kind == BERTHA_CARRIER_DATAGRAMS, fds, count);
-      continue;
-    }
-    if (known && count == 2 && (size_t)n >= size && shim->statuses != NULL) {
-      memcpy(&ring, message, size);
-      const struct bertha_carrier_carry *head = &ring.carry;
-      control_speaks(); /* what the agent had said before it came: another key, that a plan may not run */
-      if (head->plan_size == (size_t)n - size && head->mode <= BERTHA_CARRY_MAYBE &&
-          (head->mode == BERTHA_CARRY_PLAN) == (head->side == 0)) {
-        if (kind == BERTHA_CARRIER_DATAGRAMS) {
-          datagrams_carry(shim, head, fds[0], fds[1]);
-        } else {
-          carry(shim, head, by_ring ? &ring : NULL, message + size, fds[0], fds[1]);
-          rings_ring(); /* what it has sent before it was ours is taken */
-        }
-        continue;
-      }
-    }
-    close_all(fds, count); /* the end, or nonsense: what it has given before goes on */
-    carrier_unwatch(
-        shim->fd); /* the agent may not have closed its copy yet, which would keep it in the set */
-    close(shim->fd);
-    shim->fd = -1;
-    drop_shim(shim);
+  }
+  if (control >= 0 || !is_behind()) { /* else the rest will not come: it is to ask for another carrier */
+    n = carrier_receive(shim->fd, message, sizeof message, fds, &count, &cut);
+  }
+  if (n < 0) {
     return;
   }
+  struct bertha_carrier_carry_ring ring = {.slot = 0};
+  struct bertha_carrier_link link;
+  uint32_t magic = 0;
+  uint16_t kind = 0, version = 0;
+  if ((size_t)n >= 8) {
+    memcpy(&magic, message, 4);
+    memcpy(&version, message + 4, 2);
+    memcpy(&kind, message + 6, 2);
+  }
+  kind = magic == BERTHA_CARRIER_MAGIC && version == BERTHA_CARRIER_VERSION ? kind : 0;
+  if (kind == BERTHA_CARRIER_HELLO && count == 1 && shim_hello(shim, message, (size_t)n, fds[0])) {
+    close_all(fds, count);
+    return;
+  }
+  if (kind == BERTHA_CARRIER_LINK && count == 2 && (size_t)n == sizeof link) {
+    memcpy(&link, message, sizeof link);
+    count = 0;
+    if (rings_add(shim, link.number, link.index, fds[0], fds[1], link.spin_us)) {
+      return;
+    }
+  }
+  bool by_ring = kind == BERTHA_CARRIER_CARRY_RING;
+  size_t size = by_ring ? sizeof ring : sizeof ring.carry;
+  bool known = by_ring || kind == BERTHA_CARRIER_CARRY || kind == BERTHA_CARRIER_DATAGRAMS;
+  if (known && cut && (size_t)n >= size && shim->statuses != NULL) {
+    memcpy(&ring, message, size);
+    no_room(shim, &ring.carry, kind == BERTHA_CARRIER_DATAGRAMS, fds, count);
+    return;
+  }
+  if (known && count == 2 && (size_t)n >= size && shim->statuses != NULL) {
+    memcpy(&ring, message, size);
+    const struct bertha_carrier_carry *head = &ring.carry;
+    control_speaks(); /* what the agent had said before it came: another key, that a plan may not run */
+    if (head->plan_size == (size_t)n - size && head->mode <= BERTHA_CARRY_MAYBE &&
+        (head->mode == BERTHA_CARRY_PLAN) == (head->side == 0)) {
+      if (kind == BERTHA_CARRIER_DATAGRAMS) {
+        datagrams_carry(shim, head, fds[0], fds[1]);
+      } else {
+        carry(shim, head, by_ring ? &ring : NULL, message + size, fds[0], fds[1]);
+        rings_ring(); /* what it has sent before it was ours is taken */
+      }
+      return;
+    }
+  }
+  close_all(fds, count);     /* the end, or nonsense: what it has given before goes on */
+  carrier_unwatch(shim->fd); /* the agent may not have closed its copy yet, which would keep it in the set */
+  close(shim->fd);
+  shim->fd = -1;
+  drop_shim(shim);
 }
 
 /* ---- the loop ------------------------------------------------------------------------------------ */

@@ -42,6 +42,9 @@ while selector.get_map():
             if not data:
                 selector.unregister(control)
                 continue
+            if msgpack.unpackb(data)["op"] == "behind":
+                os.close(fds[0])
+                continue
             heard.append(data)
             for fd in fds:
                 shims.append(socket.socket(fileno=fd))
@@ -474,8 +477,10 @@ def test_one_that_reads_slowly_is_kept(rig: Rig, stopped: Stopped) -> None:
         stopped.stop(slow)
         stopped.fill(slow)
         due = rig.carriers.deadline()
+        assert [carrier.behind[0] for carrier in rig.carriers] == [1]
         os.kill(slow, signal.SIGCONT)
         rig.turn_until(lambda: rig.carriers.deadline() is None, "its reading")
         assert due is not None
         rig.carriers.tick(due + 1)
+        assert [carrier.behind[0] for carrier in rig.carriers] == [0]
         assert [f["pid"] for f in rig.facts()] == [slow]

@@ -38,7 +38,7 @@ def watched(agent: Agent) -> Iterator[Agent]:
     eventually(lambda: not agent.status()["processes"], "the end of all processes")
     eventually(lambda: not agent.status()["listeners"], "the end of all listeners")
     try:
-        eventually(lambda: agent.descriptors() == before + 2 * carriers(agent), f"{before} descriptors again")
+        eventually(lambda: agent.descriptors() == before + 3 * carriers(agent), f"{before} descriptors again")
     except AssertionError as error:
         raise AssertionError(f"{error}; there are {held(agent)}") from None
     assert entries(agent.path) == []
@@ -46,7 +46,7 @@ def watched(agent: Agent) -> Iterator[Agent]:
 
 
 def carriers(agent: Agent) -> int:
-    """Those that it was asked to start end with it; each has a pidfd and a socket."""
+    """Those that it was asked to start end with it; each has a pidfd, a socket and a page."""
     return len(psutil.Process(agent.process.pid).children())
 
 

@@ -310,7 +310,8 @@ _FIELDS = st.dictionaries(
 @given(
     st.lists(
         st.tuples(
-            RAW | VALUES | _FIELDS, st.sampled_from(["", "context", "verdict", "chunnels", "shim", "x"])
+            RAW | VALUES | _FIELDS,
+            st.sampled_from(["", "context", "verdict", "chunnels", "shim", "behind", "x"]),
         ),
         max_size=5,
     )
@@ -330,7 +331,7 @@ def test_whatever_an_agent_says(said: list[tuple[Any, str]]) -> None:
             if isinstance(message, dict) and op:
                 message = {**message, "op": op}
             data = message if isinstance(message, bytes) else msgpack.packb(message)
-            socket.send_fds(near, [data or b"\0"], [0, near.fileno()] if op == "shim" else [])
+            socket.send_fds(near, [data or b"\0"], [0, near.fileno()] if op in ("shim", "behind") else [])
             control.receive()
         assert control.alive
         assert isinstance(control.secrets(1), Secrets)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import mmap
+import os
+import time
 from pathlib import Path
 
 import msgpack
@@ -14,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bertha_socket.agent.secrets import read
-from tests.carrier.host import READY, REFUSED, Carried, CarrierHost, chunnel, plan_of
+from tests.carrier.host import PENDING, READY, REFUSED, Carried, CarrierHost, chunnel, plan_of, tcp_pair
 
 Hosts = tuple[CarrierHost, CarrierHost]
 PLAN = plan_of(chunnel("encrypt", "tls1.3"))
@@ -152,3 +155,55 @@ def test_a_client_has_its_own_or_none(hosts: Hosts, family: Family) -> None:
     assert _outcome(hosts, (REFUSED, REFUSED), context=9) == b""
     hosts[0].context(listener=9, material=everybodys)
     assert _outcome(hosts, (READY, READY), context=9) == b"hello"
+
+
+def _page(host: CarrierHost) -> mmap.mmap:
+    """What an agent shares with its carrier; it has something to say that it has no room for."""
+    fd = os.memfd_create("behind", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, mmap.PAGESIZE)
+    page = mmap.mmap(fd, mmap.PAGESIZE)
+    host.send({"op": "behind"}, fd)
+    os.close(fd)
+    page[0] = 1
+    return page
+
+
+def test_no_connection_comes_before_its_secrets(hosts: Hosts, family: Family) -> None:
+    """The program has its own way to the carrier, and the agent's words may wait for room."""
+    everybodys, own = (read(family.files(name)) for name in ("everybody", "server"))
+    hosts[0].context(material=own)
+    hosts[1].context(material=everybodys)
+    with _page(hosts[1]) as page:
+        carried = Carried(*hosts, PLAN)
+        carried.client.sendall(b"hello")
+        time.sleep(0.3)
+        assert carried.server_status.state == PENDING
+        hosts[1].context(listener=7, material=own)
+        page[0] = 0
+        carried.wait(READY, READY)
+        assert carried.server.recv(100) == b"hello"
+        carried.close()
+
+
+def test_one_whose_agent_went_before_it_had_said_all(hosts: Hosts, family: Family) -> None:
+    """It takes no more of the programs that it has; what it carries goes on."""
+    everybodys = read(family.files("everybody"))
+    for host in hosts:
+        host.context(material=everybodys)
+    before = Carried(*hosts, PLAN)
+    before.client.sendall(b"hello")
+    before.wait(READY, READY)
+    server = hosts[1]
+    with _page(server):
+        server.shim.settimeout(10)
+        server.control.close()
+        a, b = tcp_pair()
+        with a, b:
+            carried, _ = server.carry(b)
+        with carried, contextlib.suppress(ConnectionResetError):
+            assert server.shim.recv(1) == b""
+        before.client.sendall(b" again")
+        before.server.settimeout(10)
+        time.sleep(0.1)
+        assert before.server.recv(100) == b"hello again"
+        before.close()
