@@ -275,7 +275,7 @@ static void program_closed(struct datagrams *d) {
 /* One who does not take its datagrams keeps nobody else waiting. */
 static bool takes_program(const struct datagrams *d) {
   bool alone = d->currents == 1 && d->speaking != NULL && d->speaking->waiting.count >= WAITING_MAX / 2;
-  bool beside = d->beside_full || (d->beside >= 0 && d->to_beside.count >= BESIDE_MAX);
+  bool beside = d->beside_full || (d->beside >= 0 && d->beside_own >= BESIDE_MAX);
   return d->program_in && d->until == 0 && !d->over && d->to_network.count < QUEUE_MAX && !alone && !beside;
 }
 

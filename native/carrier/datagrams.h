@@ -106,6 +106,7 @@ struct datagrams { /* one carried socket */
   bool beside_full;     /* it wants no more of the program's for now */
   int64_t beside_until; /* it was asked for, and what is for it waits until then */
   struct queue to_beside;
+  unsigned beside_own; /* of what is in it: the program's, which waits when this is too much */
   bool udp_in, udp_out, program_in, program_out; /* the kernel said so, and has not said otherwise since */
   int64_t until; /* the program has closed: what is unsaid is said until then; 0: it has not */
   struct peer **buckets;

@@ -34,9 +34,22 @@ static bool give(struct datagrams *d, uint16_t kind, const struct place *of, uin
       return true;
     }
   }
+  /* Neither takes the other's room: the program sends no faster than is taken (BESIDE_MAX), the network may. */
+  bool network = kind == BERTHA_DGRAM_NETWORK;
   unsigned most = d->beside >= 0 ? 2 * QUEUE_MAX : EARLY_MAX;
-  return d->to_beside.count < most &&
-         queue_add(&d->to_beside, of, (const uint8_t *)&head, sizeof head, data, size);
+  if ((network && d->to_beside.count - d->beside_own >= most) ||
+      !queue_add(&d->to_beside, of, (const uint8_t *)&head, sizeof head, data, size)) {
+    return false;
+  }
+  d->beside_own += !network;
+  return true;
+}
+
+static void drop_first(struct datagrams *d) {
+  struct bertha_dgram head;
+  memcpy(&head, d->to_beside.first->bytes, sizeof head);
+  d->beside_own -= head.kind != BERTHA_DGRAM_NETWORK;
+  queue_drop_first(&d->to_beside);
 }
 
 static void flush(struct datagrams *d) {
@@ -44,7 +57,7 @@ static void flush(struct datagrams *d) {
     const struct packet *p = d->to_beside.first;
     d->beside_out = given(d, p->bytes, p->size, NULL, 0);
     if (d->beside_out) {
-      queue_drop_first(&d->to_beside);
+      drop_first(d);
     }
   }
 }
@@ -61,6 +74,7 @@ bool beside_network(struct datagrams *d, const struct place *from, const uint8_t
       return false;
     }
     queue_clear(&d->to_beside); /* of one that did not come */
+    d->beside_own = 0;
     d->beside_until = carrier_now() + WANTED_NS;
   }
   if (!give(d, BERTHA_DGRAM_NETWORK, from, 0, data, size)) {
@@ -109,6 +123,7 @@ void beside_end(struct datagrams *d) {
     d->beside_full = false;
   }
   queue_clear(&d->to_beside);
+  d->beside_own = 0;
 }
 
 void beside_event(struct datagrams *d, uint32_t events) {

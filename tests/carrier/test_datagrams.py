@@ -22,6 +22,7 @@ import pytest
 
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.envelope import Envelope, Kind
+from bertha_socket.chunnels import reliable
 from tests.carrier.conftest import _COMMANDS, KEY, NATIVE, MakeCarrier
 from tests.carrier.host import (
     MAYBE,
@@ -41,7 +42,7 @@ pytestmark = [
 ]
 
 HEAD: Final = struct.Struct("=HHHHIIQ16s")
-DATA, TELL, ERROR, REFUSAL, NO_AGENT = 1, 2, 3, 4, 5
+DATA, TELL, ERROR, REFUSAL, NO_AGENT, BESIDE = 1, 2, 3, 4, 5, 6
 RELIABLE = plan_of(chunnel("reliable", "brel/1", "native", mtu=1200, give_up=30.0))
 _SIOCOUTQ: Final = termios.TIOCOUTQ
 _V4 = bytes(10) + b"\xff\xff"
@@ -129,6 +130,13 @@ def _accepted(server: Program) -> Stranger:
     server.host.serve(5.0)
     assert stranger.heard().kind is Kind.ACCEPT
     return stranger
+
+
+def _numbered(number: int, payload: bytes, flags: int = 0, session: int = 1) -> bytes:
+    """A datagram of `reliable`'s, of its connection 77, by an exchange."""
+    return envelope.sealed(
+        Kind.DATA, session, reliable.HEADER.pack(reliable.DATA, flags, 77, number, 1) + payload
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -381,6 +389,7 @@ def test_strangers_are_told_why_a_hundred_times_a_second(server: Program) -> Non
         stranger.udp.send(envelope.hello(i, RELIABLE, None))
     server.has_read()
     count = 0
+    assert not stranger.quiet(20)  # the carrier has yet to start
     while not stranger.quiet():
         assert stranger.heard().kind is Kind.REFUSE
         count += 1
@@ -541,6 +550,32 @@ def test_a_program_that_sends_faster_than_the_network_waits(client: Program) -> 
                 time.sleep(0.01)
         assert 500 < sent < 5000
         assert client.status.detail == ""
+
+
+def test_a_flood_for_the_carrier_beside_keeps_no_program_waiting(make_program: Make) -> None:
+    """It takes less than strangers can send: what waits for it then is theirs, not the program's."""
+    server = make_program("native", MAYBE)
+    client, flood = _accepted(server), Stranger(server.name)
+    client.udp.send(_numbered(1, b"question"))
+    assert server.heard()[3] == b"question"
+    beside, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with beside, theirs:
+        socket.send_fds(server.pair, [HEAD.pack(0xBD47, BESIDE, 0, 0, 0, 0, 0, bytes(16))], [theirs.fileno()])
+        beside.settimeout(20)
+        server.send(("127.0.0.1", 9), b"first")
+        assert beside.recv(100)[HEAD.size :] == b"first"
+        for i in range(2000):
+            flood.udp.send(bytes(1000))
+            if i % 50 == 0:
+                time.sleep(0.002)
+        server.send(client.name, b"answer")
+        while not client.heard().body.endswith(b"answer"):
+            pass  # acknowledgements
+        # Nor is there no room for what the program has to say there, behind it.
+        server.send(("127.0.0.1", 9), b"to another")
+        found = b""
+        while not found.endswith(b"to another"):
+            found = beside.recv(2000)
 
 
 def test_carriers_end(make_program: Make) -> None:
