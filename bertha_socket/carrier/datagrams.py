@@ -66,7 +66,7 @@ class Datagrams(Peers):
         self._asides: set[Exchange] = set()
         self.pair = carry.pair
         #: Heads of the program's datagrams that have been looked at.
-        self._heads: dict[bytes, Place] = {}
+        self._heads: dict[bytes, tuple[Place, int]] = {}
         self._plans: OrderedDict[Place, tuple[bytes, int]] = OrderedDict()
         self._to_program: deque[bytes] = deque()
         self._program_bytes = 0
@@ -131,7 +131,7 @@ class Datagrams(Peers):
     def _program_said(self, data: bytes) -> None:
         known = self._heads.get(data[: HEAD.size])
         if known is not None:
-            self._program_sent(known, data[HEAD.size :])
+            self._program_sent_all(*known, data[HEAD.size :])
             return
         if len(data) < HEAD.size:
             return
@@ -144,8 +144,8 @@ class Datagrams(Peers):
         elif kind == _DATA:
             if len(self._heads) >= PLACES_MAX:
                 self._heads.clear()
-            self._heads[data[: HEAD.size]] = place
-            self._program_sent(place, body)
+            self._heads[data[: HEAD.size]] = place, value
+            self._program_sent_all(place, value, body)
 
     def _planned(self, place: Place, plan: bytes, context: int) -> None:
         if self._plans.get(place) == (plan, context):
@@ -157,6 +157,14 @@ class Datagrams(Peers):
             self._drop(place, current)
         if len(self._plans) > PLACES_MAX:
             self._plans.popitem(last=False)
+
+    def _program_sent_all(self, place: Place, each: int, body: bytes) -> None:
+        """As one datagram, or several of so many bytes (UDP_SEGMENT)."""
+        if not 0 < each < len(body):
+            self._program_sent(place, body)
+            return
+        for at in range(0, len(body), each):
+            self._program_sent(place, body[at : at + each])
 
     def _program_sent(self, place: Place, body: bytes) -> None:
         try:

@@ -11,6 +11,7 @@ import errno
 import logging
 import select
 import socket
+import struct
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -33,6 +34,10 @@ log: Final = logging.getLogger(__name__)
 _V4: Final = bytes(10) + b"\xff\xff"
 #: Bytes of a datagram, at most.
 BIGGEST: Final = 65536
+#: udp(7).  Whatever else the program has asked for comes as well, some of it before UDP_GRO's.
+_UDP_GRO: Final = 104
+_CONTROL_ROOM: Final = 512
+_INT: Final = struct.Struct("=i")
 #: Exchanges of one socket; of them those whose plan is not judged yet; of one other address.
 EXCHANGES_MAX: Final = 4096
 _UNJUDGED_MAX: Final = 256
@@ -198,7 +203,7 @@ class Peers:
             if not self._open:
                 return
             try:
-                data, name = self.udp.recvfrom(BIGGEST)
+                data, control, _, name = self.udp.recvmsg(BIGGEST, _CONTROL_ROOM)
             except (BlockingIOError, InterruptedError):
                 self._rounds = max(done, 1)
                 break
@@ -207,7 +212,14 @@ class Peers:
                 if not events & (READ | select.EPOLLERR):
                     break
                 continue
-            self._network_said(data, self._place(name))
+            place = self._place(name)
+            each = _merged(control) if control else 0
+            if not 0 < each < len(data):
+                self._network_said(data, place)
+                continue
+            for at in range(0, len(data), each):
+                if self._open:
+                    self._network_said(data[at : at + each], place)
         self._settle_touched()
         self._watch()
 
@@ -433,6 +445,15 @@ class Peers:
         self._touched.clear()
         self._loop.watch(self.udp.fileno(), None, self._on_network)
         self.udp.close()
+
+
+def _merged(control: list[tuple[int, int, bytes]]) -> int:
+    """Bytes of each of the datagrams that came as one, as the program has set UDP_GRO on its socket; or 0."""
+    for level, kind, value in control:
+        if (level, kind) == (socket.IPPROTO_UDP, _UDP_GRO) and len(value) >= _INT.size:
+            found: int = _INT.unpack_from(value)[0]
+            return found
+    return 0
 
 
 def text_of(name: tuple[object, ...]) -> str:

@@ -132,12 +132,37 @@ BERTHA_EXPORT int getsockname(int fd, struct sockaddr *address, socklen_t *size)
   return REAL(getsockname)(other ? unix_tcp_fd(c, fd) : fd, address, size);
 }
 
+/* Of a carried UDP socket: the carrier is told with each datagram, and sends its own by the same socket. */
+static bool is_segment(const struct conn *c, int level, int name) {
+  return level == IPPROTO_UDP && name == UDP_SEGMENT && (conn_flags(c) & CONN_DGRAM) &&
+         !(conn_flags(c) & CONN_LOCAL);
+}
+
+static int set_segment(struct conn *c, const void *value, socklen_t size) {
+  int number = -1;
+  if (size < (socklen_t)sizeof number) {
+    return -EINVAL;
+  }
+  if (value == NULL) {
+    return -EFAULT;
+  }
+  memcpy(&number, value, sizeof number);
+  if (number < 0 || number > UINT16_MAX) {
+    return -EINVAL;
+  }
+  c->segment = (uint16_t)number;
+  return 0;
+}
+
 BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, socklen_t size) {
   struct conn *c = conn_of(fd);
   if (UNLIKELY(c != NULL) && level == IPPROTO_TCP && name == TCP_CORK && conn_kind(c) == BERTHA_CONN_SHM &&
       size >= (socklen_t)sizeof(int)) {
     note_option(c, fd, level, name, value, size); /* a corked connection would hold bell bytes back */
     return 0;
+  }
+  if (UNLIKELY(c != NULL) && is_segment(c, level, name)) {
+    return (int)errno_result(set_segment(c, value, size));
   }
   int result = REAL(setsockopt)(option_fd(c, fd, level, name), level, name, value, size);
   if (result == 0 && c != NULL) {
@@ -162,6 +187,10 @@ BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t
     } else if (level == SOL_SOCKET && name == SO_ERROR && c->error != 0) {
       answer = conn_take_error(c);
     }
+  }
+  struct conn *d = dgram_of(fd);
+  if (d != NULL && is_segment(d, level, name) && value != NULL && size != NULL && *size >= sizeof(int)) {
+    answer = d->segment;
   }
   if (answer < 0) {
     return REAL(getsockopt)(option_fd(conn_of(fd), fd, level, name), level, name, value, size);

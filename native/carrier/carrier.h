@@ -99,7 +99,9 @@ struct bertha_carrier_status {
  * bytes, or a plan's.  Native byte order; an IPv4 address is written v4-mapped. */
 #define BERTHA_DGRAM_MAGIC 0xbd47u
 enum bertha_dgram_kind {
-  BERTHA_DGRAM_DATA = 1, /* both ways: to, or from, that address */
+  /* Both ways: to, or from, that address.  From the program: `value` is the bytes of each of the datagrams that it is
+   * (UDP_SEGMENT), all but the last of which have so many; 0: it is one. */
+  BERTHA_DGRAM_DATA = 1,
   BERTHA_DGRAM_PLAN =
       2, /* to the carrier: what is sent to that address goes by this plan; `value`: the context */
   BERTHA_DGRAM_ERROR = 3,   /* to the program: `value` is an errno, which its next call returns */

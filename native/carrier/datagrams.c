@@ -10,11 +10,16 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#ifndef UDP_GRO /* netinet/udp.h of glibc 2.28 */
+#define UDP_GRO 104
+#endif
+
 enum {
-  ROUNDS = 64,      /* datagrams that are read before others have their turn */
-  BIGGEST = 65536,  /* bytes of a datagram */
-  PLAN_ROOM = 8192, /* a plan's message may be longer */
-  MUCH = 4,         /* times what waits for the program at most */
+  ROUNDS = 64,        /* datagrams that are read before others have their turn */
+  BIGGEST = 65536,    /* bytes of a datagram */
+  PLAN_ROOM = 8192,   /* a plan's message may be longer */
+  MUCH = 4,           /* times what waits for the program at most */
+  CONTROL_ROOM = 512, /* whatever else the program has asked for comes as well, some of it before UDP_GRO's */
 };
 /* For which what is still unsaid is said after the program has closed. */
 #define LINGER_CLIENT_NS (10 * SECOND_NS)
@@ -297,7 +302,18 @@ static void program_said(struct datagrams *d, const uint8_t *data, size_t size, 
   if (head.kind == BERTHA_DGRAM_PLAN) {
     peers_planned(d, &place, data + sizeof head, size - sizeof head, head.value);
   } else if (head.kind == BERTHA_DGRAM_DATA) {
-    peers_program_sent(d, &place, data + sizeof head, size - sizeof head);
+    data += sizeof head;
+    size -= sizeof head;
+    size_t each = head.value > 0 && head.value < size ? (size_t)head.value : size;
+    for (;;) {
+      size_t n = size < each ? size : each;
+      peers_program_sent(d, &place, data, n);
+      data += n;
+      size -= n;
+      if (size == 0) {
+        return;
+      }
+    }
   }
 }
 
@@ -320,19 +336,44 @@ static void read_program(struct datagrams *d) {
   }
 }
 
+/* Where the program has set UDP_GRO on its socket, what came is several datagrams of so many bytes; else 0. */
+static size_t merged(struct msghdr *msg) {
+  int each = 0;
+  for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c != NULL; c = CMSG_NXTHDR(msg, c)) {
+    if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO && c->cmsg_len >= CMSG_LEN(sizeof each)) {
+      memcpy(&each, CMSG_DATA(c), sizeof each);
+    }
+  }
+  return each > 0 ? (size_t)each : 0;
+}
+
 static void read_network(struct datagrams *d) {
   static uint8_t data[BIGGEST];
+  union {
+    struct cmsghdr aligned;
+    uint8_t bytes[CONTROL_ROOM];
+  } control;
   for (int i = 0; i < ROUNDS && d->udp_in && !d->over; i++) {
     struct sockaddr_storage name;
     struct place place;
-    socklen_t size = sizeof name;
-    ssize_t n = recvfrom(d->udp, data, sizeof data, MSG_DONTWAIT, (struct sockaddr *)&name, &size);
+    struct iovec all_of_it = {data, sizeof data};
+    struct msghdr msg = {.msg_name = &name,
+                         .msg_namelen = sizeof name,
+                         .msg_iov = &all_of_it,
+                         .msg_iovlen = 1,
+                         .msg_control = &control,
+                         .msg_controllen = sizeof control};
+    ssize_t n = recvmsg(d->udp, &msg, MSG_DONTWAIT);
     if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
       d->udp_in = errno == EINTR;
     } else if (n < 0) {
       network_error(d, errno);
-    } else if (size <= sizeof name && place_of(d, &name, &place)) {
-      peers_network_said(d, &place, data, (size_t)n);
+    } else if (msg.msg_namelen <= sizeof name && place_of(d, &name, &place)) {
+      size_t size = (size_t)n, each = merged(&msg);
+      each = each > 0 && each < size ? each : size;
+      for (size_t at = 0; at == 0 || (at < size && !d->over); at += each > 0 ? each : 1) {
+        peers_network_said(d, &place, data + at, size - at < each ? size - at : each);
+      }
     }
   }
 }

@@ -103,6 +103,17 @@ static void untrack(struct conn *c) {
   conn_free(c);
 }
 
+/* What is sent by the socket is the carrier's from now on, and no run of the program's datagrams. */
+static uint16_t take_segment(int fd) {
+  int segment = 0, none = 0;
+  socklen_t size = sizeof segment;
+  if (REAL(getsockopt)(fd, IPPROTO_UDP, UDP_SEGMENT, &segment, &size) != 0 || segment <= 0) {
+    return 0;
+  }
+  REAL(setsockopt)(fd, IPPROTO_UDP, UDP_SEGMENT, &none, sizeof none);
+  return (uint16_t)segment;
+}
+
 /* To a carrier: NULL when that cannot be.  `which`: a client's. */
 static struct conn *hand_over(int fd, int family, struct listener *l, uint32_t which, bool required) {
   struct conn *c = track(fd, family, l != NULL ? BERTHA_SIDE_SERVER : BERTHA_SIDE_CLIENT);
@@ -115,6 +126,7 @@ static struct conn *hand_over(int fd, int family, struct listener *l, uint32_t w
   bool done = false;
   if (!atomic_load(&bertha.io_uring) && bertha_lock(&c->rx_lock)) {
     struct dgram_late late;
+    c->segment = take_segment(fd);
     conn_books_begin();
     dgram_late_begin(&late, c, fd);
     done = carried_datagrams(c, fd, l != NULL ? l->id : 0, required, false);
@@ -123,6 +135,10 @@ static struct conn *hand_over(int fd, int family, struct listener *l, uint32_t w
     bertha_unlock(&c->rx_lock);
   }
   if (!done) {
+    int segment = c->segment;
+    if (segment > 0) {
+      REAL(setsockopt)(fd, IPPROTO_UDP, UDP_SEGMENT, &segment, sizeof segment);
+    }
     untrack(c);
     return NULL;
   }

@@ -8,6 +8,10 @@
 
 #include "conn.h"
 
+#ifndef UDP_SEGMENT /* netinet/udp.h of glibc 2.28 */
+#define UDP_SEGMENT 103
+#endif
+
 /* From socket(): 0 when nothing is to be known of it. */
 enum dgram_state { DGRAM_NOT = 0, DGRAM_FRESH = 1, DGRAM_PLAIN = 2 };
 extern uint8_t dgram_states[];

@@ -11,6 +11,7 @@
 #ifndef IOV_MAX
 #define IOV_MAX 1024
 #endif
+enum { SEGMENTS_MAX = 128 }; /* of one call, as in Linux */
 
 static const uint8_t v4_prefix[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
@@ -128,6 +129,21 @@ static int destination(const struct conn *c, const struct msghdr *msg, struct be
   return head->port == 0 ? EINVAL : 0;
 }
 
+/* As the kernel reads it (udp(7)): bytes of each of the datagrams that one call sends; 0: it is one.  Below 0: -errno. */
+static int segment_of(const struct conn *c, const struct msghdr *msg, size_t size) {
+  struct msghdr *m = (struct msghdr *)(uintptr_t)msg;
+  uint16_t segment = c->segment;
+  for (struct cmsghdr *h = CMSG_FIRSTHDR(m); h != NULL; h = CMSG_NXTHDR(m, h)) {
+    if (h->cmsg_level == IPPROTO_UDP) {
+      if (h->cmsg_type != UDP_SEGMENT || h->cmsg_len != CMSG_LEN(sizeof segment)) {
+        return -EINVAL;
+      }
+      memcpy(&segment, CMSG_DATA(h), sizeof segment);
+    }
+  }
+  return size <= segment ? 0 : size > (size_t)segment * SEGMENTS_MAX && segment > 0 ? -EINVAL : segment;
+}
+
 static bool carrier_gone(int error) {
   return error == EPIPE || error == ECONNRESET || error == ECONNREFUSED || error == ENOTCONN;
 }
@@ -149,9 +165,11 @@ ssize_t dgram_send(struct conn *c, int fd, const struct msghdr *msg, int flags) 
   if (problem == 0 && (conn_flags(c) & CONN_WR_SHUT)) {
     problem = EPIPE;
   }
-  if (problem != 0) {
-    return -problem;
+  int segment = problem == 0 ? segment_of(c, msg, size) : 0;
+  if (problem != 0 || segment < 0) {
+    return problem != 0 ? -problem : segment;
   }
+  head.value = (uint64_t)segment; /* the carrier cuts it: all of them are sent, or none */
   struct iovec parts[count + 1];
   parts[0] = (struct iovec){&head, sizeof head};
   memcpy(parts + 1, msg->msg_iov, (size_t)count * sizeof *parts);

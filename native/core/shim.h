@@ -190,6 +190,7 @@ struct conn {
   _Atomic uint64_t cookie; /* the kernel's name for its socket, once conn_cookie() was asked; 0: not yet */
   uint64_t plan;           /* client: what the agent said (core/plans.h); 0: nothing */
   uint32_t scope;          /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
+  uint16_t segment;        /* CONN_DGRAM: UDP_SEGMENT (udp(7)), of which a carrier's socket knows nothing */
   struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 

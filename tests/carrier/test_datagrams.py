@@ -15,7 +15,7 @@ import sys
 import termios
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar, Final
 
 import pytest
@@ -43,6 +43,7 @@ pytestmark = [
 
 HEAD: Final = struct.Struct("=HHHHIIQ16s")
 DATA, TELL, ERROR, REFUSAL, NO_AGENT, BESIDE = 1, 2, 3, 4, 5, 6
+UDP_SEGMENT, UDP_GRO, SO_TIMESTAMP = 103, 104, 29  # udp(7), socket(7)
 RELIABLE = plan_of(chunnel("reliable", "brel/1", "native", mtu=1200, give_up=30.0))
 _SIOCOUTQ: Final = termios.TIOCOUTQ
 _V4 = bytes(10) + b"\xff\xff"
@@ -61,11 +62,13 @@ def _unread(sock: socket.socket, what: int) -> int:
 class Program:
     """A program's end of a carried UDP socket."""
 
-    def __init__(self, host: CarrierHost, mode: int) -> None:
+    def __init__(self, host: CarrierHost, mode: int, options: Iterable[tuple[int, int]] = ()) -> None:
         self.host = host
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
             udp.bind(("127.0.0.1", 0))
             self.name: Name = udp.getsockname()
+            for level, option in options:
+                udp.setsockopt(level, option, 1)
             self.pair, self.status = host.carry_datagrams(udp, mode=mode)
             self.udp = udp.dup()  # as the shim has one, too
         self.pair.settimeout(20)
@@ -163,8 +166,10 @@ def make_program(make_carrier: MakeCarrier) -> Iterator[Make]:
     """`make_program(kind, mode, key=KEY)`: a socket that such a carrier has."""
     made: list[Program] = []
 
-    def make(kind: str, mode: int, key: bytes | None = KEY) -> Program:
-        made.append(Program(make_carrier(key, command=_COMMANDS[kind]), mode))
+    def make(
+        kind: str, mode: int, key: bytes | None = KEY, options: Iterable[tuple[int, int]] = ()
+    ) -> Program:
+        made.append(Program(make_carrier(key, command=_COMMANDS[kind]), mode, options))
         return made[-1]
 
     yield make
@@ -576,6 +581,38 @@ def test_a_flood_for_the_carrier_beside_keeps_no_program_waiting(make_program: M
         found = b""
         while not found.endswith(b"to another"):
             found = beside.recv(2000)
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_datagrams_that_the_kernel_has_merged(make_program: Make, kind: str) -> None:
+    """The program has set UDP_GRO, and does not hear how long each was."""
+    options = (socket.SOL_SOCKET, SO_TIMESTAMP), (socket.IPPROTO_UDP, UDP_GRO)
+    server = make_program(kind, MAYBE, options=options)
+    stranger = Stranger(server.name)
+    stranger.udp.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, 100)
+    sent = os.urandom(1050)
+    stranger.udp.send(sent)
+    got = [server.heard()[3] for _ in range(11)]
+    assert got == [sent[at : at + 100] for at in range(0, 1050, 100)]
+    stranger.udp.send(b"")
+    assert server.heard()[3] == b""
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_datagrams_that_the_program_sends_in_one_call(make_program: Make, kind: str) -> None:
+    """UDP_SEGMENT: with a plan and without one."""
+    client, server = make_program(kind, PLAN), make_program(kind, REQUIRED)
+    sent = os.urandom(5000)
+    client.plan(server.name)
+    client.pair.send(head(DATA, server.name, 1200) + sent)
+    until(lambda: server.status.state == READY, client.host, server.host)
+    got = [server.heard()[3] for _ in range(5)]
+    assert got == [sent[at : at + 1200] for at in range(0, 5000, 1200)]
+    plain = make_program(kind, MAYBE)
+    stranger = Stranger(plain.name)
+    for data, each, sizes in ((sent, 2500, [2500, 2500]), (sent, 5000, [5000]), (b"", 100, [0])):
+        plain.pair.send(head(DATA, stranger.name, each) + data)
+        assert [len(stranger.udp.recv(65536)) for _ in sizes] == sizes
 
 
 def test_carriers_end(make_program: Make) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import os
 import select
 import socket
+import struct
 import sys
 import termios
 import threading
@@ -54,6 +55,46 @@ def prefix(sock: socket.socket, own: str | None = None) -> bytes:
         with make(connected=True, warm=0) as probe:
             host = probe.getsockname()[0]
     return b"%s|%d|" % (host.encode(), sock.getsockname()[1])
+
+
+def segments() -> None:
+    """UDP_SEGMENT (udp(7)), as an option before the first datagram and after it, and with one call."""
+    udp, segment = socket.IPPROTO_UDP, 103
+
+    def arrive(*sizes: int) -> None:
+        assert [len(sock.recv(2000).split(b"|", 2)[2]) for _ in sizes] == list(sizes)
+
+    with make() as sock:
+        for each, sizes in ((400, [400, 400, 200]), (300, [300, 300, 300, 100]), (0, [1000])):
+            sock.setsockopt(udp, segment, each)
+            assert sock.getsockopt(udp, segment) == each
+            assert sock.sendto(bytes(1000), WHERE) == 1000
+            arrive(*sizes)
+        control = [(udp, segment, struct.pack("=H", 450))]
+        assert sock.sendmsg([bytes(500), bytes(500)], control, 0, WHERE) == 1000
+        arrive(450, 450, 100)
+        assert sock.sendmsg([bytes(450)], control, 0, WHERE) == 450
+        arrive(450)
+        fails(lambda: sock.sendmsg([b"x"], [(udp, segment, bytes(3))], 0, WHERE), errno.EINVAL)
+        fails(lambda: sock.sendmsg([b"x"], [(udp, 77, bytes(2))], 0, WHERE), errno.EINVAL)
+        fails(lambda: sock.sendmsg([bytes(500)], [(udp, segment, b"\1\0")], 0, WHERE), errno.EINVAL)
+        for value in (-1, 1 << 16):
+            fails(lambda: sock.setsockopt(udp, segment, value), errno.EINVAL)  # noqa: B023
+
+
+def merged() -> None:
+    """UDP_GRO: who looks for no control message gets datagrams as they were sent, if not the kernel's."""
+    with make() as sock:
+        sock.setsockopt(socket.IPPROTO_UDP, 104, 1)
+        for i in range(20):
+            sock.sendto(b"%100d" % i, WHERE)
+        got = b""
+        while len(got) < 2000:
+            data, control, _, _ = sock.recvmsg(65536, 100)
+            each = struct.unpack("=i", control[0][2])[0] if control else len(data)
+            parts = [data[at : at + each] for at in range(0, len(data), each)]
+            got += b"".join(part.split(b"|", 2)[2] for part in parts)
+        assert got == b"".join(b"%100d" % i for i in range(20))
 
 
 def names() -> None:

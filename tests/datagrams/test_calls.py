@@ -26,6 +26,8 @@ NAMES = [
     "threads",
     "forked",
     "ports",
+    "segments",
+    "merged",
 ]
 
 
