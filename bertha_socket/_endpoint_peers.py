@@ -32,7 +32,6 @@ from bertha_socket.carrier.loop import READ
 from bertha_socket.carrier.peers import EXCHANGES_MAX, Peers, Place, text_of
 from bertha_socket.carrier.plans import Recipe
 from bertha_socket.carrier.session import Mode
-from bertha_socket.chunnels import Context
 
 __all__ = ["EndpointPeers", "Judge"]
 
@@ -118,7 +117,7 @@ class EndpointPeers(Peers):
                 self._plain[place] = made = DatagramConnection(self, place, None, began)
                 return made
             secrets = self._secrets()
-            context = Context("client", secrets.material, self.name_of(place), self.local)
+            context = self._context("client", secrets, place, self.local)
             exchange = Exchange(context, secrets.key, plan, recipe=endpoint_recipe)
             self._add(place, exchange)
             self._current[place] = exchange

@@ -80,6 +80,7 @@ _CDEF = (
     """
 struct bertha_claims_header { ...; };
 struct bertha_link_header { uint64_t total_size; ...; };
+struct reliable_held { size_t early; size_t begun; size_t early_max; };
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
 // What `bertha bench new` compares with: the calls themselves.
 ssize_t send(int fd, const void *data, size_t size, int flags);

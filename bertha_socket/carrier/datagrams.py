@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from bertha_socket.carrier.apart import log_counts
-from bertha_socket.carrier.aside import Aside
+from bertha_socket.carrier.aside import ITEM_MAX, Aside
 from bertha_socket.carrier.control import Control, Secrets
 from bertha_socket.carrier.exchange import CLIENT_IDLE, Exchange, Step, datagram_recipe
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
@@ -28,7 +28,7 @@ from bertha_socket.carrier.process import Processes
 from bertha_socket.carrier.session import Mode, State
 from bertha_socket.carrier.shim import Carry
 from bertha_socket.carrier.sums import Sums
-from bertha_socket.chunnels import ChunnelError, Context
+from bertha_socket.chunnels import ChunnelError
 
 log: Final = logging.getLogger(__name__)
 
@@ -47,6 +47,10 @@ _ASIDE_MAX: Final = 256
 
 class Datagrams(Peers):
     """One carried UDP socket.  `ended(self)` is called once, when it is closed."""
+
+    #: No program can send or be given a longer one.
+    _message_max = ITEM_MAX
+    _begun_max = 32 << 20
 
     def __init__(
         self,
@@ -196,7 +200,7 @@ class Datagrams(Peers):
         plan, number = self._plans[place]
         secrets = self._control.client_secrets(number)
         local = text_of(self.udp.getsockname())
-        context = Context("client", secrets.material, text_of(self._name(place)), local)
+        context = self._context("client", secrets, place, local)
         exchange = Exchange(context, secrets.key, plan, recipe=self._recipe, aside=self._aside)
         self._add(place, exchange)
         self._current[place] = exchange

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import secrets
 import traceback
 from collections import deque
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from bertha_socket.carrier import envelope
 from bertha_socket.carrier.envelope import Envelope, Kind
 from bertha_socket.carrier.plans import Recipe, log_text, recipe_of
-from bertha_socket.chunnels import ChunnelError, Context, Interface
+from bertha_socket.chunnels import ChunnelError, Context, Interface, Pipe
+from bertha_socket.chunnels._reliable_native import NativeReliablePipe
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
+from bertha_socket.chunnels.reliable import ReliablePipe
 
 if TYPE_CHECKING:
     from bertha_socket.carrier.aside import Aside
@@ -92,6 +95,7 @@ class Exchange:
         now = context.clock()
         self._last = now
         self._born = now
+        self._spoke = now  # data of the other end came
         self._hello_at: float | None = None
         self._hello_wait = _HELLO_AGAIN
         self._reminded = 0.0
@@ -110,6 +114,20 @@ class Exchange:
             return False
         coming = self._aside is not None and self._pipeline is None
         return coming or self._hello_at is not None or (self._pipeline is not None and self._pipeline.unsaid)
+
+    @property
+    def begun_at(self) -> float:
+        """When a message began of which the rest is still to come; inf: there is none."""
+        return min((getattr(p, "begun_at", math.inf) for p in self._pipes()), default=math.inf)
+
+    def unproven(self, now: float) -> float:
+        """At the server, seconds without data of one that may not be where it says that it is: nothing that
+        was sent there was acknowledged."""
+        known = [p.answered for p in self._pipes() if isinstance(p, (ReliablePipe, NativeReliablePipe))]
+        return now - self._spoke if self.side == "server" and known and not any(known) else 0.0
+
+    def _pipes(self) -> tuple[Pipe, ...]:
+        return self._pipeline.pipes if isinstance(self._pipeline, Pipeline) else ()
 
     @property
     def up_done(self) -> bool:
@@ -176,6 +194,7 @@ class Exchange:
 
     def close(self) -> None:
         """It has ended."""
+        self._take_early()
         for pipeline in {self._pipeline, self._aside}:
             if pipeline is not None:
                 pipeline.close()
@@ -241,8 +260,7 @@ class Exchange:
             self._accept()
         assert self._pipeline is not None
         self._moved(self._pipeline.start())
-        early, self._early = self._early, []
-        for data in early:
+        for data in self._take_early():
             self._moved(self._pipeline.up(data))
 
     def _start(self) -> None:
@@ -282,11 +300,12 @@ class Exchange:
     def _network(self, came: Envelope) -> None:
         self._last = self.context.clock()
         if came.kind is Kind.DATA:
+            self._spoke = self._last
             if self.side == "client" and self.step is Step.PENDING:
                 self._remind()
             if self._pipeline is not None:
                 self._moved(self._pipeline.up(came.body))
-            elif len(self._early) < _EARLY_MAX:
+            elif self._early_room(len(came.body)):
                 self._early.append(came.body)
             else:
                 self.dropped += 1
@@ -302,6 +321,20 @@ class Exchange:
             self._parted()
         elif came.kind is Kind.UNKNOWN and self.side == "client":
             self.fail("the server has forgotten this session")
+
+    def _early_room(self, size: int) -> bool:
+        held = self.context.held
+        if len(self._early) >= _EARLY_MAX or (held is not None and held.early + size > held.early_max):
+            return False
+        if held is not None:
+            held.early += size
+        return True
+
+    def _take_early(self) -> list[bytes]:
+        early, self._early = self._early, []
+        if self.context.held is not None:
+            self.context.held.early -= sum(map(len, early))
+        return early
 
     def _parted(self) -> None:
         """The other end is gone.  Raises ChunnelError: by its chunnels, it had more to say."""

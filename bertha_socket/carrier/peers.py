@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import select
 import socket
 import struct
@@ -25,6 +26,7 @@ from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
 from bertha_socket.carrier.plans import Recipe
 from bertha_socket.carrier.session import Mode
 from bertha_socket.chunnels import Context
+from bertha_socket.chunnels._reliable_native import held_by_all
 
 if TYPE_CHECKING:
     from bertha_socket.carrier.aside import Aside
@@ -53,6 +55,9 @@ ROUNDS_MAX: Final = 64
 _STRANGERS_RATE: Final = 100
 #: What has been silent for so many seconds makes room for newcomers.
 _SILENT_SECONDS: Final = 30.0
+_UNPROVEN_SECONDS: Final = 3.0
+#: Bytes that all exchanges of one socket keep of what came before its turn.
+_HELD_EARLY: Final = 64 << 20
 
 
 class Place(NamedTuple):
@@ -66,6 +71,9 @@ class Place(NamedTuple):
 class Peers:
     """The network's side.  The owner overrides what `_plan_shown` and those below it say."""
 
+    #: Bytes of a message that its owner can be given; of all that are not whole.
+    _message_max: int | None = None
+    _begun_max = 256 << 20
     #: Of what is said when somebody is refused, or an exchange fails.
     log_level = logging.WARNING
 
@@ -83,6 +91,7 @@ class Peers:
         #: Those to which something has happened since they were settled.
         self._touched: dict[Exchange, Place] = {}
         self._unjudged = 0
+        self._held = held_by_all(_HELD_EARLY)
         #: How many datagrams are read before others have their turn: as many as there seem to be.
         self._rounds = 1
         self._to_network: deque[tuple[bytes, Place]] = deque()
@@ -258,6 +267,22 @@ class Peers:
         before = exchange.step
         exchange.network(came)
         self._pass_on(place, exchange, before)
+        if self._held.begun > self._begun_max:
+            self._make_less()
+
+    def _context(self, side: str, secrets: Secrets, place: Place, local: str) -> Context:
+        peer = text_of(self._name(place))
+        return Context(side, secrets.material, peer, local, message_max=self._message_max, held=self._held)
+
+    def _make_less(self) -> None:
+        """More has begun than is kept of all: the message that takes longest goes, with its exchange.
+        A sender has all of it when it begins."""
+        while self._held.begun > self._begun_max:
+            found = min(self._exchanges.values(), key=lambda x: x.begun_at, default=None)
+            if found is None or found.begun_at == math.inf:
+                return
+            found.fail("reliable: too many messages are not whole")
+            self._settle(found.place, found)
 
     def _greeted(self, came: Envelope, place: Place) -> None:
         """A client that is not known yet."""
@@ -277,7 +302,7 @@ class Peers:
             self._refused(place, came.session, error.strerror or str(error))
             return
         local = text_of(self.udp.getsockname())
-        context = Context("server", secrets.material, text_of(self._name(place)), local)
+        context = self._context("server", secrets, place, local)
         exchange = Exchange(context, secrets.key, plan, came.session, recipe=self._recipe, aside=self._aside)
         self._add(place, exchange)
         self._unjudged += 1
@@ -317,6 +342,11 @@ class Peers:
         if len(found) < most:
             return True
         now = time.monotonic()
+        # First one that may have said HELLO from a forged address: who has seen it can say it again.
+        unproven = max(found, key=lambda x: x.unproven(now))
+        if unproven.unproven(now) > _UNPROVEN_SECONDS:
+            self._drop(unproven.place, unproven)
+            return True
         silent = max(found, key=lambda x: x.silent(now))
         if silent.silent(now) <= _SILENT_SECONDS:
             return False

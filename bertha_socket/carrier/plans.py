@@ -6,7 +6,16 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Interface, Pipe, get, load_chunnel
+from bertha_socket.chunnels import (
+    NO_WIRE,
+    ChunnelError,
+    Context,
+    Interface,
+    Pipe,
+    get,
+    load_chunnel,
+    reliable,
+)
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.chunnels._registry import BUILTIN
 from bertha_socket.chunnels._types import ChunnelType
@@ -48,7 +57,9 @@ class Recipe:
 
         Raises OSError: a chunnel that this end cannot run.
         """
-        types = [self._type(c) for c in self.plan.chunnels if c.implementation(self.side) is not None]
+        here = [c for c in self.plan.chunnels if c.implementation(self.side) is not None]
+        types = [self._type(c) for c in here]
+        above = {id(c): kind for c, kind in zip(here[1:], types, strict=False)}
         why = misfit(types, top=self.top, bottom=self.bottom)
         if why is not None:
             raise ChunnelError(why)
@@ -57,8 +68,8 @@ class Recipe:
             if not outer and first is not None:
                 outer.append(first)
             else:
-                outer += self._made(chunnel, context)
-        inner = [pipe for chunnel in self.inner for pipe in self._made(chunnel, context)]
+                outer += self._made(chunnel, context, above.get(id(chunnel)))
+        inner = [p for chunnel in self.inner for p in self._made(chunnel, context, above.get(id(chunnel)))]
         return outer, inner
 
     @staticmethod
@@ -67,7 +78,7 @@ class Recipe:
             load_chunnel(SOURCES[chunnel.type], chunnel.type)
         return get(chunnel.type)
 
-    def _made(self, chunnel: PlannedChunnel, context: Context) -> list[Pipe]:
+    def _made(self, chunnel: PlannedChunnel, context: Context, above: ChunnelType | None) -> list[Pipe]:
         name = chunnel.implementation(self.side)
         if name is None:
             return []
@@ -80,6 +91,8 @@ class Recipe:
         args = dict(kind.bound(chunnel.kwargs))
         if kind.sub_dags:
             args["inner"] = chunnel.inner
+        if kind is reliable.TYPE and found.builtin:
+            args |= reliable.bounds(above, context.message_max)
         assert found.make is not None
         return [found.make(args, chunnel.wire, context.side, context)]
 

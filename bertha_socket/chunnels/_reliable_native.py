@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from bertha_socket.chunnels._types import ChunnelError, Context, Pipe, octets
@@ -15,6 +16,25 @@ try:
     _open: Final = lib.reliable_pipe_open
 except (ImportError, AttributeError):  # built without it, or before there was one
     ffi = lib = None
+
+
+@dataclass
+class Held:
+    """struct reliable_held: what the connections that share it hold of what has come."""
+
+    early: int = 0  # came out of order; what would make it more than early_max is as if it were lost
+    begun: int = 0  # of messages that are not whole
+    early_max: int = 1 << 62
+
+
+def held_by_all(early_max: int) -> Any:
+    """One for connections of either implementation."""
+    if lib is None:
+        return Held(early_max=early_max)
+    made = ffi.new("struct reliable_held *")
+    made.early_max = early_max
+    return made
+
 
 #: Bytes of output for which memory is kept from one call to the next.
 _KEPT: Final = 16384
@@ -41,10 +61,15 @@ class NativeReliablePipe(Pipe):
         if why is not None:
             raise ChunnelError(f"reliable: {why}")
         mtu, give_up = int(args.get("mtu", 1200)), float(args.get("give_up", 30.0))
-        made = lib.reliable_pipe_open(side == "server", mtu, give_up, secrets.randbits(32), first)
+        most = int(args.get("message_max", 0))
+        held = context.held if context.held is not None else ffi.NULL
+        number = secrets.randbits(32)
+        made = lib.reliable_pipe_open(side == "server", mtu, give_up, number, first, most, held)
         if made == ffi.NULL:
             raise ChunnelError("reliable: no memory")
-        self._pipe = ffi.gc(made, lib.reliable_pipe_close)
+        # What is shared stays for as long as it is needed.
+        self._pipe = ffi.gc(made, lambda pipe, held=held: lib.reliable_pipe_close(pipe))
+        self._piece = int(args.get("piece", 0))
         self._flags = 0
         self._deadline: float | None = None
 
@@ -55,6 +80,12 @@ class NativeReliablePipe(Pipe):
     def down(self, item: Any) -> Iterable[bytes]:
         """Datagrams for one message."""
         data = octets(item, "reliable")
+        if not 0 < self._piece < len(data):
+            return self._said(data)
+        parts = (data[at : at + self._piece] for at in range(0, len(data), self._piece))
+        return [out for part in parts for out in self._said(part)]
+
+    def _said(self, data: bytes) -> Iterable[bytes]:
         return self._gave(lib.reliable_pipe_down(self._pipe, data, len(data), self.context.clock()))[1]
 
     def down_end(self) -> Iterable[bytes]:
@@ -79,6 +110,22 @@ class NativeReliablePipe(Pipe):
     def tick(self, now: float) -> Moved:
         """What time brings."""
         return self._gave(lib.reliable_pipe_tick(self._pipe, now))
+
+    def close(self) -> None:
+        """Nothing of what has come is held any more."""
+        lib.reliable_pipe_drop(self._pipe)
+        self._deadline = None
+
+    @property
+    def begun_at(self) -> float:
+        """When the message began that is not whole yet; inf: there is none."""
+        found: float = lib.reliable_pipe_begun_at(self._pipe)
+        return found
+
+    @property
+    def answered(self) -> bool:
+        """Whether the other end has ever acknowledged anything."""
+        return bool(lib.reliable_pipe_answered(self._pipe))
 
     def _gave(self, said: int) -> Moved:
         """What a call has given (native/cffi/reliable_pipe.h).  Raises ChunnelError."""

@@ -185,6 +185,10 @@ class Context:
     counts: dict[str, int] = field(default_factory=dict)
     #: Monotonic seconds; pipes take the time from here, so that a test can make it pass.
     clock: Callable[[], float] = time.monotonic
+    #: Bytes of the longest message that the program can be given, where that is known.
+    message_max: int | None = None
+    #: What all connections of one socket hold of what has come (`_reliable_native.Held`); None: nothing.
+    held: Any = None
     #: Makes the pipes of a sub-DAG (`branch`).
     subpipes: Callable[[Any], Sequence[Pipe]] | None = None
 

@@ -21,6 +21,7 @@ In C (native/chunnels/reliable.c) it is the same, to the datagram and the moment
 
 from __future__ import annotations
 
+import math
 import secrets
 import struct
 from collections import deque
@@ -52,6 +53,14 @@ RANGES_MAX: Final = 8
 #: So many that were sent later must have arrived before something counts as lost.
 LATER: Final = 3
 MESSAGE_MAX: Final = 16 * 1024 * 1024
+#: The same in a carrier, of what is no message of the program's: chunks of a stream, of which older ends send
+#: long ones.  They are sent in pieces of so many.
+CHUNK_MAX: Final = 2 * 1024 * 1024
+PIECE: Final = 64 * 1024
+#: Bytes that are kept out of order; what is counted for each of those, and for a message that is not whole.
+EARLY_BYTES: Final = 8 * 1024 * 1024
+_EARLY_COST: Final = 48
+_BEGUN_COST: Final = 4096
 #: Datagrams that are kept, out of order, at the receiver; not yet sent, at the sender.
 WINDOW: Final = 1024
 _QUEUE_MAX: Final = 512
@@ -230,38 +239,82 @@ class Sender:
 class Receiver:
     """What has come, and puts it in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, message_max: int = MESSAGE_MAX, held: Any = None) -> None:
         self.wanted = 1
+        self._message_max = message_max
+        self._held = held if held is not None else _reliable_native.Held()
         self._early: dict[int, tuple[int, bytes]] = {}
+        self._early_bytes = 0
         self._message = bytearray()
+        self._counted = 0  # what is counted for that
+        self.begun_at = math.inf
         self.ended = False
 
     @property
     def room(self) -> int:
         return WINDOW - len(self._early)
 
-    def take(self, number: int, flags: int, payload: bytes) -> tuple[list[bytes], bool]:
+    def take(self, number: int, flags: int, payload: bytes, now: float) -> tuple[list[bytes], bool]:
         """Whole messages, and whether something is missing before it (or it came twice)."""
         if number < self.wanted or number in self._early or number >= self.wanted + WINDOW:
             return [], True
-        self._early[number] = (flags, payload)
-        hole = number != self.wanted
-        messages = []
+        if number != self.wanted:
+            self._keep(number, flags, payload)
+            return [], True
+        messages: list[bytes] = []
+        self._join(flags, payload, now, messages)
         while self.wanted in self._early:
             flags, payload = self._early.pop(self.wanted)
-            self.wanted += 1
-            if self.ended:
-                continue
-            if flags & END:
-                self.ended = True
-                continue
-            self._message += payload
-            if len(self._message) > MESSAGE_MAX:
-                raise ChunnelError(f"reliable: a message of more than {MESSAGE_MAX} bytes came")
-            if not flags & MORE:
-                messages.append(bytes(self._message))
-                self._message.clear()
-        return messages, hole or bool(self._early)
+            self._count_early(-len(payload), -_EARLY_COST)
+            self._join(flags, payload, now, messages)
+        return messages, bool(self._early)
+
+    def _keep(self, number: int, flags: int, payload: bytes) -> None:
+        """If there is room for it: it comes again."""
+        size, held = len(payload), self._held
+        if self._early_bytes + size <= EARLY_BYTES and held.early + size + _EARLY_COST <= held.early_max:
+            self._early[number] = (flags, payload)
+            self._count_early(size, _EARLY_COST)
+
+    def _join(self, flags: int, payload: bytes, now: float, messages: list[bytes]) -> None:
+        """One whose turn it is, which is always taken."""
+        self.wanted += 1
+        if self.ended:
+            return
+        if flags & END:
+            self.ended = True
+            self._message.clear()  # it will never be whole
+            self._count_begun(-self._counted)
+            return
+        if len(self._message) + len(payload) > self._message_max:
+            raise ChunnelError(f"reliable: a message of more than {self._message_max} bytes came")
+        self._message += payload
+        if flags & MORE:
+            if not self._counted:
+                self.begun_at = now
+                self._count_begun(_BEGUN_COST)
+            self._count_begun(len(payload))
+            return
+        self._count_begun(-self._counted)
+        messages.append(bytes(self._message))
+        self._message.clear()
+
+    def _count_early(self, size: int, cost: int) -> None:
+        self._early_bytes += size
+        self._held.early += size + cost
+
+    def _count_begun(self, size: int) -> None:
+        self._counted += size
+        self._held.begun += size
+        if not self._counted:
+            self.begun_at = math.inf
+
+    def drop(self) -> None:
+        """Holds nothing any more."""
+        self._count_early(-self._early_bytes, -_EARLY_COST * len(self._early))
+        self._early.clear()
+        self._message.clear()
+        self._count_begun(-self._counted)
 
     def ranges(self) -> list[tuple[int, int]]:
         """What has come beyond what is wanted."""
@@ -298,8 +351,10 @@ class ReliablePipe(Pipe):
         self._payload = int(args.get("mtu", 1200)) - HEADER.size
         self._give_up = float(args.get("give_up", 30.0))
         self._connection = secrets.randbits(32) if side == "client" else None
+        self._message_max = int(args.get("message_max", MESSAGE_MAX))
+        self._piece = int(args.get("piece", 0))
         self._out = Sender()
-        self._in = Receiver()
+        self._in = Receiver(self._message_max, context.held)
         self._heard = 0.0
         self._answered = side == "server"
         self._hello_at: float | None = None
@@ -325,8 +380,14 @@ class ReliablePipe(Pipe):
     def down(self, item: Any) -> Iterable[bytes]:
         """Datagrams for one message."""
         data = octets(item, "reliable")
-        if len(data) > MESSAGE_MAX:
-            raise ChunnelError(f"reliable: a message of {len(data)} bytes, more than {MESSAGE_MAX}")
+        if not 0 < self._piece < len(data):
+            return self._said(data)
+        pieces = (data[at : at + self._piece] for at in range(0, len(data), self._piece))
+        return [out for piece in pieces for out in self._said(piece)]
+
+    def _said(self, data: bytes) -> list[bytes]:
+        if len(data) > self._message_max:
+            raise ChunnelError(f"reliable: a message of {len(data)} bytes, more than {self._message_max}")
         parts = [data[at : at + self._payload] for at in range(0, len(data), self._payload)] or [b""]
         for i, part in enumerate(parts):
             self._out.queue.append((MORE if i + 1 < len(parts) else 0, part))
@@ -368,6 +429,8 @@ class ReliablePipe(Pipe):
         if len(data) < HEADER.size:
             return (), ()
         kind, flags, connection, a, b = HEADER.unpack_from(data)
+        if kind == DATA and len(data) > HEADER.size + self._payload:
+            return (), ()  # longer than agreed
         if self._connection is None and kind in (HELLO, DATA):
             self._connection = connection
         if connection != self._connection or kind not in (DATA, ACK, HELLO):
@@ -384,7 +447,7 @@ class ReliablePipe(Pipe):
             self._out.acknowledge(_near(b, self._out.acknowledged), self._ranges(data, flags), now)
         else:
             self._out.acknowledge(_near(b, self._out.acknowledged), (), now)
-            messages, at_once = self._in.take(_near(a, self._in.wanted), flags, data[HEADER.size :])
+            messages, at_once = self._in.take(_near(a, self._in.wanted), flags, data[HEADER.size :], now)
             self._unacknowledged += 1
         answers = self._flush(now)
         if kind == DATA:
@@ -418,6 +481,20 @@ class ReliablePipe(Pipe):
             raise ChunnelError("reliable: the connection was cut off")
         return ()
 
+    def close(self) -> None:
+        """Nothing of what has come is held any more."""
+        self._in.drop()
+
+    @property
+    def begun_at(self) -> float:
+        """When the message began that is not whole yet; inf: there is none."""
+        return self._in.begun_at
+
+    @property
+    def answered(self) -> bool:
+        """Whether the other end has ever acknowledged anything."""
+        return self._out.acknowledged > 1
+
     # -- time -----------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
@@ -445,6 +522,17 @@ class ReliablePipe(Pipe):
     def _check_patience(self, now: float) -> None:
         if now - self._heard > self._give_up:
             raise ChunnelError(f"reliable: the other end has not answered for {self._give_up:g} s")
+
+
+def bounds(above: ChunnelType | None, message_max: int | None) -> dict[str, int]:
+    """Arguments that are no plan's: `message_max`, bytes of a message, and `piece`, into which longer chunks
+    of a stream are cut.  `above`: the next chunnel that runs here; None: its messages are the program's,
+    which can be so long."""
+    found = {"message_max": MESSAGE_MAX if message_max is None else message_max}
+    if above is not None:
+        found["message_max"] = max(MESSAGE_MAX if message_max is None else CHUNK_MAX, found["message_max"])
+        found["piece"] = PIECE if above.lower is Interface.STREAM else 0
+    return found
 
 
 TYPE = ChunnelType(

@@ -506,6 +506,7 @@ void datagrams_carry(struct shim *shim, const struct bertha_carrier_carry *head,
   d->mode = head->mode;
   d->listener = head->listener;
   d->status_index = head->status_index;
+  d->held.early_max = HELD_EARLY;
   if (d->status_index < shim->status_count) {
     d->life = __atomic_load_n(&shim->statuses[d->status_index].life, __ATOMIC_ACQUIRE);
   }

@@ -20,8 +20,10 @@ enum {
   QUEUE_BYTES = 4 << 20,
   BESIDE_MAX = 64, /* of the program's that wait for the carrier beside, at most */
   STRANGERS_MAX = 1024,
-  EARLY_MAX = 32,     /* datagrams that are kept until the agent has judged the plan */
-  WAITING_MAX = 1024, /* datagrams that wait for the chunnels to take them */
+  EARLY_MAX = 32,        /* datagrams that are kept until the agent has judged the plan */
+  HELD_EARLY = 64 << 20, /* bytes that all of one socket's exchanges keep of what came before its turn */
+  HELD_BEGUN = 32 << 20, /* and of messages that are not whole */
+  WAITING_MAX = 1024,    /* datagrams that wait for the chunnels to take them */
   /* Answers to strangers, a second: that a session is not there, or why theirs is none.  What they are told may be longer
    * than what they have said, and nobody knows whether the address is theirs. */
   STRANGERS_RATE = 100,
@@ -82,6 +84,7 @@ struct exchange {        /* with one other carrier, by one plan */
   size_t most;    /* bytes of a datagram */
   uint64_t asked; /* number of a question to the agent; 0: none */
   int64_t last, born, reminded;
+  int64_t spoke;                /* data of the other end came */
   int64_t hello_at, hello_wait; /* 0: nothing is to be said again */
   int64_t chunnel_at;           /* 0: never */
   struct queue early, waiting;
@@ -114,6 +117,7 @@ struct datagrams { /* one carried socket */
   uint64_t plan_last;
   struct exchange *speaking; /* the program spoke to it last */
   struct queue to_program, to_network;
+  struct reliable_held held;
   int64_t strangers_at; /* the second in which so many have been answered */
   unsigned strangers_answered;
   /* the log */
@@ -187,6 +191,11 @@ void exchange_program(struct exchange *x, const uint8_t *data, size_t size);
 void exchange_judged(struct exchange *x, const char *why); /* NULL: yes */
 void exchange_drop(struct exchange *x);
 bool exchange_unsaid(const struct exchange *x); /* something is still to be said, or said again */
+/* When the message began that is coming in; INFINITY: there is none. */
+double exchange_begun_at(const struct exchange *x);
+void exchange_fail(struct exchange *x, const char *why);
+/* Of one of which nobody knows whether it is where it says that it is: nothing that was sent there was acknowledged. */
+int64_t exchange_unproven(const struct exchange *x, int64_t now);
 int64_t exchange_silent(const struct exchange *x, int64_t now);
 bool exchange_runs(const uint8_t *plan, size_t size, bool server); /* whether its chunnels are all here */
 void exchange_verdict(uint64_t id, bool good, const char *why);

@@ -1,10 +1,13 @@
 /* The other ends of one UDP socket: who shows a plan gets an exchange of his own; who does not is passed through, or where
  * chunnels are required dropped and counted. */
+#include <math.h>
+
 #include "datagrams.h"
 
 #define CLIENT_IDLE_NS                                                                                       \
   (240 * SECOND_NS)                /* the server may have forgotten a session that is silent for longer */
 #define SILENT_NS (30 * SECOND_NS) /* what has been silent for so long makes room for newcomers */
+#define UNPROVEN_NS (3 * SECOND_NS)
 
 /* ---- the table ------------------------------------------------------------------------------------- */
 
@@ -268,12 +271,13 @@ static void refuse(struct datagrams *d, const struct place *to, uint64_t session
   dgram_tell_soon(d);
 }
 
+/* First one that may have said HELLO from a forged address, which anybody can say again who has seen it. */
 static bool make_room(struct datagrams *d) {
   if (d->exchange_count < EXCHANGES_MAX) {
     return true;
   }
-  int64_t now = carrier_now(), longest = SILENT_NS;
-  struct exchange *silent = NULL;
+  int64_t now = carrier_now(), longest = SILENT_NS, unproven_longest = UNPROVEN_NS;
+  struct exchange *silent = NULL, *unproven = NULL;
   for (unsigned i = 0; i < d->bucket_count; i++) {
     for (struct peer *p = d->buckets[i]; p != NULL; p = p->next) {
       for (struct exchange *x = p->exchanges; x != NULL; x = x->next) {
@@ -282,9 +286,15 @@ static bool make_room(struct datagrams *d) {
           longest = ns;
           silent = x;
         }
+        ns = exchange_unproven(x, now);
+        if (ns > unproven_longest) {
+          unproven_longest = ns;
+          unproven = x;
+        }
       }
     }
   }
+  silent = unproven != NULL ? unproven : silent;
   if (silent != NULL) {
     exchange_drop(silent);
   }
@@ -358,6 +368,29 @@ static void answer_unknown(struct datagrams *d, const struct place *from, uint64
   }
 }
 
+/* More has begun than is kept of all: the message that takes longest goes, with its exchange.  A sender has all of it when
+ * it begins. */
+static void make_less(struct datagrams *d) {
+  while (d->held.begun > HELD_BEGUN) {
+    double earliest = INFINITY;
+    struct exchange *found = NULL;
+    for (unsigned i = 0; i < d->bucket_count; i++) {
+      for (struct peer *p = d->buckets[i]; p != NULL; p = p->next) {
+        for (struct exchange *x = p->exchanges; x != NULL; x = x->next) {
+          if (exchange_begun_at(x) < earliest) {
+            earliest = exchange_begun_at(x);
+            found = x;
+          }
+        }
+      }
+    }
+    if (found == NULL) {
+      return;
+    }
+    exchange_fail(found, "reliable: too many messages are not whole");
+  }
+}
+
 static void carrier_said(struct datagrams *d, const struct place *from, const struct envelope *came,
                          const uint8_t *data, size_t size) {
   struct peer *p = peers_find(d, from);
@@ -383,6 +416,7 @@ static void carrier_said(struct datagrams *d, const struct place *from, const st
     }
   }
   exchange_network(x, came);
+  make_less(d);
 }
 
 void peers_network_said(struct datagrams *d, const struct place *from, const uint8_t *data, size_t size) {

@@ -90,8 +90,14 @@ static bool make(struct exchange *x) {
     return false;
   }
   bool good = x->server || RAND_bytes((uint8_t *)&connection, sizeof connection) == 1;
-  struct reliable_config config = {
-      .server = x->server, .mtu = (uint32_t)mtu, .connection = connection, .give_up = give_up, .first = 1};
+  struct reliable_config config = {.server = x->server,
+                                   .mtu = (uint32_t)mtu,
+                                   .connection = connection,
+                                   .give_up = give_up,
+                                   .first = 1,
+                                   .message_max =
+                                       BERTHA_DGRAM_MAX, /* no program can send or be given a longer one */
+                                   .held = &x->owner->held};
   x->chunnel = good ? reliable_open(&config) : NULL;
   if (x->chunnel == NULL) {
     fail(x, "no memory");
@@ -249,6 +255,23 @@ static void settle(struct exchange *x) {
   datagrams_queue(d); /* the program may go on, or has closed and nothing is left to say */
 }
 
+/* ---- what comes before the plan is judged ---------------------------------------------------------- */
+
+static bool keep_early(struct exchange *x, const struct envelope *came) {
+  struct reliable_held *held = &x->owner->held;
+  if (x->early.count >= EARLY_MAX || held->early + sizeof(struct packet) + came->size > held->early_max ||
+      !queue_add(&x->early, &x->peer->place, NULL, 0, came->body, came->size)) {
+    return false;
+  }
+  held->early += sizeof(struct packet) + came->size;
+  return true;
+}
+
+static void drop_early(struct exchange *x) {
+  x->owner->held.early -= sizeof(struct packet) + x->early.first->size;
+  queue_drop_first(&x->early);
+}
+
 /* ---- the two ways in which it begins --------------------------------------------------------------- */
 
 static void begin(struct exchange *x, int64_t now) {
@@ -262,7 +285,7 @@ static void begin(struct exchange *x, int64_t now) {
   while (x->early.first != NULL && x->step != STEP_FAILED) {
     struct packet *p = x->early.first;
     moved(x, reliable_came(x->chunnel, p->bytes, p->size, seconds(now)), now);
-    queue_drop_first(&x->early);
+    drop_early(x);
   }
 }
 
@@ -301,7 +324,7 @@ static struct exchange *add(struct datagrams *d, struct peer *p, const uint8_t *
   x->peer = p;
   x->secrets = k;
   x->server = d->server;
-  x->last = x->born = carrier_now();
+  x->last = x->born = x->spoke = carrier_now();
   x->hello_wait = HELLO_AGAIN_NS;
   x->timer = (struct timer){.due = due, .who = x};
   struct exchange **at = &p->exchanges;
@@ -432,6 +455,20 @@ int64_t exchange_silent(const struct exchange *x, int64_t now) {
   return exchange_unsaid(x) || x->step == STEP_PENDING ? 0 : now - x->last;
 }
 
+double exchange_begun_at(const struct exchange *x) {
+  return x->chunnel != NULL ? reliable_begun_at(x->chunnel) : INFINITY;
+}
+
+int64_t exchange_unproven(const struct exchange *x, int64_t now) {
+  bool unproven = x->server && x->step == STEP_READY && !reliable_answered(x->chunnel);
+  return unproven ? now - x->spoke : 0;
+}
+
+void exchange_fail(struct exchange *x, const char *why) {
+  fail(x, why);
+  settle(x);
+}
+
 /* ---- what its owner gives -------------------------------------------------------------------------- */
 
 /* Of the server, to the HELLO. */
@@ -451,6 +488,7 @@ static void answer(struct exchange *x, const struct envelope *came) {
 static void network(struct exchange *x, const struct envelope *came, int64_t now) {
   bool pending = !x->server && x->step == STEP_PENDING;
   if (came->kind == ENVELOPE_DATA) {
+    x->spoke = now;
     /* The server speaks, so it has accepted: that was lost, or is late.  Asked, it says so again. */
     if (pending && now - x->reminded >= HELLO_AT_ONCE_NS) {
       x->reminded = now;
@@ -458,8 +496,7 @@ static void network(struct exchange *x, const struct envelope *came, int64_t now
     }
     if (x->chunnel != NULL) {
       moved(x, reliable_came(x->chunnel, came->body, came->size, seconds(now)), now);
-    } else if (x->early.count >= EARLY_MAX ||
-               !queue_add(&x->early, &x->peer->place, NULL, 0, came->body, came->size)) {
+    } else if (!keep_early(x, came)) {
       x->owner->lost++;
     }
   } else if (came->kind == ENVELOPE_HELLO && x->server && x->step == STEP_READY) {
@@ -508,7 +545,9 @@ void exchange_drop(struct exchange *x) {
   }
   d->exchange_count--;
   timer_set(&x->timer, 0);
-  queue_clear(&x->early);
+  while (x->early.first != NULL) {
+    drop_early(x);
+  }
   queue_clear(&x->waiting);
   reliable_close(x->chunnel);
   chain_close(&x->chain);

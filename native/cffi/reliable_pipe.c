@@ -25,8 +25,8 @@ static struct whole *whole_of(const struct reliable_pipe *p) {
 }
 
 struct reliable_pipe *reliable_pipe_open(int server, uint32_t mtu, double give_up, uint32_t connection,
-                                         uint64_t first) {
-  struct reliable_config config = {server != 0, mtu, connection, give_up, first};
+                                         uint64_t first, size_t message_max, struct reliable_held *held) {
+  struct reliable_config config = {server != 0, mtu, connection, give_up, first, message_max, held};
   struct whole *w = calloc(1, sizeof *w);
   if (w == NULL) {
     return NULL;
@@ -159,6 +159,23 @@ void reliable_pipe_taken(struct reliable_pipe *p) {
     w->shown.size = 0;
     atomic_flag_clear(&w->busy);
   }
+}
+
+void reliable_pipe_drop(struct reliable_pipe *p) {
+  struct whole *w = whole_of(p);
+  if (begin(w)) {
+    reliable_drop(w->engine);
+    w->shown.deadline = INFINITY;
+    atomic_flag_clear(&w->busy);
+  }
+}
+
+double reliable_pipe_begun_at(const struct reliable_pipe *p) {
+  return reliable_begun_at(whole_of(p)->engine);
+}
+
+int reliable_pipe_answered(const struct reliable_pipe *p) {
+  return reliable_answered(whole_of(p)->engine);
 }
 
 const char *reliable_pipe_why(const struct reliable_pipe *p) {

@@ -25,7 +25,7 @@ enum {
 
 /* NULL: no memory, or an mtu that cannot be.  `first`: the first number, see reliable_config. */
 struct reliable_pipe *reliable_pipe_open(int server, uint32_t mtu, double give_up, uint32_t connection,
-                                         uint64_t first);
+                                         uint64_t first, size_t message_max, struct reliable_held *held);
 void reliable_pipe_close(struct reliable_pipe *p);
 
 /* Each returns what the enumeration above describes, or -1: it cannot go on, and reliable_pipe_why() says why.
@@ -37,6 +37,9 @@ int64_t reliable_pipe_up(struct reliable_pipe *p, const uint8_t *datagram, size_
 int64_t reliable_pipe_tick(struct reliable_pipe *p, double now);
 /* What was given has been taken: its memory may go. */
 void reliable_pipe_taken(struct reliable_pipe *p);
+void reliable_pipe_drop(struct reliable_pipe *p); /* see reliable_drop() */
+double reliable_pipe_begun_at(const struct reliable_pipe *p);
+int reliable_pipe_answered(const struct reliable_pipe *p);
 const char *reliable_pipe_why(const struct reliable_pipe *p);
 
 #endif

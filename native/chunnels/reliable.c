@@ -81,6 +81,9 @@ struct reliable *reliable_open(const struct reliable_config *config) {
   r->connection = config->server ? 0 : config->connection;
   r->payload = config->mtu - RELIABLE_HEADER;
   r->give_up = config->give_up;
+  r->message_max = config->message_max > 0 ? config->message_max : RELIABLE_MESSAGE_MAX;
+  r->held = config->held;
+  r->first = config->first;
   r->acknowledged = r->next = r->wanted = r->seek = config->first;
   r->recover = config->first - 1;
   reliable_sender_init(r);
@@ -95,6 +98,11 @@ void reliable_close(struct reliable *r) {
   reliable_sender_free(r);
   reliable_receiver_free(r);
   free(r);
+}
+
+void reliable_drop(struct reliable *r) {
+  reliable_fail(r, "closed");
+  reliable_receiver_free(r);
 }
 
 bool reliable_start(struct reliable *r, double now) {
@@ -115,8 +123,8 @@ bool reliable_send(struct reliable *r, const uint8_t *message, size_t size, doub
     return reliable_fail(r, "a message after the end");
   }
   r->now = now;
-  if (size > RELIABLE_MESSAGE_MAX) {
-    snprintf(why, sizeof why, "a message of %zu bytes, more than %d", size, RELIABLE_MESSAGE_MAX);
+  if (size > r->message_max) {
+    snprintf(why, sizeof why, "a message of %zu bytes, more than %zu", size, r->message_max);
     return reliable_fail(r, why);
   }
   if (r->byte_past - r->byte_next + size > RELIABLE_QUEUE_BYTES ||
@@ -270,6 +278,14 @@ struct reliable_state reliable_state(const struct reliable *r) {
     s.deadline = INFINITY;
   }
   return s;
+}
+
+double reliable_begun_at(const struct reliable *r) {
+  return r->counted > 0 ? r->begun_at : INFINITY;
+}
+
+bool reliable_answered(const struct reliable *r) {
+  return r->acknowledged > r->first;
 }
 
 const char *reliable_why(const struct reliable *r) {

@@ -10,7 +10,8 @@
  * what makes no sense, or belongs to another connection, is ignored.
  *
  * Memory grows with what is under way and goes when nothing is: RELIABLE_WINDOW datagrams that are not acknowledged, as
- * many that came out of order, RELIABLE_QUEUE_BYTES that wait, one message of RELIABLE_MESSAGE_MAX that is coming in.
+ * many that came out of order, but no more than RELIABLE_EARLY_BYTES, RELIABLE_QUEUE_BYTES that wait, one message of
+ * message_max that is coming in.  What strangers make several connections hold is counted together (struct reliable_held).
  *
  * The time is seconds of any clock that does not go back.  After each call that gives something the caller takes all
  * that has come of it: reliable_message() and reliable_datagram() until they have nothing. */
@@ -31,10 +32,20 @@ enum {
   RELIABLE_QUEUE = 512,   /* datagrams that wait; more, and the program had better wait as well */
   RELIABLE_MESSAGE_MAX = 16 * 1024 * 1024, /* bytes */
   RELIABLE_QUEUE_BYTES = 4 * RELIABLE_MESSAGE_MAX,
+  RELIABLE_EARLY_BYTES = 8 * 1024 * 1024, /* that came out of order */
   RELIABLE_QUEUE_MESSAGES = 64 * 1024,
 };
 
 struct reliable;
+
+/* What the connections that share it hold of what has come: what they need memory for besides the bytes is counted too.
+ * Of what comes out of order no more than `early_max` is kept, and the rest is as if it were lost.  What is wanted next is
+ * always taken: where `begun` grows too large, its owner ends one of them. */
+struct reliable_held {
+  size_t early;
+  size_t begun; /* of messages that are not whole */
+  size_t early_max;
+};
 
 struct reliable_config {
   bool server;
@@ -42,6 +53,8 @@ struct reliable_config {
   uint32_t connection; /* its number, which a client chooses at random */
   double give_up;      /* seconds without any answer */
   uint64_t first;      /* the first number in both directions: 1, but in tests of what happens at 2^32 */
+  size_t message_max;  /* bytes of a message, in both directions; 0: RELIABLE_MESSAGE_MAX */
+  struct reliable_held *held; /* outlives it; NULL: it shares none */
 };
 
 /* What there is to know between calls. */
@@ -56,6 +69,7 @@ struct reliable_state {
 /* NULL: no memory, or an mtu that cannot be. */
 struct reliable *reliable_open(const struct reliable_config *config);
 void reliable_close(struct reliable *r); /* NULL is nothing */
+void reliable_drop(struct reliable *r);  /* it is over, and holds nothing of what has come any more */
 
 /* False: the connection cannot go on, reliable_why() says why, and every later call is false too. */
 bool reliable_start(struct reliable *r, double now);                                     /* first */
@@ -70,6 +84,10 @@ size_t reliable_datagram(struct reliable *r, uint8_t *to, size_t room);
 bool reliable_message(struct reliable *r, const uint8_t **data, size_t *size);
 
 struct reliable_state reliable_state(const struct reliable *r);
+/* When the message began that is not whole yet; INFINITY: there is none. */
+double reliable_begun_at(const struct reliable *r);
+/* Whether the other end has ever acknowledged anything: it is where it says that it is. */
+bool reliable_answered(const struct reliable *r);
 const char *reliable_why(const struct reliable *r); /* one line; "" while it goes on */
 
 #endif

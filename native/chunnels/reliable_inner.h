@@ -9,6 +9,7 @@ enum { RELIABLE_DATA = 1, RELIABLE_ACK = 2, RELIABLE_HELLO = 3 };
 enum { RELIABLE_MORE = 1, RELIABLE_END = 2 };
 enum { RELIABLE_LATER = 3 };   /* so many sent later must have arrived before something counts as lost */
 enum { RELIABLE_ROOM = 4096 }; /* bytes that a buffer begins with; one in which nothing is has none */
+enum { RELIABLE_PIECE = 48 };  /* bytes that are counted for one of those that are early, besides its own */
 
 /* Numbers are counted on in 64 bits; the wire has the last 32 of them. */
 struct packet {   /* sent and not yet acknowledged */
@@ -39,6 +40,9 @@ struct reliable {
   bool known; /* the connection's number is */
   uint32_t connection;
   uint32_t payload; /* bytes of a datagram at most */
+  size_t message_max;
+  struct reliable_held *held;
+  uint64_t first;
   double give_up;
   double now;
   double heard;
@@ -72,11 +76,14 @@ struct reliable {
   uint64_t wanted;
   struct early *early; /* a ring of RELIABLE_WINDOW, by number */
   uint32_t early_count;
+  size_t early_bytes;
   uint64_t early_past; /* the highest of them, and one */
   struct buffer up;    /* whole messages, and the beginning of one */
   size_t *sizes;       /* of the whole ones */
   uint32_t size_room, size_first, size_past;
-  size_t begun; /* bytes of the one that is not whole */
+  size_t begun;   /* bytes of the one that is not whole */
+  size_t counted; /* what is counted for it in `held`; 0: there is none */
+  double begun_at;
   size_t given; /* bytes of the one that was taken last, which may go */
   bool ended;
 

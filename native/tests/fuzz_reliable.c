@@ -23,6 +23,7 @@ static struct flying flying[2][FLYING]; /* towards that end */
 static int count[2];
 static uint32_t sent[2], got[2];
 static bool altered;
+static struct reliable_held held[2];
 
 static size_t size_of(uint32_t n) {
   return (size_t)n * 97 % 1500;
@@ -30,7 +31,7 @@ static size_t size_of(uint32_t n) {
 
 static void check(const struct reliable *r) {
   uint32_t outstanding = 0, lost = 0, early = 0;
-  size_t bytes = 0;
+  size_t bytes = 0, kept = r->early != NULL ? RELIABLE_WINDOW * sizeof *r->early : 0;
   for (uint64_t n = r->acknowledged; n < r->next; n++) {
     const struct packet *p = packet_of(r, n);
     outstanding += !p->arrived && !p->lost;
@@ -38,11 +39,15 @@ static void check(const struct reliable *r) {
     bytes += p->size;
   }
   for (uint64_t n = r->wanted; r->early != NULL && n < r->wanted + RELIABLE_WINDOW; n++) {
-    early += r->early[n % RELIABLE_WINDOW].there;
+    const struct early *e = &r->early[n % RELIABLE_WINDOW];
+    early += e->there;
+    kept += e->there ? e->size + RELIABLE_PIECE : 0;
   }
   bool ringed = r->byte_past - r->byte_first <= r->byte_room && r->byte_next - r->byte_first == bytes;
   if (outstanding != r->outstanding || lost != r->lost || early != r->early_count || !ringed ||
       r->next - r->acknowledged > RELIABLE_WINDOW || r->up.room > 2 * RELIABLE_MESSAGE_MAX ||
+      kept != r->held->early || kept > r->held->early_max || r->held->begun != r->counted ||
+      (r->begun > 0) > (r->counted > 0) || r->counted > r->begun + RELIABLE_ROOM ||
       !(r->window >= 1 && r->window <= RELIABLE_WINDOW) || !(r->rto >= 0.2 && r->rto <= 8)) {
     abort();
   }
@@ -147,7 +152,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint64_t first = (next_byte() & 1) != 0 ? ((uint64_t)1 << 32) - next_byte() : 1;
   altered = false;
   for (int side = 0; side < 2; side++) {
-    struct reliable_config config = {side != 0, DATAGRAM - 50, 9, 1000, first};
+    held[side].early_max = 40 * 1024; /* a ring, and not much in it */
+    struct reliable_config config = {side != 0, DATAGRAM - 50, 9, 1000, first, 0, &held[side]};
     ends[side] = reliable_open(&config);
     if (ends[side] == NULL || !reliable_start(ends[side], now)) {
       abort();
@@ -162,5 +168,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   }
   reliable_close(ends[0]);
   reliable_close(ends[1]);
+  if (held[0].early + held[0].begun + held[1].early + held[1].begun != 0) {
+    abort();
+  }
   return 0;
 }

@@ -97,7 +97,8 @@ static void open_network(struct network *net, double loss, uint32_t seed, uint64
   net->random = seed * 2654435761u + 1;
   net->now = 1000;
   for (int side = 0; side < 2; side++) {
-    struct reliable_config config = {side == SERVER, MTU, 77, 600, first};
+    struct reliable_config config = {
+        .server = side == SERVER, .mtu = MTU, .connection = 77, .give_up = 600, .first = first};
     net->end[side] = reliable_open(&config);
     assert_non_null(net->end[side]);
     assert_true(reliable_start(net->end[side], net->now));
@@ -253,7 +254,7 @@ static void it_waits_longer_each_time(void **state) {
 
 static void a_silent_end_is_given_up(void **state) {
   (void)state;
-  struct reliable_config config = {false, MTU, 1, 5, 1};
+  struct reliable_config config = {.mtu = MTU, .connection = 1, .give_up = 5, .first = 1};
   struct reliable *r = reliable_open(&config);
   uint8_t datagram[MTU];
   double now = 0;
@@ -312,7 +313,7 @@ static size_t data_of(uint8_t *to, uint32_t connection, uint8_t flags, uint32_t 
 }
 
 static struct reliable *a_server(void) {
-  struct reliable_config config = {true, MTU, 0, 30, 1};
+  struct reliable_config config = {.server = true, .mtu = MTU, .give_up = 30, .first = 1};
   struct reliable *r = reliable_open(&config);
   assert_non_null(r);
   assert_true(reliable_start(r, 0));
@@ -401,6 +402,94 @@ static void a_message_that_has_no_end(void **state) {
   reliable_close(r);
 }
 
+static struct reliable *one_of(struct reliable_held *held, uint32_t mtu) {
+  struct reliable_config config = {
+      .server = true, .mtu = mtu, .give_up = 30, .first = 1, .message_max = 1000, .held = held};
+  struct reliable *r = reliable_open(&config);
+  assert_non_null(r);
+  assert_true(reliable_start(r, 0));
+  return r;
+}
+
+/* What strangers make several hold together: out of order so much and no more, and what is wanted is always taken. */
+static void all_hold_so_much(void **state) {
+  enum { ENDS = 3, BOUND = 100 * 1024 };
+  struct reliable_held held = {.early_max = BOUND};
+  struct reliable *r[ENDS];
+  uint8_t datagram[MTU];
+  (void)state;
+  for (int i = 0; i < ENDS; i++) {
+    r[i] = one_of(&held, MTU);
+    for (uint32_t n = 2; n < RELIABLE_WINDOW; n++) {
+      assert_true(reliable_came(r[i], datagram, data_of(datagram, 5, 0, n, 100), 0));
+      assert_int_equal(messages_of(r[i]), 0);
+      assert_true(held.early <= BOUND);
+    }
+  }
+  assert_true(held.early > BOUND - 1000);
+  for (uint32_t n = 1; n < 300; n++) { /* the last one got no room at all: in order it goes on */
+    assert_true(reliable_came(r[ENDS - 1], datagram, data_of(datagram, 5, 0, n, 100), 0));
+    assert_int_equal(messages_of(r[ENDS - 1]), 1);
+  }
+  assert_true(reliable_came(r[0], datagram, data_of(datagram, 5, 0, 1, 100), 0));
+  assert_true(messages_of(r[0]) > 100);
+  assert_true(held.early < BOUND / 2 + 10000);
+  assert_true(reliable_begun_at(r[1]) == INFINITY);
+  assert_true(reliable_came(r[1], datagram, data_of(datagram, 5, RELIABLE_MORE, 1, 50), 7));
+  messages_of(r[1]);
+  reliable_drop(r[1]);
+  assert_false(reliable_came(r[1], datagram, data_of(datagram, 5, 0, 2, 50), 7));
+  for (int i = 0; i < ENDS; i++) {
+    reliable_close(r[i]);
+  }
+  assert_int_equal(held.early, 0);
+  assert_int_equal(held.begun, 0);
+}
+
+static void large_ones_are_few(void **state) {
+  static uint8_t datagram[60000];
+  struct reliable *r = one_of(NULL, sizeof datagram);
+  (void)state;
+  for (uint32_t n = 2; n < 300; n++) {
+    size_t size = data_of(datagram, 5, 0, n, sizeof datagram - RELIABLE_HEADER);
+    assert_true(reliable_came(r, datagram, size, 0));
+  }
+  assert_in_range(r->early_bytes, RELIABLE_EARLY_BYTES - sizeof datagram, RELIABLE_EARLY_BYTES);
+  reliable_close(r);
+}
+
+static void messages_of_a_bound(void **state) {
+  struct reliable_held held = {.early_max = 1000};
+  struct reliable *r = one_of(&held, MTU);
+  uint8_t datagram[MTU], message[1001] = {0};
+  (void)state;
+  for (uint32_t n = 1; n < 9; n++) {
+    assert_true(reliable_came(r, datagram, data_of(datagram, 5, RELIABLE_MORE, n, 100), n));
+  }
+  assert_int_equal(held.begun, 800 + RELIABLE_ROOM);
+  assert_true(reliable_begun_at(r) == 1);
+  assert_true(reliable_came(r, datagram, data_of(datagram, 5, 0, 9, 200), 9));
+  assert_int_equal(held.begun, 0);
+  assert_true(reliable_begun_at(r) == INFINITY);
+  assert_int_equal(messages_of(r), 1);
+  assert_true(reliable_came(r, datagram, data_of(datagram, 5, RELIABLE_MORE, 10, 100), 10));
+  assert_true(reliable_came(r, datagram, data_of(datagram, 5, RELIABLE_END, 11, 0), 11));
+  assert_int_equal(held.begun, 0); /* it will never be whole */
+  assert_false(reliable_answered(r));
+  reliable_close(r);
+  r = one_of(&held, MTU);
+  assert_true(reliable_came(r, datagram, data_of(datagram, 5, RELIABLE_MORE, 1, 900), 0));
+  assert_false(reliable_came(r, datagram, data_of(datagram, 5, 0, 2, 101), 0));
+  assert_string_equal(reliable_why(r), "reliable: a message of more than 1000 bytes came");
+  reliable_close(r);
+  assert_int_equal(held.begun, 0);
+  r = one_of(&held, MTU);
+  assert_true(reliable_send(r, message, 1000, 0));
+  assert_false(reliable_send(r, message, 1001, 0));
+  assert_string_equal(reliable_why(r), "reliable: a message of 1001 bytes, more than 1000");
+  reliable_close(r);
+}
+
 static int64_t ups(int64_t said) {
   assert_true(said >= 0);
   return said >> RELIABLE_PIPE_UPS & 0xffffff;
@@ -444,10 +533,10 @@ static int64_t give_all(struct reliable_pipe *from, int64_t said, struct reliabl
 
 static void what_python_has(void **state) {
   (void)state;
-  struct reliable_pipe *client = reliable_pipe_open(0, MTU, 30, 7, 1);
-  struct reliable_pipe *server = reliable_pipe_open(1, MTU, 30, 0, 1);
+  struct reliable_pipe *client = reliable_pipe_open(0, MTU, 30, 7, 1, 0, NULL);
+  struct reliable_pipe *server = reliable_pipe_open(1, MTU, 30, 0, 1, 0, NULL);
   assert_true(client != NULL && server != NULL);
-  assert_null(reliable_pipe_open(0, 1, 30, 7, 1));
+  assert_null(reliable_pipe_open(0, 1, 30, 7, 1, 0, NULL));
   size_t bytes = 0;
   double now = 1;
   assert_int_equal(ups(reliable_pipe_start(server, now)), 0);
@@ -478,7 +567,7 @@ static void what_python_has(void **state) {
 
 static void what_cannot_be_opened(void **state) {
   (void)state;
-  struct reliable_config config = {false, RELIABLE_MTU_MIN - 1, 1, 5, 1};
+  struct reliable_config config = {.mtu = RELIABLE_MTU_MIN - 1, .connection = 1, .give_up = 5, .first = 1};
   assert_null(reliable_open(&config));
   config.mtu = RELIABLE_MTU_MAX + 1;
   assert_null(reliable_open(&config));
@@ -492,7 +581,8 @@ int main(void) {
       cmocka_unit_test(a_silent_end_is_given_up),  cmocka_unit_test(what_is_overtaken_is_sent_again),
       cmocka_unit_test(strangers_are_ignored),     cmocka_unit_test(memory_is_bounded),
       cmocka_unit_test(a_message_that_has_no_end), cmocka_unit_test(what_python_has),
-      cmocka_unit_test(what_cannot_be_opened),
+      cmocka_unit_test(all_hold_so_much),          cmocka_unit_test(large_ones_are_few),
+      cmocka_unit_test(messages_of_a_bound),       cmocka_unit_test(what_cannot_be_opened),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -46,6 +46,7 @@ DATA, TELL, ERROR, REFUSAL, NO_AGENT, BESIDE = 1, 2, 3, 4, 5, 6
 UDP_SEGMENT, UDP_GRO, SO_TIMESTAMP = 103, 104, 29  # udp(7), socket(7)
 RELIABLE = plan_of(chunnel("reliable", "brel/1", "native", mtu=1200, give_up=30.0))
 _SIOCOUTQ: Final = termios.TIOCOUTQ
+LARGE = plan_of(chunnel("reliable", "brel/1", "native", mtu=60_000, give_up=30.0))
 _V4 = bytes(10) + b"\xff\xff"
 Name = tuple[str, int]
 
@@ -106,9 +107,10 @@ class Stranger:
 
     made: ClassVar[list[Stranger]] = []
 
-    def __init__(self, to: Name) -> None:
+    def __init__(self, to: Name, own: str = "") -> None:
         self.made.append(self)
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind((own, 0))
         self.udp.connect(to)
         self.udp.settimeout(20)
 
@@ -613,6 +615,101 @@ def test_datagrams_that_the_program_sends_in_one_call(make_program: Make, kind: 
     for data, each, sizes in ((sent, 2500, [2500, 2500]), (sent, 5000, [5000]), (b"", 100, [0])):
         plain.pair.send(head(DATA, stranger.name, each) + data)
         assert [len(stranger.udp.recv(65536)) for _ in sizes] == sizes
+
+
+def _memory(server: Program) -> int:
+    """MB that its carrier has."""
+    with open(f"/proc/{server.host.process.pid}/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
+
+
+def _floods(server: Program, session: int, datagrams: Iterable[bytes], pause: Callable[[], None]) -> Stranger:
+    """One that has agreed, and goes on with these."""
+    stranger = Stranger(server.name)
+    stranger.udp.send(envelope.hello(session, LARGE, KEY))
+    server.host.serve(0.0 if session > 1 else 5.0)
+    assert stranger.heard().kind is Kind.ACCEPT
+    for i, data in enumerate(datagrams):
+        stranger.udp.send(data)
+        if i % 4 == 3:
+            pause()
+    return stranger
+
+
+def _told(server: Program) -> Callable[[], None]:
+    """Waits until the carrier has read all that was sent there."""
+    probe = Stranger(server.name)
+
+    def wait() -> None:
+        probe.udp.send(envelope.sealed(Kind.DATA, 99))  # of a session that is not there
+        time.sleep(0.001)
+        with contextlib.suppress(TimeoutError):
+            probe.udp.settimeout(0.02)
+            probe.udp.recv(100)
+
+    return wait
+
+
+def test_what_strangers_make_a_carrier_keep_is_bounded(server: Program) -> None:
+    """Far ahead of what is wanted, by many at once; whoever goes on in order gets on all the same."""
+    payload, wait = bytes(59_000), _told(server)
+    before = 0
+    for session in range(1, 13):
+        ahead = (_numbered(n, payload, session=session) for n in range(2, 300))
+        _floods(server, session, ahead, wait)
+        before = before or _memory(server)
+    assert _memory(server) - before < 90  # 200 without a bound
+    good = _floods(server, 100, (), wait)
+    for n in range(1, 21):
+        good.udp.send(_numbered(n, b"part", reliable.MORE if n % 2 else 0, session=100))
+    assert [server.heard()[3] for _ in range(10)] == [b"partpart"] * 10
+
+
+def test_messages_that_do_not_end(server: Program) -> None:
+    """No program could be given a longer one than UDP has, and of all only so many are kept."""
+    wait = _told(server)
+    long = (_numbered(n, bytes(30_000), reliable.MORE) for n in range(1, 4))
+    _floods(server, 1, long, wait)
+    until(lambda: "a message of more than 65507 bytes came" in server.status.detail, server.host)
+    before = _memory(server)
+    many = [
+        _floods(server, session, [_numbered(1, bytes(59_000), reliable.MORE, session=session)], wait)
+        for session in range(2, 700)
+    ]
+    until(lambda: "too many messages are not whole" in server.status.detail, server.host)
+    assert _memory(server) - before < 100
+    many[-1].udp.send(_numbered(2, b"end", session=699))
+    assert server.heard()[3] == bytes(59_000) + b"end"
+    many[0].udp.send(_numbered(2, b"end", session=2))  # the one that began first is gone
+    while True:
+        if (came := many[0].heard()).kind is Kind.UNKNOWN:
+            break
+        assert came.kind is Kind.DATA
+
+
+def test_who_may_be_nobody_makes_room_first(server: Program) -> None:
+    """HELLOs said again from forged addresses: before one that has answered, and long before its time."""
+    good = _accepted(server)
+    good.udp.send(_numbered(1, b"question"))
+    assert server.heard()[3] == b"question"
+    server.send(good.name, b"answer")
+    while not good.heard().body.endswith(b"answer"):
+        pass
+    good.udp.send(envelope.sealed(Kind.DATA, 1, reliable.HEADER.pack(reliable.ACK, 0, 77, 1024, 2)))
+    for i in range(1024):
+        forged = Stranger(server.name, f"127.1.{i >> 8}.{i & 255}")
+        for session in range(4):
+            forged.udp.send(envelope.hello(session, RELIABLE, KEY))
+            assert i == 1023 or forged.heard().kind is Kind.ACCEPT
+        forged.udp.close()
+    late = Stranger(server.name)
+    end = time.monotonic() + 10
+    while late.quiet(0.5):
+        assert time.monotonic() < end
+        late.udp.send(envelope.hello(1, RELIABLE, KEY))
+    assert late.heard().kind is Kind.ACCEPT
+    good.udp.send(_numbered(2, b"another"))
+    assert server.heard()[3] == b"another"
 
 
 def test_carriers_end(make_program: Make) -> None:

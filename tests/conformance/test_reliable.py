@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import select
 import socket
 import time
@@ -11,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from bertha_socket.chunnels import ChunnelError, Interface
+from bertha_socket.chunnels import ChunnelError, Context, Interface
+from bertha_socket.chunnels._reliable_native import NativeReliablePipe, held_by_all
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
-from bertha_socket.chunnels.reliable import HEADER, Timing, _near
+from bertha_socket.chunnels.reliable import HEADER, WIRE, ReliablePipe, Timing, _near
 from bertha_socket.testing import Duplex, pair_of
 
 #: Who the client and the server are.
@@ -24,6 +26,51 @@ PAIRINGS = [(client, server) for client in ("native", "python") for server in ("
 def pair(request: pytest.FixtureRequest) -> Callable[..., Any]:
     """pair_of("reliable", ...) with either implementation at either end."""
     return lambda **args: replace(pair_of("reliable", **args), implementations=request.param)
+
+
+def _data(number: int, payload: bytes, flags: int = 0) -> bytes:
+    return HEADER.pack(1, flags, 5, number, 1) + payload
+
+
+@pytest.mark.parametrize("kind", [ReliablePipe, NativeReliablePipe])
+def test_what_several_hold_is_bounded(kind: type[ReliablePipe | NativeReliablePipe]) -> None:
+    """Out of order so much and no more; what is wanted is always taken; nothing stays of those that end."""
+    context = Context("server", held=held_by_all(100_000), clock=lambda: 1.0)
+    pipes = [kind({"mtu": 1200, "give_up": 30.0}, WIRE, "server", context) for _ in range(3)]
+    for pipe in pipes:
+        for number in range(2, 500):
+            assert list(pipe.up(_data(number, bytes(100)))[0]) == []
+    assert 80_000 < context.held.early <= 100_000
+    for number in range(1, 100):
+        assert list(pipes[2].up(_data(number, b"next"))[0]) == [b"next"]
+    assert len(list(pipes[0].up(_data(1, b"next"))[0])) > 300
+    assert context.held.early < 60_000
+    assert pipes[2].begun_at == math.inf
+    pipes[2].up(_data(100, b"begins", 1))
+    assert (context.held.begun, pipes[2].begun_at) == (4096 + 6, 1.0)
+    for pipe in pipes:
+        pipe.close()
+    assert (context.held.early, context.held.begun) == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [ReliablePipe, NativeReliablePipe])
+def test_messages_are_bounded(kind: type[ReliablePipe | NativeReliablePipe]) -> None:
+    context = Context("server", held=held_by_all(1000), clock=lambda: 1.0)
+    args = {"mtu": 1200, "give_up": 30.0, "message_max": 1000}
+    pipe = kind(args, WIRE, "server", context)
+    assert list(pipe.up(_data(1, bytes(1000)))[0]) == [bytes(1000)]
+    pipe.up(_data(2, bytes(1000), 1))
+    with pytest.raises(ChunnelError, match="more than 1000 bytes came"):
+        pipe.up(_data(3, b"x"))
+    with pytest.raises(ChunnelError, match=r"1001 bytes, more than 1000|more than 1000 bytes came"):
+        pipe.down(bytes(1001))
+    pipe = kind({**args, "piece": 400}, WIRE, "server", context)
+    pipe.up(_data(1, b""))
+    sent = list(pipe.down(bytes(1001)))
+    assert [(d[1], len(d) - HEADER.size) for d in sent] == [(0, 400), (0, 400), (0, 201)]
+    assert not pipe.answered
+    pipe.up(HEADER.pack(2, 0, 5, 1024, 2))
+    assert pipe.answered
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.3, 0.5])

@@ -20,7 +20,8 @@ from bertha_socket.carrier.exchange import (
     Step,
     datagram_recipe,
 )
-from bertha_socket.chunnels import Context
+from bertha_socket.chunnels import Context, reliable
+from bertha_socket.chunnels._reliable_native import held_by_all
 from tests.carrier.host import chunnel, plan_of
 
 KEY = bytes(range(32))
@@ -39,7 +40,10 @@ class Wire:
         loss: float = 0.0,
         seed: int = 0,
         verdict: str | None = None,
+        message_max: int | None = None,
     ) -> None:
+        """`message_max`: the server's, as in a carrier."""
+        self.message_max = message_max
         self.now = 1000.0
         self.random = random.Random(seed)
         self.loss = loss
@@ -55,7 +59,8 @@ class Wire:
 
     def _context(self, side: str, key: bytes | None) -> Context:
         material = keys.material(key) if key is not None else None
-        return Context(side, material, clock=lambda: self.now)
+        most = self.message_max if side == "server" else None
+        return Context(side, material, clock=lambda: self.now, message_max=most, held=held_by_all(1 << 20))
 
     def _collect(self) -> None:
         for side, end in (("client", self.client), ("server", self.server)):
@@ -184,6 +189,47 @@ def test_encrypted(loss: float) -> None:
     assert wire.got["server"] == sent
     assert not any(b"secret" in data for data in wire.seen)
     assert "encrypt" in wire.client.chunnels
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_a_message_that_no_program_could_be_given(kind: str) -> None:
+    """Ends the connection, where it comes and where the program is one of UDP."""
+    wire = Wire(plan_of(chunnel("reliable", "brel/1", kind)), message_max=65507)
+    wire.client.program(bytes(65507))
+    wire.until("server", 1)
+    assert wire.server is not None
+    assert wire.got["server"] == [bytes(65507)]
+    wire.client.program(bytes(65508))
+    wire.run(1)
+    assert wire.server.detail.endswith("reliable: a message of more than 65507 bytes came")
+    assert wire.server.step is Step.FAILED
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_a_long_message_as_a_stream(kind: str) -> None:
+    """Chunks of a stream go in pieces, whatever the messages above are: the other end's bound is not met."""
+    plan = plan_of(
+        chunnel("frame", "u32be/1"), chunnel("encrypt", "tls1.3"), chunnel("reliable", "brel/1", kind)
+    )
+    wire = Wire(plan, message_max=65507)
+    sent = [bytes(3 << 20), b"", bytes(65507)]
+    for message in sent:
+        wire.client.program(message)
+    wire.until("server", len(sent))
+    assert wire.got["server"] == sent
+
+
+@pytest.mark.parametrize("kind", ["native", "python"])
+def test_a_long_chunk_of_an_older_end(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It sends in one piece what a stream gives it."""
+    monkeypatch.setattr(reliable, "PIECE", 0)
+    plan = plan_of(
+        chunnel("frame", "u32be/1"), chunnel("encrypt", "tls1.3"), chunnel("reliable", "brel/1", kind)
+    )
+    wire = Wire(plan, message_max=65507)
+    wire.client.program(bytes(1 << 20))
+    wire.until("server", 1)
+    assert wire.got["server"] == [bytes(1 << 20)]
 
 
 @pytest.mark.parametrize(
