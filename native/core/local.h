@@ -53,6 +53,8 @@ struct watched { /* by an epoll set; the kernel knows it as well */
   int epfd;      /* -1: none */
   uint32_t events;
   uint64_t data;
+  bool
+      waited; /* its thread has waited there since the socket was put there: nobody sleeps who does not know of it */
 };
 
 struct local {

@@ -14,6 +14,7 @@ enum { QUIET_SLEEPS = 16 };
 void local_heat(struct local *d, struct pair *p) {
   p->quiet = 0;
   if (!p->hot && !d->kernel_only && p->tied && p->opened && !p->ended && (d->server || p->heard) &&
+      (d->watched.epfd < 0 || d->watched.waited) &&
       atomic_load_explicit(&d->c->info.refs, memory_order_relaxed) == 1) {
     p->hot = true;
     p->next_hot = d->hot;

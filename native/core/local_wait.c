@@ -64,10 +64,14 @@ static void include(struct found *f, struct local *d, int epfd) {
   }
   if (d->c != NULL && f->count == AT_ONCE) {
     local_keep_out(d);
-  } else if (d->c != NULL && d->pair_count > 0) {
-    local_alone(d);
-    f->life[f->count] = atomic_load(&d->life);
-    f->local[f->count++] = d;
+  } else if (d->c != NULL) {
+    local_alone(
+        d); /* who sleeps here is the one that is to be woken, also by what comes from the first pair */
+    d->watched.waited |= epfd >= 0;
+    if (d->pair_count > 0) {
+      f->life[f->count] = atomic_load(&d->life);
+      f->local[f->count++] = d;
+    }
   }
   bertha_unlock(&d->lock);
 }
@@ -291,7 +295,9 @@ void local_registered(int epfd, int op, int fd, const struct epoll_event *event)
     return;
   }
   struct watched *w = &d->watched;
-  if (op == EPOLL_CTL_DEL || !(event->events & IN)) {
+  bool reads = op != EPOLL_CTL_DEL && (event->events & IN);
+  bool read_before = w->epfd == epfd && (w->events & IN);
+  if (!reads || !read_before) {
     local_cool(d); /* nobody reads for a while, and who begins again may do so while another thread waits */
   }
   if (op == EPOLL_CTL_DEL) {
@@ -307,7 +313,8 @@ void local_registered(int epfd, int op, int fd, const struct epoll_event *event)
     if (w->epfd < 0) {
       atomic_fetch_add(&registrations, 1);
     }
-    *w = (struct watched){.epfd = epfd, .events = event->events, .data = event->data.u64};
+    bool waited = !reads || (read_before && w->waited);
+    *w = (struct watched){epfd, event->events, event->data.u64, waited};
   }
   bertha_unlock(&d->lock);
 }

@@ -8,7 +8,7 @@ from tests.harness import Connection, Host, free_port
 from tests.shim.conftest import Build
 
 #: Which of them are about sockets that stay the kernel's, from the start or from what is done there.
-_KERNELS = {"socket-for-each", "other-source", "cancelled"}
+_KERNELS = {"socket-for-each", "other-source", "cancelled", "worker"}
 _EDGES = [
     "closed-meanwhile",
     "cancelled",
@@ -36,6 +36,8 @@ _WAITS = [
     "passed-on",
     "child-waits",
     "duplicate-set",
+    "worker",
+    "added-by-another",
 ]
 
 

@@ -80,6 +80,84 @@ static void edges(void) {
   finish(pid, &server);
 }
 
+/* ---- before there is a pair, and beside the one that waits ------------------------------------------- */
+
+static int given_fd, work[2];
+
+static void *work_off(void *unused) {
+  char byte;
+  while (read(work[0], &byte, 1) == 1) {
+    uint8_t data[BIG];
+    struct sockaddr_in from;
+    socklen_t size = sizeof from;
+    ssize_t n;
+    while ((n = recvfrom(given_fd, data, sizeof data, MSG_DONTWAIT, (struct sockaddr *)&from, &size)) >= 0) {
+      if (n > 0 && data[0] == 'q') {
+        exit(0);
+      }
+      MUST(sendto(given_fd, data, (size_t)n, 0, (struct sockaddr *)&from, size) == n);
+    }
+    MUST(errno == EAGAIN);
+  }
+  return unused;
+}
+
+/* One thread waits in the set, and another one receives what it is told of: each time until there is no more. */
+static void serve_with_worker(int fd) {
+  pthread_t thread;
+  int set = epoll_create1(0);
+  struct epoll_event e = {.events = EPOLLIN | EPOLLET};
+  given_fd = fd;
+  MUST(pipe(work) == 0);
+  MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &e) == 0);
+  MUST(pthread_create(&thread, NULL, work_off, NULL) == 0);
+  for (;;) {
+    MUST(epoll_wait(set, &e, 1, -1) == 1 && write(work[1], "w", 1) == 1);
+  }
+}
+
+/* Who asks waits in no call of ours: what he has sent is answered all the same. */
+static void worker(void) {
+  pid_t pid = child(&server, false, serve_with_worker);
+  int fd = client_socket(false);
+  for (int i = 0; i < 8; i++) {
+    uint8_t got[SMALL];
+    put(fd, 'a', &server);
+    usleep(SOON_NS / 2000);
+    MUST(recv(fd, got, sizeof got, MSG_DONTWAIT) == SMALL);
+  }
+  finish(pid, &server);
+}
+
+static void *wait_in_set(void *set) {
+  static int64_t told;
+  struct epoll_event e;
+  MUST(epoll_wait(*(int *)set, &e, 1, 5000) == 1 && e.events == EPOLLIN);
+  told = now_ns();
+  return &told;
+}
+
+/* A thread sleeps in a set when another one, which has received till then, puts the socket there. */
+static void added_by_another(void) {
+  pid_t pid = start();
+  int fd = client_socket(true), set = epoll_create1(0), other[2];
+  struct epoll_event e = {.events = EPOLLIN};
+  pthread_t thread;
+  void *told;
+  uint8_t got[SMALL];
+  MUST(pipe(other) == 0 && epoll_ctl(set, EPOLL_CTL_ADD, other[0], &e) == 0);
+  warm_up(fd, NULL);
+  MUST(pthread_create(&thread, NULL, wait_in_set, &set) == 0);
+  usleep(50000);
+  MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &e) == 0);
+  int64_t before = now_ns();
+  put(fd, 'n', NULL);
+  MUST(pthread_join(thread, &told) == 0);
+  MUST(*(int64_t *)told - before < SOON_NS);
+  MUST(recv(fd, got, sizeof got, MSG_DONTWAIT) == SMALL);
+  finish(pid, &server);
+}
+
 /* ---- who else may wait ------------------------------------------------------------------------------ */
 
 static bool comes_soon(int fd) {
@@ -217,14 +295,6 @@ static void paused(void) {
   finish(pid, &server);
 }
 
-static void *wait_in_set(void *set) {
-  static int64_t told;
-  struct epoll_event e;
-  MUST(epoll_wait(*(int *)set, &e, 1, 5000) == 1 && e.events == EPOLLIN);
-  told = now_ns();
-  return &told;
-}
-
 /* What came before the pause is told of to a thread that sleeps in the set when another one ends the pause. */
 static void paused_by_another(void) {
   pid_t pid = start();
@@ -296,6 +366,8 @@ int main(int argc, char **argv) {
                                         {"signalled", signalled, NULL},
                                         {"passed-on", passed_on, NULL},
                                         {"child-waits", child_waits, NULL},
-                                        {"duplicate-set", duplicate_set, NULL}};
+                                        {"duplicate-set", duplicate_set, NULL},
+                                        {"worker", worker, NULL},
+                                        {"added-by-another", added_by_another, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
