@@ -14,7 +14,8 @@
 #include "conn.h"
 #include "dgram.h"
 
-enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64 };
+enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64, RESCUE_MS = 10 };
+#define RESCUE_NS (RESCUE_MS * (int64_t)1000000)
 
 struct pair { /* of two sockets, at this end */
   /* Who looks without the lock may come upon one that has been given back: it has these of some pair, always. */
@@ -34,7 +35,9 @@ struct pair { /* of two sockets, at this end */
   uint32_t missed; /* sent by the kernel although it is tied */
   uint32_t quiet;  /* sleeps since it was last heard of */
   uint32_t head, tail;
-  int64_t put_at; /* when the oldest that is unread was put into the other's box */
+  int64_t
+      put_at; /* when the oldest that is unread was put into the other's box, or one that came soon after it */
+  uint32_t put_tail; /* and what `tail` was then */
   uint8_t addr[16];
   uint16_t port;
   uint32_t scope;

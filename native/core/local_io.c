@@ -13,7 +13,6 @@
 #define IOV_MAX 1024
 #endif
 
-enum { RESCUE_MS = 10 };
 #define KERNEL_EVERY_NS 20000
 #define KNOWN_FLAGS (MSG_DONTWAIT | MSG_PEEK | MSG_TRUNC | MSG_CMSG_CLOEXEC | MSG_WAITALL | MSG_NOSIGNAL)
 
@@ -230,7 +229,7 @@ static int64_t patience_of(int fd) { /* SO_RCVTIMEO; -1: without end */
 /* Until the kernel has something, but no longer than what others have not read may lie there: as ppoll(2). */
 static int sleep_briefly(int fd, int64_t deadline, bool watch) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
-  int64_t ns = watch ? RESCUE_MS * 1000000 : INT64_MAX;
+  int64_t ns = watch ? RESCUE_NS : INT64_MAX;
   int64_t left = deadline >= 0 ? deadline - bertha_now_ns() : ns;
   ns = left < ns ? left : ns;
   ns = ns > 0 ? ns : 0;
@@ -372,6 +371,10 @@ static bool into_box(struct local *d, struct pair *p, const struct msghdr *msg, 
     return false;
   }
   bool first = !box_unread(p->out, p->tail);
+  bool late = !first && bertha_now_ns() - p->put_at >= RESCUE_NS;
+  if (UNLIKELY(late) && p->tail - p->put_tail < BOX_ITEMS && box_unread(p->out, p->put_tail)) {
+    return false; /* its reader may be gone: a program that only sends has no other moment to find out */
+  }
   struct box_mark mark = {NULL, 0};
   if (!d->server) {
     mark.word = &p->link->dirty[BERTHA_SIDE_SERVER][p->slot / 64];
@@ -380,8 +383,9 @@ static bool into_box(struct local *d, struct pair *p, const struct msghdr *msg, 
   if (!box_put(p->out, &p->tail, msg->msg_iov, (int)msg->msg_iovlen, size, mark)) {
     return false;
   }
-  if (first) {
+  if (first || UNLIKELY(late)) {
     p->put_at = bertha_now_ns();
+    p->put_tail = p->tail;
   }
   return true;
 }

@@ -7,7 +7,6 @@
 #include "wait.h"
 
 enum { QUIET_SLEEPS = 16 };
-#define RESCUE_NS 10000000
 
 /* ---- awake and asleep ------------------------------------------------------------------------------ */
 

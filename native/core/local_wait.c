@@ -5,7 +5,7 @@
 #include "local.h"
 #include "waiter.h"
 
-enum { AT_ONCE = 256, RESCUE_MS = 10, IN = POLLIN | POLLRDNORM };
+enum { AT_ONCE = 256, IN = POLLIN | POLLRDNORM };
 #define KERNEL_EVERY_NS 20000
 
 static _Atomic uint32_t registrations; /* of sockets with pairs in epoll sets */
@@ -172,8 +172,8 @@ static int wait_for(struct found *f, struct kernel *k, int64_t timeout_ns) {
     int64_t ns = deadline < 0 ? -1 : deadline - bertha_now_ns();
     ns = deadline >= 0 && ns < 0 ? 0 : ns;
     bool watch = unread(f);
-    bool cut = watch && (ns < 0 || ns > (int64_t)RESCUE_MS * 1000000);
-    n = k->wait(k, cut ? (int64_t)RESCUE_MS * 1000000 : ns);
+    bool cut = watch && (ns < 0 || ns > RESCUE_NS);
+    n = k->wait(k, cut ? RESCUE_NS : ns);
     int saved = errno;
     wake_up(f);
     if (watch && n == 0) {
@@ -495,7 +495,7 @@ int local_epoll(int epfd, struct epoll_event *events, int max, int64_t timeout_n
   for (;;) {
     /* The kernel wakes nobody for that when another thread asks for it again: look whether one has. */
     bool brief = timeout_ns != 0 && lies_there(epfd);
-    int64_t most = (int64_t)RESCUE_MS * 1000000;
+    int64_t most = RESCUE_NS;
     brief = brief && (timeout_ns < 0 || timeout_ns > most);
     int n = wait_in_set(epfd, events, max, brief ? most : timeout_ns, mask, wait);
     if (n != 0 || !brief || out_of_time(deadline, &timeout_ns)) {

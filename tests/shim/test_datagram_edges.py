@@ -39,6 +39,7 @@ _WAITS = [
     "worker",
     "added-by-another",
 ]
+_UNREAD = ["only-sends"]
 
 
 def _by_memory(log: list[Connection]) -> list[Connection]:
@@ -47,7 +48,11 @@ def _by_memory(log: list[Connection]) -> list[Connection]:
 
 @pytest.mark.parametrize(
     ("name", "scene"),
-    [*(("datagram_edges", scene) for scene in _EDGES), *(("datagram_waits", scene) for scene in _WAITS)],
+    [
+        *(("datagram_edges", scene) for scene in _EDGES),
+        *(("datagram_waits", scene) for scene in _WAITS),
+        *(("datagram_unread", scene) for scene in _UNREAD),
+    ],
 )
 def test_as_by_the_kernel(host: Host, build: Build, name: str, scene: str) -> None:
     program = build(name)
