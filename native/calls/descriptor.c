@@ -30,7 +30,7 @@ static struct conn *forget_at(int fd, bool gone) {
   if (last) {
     connlog_write(c, unix_tcp_fd(c, kernel));
   } else if (UNLIKELY(conn_flags(c) & CONN_LOCAL)) {
-    local_forgotten(c, fd);
+    local_forgotten(c, fd, !gone);
   }
   conn_forget(fd);
   stdfile_follow(fd);

@@ -260,6 +260,9 @@ void connlog_close_all(void) {
     if (c == NULL) {
       continue;
     }
+    if (UNLIKELY(conn_flags(c) & CONN_LOCAL) && atomic_load(&c->info.refs) != 1) {
+      local_forgotten(c, (int)fd, true);
+    }
     conn_forget((int)fd);
     if (atomic_fetch_sub(&c->info.refs, 1) == 1 && abroad_give_up(c)) {
       connlog_write(c, (int)fd);

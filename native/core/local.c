@@ -344,6 +344,8 @@ static void leave(struct local *d, bool open) {
 void local_closing(struct conn *c, int fd) {
   struct local *d = local_of(c);
   if (d != NULL && bertha_lock(&d->lock)) {
+    d->leaving = fd >= 0;
+    d->fd = fd;
     leave(d, fd >= 0);
   }
   if (c->side == BERTHA_SIDE_SERVER) {
@@ -351,9 +353,9 @@ void local_closing(struct conn *c, int fd) {
   }
 }
 
-void local_forgotten(struct conn *c, int fd) {
+void local_forgotten(struct conn *c, int fd, bool open) {
   struct local *d = local_of(c);
   if (d != NULL && d->fd == fd && bertha_lock(&d->lock)) {
-    leave(d, true);
+    leave(d, open);
   }
 }

@@ -68,6 +68,7 @@ struct local {
   uint32_t owner; /* the thread that receives; 0: none yet */
   bool server;
   bool kernel_only; /* nothing is taken from boxes but what lies there */
+  bool leaving;     /* its descriptor is out of the books, and still open */
   bool tried;       /* client: the destination sent to last is nobody's */
   uint8_t tried_addr[16];
   uint16_t tried_port;
@@ -119,8 +120,8 @@ void local_reconnecting(struct conn *c);        /* before and after connect() */
 void local_reconnected(struct conn *c);
 /* The lock of what `c` was with that life; false: it is not held, another thread has closed it meanwhile. */
 bool local_lock_again(struct local *d, const struct conn *c, uint32_t life);
-void local_closing(struct conn *c, int fd);   /* the last descriptor, of all processes */
-void local_forgotten(struct conn *c, int fd); /* a descriptor of this process, others have it still */
+void local_closing(struct conn *c, int fd); /* the last descriptor, of all processes; -1: closed already */
+void local_forgotten(struct conn *c, int fd, bool open); /* one of this process, others have it still */
 void local_after_fork(void);
 void local_leave(void);      /* the program is executed: as before, and from here on by the kernel alone */
 void local_fork_begin(void); /* what others have not read goes by the kernel */

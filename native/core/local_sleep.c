@@ -220,7 +220,7 @@ static void send_by_kernel(const struct local *d, struct pair *p, const uint8_t 
 }
 
 void local_take_back(struct local *d, struct pair *p) {
-  if (conn_of(d->fd) != d->c) { /* its number is another one by now */
+  if (!d->leaving && conn_of(d->fd) != d->c) { /* its number is another one by now */
     return;
   }
   const uint8_t *data[BOX_ITEMS];

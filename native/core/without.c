@@ -150,7 +150,7 @@ void bertha_goes_without(uint32_t why) {
         connlog_write(c, (int)fd);
         local_closing(c, (int)fd);
       } else {
-        local_forgotten(c, (int)fd);
+        local_forgotten(c, (int)fd, true);
       }
       conn_forget((int)fd);
       conn_release(c, (int)fd);

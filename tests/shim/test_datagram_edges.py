@@ -39,7 +39,7 @@ _WAITS = [
     "worker",
     "added-by-another",
 ]
-_UNREAD = ["only-sends"]
+_UNREAD = ["only-sends", "leaves"]
 
 
 def _by_memory(log: list[Connection]) -> list[Connection]:

@@ -44,7 +44,41 @@ static void only_sends(void) {
   MUST(refused);
 }
 
+/* What a client has sent last, to a server that has another one in its place by then: he closes, or ends. */
+static void sends_and_leaves(bool closes) {
+  int ready[2], go[2], status;
+  char byte;
+  MUST(pipe(ready) == 0 && pipe(go) == 0);
+  pid_t pid = start(), client = fork();
+  if (client == 0) {
+    int fd = client_socket(false);
+    warm_up(fd, &server);
+    ask(fd, 'n', &server);
+    MUST(write(ready[1], "r", 1) == 1 && read(go[0], &byte, 1) == 1);
+    for (int i = 0; i < FEW; i++) {
+      put(fd, (char)('A' + i), &server);
+    }
+    if (closes) {
+      close(fd);
+      MUST(read(go[0], &byte, 1) == 1);
+    }
+    exit(0);
+  }
+  MUST(read(ready[0], &byte, 1) == 1);
+  MUST(kill(pid, SIGKILL) == 0 && waitpid(pid, NULL, 0) == pid);
+  pid = child(&server, false, expect_few);
+  MUST(write(go[1], "g", 1) == 1);
+  MUST(waitpid(pid, &status, 0) == pid && status == 0);
+  MUST(write(go[1], "g", 1) == 1);
+  MUST(waitpid(client, &status, 0) == client && status == 0);
+}
+
+static void leaves(void) {
+  sends_and_leaves(true);
+  sends_and_leaves(false);
+}
+
 int main(int argc, char **argv) {
-  static const struct scene scenes[] = {{"only-sends", only_sends, NULL}};
+  static const struct scene scenes[] = {{"only-sends", only_sends, NULL}, {"leaves", leaves, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
