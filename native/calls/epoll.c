@@ -33,14 +33,13 @@ BERTHA_EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
   if (UNLIKELY(c != NULL && (conn_flags(c) & CONN_LOCAL))) {
     return local_ctl(epfd, op, fd, event);
   }
+  if (UNLIKELY((unsigned)fd < BERTHA_FDS && dgram_states[fd] != DGRAM_NOT)) {
+    local_never(fd, true); /* a set has it that we keep no books of */
+  }
   /* Jumps: a return after a system call is one that the processor has not foreseen. */
   if (c == NULL ? eset_entry(fd) == 0 && eset_of(epfd) == NULL
                 : conn_kind(c) == BERTHA_CONN_PLAIN && !eset_serves(epfd, fd)) {
-    int result = REAL(epoll_ctl)(epfd, op, fd, event);
-    if (UNLIKELY((unsigned)fd < BERTHA_FDS && dgram_states[fd] != DGRAM_NOT)) {
-      local_never(fd, true); /* a set has it that we keep no books of */
-    }
-    return result;
+    return REAL(epoll_ctl)(epfd, op, fd, event);
   }
   if (bertha_in_forked_stranger()) {
     return REAL(epoll_ctl)(epfd, op, fd, event);

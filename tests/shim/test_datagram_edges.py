@@ -8,7 +8,7 @@ from tests.harness import Connection, Host, free_port
 from tests.shim.conftest import Build
 
 #: Which of them are about sockets that stay the kernel's, from the start or from what is done there.
-_KERNELS = {"socket-for-each", "other-source", "cancelled", "worker"}
+_KERNELS = {"socket-for-each", "other-source", "cancelled", "worker", "set-first"}
 _EDGES = [
     "closed-meanwhile",
     "cancelled",
@@ -37,6 +37,7 @@ _WAITS = [
     "child-waits",
     "duplicate-set",
     "worker",
+    "set-first",
     "added-by-another",
 ]
 _UNREAD = ["only-sends", "leaves"]

@@ -84,20 +84,24 @@ static void edges(void) {
 
 static int given_fd, work[2];
 
+static void answer_all(int fd) {
+  uint8_t data[BIG];
+  struct sockaddr_in from;
+  socklen_t size = sizeof from;
+  ssize_t n;
+  while ((n = recvfrom(fd, data, sizeof data, MSG_DONTWAIT, (struct sockaddr *)&from, &size)) >= 0) {
+    if (n > 0 && data[0] == 'q') {
+      exit(0);
+    }
+    MUST(sendto(fd, data, (size_t)n, 0, (struct sockaddr *)&from, size) == n);
+  }
+  MUST(errno == EAGAIN);
+}
+
 static void *work_off(void *unused) {
   char byte;
   while (read(work[0], &byte, 1) == 1) {
-    uint8_t data[BIG];
-    struct sockaddr_in from;
-    socklen_t size = sizeof from;
-    ssize_t n;
-    while ((n = recvfrom(given_fd, data, sizeof data, MSG_DONTWAIT, (struct sockaddr *)&from, &size)) >= 0) {
-      if (n > 0 && data[0] == 'q') {
-        exit(0);
-      }
-      MUST(sendto(given_fd, data, (size_t)n, 0, (struct sockaddr *)&from, size) == n);
-    }
-    MUST(errno == EAGAIN);
+    answer_all(given_fd);
   }
   return unused;
 }
@@ -117,15 +121,18 @@ static void serve_with_worker(int fd) {
 }
 
 /* Who asks waits in no call of ours: what he has sent is answered all the same. */
-static void worker(void) {
-  pid_t pid = child(&server, false, serve_with_worker);
-  int fd = client_socket(false);
+static void answered_soon(int fd) {
   for (int i = 0; i < 8; i++) {
     uint8_t got[SMALL];
     put(fd, 'a', &server);
     usleep(SOON_NS / 2000);
     MUST(recv(fd, got, sizeof got, MSG_DONTWAIT) == SMALL);
   }
+}
+
+static void worker(void) {
+  pid_t pid = child(&server, false, serve_with_worker);
+  answered_soon(client_socket(false));
   finish(pid, &server);
 }
 
@@ -155,6 +162,30 @@ static void added_by_another(void) {
   MUST(pthread_join(thread, &told) == 0);
   MUST(*(int64_t *)told - before < SOON_NS);
   MUST(recv(fd, got, sizeof got, MSG_DONTWAIT) == SMALL);
+  finish(pid, &server);
+}
+
+/* Put into a set before it is bound, as some loops do; the set is one whose books we keep. */
+static void serve_set_first(int unused) {
+  int set = epoll_create1(0), other[2], same = dup(set), fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+  struct epoll_event e = {.events = EPOLLIN};
+  close(unused);
+  close(same);
+  MUST(pipe(other) == 0 && epoll_ctl(set, EPOLL_CTL_ADD, other[0], &e) == 0);
+  MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &e) == 0);
+  MUST(bind(fd, (struct sockaddr *)&server, sizeof server) == 0);
+  for (;;) {
+    MUST(epoll_wait(set, &e, 1, -1) == 1);
+    answer_all(fd);
+  }
+}
+
+static void set_first(void) {
+  struct sockaddr_in any = server;
+  any.sin_port = 0;
+  pid_t pid = child(&any, false, serve_set_first);
+  usleep(100000);
+  answered_soon(client_socket(false));
   finish(pid, &server);
 }
 
@@ -368,6 +399,7 @@ int main(int argc, char **argv) {
                                         {"child-waits", child_waits, NULL},
                                         {"duplicate-set", duplicate_set, NULL},
                                         {"worker", worker, NULL},
+                                        {"set-first", set_first, NULL},
                                         {"added-by-another", added_by_another, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
