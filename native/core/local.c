@@ -322,8 +322,11 @@ static void leave(struct local *d, bool open) {
   struct conn *c = d->c;
   if (open) {
     local_rescue(d, true);
+  } else {
+    d->fd = -1; /* nothing goes by that number any more */
   }
   while (d->pairs != NULL) {
+    box_let_go(d->pairs->in, d->pairs->head); /* it comes by the kernel, to who has the socket still */
     pair_drop(d, d->pairs);
   }
   for (unsigned i = 0; i < d->inlet_count; i++) {
@@ -353,9 +356,36 @@ void local_closing(struct conn *c, int fd) {
   }
 }
 
+static int other_number(const struct conn *c, int fd) {
+  for (uint32_t i = 0; i < bertha.max_fd; i++) {
+    if ((int)i != fd && conn_of((int)i) == c) {
+      return (int)i;
+    }
+  }
+  return -1;
+}
+
+/* What lies there, and what its program has been told of, is the socket's, whatever its number is.  A call of another thread that
+ * goes on with the old one finds it closed. */
+static void goes_on_as(struct local *d, int fd) {
+  d->fd = fd;
+  d->asleep = false;
+  d->claiming = false;
+  atomic_fetch_add(&d->life, 1);
+  if (d->watched.epfd >= 0) {
+    local_keep_out(d); /* the kernel's books have it by the old number */
+  }
+}
+
 void local_forgotten(struct conn *c, int fd, bool open) {
   struct local *d = local_of(c);
   if (d != NULL && d->fd == fd && bertha_lock(&d->lock)) {
-    leave(d, open);
+    int other = other_number(c, fd);
+    if (other < 0) {
+      leave(d, open);
+      return;
+    }
+    goes_on_as(d, other);
+    bertha_unlock(&d->lock);
   }
 }

@@ -101,6 +101,9 @@ void pair_end(struct local *d, struct pair *p) {
 }
 
 void pair_drop(struct local *d, struct pair *p) {
+  if (p->tied && box_unread(p->out, p->tail)) {
+    local_take_back(d, p); /* the other end's socket may be another process's by now */
+  }
   cut_off(d, p);
   struct pair **at = &d->pairs;
   while (*at != p) {

@@ -40,7 +40,7 @@ _WAITS = [
     "set-first",
     "added-by-another",
 ]
-_UNREAD = ["only-sends", "leaves"]
+_UNREAD = ["only-sends", "leaves", "new-number"]
 
 
 def _by_memory(log: list[Connection]) -> list[Connection]:

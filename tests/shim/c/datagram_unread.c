@@ -78,7 +78,69 @@ static void leaves(void) {
   sends_and_leaves(false);
 }
 
+static bool is_there(int fd) {
+  struct pollfd p = {.fd = fd, .events = POLLIN};
+  return poll(&p, 1, 5000) == 1 && p.revents == POLLIN;
+}
+
+/* Another number for the same socket. */
+static int move(int fd) {
+  int to = dup2(fd, fd < 100 ? fd + 100 : fd - 100);
+  MUST(to >= 0 && close(fd) == 0);
+  return to;
+}
+
+/* It gets another number when what comes behind an 'm' is there. */
+static void serve_and_move(int fd) {
+  uint8_t data[SMALL];
+  for (;;) {
+    struct sockaddr_in from;
+    socklen_t size = sizeof from;
+    MUST(recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&from, &size) == SMALL);
+    if (data[0] == 'q') {
+      exit(0);
+    }
+    MUST(sendto(fd, data, sizeof data, 0, (struct sockaddr *)&from, size) == SMALL);
+    if (data[0] == 'm') {
+      MUST(is_there(fd));
+      fd = move(fd);
+    }
+  }
+}
+
+/* What a program has been told of is there under the socket's new number, as is what lies behind it. */
+static void new_number(void) {
+  pid_t pid = child(&server, false, serve_and_move);
+  int fd = client_socket(true);
+  uint8_t got[SMALL];
+  for (int i = 0; i < 4; i++) {
+    warm_up(fd, NULL);
+    put(fd, 'm', NULL);
+    MUST(recv(fd, got, sizeof got, 0) == SMALL && got[0] == 'm');
+    for (int k = 0; k < FEW; k++) {
+      put(fd, (char)('A' + k), NULL);
+    }
+    for (int k = 0; k < FEW; k++) {
+      MUST(recv(fd, got, sizeof got, 0) == SMALL && got[0] == 'A' + k);
+    }
+  }
+  for (int i = 0; i < 4; i++) { /* and at the client's end */
+    warm_up(fd, NULL);
+    put(fd, 'B', NULL);
+    put(fd, 'C', NULL);
+    MUST(is_there(fd));
+    usleep(i % 2 == 0 ? 0 : 1000);
+    fd = move(fd);
+    put(fd, 'D', NULL);
+    for (int k = 1; k < 4; k++) {
+      MUST(recv(fd, got, sizeof got, 0) == SMALL && got[0] == 'A' + k);
+    }
+  }
+  finish(pid, &server);
+}
+
 int main(int argc, char **argv) {
-  static const struct scene scenes[] = {{"only-sends", only_sends, NULL}, {"leaves", leaves, NULL}};
+  static const struct scene scenes[] = {
+      {"only-sends", only_sends, NULL}, {"leaves", leaves, NULL}, {"new-number", new_number, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
