@@ -118,9 +118,11 @@ static void share(int from, int to) {
     stdfile_follow(to);
   } else if (tracked(from)) {
     eset_dup(from, to);
+    local_set_created(to);
+    local_set_watched(from);
+    local_set_watched(to);
     if (UNLIKELY(local_in_sets())) {
-      local_set_created(to);
-      local_set_watched(from);
+      local_set_within(from, to, NULL);
     }
   }
 }

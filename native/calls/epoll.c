@@ -5,18 +5,14 @@
 BERTHA_EXPORT int epoll_create(int size) {
   int fd = descriptor_fresh(REAL(epoll_create)(size));
   eset_created(fd);
-  if (UNLIKELY(local_in_sets())) {
-    local_set_created(fd);
-  }
+  local_set_created(fd);
   return fd;
 }
 
 BERTHA_EXPORT int epoll_create1(int flags) {
   int fd = descriptor_fresh(REAL(epoll_create1)(flags));
   eset_created(fd);
-  if (UNLIKELY(local_in_sets())) {
-    local_set_created(fd);
-  }
+  local_set_created(fd);
   return fd;
 }
 
@@ -44,10 +40,15 @@ BERTHA_EXPORT int epoll_ctl(int epfd, int op, int fd, struct epoll_event *event)
   if (bertha_in_forked_stranger()) {
     return REAL(epoll_ctl)(epfd, op, fd, event);
   }
-  if (UNLIKELY(local_in_sets())) {
+  bool set = c == NULL && eset_entry(fd) != 0;
+  if (set) {
     local_set_watched(fd);
   }
-  return (int)errno_result(eset_ctl(epfd, op, fd, event));
+  ssize_t result = eset_ctl(epfd, op, fd, event);
+  if (set && result == 0 && UNLIKELY(local_in_sets())) {
+    local_set_within(fd, op != EPOLL_CTL_DEL ? epfd : -1, event);
+  }
+  return (int)errno_result(result);
 }
 
 static int wait_in(int epfd, struct epoll_event *events, int max, int64_t ns, const sigset_t *mask) {

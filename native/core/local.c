@@ -27,13 +27,18 @@ static struct local *_Atomic all;
 static _Atomic uint64_t never[BERTHA_FDS / 64];
 
 void local_never(int fd, bool yes) {
-  uint64_t bit = (uint64_t)1 << (fd % 64);
+  uint64_t bit = (uint64_t)1 << ((unsigned)fd % 64);
   if ((unsigned)fd < BERTHA_FDS && yes) {
     atomic_fetch_or(&never[fd / 64], bit);
   } else if ((unsigned)fd < BERTHA_FDS &&
              UNLIKELY(atomic_load_explicit(&never[fd / 64], memory_order_relaxed) & bit)) {
     atomic_fetch_and(&never[fd / 64], ~bit);
   }
+}
+
+bool local_is_never(int fd) {
+  return (unsigned)fd < BERTHA_FDS &&
+         (atomic_load_explicit(&never[fd / 64], memory_order_relaxed) >> (fd % 64) & 1);
 }
 
 /* All that changes what comes with a datagram, or which come, is the kernel's.  SO_REUSEADDR lets another socket take over what
@@ -131,7 +136,7 @@ static bool enlist(struct local *d, struct conn *c, int fd) {
   d->fd = fd;
   d->pid = bertha.pid;
   d->server = c->side == BERTHA_SIDE_SERVER;
-  d->watched.epfd = -1;
+  d->watched.epfd = d->outer.epfd = -1;
   atomic_store(&d->next, atomic_load(&all));
   atomic_store_explicit(&all, d, memory_order_release);
   bertha_unlock(&all_lock);
@@ -142,7 +147,7 @@ static bool enlist(struct local *d, struct conn *c, int fd) {
 
 static struct local *make(int fd, int family, uint32_t side) {
   if (atomic_load(&bertha.io_uring) || conn_of(fd) != NULL || (unsigned)fd >= BERTHA_FDS ||
-      (atomic_load(&never[fd / 64]) >> (fd % 64) & 1)) {
+      local_is_never(fd)) {
     return NULL;
   }
   int flags = REAL(fcntl)(fd, F_GETFL);
@@ -178,7 +183,7 @@ static struct local *make(int fd, int family, uint32_t side) {
 struct local *local_mine(struct conn *c, int fd) {
   struct local *d = local_of(c);
   if (LIKELY(d != NULL) || atomic_load(&c->kernel_regs) != 0 || atomic_load(&c->info.refs) != 1 ||
-      conn_of(fd) != c || atomic_load(&bertha.io_uring) || (atomic_load(&never[fd / 64]) >> (fd % 64) & 1)) {
+      conn_of(fd) != c || atomic_load(&bertha.io_uring) || local_is_never(fd)) {
     return d;
   }
   d = new_local();

@@ -92,6 +92,8 @@ struct local {
   bool corked;    /* MSG_MORE: the kernel has the beginning of a datagram */
   uint32_t takes; /* since the kernel was last looked at; KERNEL_EVERY: it is its turn */
   struct watched watched;
+  struct watched
+      outer;     /* another set or number by which that set is waited for, as long as something lies here */
   int64_t asked; /* when poll or epoll last asked the kernel, too */
   int64_t empty; /* when the kernel last had nothing; 0: not known */
   uint32_t empty_stir;
@@ -112,11 +114,13 @@ struct local *local_of(const struct conn *c); /* NULL: another process's */
 struct local *local_mine(struct conn *c,
                          int fd);               /* the same, or taken over from a parent that has closed it */
 void local_option(int fd, int level, int name); /* the program has set it */
-void local_never(int fd, bool never);           /* it has an option that only the kernel serves */
-void local_keep_out(struct local *d);           /* from here on the kernel alone */
-void local_cool(struct local *d);               /* until something comes by the kernel */
-void local_kernels(struct conn *c);             /* the same, of a connection that may be one */
-void local_reconnecting(struct conn *c);        /* before and after connect() */
+void local_never(int fd, bool never);           /* it has an option that only the kernel serves; or a set is
+                                                 * watched from outside */
+bool local_is_never(int fd);
+void local_keep_out(struct local *d);    /* from here on the kernel alone */
+void local_cool(struct local *d);        /* until something comes by the kernel */
+void local_kernels(struct conn *c);      /* the same, of a connection that may be one */
+void local_reconnecting(struct conn *c); /* before and after connect() */
 void local_reconnected(struct conn *c);
 /* The lock of what `c` was with that life; false: it is not held, another thread has closed it meanwhile. */
 bool local_lock_again(struct local *d, const struct conn *c, uint32_t life);
@@ -167,7 +171,10 @@ bool local_kernel_is_empty(const struct local *d); /* as far as can be known wit
 void local_registered(int epfd, int op, int fd, const struct epoll_event *event);
 void local_unregister(struct local *d); /* it is being closed */
 void local_set_created(int epfd);
-void local_set_watched(int epfd); /* by poll, select or another set */
+/* From here on there are others than who waits in it: poll, select, another set, or another number of it. */
+void local_set_watched(int epfd);
+/* And what lies in its boxes already is told of there, with that event; NULL: with each member's own. */
+void local_set_within(int epfd, int outer, const struct epoll_event *event);
 bool local_in_sets(void);
 bool local_polled(const struct pollfd *fds, nfds_t count);
 typedef int local_epoll_wait(int epfd, struct epoll_event *events, int max, int64_t timeout_ns,

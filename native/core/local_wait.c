@@ -9,6 +9,7 @@ enum { AT_ONCE = 256, IN = POLLIN | POLLRDNORM };
 #define KERNEL_EVERY_NS 20000
 
 static _Atomic uint32_t registrations; /* of sockets with pairs in epoll sets */
+static _Atomic bool any_outer;
 
 struct found {
   struct local *local[AT_ONCE];
@@ -203,15 +204,45 @@ static struct local *at(int fd) {
   return UNLIKELY(c != NULL && (conn_flags(c) & CONN_LOCAL)) ? local_of(c) : NULL;
 }
 
+static void keep_members_out(int epfd) {
+  for (struct local *d = local_first(); d != NULL; d = d->next) {
+    if (d->watched.epfd == epfd && !d->kernel_only && bertha_lock(&d->lock)) {
+      local_keep_out(d); /* who watches a set from outside is woken by the kernel alone */
+      bertha_unlock(&d->lock);
+    }
+  }
+}
+
+/* A set, and something lies in the boxes of a member: from before it was watched. */
+static struct local *ready_member(int epfd) {
+  for (struct local *d = local_in_sets() && conn_of(epfd) == NULL ? local_first() : NULL; d != NULL;
+       d = d->next) {
+    if (d->watched.epfd == epfd && (d->watched.events & IN) && d->c != NULL && local_ready(d)) {
+      return d;
+    }
+  }
+  return NULL;
+}
+
 bool local_polled(const struct pollfd *fds, nfds_t count) {
   bool any = false;
   for (nfds_t i = 0; i < count; i++) {
     any |= at(fds[i].fd) != NULL;
-    if (UNLIKELY(atomic_load_explicit(&registrations, memory_order_relaxed) != 0) && fds[i].fd >= 0) {
-      local_set_watched(fds[i].fd);
+    if (UNLIKELY(local_in_sets()) && fds[i].fd >= 0 && conn_of(fds[i].fd) == NULL) {
+      keep_members_out(fds[i].fd);
+      any |= (fds[i].events & IN) && ready_member(fds[i].fd) != NULL;
     }
   }
   return any;
+}
+
+static bool any_set_ready(const struct pollfd *fds, nfds_t count) {
+  for (nfds_t i = 0; i < count && UNLIKELY(local_in_sets()); i++) {
+    if (fds[i].fd >= 0 && (fds[i].events & IN) && ready_member(fds[i].fd) != NULL) {
+      return true;
+    }
+  }
+  return false;
 }
 
 struct poll_wait {
@@ -229,6 +260,12 @@ static int kernel_poll(void *self, int64_t timeout_ns) {
 static int add_boxes(struct pollfd *fds, nfds_t count, int n, bool asked) {
   for (nfds_t i = 0; i < count; i++) {
     struct local *d = fds[i].events & IN ? at(fds[i].fd) : NULL;
+    struct local *member =
+        d == NULL && fds[i].fd >= 0 && (fds[i].events & IN) ? ready_member(fds[i].fd) : NULL;
+    if (UNLIKELY(member != NULL) && !(fds[i].revents & IN) && local_tell(member)) {
+      n += fds[i].revents == 0;
+      fds[i].revents |= fds[i].events & IN;
+    }
     if (d != NULL) {
       if (fds[i].revents & IN) {
         d->empty = 0;
@@ -253,9 +290,6 @@ int local_poll(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigse
       include(&f, d, -1);
     }
   }
-  if (f.count == 0) {
-    return wait_fds(fds, count, timeout_ns, mask);
-  }
   struct poll_wait p = {{kernel_poll}, fds, count, mask};
   bool more = false; /* is asked for that only the kernel can tell */
   for (nfds_t i = 0; i < count; i++) {
@@ -263,11 +297,15 @@ int local_poll(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigse
   }
   int64_t deadline = timeout_ns > 0 ? bertha_now_ns() + timeout_ns : timeout_ns;
   for (;;) {
-    bool ready = any_ready(&f);
+    bool told = any_set_ready(fds, count);
+    if (f.count == 0 && !told) {
+      return wait_fds(fds, count, timeout_ns, mask);
+    }
+    bool ready = told || any_ready(&f);
     bool due = false;
     int n = 0;
     if (ready || timeout_ns == 0) {
-      due = timeout_ns == 0 || more || kernel_is_due(&f); /* who does not wait is to know now */
+      due = timeout_ns == 0 || more || told || kernel_is_due(&f); /* who does not wait is to know now */
       n = due ? wait_fds(fds, count, 0, mask) : 0;
     } else {
       n = wait_for(&f, &p.kernel, timeout_ns);
@@ -307,7 +345,7 @@ void local_registered(int epfd, int op, int fd, const struct epoll_event *event)
   } else if (w->epfd >= 0 && w->epfd != epfd) {
     local_keep_out(d); /* in several sets */
   } else {
-    if (event->events & (EPOLLONESHOT | EPOLLEXCLUSIVE)) {
+    if ((event->events & (EPOLLONESHOT | EPOLLEXCLUSIVE)) || local_is_never(epfd)) {
       local_keep_out(d); /* in a way that the kernel keeps the books of; what lies there already is told of */
     }
     if (w->epfd < 0) {
@@ -321,23 +359,41 @@ void local_registered(int epfd, int op, int fd, const struct epoll_event *event)
 
 void local_unregister(struct local *d) {
   if (d->watched.epfd >= 0) {
-    d->watched.epfd = -1;
+    d->watched.epfd = d->outer.epfd = -1;
     atomic_fetch_sub(&registrations, 1);
   }
 }
 
 void local_set_created(int epfd) {
-  for (struct local *d = local_first(); d != NULL; d = d->next) {
+  local_never(epfd, false);
+  for (struct local *d = local_in_sets() ? local_first() : NULL; d != NULL; d = d->next) {
     if (d->watched.epfd == epfd) { /* the one that had the number is closed */
       local_unregister(d);
+    }
+    if (d->outer.epfd == epfd) {
+      d->outer.epfd = -1;
     }
   }
 }
 
 void local_set_watched(int epfd) {
+  local_never(epfd, true); /* for those who are put there later, too */
+  if (UNLIKELY(local_in_sets())) {
+    keep_members_out(epfd);
+  }
+}
+
+void local_set_within(int epfd, int outer, const struct epoll_event *event) {
   for (struct local *d = local_first(); d != NULL; d = d->next) {
-    if (d->watched.epfd == epfd && !d->kernel_only && bertha_lock(&d->lock)) {
-      local_keep_out(d); /* who watches a set from outside is woken by the kernel alone */
+    if (d->watched.epfd == epfd && bertha_lock(&d->lock)) {
+      struct watched *w = &d->watched;
+      if (outer < 0 || !local_ready(d) || !(w->events & IN) || (event != NULL && !(event->events & IN))) {
+        d->outer.epfd = -1;
+      } else {
+        d->outer = (struct watched){outer, event != NULL ? event->events : w->events,
+                                    event != NULL ? event->data.u64 : w->data, true};
+        atomic_store(&any_outer, true);
+      }
       bertha_unlock(&d->lock);
     }
   }
@@ -479,6 +535,40 @@ static int wait_in_set(int epfd, struct epoll_event *events, int max, int64_t ti
   }
 }
 
+static bool lies_within(int epfd) {
+  for (struct local *d = local_first(); d != NULL; d = d->next) {
+    if (d->outer.epfd == epfd && d->c != NULL && local_ready(d)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/* What lay in a member's box when its set was put into this one, or got this number as well: told of until it has been read. */
+static int add_within(int epfd, struct epoll_event *events, int max, int n) {
+  for (struct local *d = local_first(); d != NULL && n >= 0; d = d->next) {
+    const struct watched o = d->outer;
+    int at = 0;
+    if (o.epfd != epfd || d->c == NULL || !local_tell(d)) {
+      continue;
+    }
+    while (at < n && events[at].data.u64 != o.data) {
+      at++;
+    }
+    if (at == max) {
+      continue;
+    }
+    if (at == n) {
+      events[n++] = (struct epoll_event){.data.u64 = o.data};
+    }
+    events[at].events |= o.events & IN;
+    if (o.events & (EPOLLET | EPOLLONESHOT)) {
+      d->outer.epfd = -1; /* once */
+    }
+  }
+  return n;
+}
+
 /* Something lies in the boxes of a socket whose registration does not ask for it now. */
 static bool lies_there(int epfd) {
   for (struct local *d = local_first(); d != NULL; d = d->next) {
@@ -497,7 +587,10 @@ int local_epoll(int epfd, struct epoll_event *events, int max, int64_t timeout_n
     bool brief = timeout_ns != 0 && lies_there(epfd);
     int64_t most = RESCUE_NS;
     brief = brief && (timeout_ns < 0 || timeout_ns > most);
-    int n = wait_in_set(epfd, events, max, brief ? most : timeout_ns, mask, wait);
+    bool within = UNLIKELY(atomic_load_explicit(&any_outer, memory_order_relaxed)) && lies_within(epfd);
+    int n = wait_in_set(epfd, events, max, within ? 0 : brief ? most : timeout_ns, mask, wait);
+    n = within ? add_within(epfd, events, max, n) : n;
+    brief |= within;
     if (n != 0 || !brief || out_of_time(deadline, &timeout_ns)) {
       return n;
     }

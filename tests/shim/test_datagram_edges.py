@@ -37,6 +37,7 @@ _WAITS = [
     "child-waits",
     "duplicate-set",
     "worker",
+    "watched-set",
     "set-first",
     "added-by-another",
 ]

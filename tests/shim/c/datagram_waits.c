@@ -371,13 +371,70 @@ static void filtered(void) {
   finish(pid, &server);
 }
 
+/* Both ends look into their boxes, and the set's thread has waited there. */
+static void put_into(int set, int fd) {
+  struct epoll_event e = {.events = EPOLLIN, .data.fd = fd};
+  MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &e) == 0);
+  MUST(epoll_wait(set, &e, 1, 0) == 0);
+  warm_up(fd, NULL);
+}
+
+static void told_by(int set, int fd) {
+  struct epoll_event e;
+  uint8_t got[SMALL];
+  MUST(epoll_wait(set, &e, 1, 0) == 1 && e.data.fd == fd && e.events == EPOLLIN);
+  MUST(recv(fd, got, sizeof got, MSG_DONTWAIT) == SMALL);
+  MUST(epoll_wait(set, &e, 1, 0) == 0);
+}
+
+/* A set is watched from outside from some time on: there may be something by then, which nobody sends again. */
+static void watched_set(void) {
+  pid_t pid = start();
+  for (int how = 0; how < 5; how++) {
+    int fd = client_socket(true), set = epoll_create1(0), outer = epoll_create1(0), other = set;
+    struct epoll_event e = {.events = EPOLLIN, .data.u64 = 99}, got[2];
+    struct pollfd p = {.fd = set, .events = POLLIN};
+    warm_up(fd, NULL);
+    MUST(how != 0 || epoll_ctl(outer, EPOLL_CTL_ADD, set, &e) == 0);
+    put_into(set, fd);
+    put(fd, 'n', NULL);
+    usleep(how == 0 ? 0 : 5000);
+    if (how < 3) {
+      e.events |= how == 2 ? EPOLLET : 0;
+      MUST(how == 0 || epoll_ctl(outer, EPOLL_CTL_ADD, set, &e) == 0);
+      MUST(epoll_wait(outer, got, 2, SOON_NS / 1000000) == 1);
+      MUST(got[0].data.u64 == 99 && got[0].events == EPOLLIN);
+      MUST(epoll_wait(outer, got, 2, 0) == (how == 2 ? 0 : 1));
+    } else if (how == 3) {
+      MUST(poll(&p, 1, SOON_NS / 1000000) == 1 && p.revents == POLLIN);
+    } else {
+      other = dup(set);
+      MUST(epoll_wait(other, got, 2, SOON_NS / 1000000) == 1 && got[0].data.fd == fd);
+    }
+    told_by(other, fd);
+    MUST(epoll_wait(outer, got, 2, 0) == 0 && poll(&p, 1, 0) == 0);
+    usleep(NAP_US);
+    for (int i = 0; i < 3; i++) {
+      put(fd, 'l', NULL); /* answered when somebody sleeps */
+      MUST(how >= 3 || epoll_wait(outer, got, 2, SOON_NS / 1000000) == 1);
+      MUST(how != 3 || poll(&p, 1, SOON_NS / 1000000) == 1);
+      MUST(how != 4 || epoll_wait(other, got, 2, SOON_NS / 1000000) == 1);
+      told_by(other, fd);
+    }
+    close(fd);
+    close(set);
+    close(outer);
+  }
+  finish(pid, &server);
+}
+
 /* By another number of the set. */
 static void duplicate_set(void) {
   pid_t pid = start();
   int fd = client_socket(true), set = epoll_create1(0);
-  struct epoll_event e = {.events = EPOLLIN};
+  struct epoll_event e;
   warm_up(fd, NULL);
-  MUST(epoll_ctl(set, EPOLL_CTL_ADD, fd, &e) == 0);
+  put_into(set, fd);
   int same = dup(set);
   put(fd, 'n', NULL);
   MUST(epoll_wait(same, &e, 1, SOON_NS / 1000000) == 1);
@@ -399,6 +456,7 @@ int main(int argc, char **argv) {
                                         {"child-waits", child_waits, NULL},
                                         {"duplicate-set", duplicate_set, NULL},
                                         {"worker", worker, NULL},
+                                        {"watched-set", watched_set, NULL},
                                         {"set-first", set_first, NULL},
                                         {"added-by-another", added_by_another, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
