@@ -168,7 +168,8 @@ BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, soc
   if (result == 0 && c != NULL) {
     note_option(c, fd, level, name, value, size);
   }
-  if (UNLIKELY((unsigned)fd < BERTHA_FDS && dgram_states[fd] != DGRAM_NOT)) {
+  if (UNLIKELY(((unsigned)fd < BERTHA_FDS && dgram_states[fd] != DGRAM_NOT) ||
+               (c != NULL && (conn_flags(c) & CONN_LOCAL)))) { /* a duplicate is known by that alone */
     local_option(fd, level, name);
   }
   return result;

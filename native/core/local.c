@@ -73,7 +73,13 @@ void local_option(int fd, int level, int name) {
 }
 
 void local_kernels(struct conn *c) {
-  struct local *d = conn_flags(c) & CONN_LOCAL ? local_of(c) : NULL;
+  if (!(conn_flags(c) & CONN_LOCAL)) {
+    return;
+  }
+  if (!(conn_flags(c) & CONN_KERNELS)) {
+    conn_set_flag(c, CONN_KERNELS); /* also by another number, and for who inherits it */
+  }
+  struct local *d = local_of(c);
   if (d != NULL && bertha_lock(&d->lock)) {
     local_keep_out(d);
     bertha_unlock(&d->lock);
@@ -183,7 +189,8 @@ static struct local *make(int fd, int family, uint32_t side) {
 struct local *local_mine(struct conn *c, int fd) {
   struct local *d = local_of(c);
   if (LIKELY(d != NULL) || atomic_load(&c->kernel_regs) != 0 || atomic_load(&c->info.refs) != 1 ||
-      conn_of(fd) != c || atomic_load(&bertha.io_uring) || local_is_never(fd)) {
+      conn_of(fd) != c || atomic_load(&bertha.io_uring) || local_is_never(fd) ||
+      (conn_flags(c) & CONN_KERNELS)) {
     return d;
   }
   d = new_local();

@@ -20,6 +20,7 @@ _EDGES = [
     "disconnected",
     "socket-for-each",
     "elsewhere",
+    "option-of-duplicate",
     "other-source",
     "in-parts",
     "nothing-at-all",

@@ -447,6 +447,45 @@ static void nothing_at_all(void) {
   finish(pid, &server);
 }
 
+static void has_control(int fd, char what) {
+  char room[200];
+  uint8_t got[SMALL];
+  struct iovec iov = {got, sizeof got};
+  struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = room, .msg_controllen = sizeof room};
+  MUST(recvmsg(fd, &msg, 0) == SMALL && got[0] == (uint8_t)what && msg.msg_controllen > 0);
+}
+
+/* An option is the socket's, whichever number it was set by. */
+static void option_of_duplicate(void) {
+  pid_t pid = start();
+  int fd = client_socket(true), on = 1, status;
+  warm_up(fd, NULL);
+  int same = dup(fd);
+  close(fd);
+  warm_up(same, NULL);
+  MUST(setsockopt(same, IPPROTO_IP, IP_PKTINFO, &on, sizeof on) == 0);
+  for (int i = 0; i < 60; i++) {
+    put(same, 'a', NULL);
+    usleep(i % 20 == 10 ? 3000 : 0);
+    has_control(same, 'a');
+  }
+  int third = dup(same);
+  close(same);
+  pid_t heir = fork();
+  if (heir != 0) {
+    close(third);
+    MUST(waitpid(heir, &status, 0) == heir && status == 0);
+    finish(pid, &server);
+    return;
+  }
+  usleep(20000); /* now it is the only one to have it */
+  for (int i = 0; i < 60; i++) {
+    put(third, 'a', NULL);
+    has_control(third, 'a');
+  }
+  exit(0);
+}
+
 int main(int argc, char **argv) {
   static const struct scene scenes[] = {{"closed-meanwhile", closed_meanwhile, NULL},
                                         {"cancelled", cancelled, NULL},
@@ -459,6 +498,7 @@ int main(int argc, char **argv) {
                                         {"disconnected", disconnected, NULL},
                                         {"socket-for-each", socket_for_each, NULL},
                                         {"elsewhere", elsewhere, NULL},
+                                        {"option-of-duplicate", option_of_duplicate, NULL},
                                         {"other-source", NULL, other_source},
                                         {"in-parts", NULL, in_parts},
                                         {"nothing-at-all", nothing_at_all, NULL}};
