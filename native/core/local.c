@@ -381,7 +381,7 @@ static int other_number(const struct conn *c, int fd) {
  * goes on with the old one finds it closed. */
 static void goes_on_as(struct local *d, int fd) {
   d->fd = fd;
-  d->asleep = false;
+  d->asleep = 0;
   d->claiming = false;
   atomic_fetch_add(&d->life, 1);
   if (d->watched.epfd >= 0) {

@@ -86,8 +86,9 @@ struct local {
     LOOKED_IN_KERNEL
   } looked; /* what the program has looked at is next */
   const struct pair *looked_at;
-  bool
-      asleep; /* the thread that receives: it looks neither at its boxes nor after what others leave unread */
+  /* The thread that receives: it looks neither at its boxes nor after what others leave unread.  How often: a signal handler
+   * that interrupts its sleep may sleep there, too, and when it is done, the thread sleeps on. */
+  uint32_t asleep;
   bool claiming;  /* a thread asks the agent for a link */
   bool corked;    /* MSG_MORE: the kernel has the beginning of a datagram */
   uint32_t takes; /* since the kernel was last looked at; KERNEL_EVERY: it is its turn */

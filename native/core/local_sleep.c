@@ -18,7 +18,9 @@ void local_heat(struct local *d, struct pair *p) {
     p->hot = true;
     p->next_hot = d->hot;
     d->hot = p;
-    atomic_store_explicit(&p->in->awake, 1, memory_order_release);
+    if (d->asleep == 0) { /* else when it wakes up */
+      atomic_store_explicit(&p->in->awake, 1, memory_order_release);
+    }
   }
 }
 
@@ -134,24 +136,7 @@ static void settle_counts(struct local *d) {
   }
 }
 
-bool local_fall_asleep(struct local *d) {
-  int saved = errno;
-  settle_counts(d);
-  errno = saved;
-  for (struct pair *p = d->hot; p != NULL; p = p->next_hot) {
-    atomic_store_explicit(&p->in->awake, 0, memory_order_relaxed);
-  }
-  atomic_thread_fence(memory_order_seq_cst);
-  if (local_ready(d)) {
-    local_awake(d);
-    return false;
-  }
-  d->asleep = true;
-  return true;
-}
-
-void local_awake(struct local *d) {
-  d->asleep = false;
+static void look_again(struct local *d) {
   for (struct pair **at = &d->hot; *at != NULL;) {
     struct pair *p = *at;
     if (++p->quiet > QUIET_SLEEPS) {
@@ -161,6 +146,30 @@ void local_awake(struct local *d) {
     }
     atomic_store_explicit(&p->in->awake, 1, memory_order_release);
     at = &p->next_hot;
+  }
+}
+
+bool local_fall_asleep(struct local *d) {
+  int saved = errno;
+  settle_counts(d);
+  errno = saved;
+  for (struct pair *p = d->hot; p != NULL; p = p->next_hot) {
+    atomic_store_explicit(&p->in->awake, 0, memory_order_relaxed);
+  }
+  atomic_thread_fence(memory_order_seq_cst);
+  if (local_ready(d)) {
+    if (d->asleep == 0) {
+      look_again(d);
+    }
+    return false;
+  }
+  d->asleep++;
+  return true;
+}
+
+void local_awake(struct local *d) {
+  if (d->asleep > 0 && --d->asleep == 0) {
+    look_again(d);
   }
 }
 

@@ -38,6 +38,7 @@ _WAITS = [
     "child-waits",
     "duplicate-set",
     "worker",
+    "handler",
     "watched-set",
     "set-first",
     "added-by-another",

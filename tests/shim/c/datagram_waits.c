@@ -189,6 +189,52 @@ static void set_first(void) {
   finish(pid, &server);
 }
 
+static int own_fd[2];
+
+static void receive_in_handler(int signal) {
+  uint8_t got[SMALL];
+  (void)signal;
+  put_by_kernel(own_fd[0], own_fd[1]);
+  MUST(recv(own_fd[0], got, sizeof got, 0) == SMALL && got[0] == 'm');
+}
+
+/* It answers a 'd' after a while, and then looks nowhere for another. */
+static void serve_late(int fd) {
+  for (;;) {
+    uint8_t data[SMALL];
+    struct sockaddr_in from;
+    socklen_t size = sizeof from;
+    MUST(recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&from, &size) == SMALL);
+    if (data[0] == 'q') {
+      exit(0);
+    }
+    usleep(data[0] == 'd' ? 100000 : 0);
+    MUST(sendto(fd, data, sizeof data, 0, (struct sockaddr *)&from, size) == SMALL);
+    usleep(data[0] == 'd' ? NAP_US : 0);
+  }
+}
+
+/* The receive that a handler interrupts goes on, as if the handler had not received. */
+static void handler(void) {
+  pid_t pid = child(&server, false, serve_late);
+  struct sigaction act = {.sa_handler = receive_in_handler, .sa_flags = SA_RESTART};
+  struct itimerval soon = {.it_value = {0, 50000}};
+  own_fd[0] = socket(AF_INET, SOCK_DGRAM, 0);
+  own_fd[1] = client_socket(false);
+  MUST(sigaction(SIGALRM, &act, NULL) == 0);
+  for (int i = 0; i < 3; i++) {
+    uint8_t got[SMALL];
+    warm_up(own_fd[0], &server);
+    int64_t before = now_ns();
+    put(own_fd[0], 'd', &server);
+    MUST(setitimer(ITIMER_REAL, &soon, NULL) == 0);
+    MUST(recv(own_fd[0], got, sizeof got, 0) == SMALL && got[0] == 'd');
+    MUST(now_ns() - before < 2 * SOON_NS);
+    usleep(NAP_US);
+  }
+  finish(pid, &server);
+}
+
 /* ---- who else may wait ------------------------------------------------------------------------------ */
 
 static bool comes_soon(int fd) {
@@ -456,6 +502,7 @@ int main(int argc, char **argv) {
                                         {"child-waits", child_waits, NULL},
                                         {"duplicate-set", duplicate_set, NULL},
                                         {"worker", worker, NULL},
+                                        {"handler", handler, NULL},
                                         {"watched-set", watched_set, NULL},
                                         {"set-first", set_first, NULL},
                                         {"added-by-another", added_by_another, NULL}};
