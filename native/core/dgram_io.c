@@ -50,8 +50,11 @@ static bool take(int fd) { /* what is next, and not for the program */
 
 ssize_t dgram_recv(struct conn *c, int fd, struct msghdr *msg, int flags) {
   if (UNLIKELY(atomic_load_explicit(&c->error, memory_order_relaxed) !=
-               0)) { /* came behind what was told of */
-    return -conn_take_error(c);
+               0)) {                /* came behind what was told of */
+    int error = conn_take_error(c); /* 0: another thread has it */
+    if (error != 0) {
+      return -error;
+    }
   }
   if (conn_flags(c) & CONN_LOCAL) {
     return local_recv(c, fd, msg, flags);

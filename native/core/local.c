@@ -118,9 +118,8 @@ static struct local *new_local(void) {
   if (d == NULL) {
     return calloc(1, sizeof *d);
   }
-  uint32_t life = atomic_load(&d->life);
-  memset(d, 0, offsetof(struct local, life));
-  atomic_store(&d->life, life);
+  memset((uint8_t *)d + offsetof(struct local, c), 0,
+         offsetof(struct local, life) - offsetof(struct local, c));
   return d;
 }
 

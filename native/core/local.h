@@ -61,7 +61,7 @@ struct watched { /* by an epoll set; the kernel knows it as well */
 };
 
 struct local {
-  _Atomic uint32_t lock;
+  _Atomic uint32_t lock; /* also of who comes too late, and finds another life: it is not made anew */
   struct conn *c;
   int fd;
   int pid;

@@ -325,6 +325,9 @@ int local_poll(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigse
 
 void local_registered(int epfd, int op, int fd, const struct epoll_event *event) {
   struct conn *c = conn_of(fd);
+  if (UNLIKELY(c == NULL)) {
+    return; /* another thread has closed it meanwhile */
+  }
   struct local *d = local_mine(c, fd);
   if (op == EPOLL_CTL_ADD) {
     atomic_store(&c->kernel_regs, 1); /* for good: see local_mine() */
