@@ -153,8 +153,9 @@ void conn_after_close(struct conn *c) {
     } else {
       slot_leave(c->link, c->slot_index, BERTHA_SIDE_SERVER);
     }
-  } else if (kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_DGRAM)) {
-    dgram_closed(c);
+  } else if ((kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_DGRAM)) ||
+             ((conn_flags(c) & CONN_LOCAL) && c->side == BERTHA_SIDE_SERVER)) {
+    dgram_closed(c); /* the agent is asked when the descriptor is closed, and nobody waits for the books */
   }
   if ((conn_flags(c) & (CONN_CARRIED | CONN_DGRAM)) == CONN_CARRIED) {
     carried_ended(c);

@@ -362,9 +362,6 @@ void local_closing(struct conn *c, int fd) {
     d->fd = fd;
     leave(d, fd >= 0);
   }
-  if (c->side == BERTHA_SIDE_SERVER) {
-    dgram_closed(c);
-  }
 }
 
 static int other_number(const struct conn *c, int fd) {

@@ -76,11 +76,12 @@ def test_as_by_the_kernel(host: Host, build: Build, name: str, scene: str) -> No
     assert all(c in _by_memory(log) or c.reason for c in udp), udp  # some are, before or beside
 
 
-def test_the_agent_does_not_answer(host: Host, build: Build) -> None:
-    """One thread of a socket waits for it, those that send and receive what they know do not."""
+@pytest.mark.parametrize("scene", ["agent-away", "closed-agent-away"])
+def test_the_agent_does_not_answer(host: Host, build: Build, scene: str) -> None:
+    """One thread of a socket waits for it; those that send and receive what they know, or fork, do not."""
     program, port = build("datagram_edges"), free_port()
     host.run([program, free_port(), "refused"], timeout=60)  # the agent is there
     before = len(host.connlog())
     agent = {"AGENT_PID": str(host.agent.pid)} if host.agent is not None else {}
-    assert host.run([program, port, "agent-away"], timeout=60, env=agent) == "ok\n"
+    assert host.run([program, port, scene], timeout=60, env=agent) == "ok\n"
     assert host.rehearse or _by_memory(host.finish()[before:])

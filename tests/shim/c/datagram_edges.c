@@ -115,6 +115,53 @@ static void agent_away(void) {
   finish(pid, &server);
 }
 
+static void *close_it(void *given) {
+  MUST(close(*(int *)given) == 0);
+  return NULL;
+}
+
+static bool is_open(int fd) {
+  struct sockaddr_in own;
+  socklen_t size = sizeof own;
+  return getsockname(fd, (struct sockaddr *)&own, &size) == 0;
+}
+
+/* The agent does not answer a child that is the last to close a bound socket, and has to greet it for that: the socket is closed,
+ * and the child's own child is made, all the same. */
+static void closed_agent_away(void) {
+  const char *agent = getenv("AGENT_PID");
+  pid_t pid = start();
+  int fd = client_socket(true), bound = bound_socket(&second, false), closed[2], status;
+  char byte;
+  for (int i = 0; i < 5; i++) {
+    warm_up(fd, NULL);
+  }
+  MUST(pipe(closed) == 0);
+  pid_t heir = fork();
+  if (heir == 0) {
+    pthread_t closes;
+    MUST(read(closed[0], &byte, 1) == 1);
+    MUST(agent == NULL || kill(atoi(agent), SIGSTOP) == 0);
+    int64_t before = now_ns();
+    MUST(pthread_create(&closes, NULL, close_it, &bound) == 0);
+    usleep(20000);
+    bool open = is_open(bound);
+    pid_t other = fork();
+    if (other == 0) {
+      _exit(0);
+    }
+    int64_t took = now_ns() - before;
+    MUST(agent == NULL || kill(atoi(agent), SIGCONT) == 0);
+    MUST(waitpid(other, NULL, 0) == other && pthread_join(closes, NULL) == 0);
+    MUST(!open && took < SOON_NS);
+    exit(0);
+  }
+  close(bound);
+  MUST(write(closed[1], "c", 1) == 1);
+  MUST(waitpid(heir, &status, 0) == heir && status == 0);
+  finish(pid, &server);
+}
+
 /* ---- errors and times ----------------------------------------------------------------------------- */
 
 /* The server dies before the two have exchanged much. */
@@ -490,6 +537,7 @@ int main(int argc, char **argv) {
   static const struct scene scenes[] = {{"closed-meanwhile", closed_meanwhile, NULL},
                                         {"cancelled", cancelled, NULL},
                                         {"agent-away", agent_away, NULL},
+                                        {"closed-agent-away", closed_agent_away, NULL},
                                         {"refused", refused, NULL},
                                         {"refused-meanwhile", refused_meanwhile, NULL},
                                         {"refused-behind-another", refused_behind_another, NULL},
