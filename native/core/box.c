@@ -94,6 +94,10 @@ bool box_ready(struct box *b, uint32_t head) {
   return is_there(atomic_load_explicit(&item_at(b, head)->state, memory_order_acquire));
 }
 
+bool box_lies(struct box *b, uint32_t tail) {
+  return is_there(atomic_load_explicit(&item_at(b, tail - 1)->state, memory_order_acquire));
+}
+
 /* Without it, what poll(2) has told of may be on its way by the kernel when the program asks for it: its producer takes back what
  * it finds unread when the consumer seems to sleep, or for long. */
 bool box_hold(struct box *b, uint32_t head) {

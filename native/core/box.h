@@ -51,6 +51,7 @@ struct box_mark {
 bool box_put(struct box *b, uint32_t *tail, const struct iovec *iov, int count, size_t size,
              struct box_mark mark);
 bool box_unread(struct box *b, uint32_t tail); /* the last one put can be taken back */
+bool box_lies(struct box *b, uint32_t tail);   /* it is there, and may be held */
 /* Takes the last one back; its size, -1: there is none that is unread.  Its bytes stay at `at` until the next box_put(). */
 int box_take_back(struct box *b, uint32_t *tail, const uint8_t **at);
 

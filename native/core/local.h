@@ -14,8 +14,10 @@
 #include "conn.h"
 #include "dgram.h"
 
-enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64, RESCUE_MS = 10 };
-#define RESCUE_NS (RESCUE_MS * (int64_t)1000000)
+enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64 };
+#define RESCUE_NS INT64_C(10000000)
+/* What is held may be let go: its program leaves it to a child, say. */
+#define HELD_NS INT64_C(100000000)
 
 struct pair { /* of two sockets, at this end */
   /* Who looks without the lock may come upon one that has been given back: it has these of some pair, always. */
@@ -159,7 +161,8 @@ bool local_alone(struct local *d);              /* one process, one descriptor, 
 void local_heat(struct local *d, struct pair *p);
 bool local_fall_asleep(struct local *d); /* false: there is something to take */
 void local_awake(struct local *d);
-bool local_waits_for_readers(struct local *d);
+int64_t
+local_waits_for_readers(struct local *d); /* no longer than that, then it is due to look; 0: for nobody */
 void local_rescue(struct local *d,
                   bool at_once); /* what lies unread in others' boxes for long goes by the kernel */
 void local_take_back(struct local *d, struct pair *p); /* all that is unread there */

@@ -227,9 +227,9 @@ static int64_t patience_of(int fd) { /* SO_RCVTIMEO; -1: without end */
 }
 
 /* Until the kernel has something, but no longer than what others have not read may lie there: as ppoll(2). */
-static int sleep_briefly(int fd, int64_t deadline, bool watch) {
+static int sleep_briefly(int fd, int64_t deadline, int64_t watch) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
-  int64_t ns = watch ? RESCUE_NS : INT64_MAX;
+  int64_t ns = watch > 0 ? watch : INT64_MAX;
   int64_t left = deadline >= 0 ? deadline - bertha_now_ns() : ns;
   ns = left < ns ? left : ns;
   ns = ns > 0 ? ns : 0;
@@ -247,7 +247,7 @@ static ssize_t sleep_and_take(const struct call *k, struct msghdr *msg, int flag
       return -EBADF; /* another thread has closed it */
     }
     bool asleep = local_fall_asleep(d);
-    bool watch = asleep && local_waits_for_readers(d);
+    int64_t watch = asleep ? local_waits_for_readers(d) : 0;
     ssize_t n = !asleep ? from_boxes(d, msg, flags) : -EAGAIN;
     bertha_unlock(&d->lock);
     if (!asleep && n != -EAGAIN) {
@@ -256,12 +256,12 @@ static ssize_t sleep_and_take(const struct call *k, struct msghdr *msg, int flag
     if (!asleep) {
       continue;
     }
-    if (watch && !ours) {
+    if (watch > 0 && !ours) {
       int64_t patience = patience_of(fd);
       deadline = patience >= 0 ? bertha_now_ns() + patience : -1;
       ours = true;
     }
-    bool brief = watch || deadline >= 0;
+    bool brief = watch > 0 || deadline >= 0;
     int ready = brief ? sleep_briefly(fd, deadline, watch) : 1;
     bool interrupted =
         ready < 0 && errno == EINTR && (deadline >= 0 || wait_is_interrupted()); /* signal(7) */

@@ -193,13 +193,17 @@ bool local_kernel_is_empty(const struct local *d) {
 
 /* ---- who does not read ----------------------------------------------------------------------------- */
 
-bool local_waits_for_readers(struct local *d) {
+int64_t local_waits_for_readers(struct local *d) {
+  int64_t ns = 0;
   for (struct pair *p = d->pairs; p != NULL; p = p->sibling) {
-    if (p->tied && box_unread(p->out, p->tail)) {
-      return true;
+    if (p->tied && box_lies(p->out, p->tail)) {
+      if (box_unread(p->out, p->tail)) {
+        return RESCUE_NS;
+      }
+      ns = HELD_NS;
     }
   }
-  return false;
+  return ns;
 }
 
 static void send_by_kernel(const struct local *d, struct pair *p, const uint8_t *data, int size) {

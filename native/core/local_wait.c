@@ -107,15 +107,16 @@ static void wake_up(struct found *f) {
   }
 }
 
-static bool unread(struct found *f) {
-  bool any = false;
+static int64_t unread(struct found *f) {
+  int64_t ns = 0;
   for (unsigned i = 0; i < f->count; i++) {
     if (lock(f, i)) {
-      any |= local_waits_for_readers(f->local[i]);
+      int64_t own = local_waits_for_readers(f->local[i]);
+      ns = ns == 0 || (own > 0 && own < ns) ? own : ns;
       unlock(f, i);
     }
   }
-  return any;
+  return ns;
 }
 
 static void rescue(struct found *f) {
@@ -172,12 +173,12 @@ static int wait_for(struct found *f, struct kernel *k, int64_t timeout_ns) {
     }
     int64_t ns = deadline < 0 ? -1 : deadline - bertha_now_ns();
     ns = deadline >= 0 && ns < 0 ? 0 : ns;
-    bool watch = unread(f);
-    bool cut = watch && (ns < 0 || ns > RESCUE_NS);
-    n = k->wait(k, cut ? RESCUE_NS : ns);
+    int64_t watch = unread(f);
+    bool cut = watch > 0 && (ns < 0 || ns > watch);
+    n = k->wait(k, cut ? watch : ns);
     int saved = errno;
     wake_up(f);
-    if (watch && n == 0) {
+    if (watch > 0 && n == 0) {
       rescue(f);
     }
     errno = saved;

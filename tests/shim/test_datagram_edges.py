@@ -43,7 +43,7 @@ _WAITS = [
     "set-first",
     "added-by-another",
 ]
-_UNREAD = ["only-sends", "leaves", "new-number"]
+_UNREAD = ["only-sends", "leaves", "new-number", "left-to-child"]
 
 
 def _by_memory(log: list[Connection]) -> list[Connection]:

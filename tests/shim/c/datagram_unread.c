@@ -139,8 +139,49 @@ static void new_number(void) {
   finish(pid, &server);
 }
 
+/* Told of something, it leaves that to a child. */
+static void serve_by_child(int fd) {
+  uint8_t data[SMALL];
+  for (bool told = false;;) {
+    struct sockaddr_in from;
+    socklen_t size = sizeof from;
+    int status;
+    usleep(told ? 2000 : 0); /* it comes while this end is awake, */
+    MUST(!told || is_there(fd));
+    usleep(told ? 30000 : 0); /* and its sender sleeps meanwhile */
+    pid_t reader = told ? fork() : 0;
+    if (reader != 0) {
+      MUST(waitpid(reader, &status, 0) == reader && status == 0);
+      told = false;
+      continue;
+    }
+    MUST(recvfrom(fd, data, sizeof data, 0, (struct sockaddr *)&from, &size) == SMALL);
+    if (data[0] == 'q') {
+      exit(0);
+    }
+    MUST(sendto(fd, data, sizeof data, 0, (struct sockaddr *)&from, size) == SMALL);
+    if (told) {
+      exit(0);
+    }
+    told = data[0] == 'm';
+  }
+}
+
+static void left_to_child(void) {
+  pid_t pid = child(&server, false, serve_by_child);
+  int fd = client_socket(true);
+  for (int i = 0; i < 3; i++) {
+    warm_up(fd, NULL);
+    ask(fd, 'm', NULL);
+    ask(fd, 'a', NULL);
+  }
+  finish(pid, &server);
+}
+
 int main(int argc, char **argv) {
-  static const struct scene scenes[] = {
-      {"only-sends", only_sends, NULL}, {"leaves", leaves, NULL}, {"new-number", new_number, NULL}};
+  static const struct scene scenes[] = {{"only-sends", only_sends, NULL},
+                                        {"leaves", leaves, NULL},
+                                        {"new-number", new_number, NULL},
+                                        {"left-to-child", left_to_child, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
