@@ -390,6 +390,23 @@ static bool into_box(struct local *d, struct pair *p, const struct msghdr *msg, 
   return true;
 }
 
+/* Without going round: a length that the kernel does not accept (EINVAL) is too much for a box. */
+static size_t bytes_of(const struct msghdr *msg) {
+  size_t n = 0;
+  for (size_t i = 0; i < msg->msg_iovlen; i++) {
+    size_t part = msg->msg_iov[i].iov_len;
+    n = part <= SIZE_MAX - n ? n + part : SIZE_MAX;
+  }
+  return n;
+}
+
+/* What is sent next; one that no datagram can be is not read, for it may be longer than what is mapped there. */
+static void announce(struct pair *p, uint64_t number, const struct msghdr *msg) {
+  size_t size = bytes_of(msg);
+  uint32_t sum = size <= BERTHA_DGRAM_MAX ? box_sum(msg->msg_iov, (int)msg->msg_iovlen, size) : 0;
+  atomic_store(&p->out->announced, number << 32 | sum);
+}
+
 /* With the lock held, which is given up only for a send that waits for space (`*locked`). */
 static ssize_t by_kernel(struct local *d, int fd, struct pair *p, const struct msghdr *msg, int flags,
                          bool *locked) {
@@ -403,8 +420,7 @@ static ssize_t by_kernel(struct local *d, int fd, struct pair *p, const struct m
   if (p != NULL) {
     uint64_t number = atomic_fetch_add(&p->out->begun, 1) + 1;
     if (!p->tied && !d->server) {
-      size_t size = iov_bytes(msg->msg_iov, (int)msg->msg_iovlen);
-      atomic_store(&p->out->announced, number << 32 | box_sum(msg->msg_iov, (int)msg->msg_iovlen, size));
+      announce(p, number, msg);
     }
   }
   atomic_fetch_add_explicit(&local_stir, 1, memory_order_relaxed);
@@ -495,7 +511,7 @@ ssize_t local_send(struct conn *c, int fd, const struct msghdr *msg, int flags) 
   if (UNLIKELY(msg->msg_controllen > 0) && has_segments(msg)) {
     local_keep_out(d);
   }
-  size_t size = iov_bytes(msg->msg_iov, (int)msg->msg_iovlen);
+  size_t size = bytes_of(msg);
   struct pair *p = local_pair(d, addr, port);
   bool tied = p != NULL && (d->server || local_client_tied(p));
   bool box = tied && !d->kernel_only && !d->corked && msg->msg_controllen == 0 && size <= BOX_ROOM &&

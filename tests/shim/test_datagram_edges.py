@@ -24,6 +24,7 @@ _EDGES = [
     "other-source",
     "in-parts",
     "nothing-at-all",
+    "impossible-lengths",
 ]
 _WAITS = [
     "nothing-there",

@@ -533,6 +533,30 @@ static void option_of_duplicate(void) {
   exit(0);
 }
 
+/* Lengths that no datagram can have, and such whose sum is a small one. */
+static void impossible_lengths(void) {
+  pid_t pid = start();
+  uint8_t data[SMALL] = {0};
+  struct iovec wraps[2] = {{data, SIZE_MAX - 7}, {data, 16}}, ends[2] = {{data, 8}, {data, SIZE_MAX - 7}};
+  struct iovec halves[2] = {{data, SIZE_MAX / 2 + 1}, {data, SIZE_MAX / 2 - 7}};
+  struct iovec *all[] = {wraps, ends, halves};
+  volatile size_t too_long = (size_t)1 << 40;
+  for (int i = 0; i < 3 * 3; i++) { /* before the two know each other, and then */
+    int fd = client_socket(true);
+    struct msghdr msg = {.msg_iov = all[i % 3], .msg_iovlen = 2};
+    if (i < 3) {
+      ask(fd, 'a', NULL);
+    } else {
+      warm_up(fd, NULL);
+    }
+    MUST(sendmsg(fd, &msg, 0) == -1 && errno == EINVAL);
+    MUST(send(fd, data, too_long, 0) == -1 && (errno == EMSGSIZE || errno == EFAULT));
+    ask(fd, 'w', NULL);
+    close(fd);
+  }
+  finish(pid, &server);
+}
+
 int main(int argc, char **argv) {
   static const struct scene scenes[] = {{"closed-meanwhile", closed_meanwhile, NULL},
                                         {"cancelled", cancelled, NULL},
@@ -549,6 +573,7 @@ int main(int argc, char **argv) {
                                         {"option-of-duplicate", option_of_duplicate, NULL},
                                         {"other-source", NULL, other_source},
                                         {"in-parts", NULL, in_parts},
-                                        {"nothing-at-all", nothing_at_all, NULL}};
+                                        {"nothing-at-all", nothing_at_all, NULL},
+                                        {"impossible-lengths", impossible_lengths, NULL}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
