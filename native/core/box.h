@@ -30,7 +30,8 @@ struct box {
   /* written by the producer */
   _Atomic uint64_t begun; /* sends by the kernel, since the claim */
   _Atomic uint64_t sent;  /* and how many of them are done: the kernel has those for the consumer */
-  /* Until the claim is believed: box_sum() of the one that is sent next, and, in the upper half, which of them that is. */
+  /* Until the claim is believed: box_sum() of the one that is sent next, and, in the upper half, which of them that is;
+   * 0: one of several that are alike. */
   _Atomic uint64_t announced;
   uint8_t pad1[40];
   struct box_item item[BOX_ITEMS]; /* number n is item n % BOX_ITEMS */

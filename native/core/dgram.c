@@ -391,23 +391,24 @@ static void bind_to_any(int fd, int family) {
   (fd, (struct sockaddr *)&any, family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
 }
 
-static bool deserves_a_look(int fd, const struct sockaddr *to, socklen_t size) {
+static bool deserves_a_look(int fd, const struct sockaddr *to, socklen_t size, bool *fresh) {
   if ((unsigned)fd >= BERTHA_FDS || dgram_states[fd] == DGRAM_NOT || to == NULL ||
       size < sizeof(struct sockaddr_in) || (to->sa_family != AF_INET && to->sa_family != AF_INET6) ||
       (to->sa_family == AF_INET6 && size < sizeof(struct sockaddr_in6)) || conn_of(fd) != NULL ||
       !bertha.enabled || bertha_in_forked_stranger()) {
     return false;
   }
-  bool fresh = dgram_states[fd] == DGRAM_FRESH;
+  *fresh = dgram_states[fd] == DGRAM_FRESH;
   dgram_states[fd] = DGRAM_PLAIN;
-  return fresh || bertha.must_send_datagrams || agent_dags(BERTHA_HELLO_CLIENT_DATAGRAMS);
+  return *fresh || bertha.must_send_datagrams || agent_dags(BERTHA_HELLO_CLIENT_DATAGRAMS);
 }
 
 /* Whether a socket that nobody carries yet is to be carried: for what is to be sent to that address. */
 static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *family, uint32_t *carrier) {
   uint8_t addr[16];
   uint16_t port;
-  if (!deserves_a_look(fd, to, size) || !address_of(to, addr, &port)) {
+  bool fresh;
+  if (!deserves_a_look(fd, to, size, &fresh) || !address_of(to, addr, &port)) {
     return BERTHA_VERDICT_PLAIN;
   }
   int saved = errno;
@@ -420,7 +421,7 @@ static uint32_t look(int fd, const struct sockaddr *to, socklen_t size, int *fam
       log_refused(fd, *family, BERTHA_SIDE_CLIENT, addr, port, a->detail);
       dgram_states[fd] = DGRAM_FRESH; /* the next one is asked about again */
     } else if (verdict == BERTHA_VERDICT_PLAIN) {
-      local_dial(fd, *family, addr, port);
+      local_dial(fd, *family, addr, port, fresh);
     }
   }
   free(a);

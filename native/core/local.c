@@ -193,6 +193,9 @@ struct local *local_mine(struct conn *c, int fd) {
     return d;
   }
   d = new_local();
+  if (d != NULL) {
+    d->vague = true;
+  }
   if (d != NULL && !enlist(d, c, fd)) {
     give_local(d);
     return NULL;
@@ -207,10 +210,13 @@ void local_serve(int fd, int family, struct listener *l) {
   }
 }
 
-void local_dial(int fd, int family, const uint8_t addr[16], uint16_t port) {
+void local_dial(int fd, int family, const uint8_t addr[16], uint16_t port, bool first) {
   struct dir_hit hit;
-  if (directory_find_datagrams(addr, port, &hit, 1) > 0) {
-    make(fd, family, BERTHA_SIDE_CLIENT);
+  struct local *d =
+      directory_find_datagrams(addr, port, &hit, 1) > 0 ? make(fd, family, BERTHA_SIDE_CLIENT) : NULL;
+  if (d != NULL && !first && bertha_lock(&d->lock)) {
+    d->vague = true;
+    bertha_unlock(&d->lock);
   }
 }
 

@@ -14,10 +14,14 @@
 #include "conn.h"
 #include "dgram.h"
 
-enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64 };
+enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64, SUMS = 64 };
+/* The kernel's queue may be empty while something is on its way there, in another processor's hands; not for long. */
+#define ON_ITS_WAY_NS 1000000
+#define DROPPED_NS 100000000
 #define RESCUE_NS INT64_C(10000000)
 /* What is held may be let go: its program leaves it to a child, say. */
 #define HELD_NS INT64_C(100000000)
+#define MANY ((uint64_t)1 << 30) /* more than a kernel's queue can have */
 
 struct pair { /* of two sockets, at this end */
   /* Who looks without the lock may come upon one that has been given back: it has these of some pair, always. */
@@ -33,6 +37,7 @@ struct pair { /* of two sockets, at this end */
   int64_t since;   /* when it was tied, or first seen to be behind (local_sleep.c) */
   bool hot;        /* the other end may put datagrams into our box */
   bool heard;      /* client: what comes from there by the kernel has that address */
+  bool vague;      /* MANY more have been counted than it has sent: silence has to tell */
   bool ended;      /* only what lies in its box is yet to be read */
   uint32_t missed; /* sent by the kernel although it is tied */
   uint32_t quiet;  /* sleeps since it was last heard of */
@@ -74,6 +79,10 @@ struct local {
   bool tried;       /* client: the destination sent to last is nobody's */
   uint8_t tried_addr[16];
   uint16_t tried_port;
+  /* client: of all that it has sent by the kernel and not to somebody who is tied */
+  uint32_t sums[SUMS];
+  unsigned sum_count;
+  bool vague; /* something else was sent, whose sum nobody has */
   struct pair *bucket[PAIR_BUCKETS];
   struct pair *pairs;
   struct pair *hot;
@@ -111,7 +120,7 @@ struct local {
 
 /* A socket that others may send to, which has a listener and no chunnels; and one that sends there. */
 void local_serve(int fd, int family, struct listener *l);
-void local_dial(int fd, int family, const uint8_t addr[16], uint16_t port);
+void local_dial(int fd, int family, const uint8_t addr[16], uint16_t port, bool first);
 struct local *local_first(void);
 struct local *local_of(const struct conn *c); /* NULL: another process's */
 struct local *local_mine(struct conn *c,

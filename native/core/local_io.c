@@ -400,10 +400,36 @@ static size_t bytes_of(const struct msghdr *msg) {
   return n;
 }
 
-/* What is sent next; one that no datagram can be is not read, for it may be longer than what is mapped there. */
-static void announce(struct pair *p, uint64_t number, const struct msghdr *msg) {
+/* 0: of one that no datagram can be, which is not read: it may be longer than what is mapped there. */
+static uint32_t sum_of(const struct msghdr *msg) {
   size_t size = bytes_of(msg);
-  uint32_t sum = size <= BERTHA_DGRAM_MAX ? box_sum(msg->msg_iov, (int)msg->msg_iovlen, size) : 0;
+  return size <= BERTHA_DGRAM_MAX ? box_sum(msg->msg_iov, (int)msg->msg_iovlen, size) : 0;
+}
+
+static bool is_new(struct local *d, uint32_t sum) {
+  for (unsigned i = 0; i < d->sum_count && !d->vague; i++) {
+    if (d->sums[i] == sum) {
+      return false;
+    }
+  }
+  d->vague |= d->sum_count == SUMS;
+  if (!d->vague) {
+    d->sums[d->sum_count++] = sum;
+  }
+  return !d->vague;
+}
+
+/* The server knows by the sum that what has come is ours, and takes it for the one with that number.  Of several that are alike, wherever
+ * they were sent, it may be any: then it has the number 0, and the server finds out when it has them all by an empty queue. */
+static void announce(struct local *d, struct pair *p, uint64_t number, const struct msghdr *msg) {
+  uint32_t sum = sum_of(msg);
+  if (!is_new(d, sum) || number > UINT32_MAX) {
+    number = 0;
+    if (!p->vague) {
+      p->vague = true;
+      atomic_fetch_add(&p->out->begun, MANY); /* what it is yet to take does not make up for them */
+    }
+  }
   atomic_store(&p->out->announced, number << 32 | sum);
 }
 
@@ -416,12 +442,15 @@ static ssize_t by_kernel(struct local *d, int fd, struct pair *p, const struct m
   }
   if (UNLIKELY(flags & MSG_MORE) && !d->corked) {
     local_rescue(d, true); /* once a datagram has been begun, all that is sent is a part of it */
+    d->vague = true;
   }
   if (p != NULL) {
     uint64_t number = atomic_fetch_add(&p->out->begun, 1) + 1;
     if (!p->tied && !d->server) {
-      announce(p, number, msg);
+      announce(d, p, number, msg);
     }
+  } else if (!d->server && !d->vague) {
+    is_new(d, sum_of(msg));
   }
   atomic_fetch_add_explicit(&local_stir, 1, memory_order_relaxed);
   ssize_t n = QUIET(sendmsg)(fd, msg, flags | MSG_DONTWAIT);
@@ -478,9 +507,10 @@ static bool has_segments(const struct msghdr *msg) {
 }
 
 /* A signal handler has interrupted this thread in a call on the same socket. */
-static ssize_t send_within(const struct local *d, int fd, const struct msghdr *msg, int flags,
+static ssize_t send_within(struct local *d, int fd, const struct msghdr *msg, int flags,
                            const uint8_t addr[16], uint16_t port) {
   struct pair *p = local_pair(d, addr, port); /* nothing changes meanwhile */
+  d->vague = true;
   if (p != NULL) {
     atomic_fetch_add(&p->out->begun, 1);
   }

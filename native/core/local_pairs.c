@@ -123,6 +123,7 @@ void pair_drop(struct local *d, struct pair *p) {
     }
     slot_leave(p->link, p->slot, BERTHA_SIDE_SERVER);
   } else {
+    d->vague |= p->tied;
     struct bertha_slot *s = &p->link->slots[p->slot];
     uint32_t claimed = BERTHA_SLOT_WORD(p->use, BERTHA_SLOT_CLAIMED);
     if (atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_WORD(p->use, BERTHA_SLOT_REFUSED))) {
@@ -425,6 +426,9 @@ static bool tie(struct local *d, struct link *l, const struct listener *listener
   s->server_pid = (uint32_t)bertha.pid;
   p->tied = p->opened = true;
   atomic_store(&p->in->taken, announced >> 32); /* what its client sent before came before */
+  if (announced >> 32 == 0) {                   /* which of several it is the client cannot tell */
+    p->since = bertha_now_ns() - DROPPED_NS + ON_ITS_WAY_NS;
+  }
   in->pair[index] = p;
   in->words = index / 64 + 1 > in->words ? index / 64 + 1 : in->words;
   same_processor(l);
@@ -491,7 +495,8 @@ void local_meet(struct local *d, const uint8_t addr[16], uint16_t port, uint32_t
   struct listener *listener = c != NULL ? listener_of(c) : NULL;
   uint64_t words[2 * BERTHA_CLAIM_WAYS];
   uint32_t tag = tuple_tag(addr, port);
-  int n = listener != NULL ? claim_find(listener->claims, tag, words) : 0;
+  bool whole = !(msg->msg_flags & MSG_TRUNC); /* else it may look like another one */
+  int n = whole && listener != NULL ? claim_find(listener->claims, tag, words) : 0;
   if (n > 0 && ++d->turn % SWEEP_EVERY == 0) {
     sweep(d);
   }

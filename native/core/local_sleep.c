@@ -99,12 +99,12 @@ bool local_tell(struct local *d) {
   return there;
 }
 
-/* The kernel's queue may be empty while something is on its way there, in another processor's hands; not for long. */
-#define ON_ITS_WAY_NS 1000000
-#define DROPPED_NS 100000000
+static bool is_behind(const struct pair *p) {
+  return atomic_load(&p->in->taken) < atomic_load(&p->in->begun);
+}
 
 static bool may_settle(struct pair *p, int64_t *clock) {
-  if (LIKELY(p->opened && atomic_load(&p->in->taken) >= atomic_load(&p->in->begun))) {
+  if (LIKELY(p->opened && !is_behind(p))) {
     p->since = 0;
     return false;
   }
@@ -173,9 +173,10 @@ void local_awake(struct local *d) {
   }
 }
 
+/* Who is behind gets all by the kernel, and its counts are settled when it sleeps. */
 int64_t local_spin_bound(const struct local *d) {
   const struct pair *p = d->hot;
-  return p != NULL && !same_processor(p->link) ? link_spin_bound(p->link) : 0;
+  return p != NULL && !is_behind(p) && !same_processor(p->link) ? link_spin_bound(p->link) : 0;
 }
 
 /* Under load the kernel is not asked with each call that finds no more in a box.  What another process has sent by it in the last

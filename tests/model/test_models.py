@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.model import bell, boxes, sets, tuple_reuse, wakeup
+from tests.model import alike, bell, boxes, sets, tuple_reuse, wakeup
 from tests.model.connection_state import Rules
 from tests.model.explorer import Model, TooLargeError, explore
 from tests.model.machine import Machine, Memory, World
@@ -31,6 +31,17 @@ def fails(model: Model[S]) -> str:
     assert outcome.problem is not None, f"nothing noticed: {outcome.report()}"
     assert outcome.problem in outcome.report()
     return outcome.problem
+
+
+def _reached(machine: Machine) -> set[World]:
+    seen: set[World] = set()
+    todo = list(machine.initial())
+    while todo:
+        world = todo.pop()
+        if world not in seen:
+            seen.add(world)
+            todo += [after for _, after in machine.steps(world)]
+    return seen
 
 
 def without(*steps: str) -> frozenset[str]:
@@ -131,6 +142,30 @@ _BOX_STEPS = (
 @pytest.mark.parametrize("step", _BOX_STEPS)
 def test_a_box_needs(step: str) -> None:
     fails(boxes.one_pair(Memory.WEAK, without=without(step)))
+
+
+@pytest.mark.parametrize("memory", EVERY)
+@pytest.mark.parametrize(
+    ("sums", "claimed", "cut", "step"),
+    [
+        ((1, 2, 2, 3), 1, {}, "alike"),
+        ((1, 1, 2), 1, {}, "sums-before"),
+        ((1, 1, 1, 2), 2, {}, "many"),
+        ((1, 2, 3, 4), 1, {2: 3}, "whole"),
+    ],
+)
+def test_datagrams_that_are_alike_and_a_box(
+    memory: Memory, sums: tuple[int, ...], claimed: int, cut: dict[int, int], step: str
+) -> None:
+    """What is in the consumer's hand may be any of them."""
+    holds(alike.tied(memory, sums, claimed, cut), check_livelock=False)
+    assert "came after" in fails(alike.tied(memory, sums, claimed, cut, without(step)))
+
+
+def test_datagrams_that_are_alike_go_by_a_box() -> None:
+    """After a while: the consumer settles what it has counted when nothing is left in the kernel."""
+    machine = alike.tied(Memory.SC, (1, 1, 1, 1))
+    assert any(dict(w.kernel)["box"] for w in _reached(machine))
 
 
 @pytest.mark.parametrize("memory", EVERY)

@@ -45,6 +45,8 @@ _WAITS = [
     "added-by-another",
 ]
 _UNREAD = ["only-sends", "leaves", "new-number", "left-to-child"]
+#: Of datagrams that the two ends might take for one another.
+_ORDER = ["alike", "alike-at-first", "cut"]
 
 
 def _by_memory(log: list[Connection]) -> list[Connection]:
@@ -57,6 +59,7 @@ def _by_memory(log: list[Connection]) -> list[Connection]:
         *(("datagram_edges", scene) for scene in _EDGES),
         *(("datagram_waits", scene) for scene in _WAITS),
         *(("datagram_unread", scene) for scene in _UNREAD),
+        *(("datagram_order", scene) for scene in _ORDER),
     ],
 )
 def test_as_by_the_kernel(host: Host, build: Build, name: str, scene: str) -> None:
