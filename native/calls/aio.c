@@ -27,6 +27,8 @@ static void writes(int fd) {
     } else {
       conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
     }
+  } else {
+    local_sends(fd);
   }
 }
 

@@ -118,6 +118,9 @@ static ssize_t sendfile_unix(struct conn *c, int out, int in, off64_t *offset, s
 static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
   struct conn *c = stream_of(out);
   bool counted = false;
+  if (c == NULL) {
+    local_sends(out);
+  }
   if (c != NULL) {
     conn_ripe(c, out); /* what goes to a carrier may go by a ring */
   }

@@ -152,6 +152,9 @@ BERTHA_EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, s
   struct conn *from = stream_of(in);
   struct conn *to = stream_of(out);
   if (LIKELY(from == NULL && to == NULL) || in_at != NULL || out_at != NULL || size == 0) {
+    if (to == NULL) {
+      local_sends(out);
+    }
     ssize_t n = REAL(splice)(in, in_at, out, out_at, size, flags);
     plain_count(out, n, true);
     plain_count(in, n, false);

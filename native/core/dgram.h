@@ -17,6 +17,7 @@ enum dgram_state { DGRAM_NOT = 0, DGRAM_FRESH = 1, DGRAM_PLAIN = 2 };
 extern uint8_t dgram_states[];
 void dgram_after_fork(void);
 void local_never(int fd, bool never); /* local.h */
+void local_sends(int fd);             /* before the kernel sends by itself what nobody here counts */
 extern _Atomic uint32_t local_count;  /* of sockets whose datagrams may pass by memory, in this process */
 extern _Atomic uint32_t
     local_stir; /* how often something was sent by the kernel, which may be for one of them */

@@ -86,6 +86,16 @@ void local_kernels(struct conn *c) {
   }
 }
 
+void local_sends(int fd) {
+  struct conn *c = dgram_of(fd);
+  struct local *d = c != NULL && (conn_flags(c) & CONN_LOCAL) ? local_of(c) : NULL;
+  if (d != NULL && bertha_lock(&d->lock)) {
+    local_rescue(d, true);
+    local_keep_out(d);
+    bertha_unlock(&d->lock);
+  }
+}
+
 bool local_lock_again(struct local *d, const struct conn *c, uint32_t life) {
   if (!bertha_lock(&d->lock)) {
     return false;
@@ -245,6 +255,16 @@ void local_fork_begin(void) {
     if (d->c != NULL && d->pair_count > 0 && bertha_lock(&d->lock)) {
       local_rescue(d, true);
       local_cool(d);
+      bertha_unlock(&d->lock);
+    }
+  }
+}
+
+void local_forked(void) {
+  for (struct local *d = atomic_load(&all); d != NULL; d = d->next) {
+    bool locked = bertha_lock(&d->lock);
+    d->shared = true;
+    if (locked) {
       bertha_unlock(&d->lock);
     }
   }

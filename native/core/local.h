@@ -82,8 +82,10 @@ struct local {
   /* client: of all that it has sent by the kernel and not to somebody who is tied */
   uint32_t sums[SUMS];
   unsigned sum_count;
-  bool vague; /* something else was sent, whose sum nobody has */
-  struct pair *bucket[PAIR_BUCKETS];
+  bool vague;                        /* something else was sent, whose sum nobody has */
+  uint32_t blocked;                  /* sends that wait for space, without the lock */
+  bool shared;                       /* another process, or by a duplicate, may have sent as well */
+  struct pair *bucket[PAIR_BUCKETS]; /* by port: what goes to one address may come to another one's socket */
   struct pair *pairs;
   struct pair *hot;
   unsigned pair_count;
@@ -141,6 +143,7 @@ void local_forgotten(struct conn *c, int fd, bool open); /* one of this process,
 void local_after_fork(void);
 void local_leave(void);      /* the program is executed: as before, and from here on by the kernel alone */
 void local_fork_begin(void); /* what others have not read goes by the kernel */
+void local_forked(void);     /* in the parent: the child may send, and be gone before anybody looks */
 
 /* local_io.c */
 ssize_t local_recv(struct conn *c, int fd, struct msghdr *msg, int flags);
@@ -148,6 +151,29 @@ ssize_t local_send(struct conn *c, int fd, const struct msghdr *msg, int flags);
 int local_unread(struct conn *c, int fd);
 /* The kernel has an error that the next receive would take from it. */
 bool local_error_is_next(struct conn *c, int fd);
+
+/* local_count.c */
+/* Around a send by the kernel, with the lock; `msg` NULL: its sum is not known, and `vague` says so. */
+void local_begin_send(struct local *d, struct pair *p, uint16_t port, const struct msghdr *msg);
+void local_end_send(struct local *d, struct pair *p, uint16_t port);
+void local_look_who_shares(struct local *d);
+/* Whoever else has the socket sends what nobody here counts: when it is ours alone again, MANY make up for it. */
+static inline bool local_is_shared(struct local *d) {
+  if (LIKELY(atomic_load_explicit(&d->c->info.refs, memory_order_relaxed) == 1 && !d->shared)) {
+    return false;
+  }
+  local_look_who_shares(d);
+  return true;
+}
+/* Without going round: a length that the kernel does not accept (EINVAL) is too much for a box. */
+static inline size_t local_bytes(const struct msghdr *msg) {
+  size_t n = 0;
+  for (size_t i = 0; i < msg->msg_iovlen; i++) {
+    size_t part = msg->msg_iov[i].iov_len;
+    n = part <= SIZE_MAX - n ? n + part : SIZE_MAX;
+  }
+  return n;
+}
 
 /* local_pairs.c */
 void pair_drop(struct local *d, struct pair *p);

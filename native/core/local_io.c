@@ -390,52 +390,9 @@ static bool into_box(struct local *d, struct pair *p, const struct msghdr *msg, 
   return true;
 }
 
-/* Without going round: a length that the kernel does not accept (EINVAL) is too much for a box. */
-static size_t bytes_of(const struct msghdr *msg) {
-  size_t n = 0;
-  for (size_t i = 0; i < msg->msg_iovlen; i++) {
-    size_t part = msg->msg_iov[i].iov_len;
-    n = part <= SIZE_MAX - n ? n + part : SIZE_MAX;
-  }
-  return n;
-}
-
-/* 0: of one that no datagram can be, which is not read: it may be longer than what is mapped there. */
-static uint32_t sum_of(const struct msghdr *msg) {
-  size_t size = bytes_of(msg);
-  return size <= BERTHA_DGRAM_MAX ? box_sum(msg->msg_iov, (int)msg->msg_iovlen, size) : 0;
-}
-
-static bool is_new(struct local *d, uint32_t sum) {
-  for (unsigned i = 0; i < d->sum_count && !d->vague; i++) {
-    if (d->sums[i] == sum) {
-      return false;
-    }
-  }
-  d->vague |= d->sum_count == SUMS;
-  if (!d->vague) {
-    d->sums[d->sum_count++] = sum;
-  }
-  return !d->vague;
-}
-
-/* The server knows by the sum that what has come is ours, and takes it for the one with that number.  Of several that are alike, wherever
- * they were sent, it may be any: then it has the number 0, and the server finds out when it has them all by an empty queue. */
-static void announce(struct local *d, struct pair *p, uint64_t number, const struct msghdr *msg) {
-  uint32_t sum = sum_of(msg);
-  if (!is_new(d, sum) || number > UINT32_MAX) {
-    number = 0;
-    if (!p->vague) {
-      p->vague = true;
-      atomic_fetch_add(&p->out->begun, MANY); /* what it is yet to take does not make up for them */
-    }
-  }
-  atomic_store(&p->out->announced, number << 32 | sum);
-}
-
 /* With the lock held, which is given up only for a send that waits for space (`*locked`). */
-static ssize_t by_kernel(struct local *d, int fd, struct pair *p, const struct msghdr *msg, int flags,
-                         bool *locked) {
+static ssize_t by_kernel(struct local *d, int fd, struct pair *p, uint16_t port, const struct msghdr *msg,
+                         int flags, bool *locked) {
   const struct conn *c = d->c;
   if (p != NULL && p->tied && box_unread(p->out, p->tail)) {
     local_take_back(d, p); /* what is older goes first */
@@ -444,26 +401,23 @@ static ssize_t by_kernel(struct local *d, int fd, struct pair *p, const struct m
     local_rescue(d, true); /* once a datagram has been begun, all that is sent is a part of it */
     d->vague = true;
   }
-  if (p != NULL) {
-    uint64_t number = atomic_fetch_add(&p->out->begun, 1) + 1;
-    if (!p->tied && !d->server) {
-      announce(d, p, number, msg);
-    }
-  } else if (!d->server && !d->vague) {
-    is_new(d, sum_of(msg));
-  }
+  local_begin_send(d, p, port, msg);
   atomic_fetch_add_explicit(&local_stir, 1, memory_order_relaxed);
   ssize_t n = QUIET(sendmsg)(fd, msg, flags | MSG_DONTWAIT);
-  if (p !=
-      NULL) { /* what failed counts as one that was dropped, one that is yet to be sent as one that is not ours */
-    atomic_store(&p->out->sent, atomic_load(&p->out->begun));
-  }
+  local_end_send(d, p, port);
   if (n < 0 && errno == EAGAIN && !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK)) {
     uint32_t life = atomic_load(&d->life);
+    d->blocked++; /* it may come behind what others send meanwhile, and be counted for that */
+    d->vague = true;
     bertha_unlock(&d->lock);
     n = REAL(sendmsg)(fd, msg, flags);
     int error = errno;
     *locked = local_lock_again(d, c, life);
+    if (*locked) {
+      d->blocked--;
+      local_begin_send(d, NULL, port, NULL);
+      local_end_send(d, NULL, port);
+    }
     errno = error;
   }
   if (n >= 0 && *locked) {
@@ -511,9 +465,7 @@ static ssize_t send_within(struct local *d, int fd, const struct msghdr *msg, in
                            const uint8_t addr[16], uint16_t port) {
   struct pair *p = local_pair(d, addr, port); /* nothing changes meanwhile */
   d->vague = true;
-  if (p != NULL) {
-    atomic_fetch_add(&p->out->begun, 1);
-  }
+  local_begin_send(d, p, port, NULL);
   ssize_t n = REAL(sendmsg)(fd, msg, flags);
   if (p != NULL) {
     atomic_fetch_add(&p->out->sent, 1);
@@ -529,6 +481,9 @@ ssize_t local_send(struct conn *c, int fd, const struct msghdr *msg, int flags) 
   uint32_t scope;
   if (d == NULL || msg->msg_iovlen > IOV_MAX || !destination(d, c, msg, addr, &port, &scope)) {
     ssize_t n = REAL(sendmsg)(fd, msg, flags);
+    if (d != NULL && n >= 0 && !d->kernel_only) {
+      local_kernels(c); /* wherever that was */
+    }
     return n >= 0 ? n : -errno;
   }
   if (!bertha_lock(&d->lock)) {
@@ -541,10 +496,11 @@ ssize_t local_send(struct conn *c, int fd, const struct msghdr *msg, int flags) 
   if (UNLIKELY(msg->msg_controllen > 0) && has_segments(msg)) {
     local_keep_out(d);
   }
-  size_t size = bytes_of(msg);
+  size_t size = local_bytes(msg);
   struct pair *p = local_pair(d, addr, port);
   bool tied = p != NULL && (d->server || local_client_tied(p));
-  bool box = tied && !d->kernel_only && !d->corked && msg->msg_controllen == 0 && size <= BOX_ROOM &&
+  bool box = !local_is_shared(d) && tied && !d->kernel_only && !d->corked && d->blocked == 0 &&
+             msg->msg_controllen == 0 && size <= BOX_ROOM &&
              (flags & ~(MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CONFIRM)) == 0 && !(conn_flags(c) & CONN_WR_SHUT);
   bool locked = true, unknown = false;
   ssize_t n;
@@ -559,7 +515,7 @@ ssize_t local_send(struct conn *c, int fd, const struct msghdr *msg, int flags) 
       p = NULL;
       d->tried = false;
     }
-    n = by_kernel(d, fd, p, msg, flags, &locked);
+    n = by_kernel(d, fd, p, port, msg, flags, &locked);
     unknown = p == NULL && n >= 0;
   }
   if (locked) {

@@ -74,7 +74,7 @@ static struct inlet *new_inlet(struct link *l) {
 
 /* Nothing is sent there any more, and nothing put into its box. */
 static void cut_off(struct local *d, struct pair *p) {
-  struct pair **at = &d->bucket[bertha_dir_hash(p->addr, p->port) % PAIR_BUCKETS];
+  struct pair **at = &d->bucket[p->port % PAIR_BUCKETS];
   while (*at != NULL && *at != p) {
     at = &(*at)->next;
   }
@@ -139,7 +139,7 @@ void pair_drop(struct local *d, struct pair *p) {
 /* ---- pairs ---------------------------------------------------------------------------------------- */
 
 struct pair *local_pair(const struct local *d, const uint8_t addr[16], uint16_t port) {
-  struct pair *p = d->bucket[bertha_dir_hash(addr, port) % PAIR_BUCKETS];
+  struct pair *p = d->bucket[port % PAIR_BUCKETS];
   while (p != NULL && (p->port != port || memcmp(p->addr, addr, 16) != 0)) {
     p = p->next;
   }
@@ -152,7 +152,7 @@ static struct pair *add(struct local *d, struct link *l, uint32_t slot, uint32_t
   if (p == NULL) {
     return NULL;
   }
-  struct pair **bucket = &d->bucket[bertha_dir_hash(addr, port) % PAIR_BUCKETS];
+  struct pair **bucket = &d->bucket[port % PAIR_BUCKETS];
   p->link = l;
   p->slot = slot;
   p->use = use;

@@ -220,6 +220,7 @@ static void before_fork(void) {
 static void in_parent(void) {
   if (!bertha_in_forked_stranger()) {
     conn_fork_done(false);
+    local_forked();
   }
 }
 

@@ -46,7 +46,7 @@ _WAITS = [
 ]
 _UNREAD = ["only-sends", "leaves", "new-number", "left-to-child"]
 #: Of datagrams that the two ends might take for one another.
-_ORDER = ["alike", "alike-at-first", "cut"]
+_ORDER = ["alike", "alike-at-first", "cut", "other-address", "child-sends", "file-sent"]
 
 
 def _by_memory(log: list[Connection]) -> list[Connection]:

@@ -2,6 +2,8 @@
  * receives when it is told to.  Prints ok. */
 #include "datagram_ends.h"
 
+#include <sys/sendfile.h>
+
 enum { CLIENTS = 4, ASLEEP_US = 2000 };
 
 struct order {
@@ -47,6 +49,12 @@ static void hear(const char *expected) {
 static void take(const char *expected) {
   tell((struct order){(int)strlen(expected), BIG, false});
   hear(expected);
+}
+
+static void put_big(int fd, char what, const struct sockaddr_in *to) {
+  uint8_t data[BIG];
+  memset(data, what, sizeof data);
+  MUST(sendto(fd, data, sizeof data, 0, (const struct sockaddr *)to, to != NULL ? sizeof *to : 0) == BIG);
 }
 
 static void end(pid_t pid) {
@@ -119,8 +127,81 @@ static void cut(void) {
   end(pid);
 }
 
+/* Everywhere: what is sent to another address of the server comes to the same socket. */
+static void other_address(void) {
+  struct sockaddr_in everywhere = server, own = {.sin_family = AF_INET}, other = server;
+  everywhere.sin_addr.s_addr = 0;
+  own.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  other.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1);
+  pid_t pid = start_at(&everywhere);
+  for (int i = 0; i < CLIENTS; i++) {
+    int fd = client_socket(false);
+    MUST(bind(fd, (struct sockaddr *)&own, sizeof own) == 0);
+    get_to_know(fd, &server);
+    for (int k = 0; k < 2; k++) { /* nobody has asked for that address before, and then somebody has */
+      put(fd, 'o', &other);
+      put_big(fd, 'L', &server);
+      take("o");
+      put(fd, 'S', &server);
+      take("LS");
+    }
+    close(fd);
+  }
+  end(pid);
+}
+
+/* A child sends by the same socket, and is gone. */
+static void child_sends(void) {
+  pid_t pid = start_at(&server);
+  for (int i = 0; i < CLIENTS; i++) {
+    int fd = client_socket(true);
+    get_to_know(fd, NULL);
+    pid_t other = fork();
+    if (other == 0) {
+      put(fd, 'c', NULL);
+      put(fd, 'd', NULL);
+      _exit(0);
+    }
+    MUST(waitpid(other, NULL, 0) == other);
+    put_big(fd, 'L', NULL);
+    take("c");
+    put(fd, 'S', NULL);
+    take("dLS");
+    get_to_know(fd, NULL);
+    close(fd);
+  }
+  end(pid);
+}
+
+/* The kernel sends by itself (sendfile(2)). */
+static bool file_sent(void) {
+  bool sends = true;
+  char name[] = "/tmp/datagram-XXXXXX";
+  int file = mkstemp(name);
+  MUST(file >= 0 && unlink(name) == 0 && write(file, "ff", 2) == 2);
+  pid_t pid = start_at(&server);
+  for (int i = 0; i < CLIENTS && sends; i++) {
+    off_t at = 0;
+    int fd = client_socket(true);
+    get_to_know(fd, NULL);
+    sends = sendfile(fd, file, &at, 2) == 2;
+    put_big(fd, 'L', NULL);
+    take(sends ? "f" : "L");
+    put(fd, 'S', NULL);
+    take(sends ? "LS" : "S");
+    close(fd);
+  }
+  end(pid);
+  close(file);
+  return sends;
+}
+
 int main(int argc, char **argv) {
-  static const struct scene scenes[] = {
-      {"alike", alike, NULL}, {"alike-at-first", alike_at_first, NULL}, {"cut", cut, NULL}};
+  static const struct scene scenes[] = {{"alike", alike, NULL},
+                                        {"alike-at-first", alike_at_first, NULL},
+                                        {"cut", cut, NULL},
+                                        {"other-address", other_address, NULL},
+                                        {"child-sends", child_sends, NULL},
+                                        {"file-sent", NULL, file_sent}};
   return play(argc, argv, scenes, sizeof scenes / sizeof *scenes);
 }
