@@ -35,7 +35,7 @@ uint64_t bertha_netns(int any_socket);
 struct listener *listener_register(int fd, uint32_t *why);
 struct listener *listener_get(uint64_t id);
 void listener_closed(struct listener *l); /* no socket of this family's listens there any more */
-/* What it returns is `c`'s, which is yet to be connected. */
+/* What it returns is `c`'s, which is yet to be connected; NULL: it counts as one of the link's pairs, until it is let go. */
 struct link *link_to(struct conn *c, uint64_t listener, const uint8_t addr[16], uint16_t port, uint64_t netns,
                      uint32_t *why);
 struct link *link_fetch(struct listener *listener, uint32_t index, uint32_t *why);

@@ -354,7 +354,7 @@ static void sweep(struct link *l) {
   }
 }
 
-/* `c` has the link from here on: it is not retired under its hands. */
+/* `c` has the link from here on, or it is one more of its pairs: it is not retired under its hands. */
 static struct link *with_room(struct conn *c, uint64_t listener) {
   if (!bertha_lock(&mapped.lock)) {
     return NULL;
@@ -373,6 +373,8 @@ static struct link *with_room(struct conn *c, uint64_t listener) {
   }
   if (l != NULL && c != NULL) {
     c->link = l;
+  } else if (l != NULL) {
+    atomic_fetch_add(&l->pairs, 1);
   }
   bertha_unlock(&mapped.lock);
   return l;

@@ -240,11 +240,7 @@ static struct link *find_way(int fd, struct bertha_tuple *tuple, uint32_t scope,
                    &tuple->client_port)) {
     return NULL;
   }
-  struct link *l = link_to(NULL, listener, tuple->server_addr, tuple->server_port, netns, why);
-  if (l != NULL) {
-    atomic_fetch_add(&l->pairs, 1);
-  }
-  return l;
+  return link_to(NULL, listener, tuple->server_addr, tuple->server_port, netns, why);
 }
 
 static uint32_t claim(struct local *d, struct link *l, const struct bertha_tuple *tuple, uint32_t scope,

@@ -242,8 +242,8 @@ struct link *old_link(size_t size) {
   }
   int64_t now = bertha_now_ns();
   struct link **place = &mapped.old_links;
-  while (*place != NULL &&
-         ((*place)->size != size || atomic_load(&(*place)->named) != 0 || now - (*place)->since < QUIET_NS)) {
+  while (*place != NULL && ((*place)->size != size || atomic_load(&(*place)->named) != 0 ||
+                            atomic_load(&(*place)->pairs) != 0 || now - (*place)->since < QUIET_NS)) {
     place = &(*place)->next;
   }
   struct link *l = *place;

@@ -156,7 +156,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
       break;
     case BERTHA_OP_CONNECT: {
       static uint64_t listener = 1000; /* a refusal is remembered */
-      link_to(NULL, listener++, addr, 80, 1, &why);
+      struct link *to = link_to(NULL, listener++, addr, 80, 1, &why);
+      if (to != NULL) {
+        atomic_fetch_sub(&to->pairs, 1);
+      }
       break;
     }
     case BERTHA_OP_LINK:

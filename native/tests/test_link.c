@@ -107,6 +107,36 @@ static void ring_sizes_that_are_none_are_the_default(void **state) {
   }
 }
 
+/* A link that a socket for datagrams looks for is not retired before it has made a pair there, nor is the record of one that has pairs
+ * used again. */
+static void what_is_looked_for_stays(void **state) {
+  (void)state;
+  struct bertha_link_header h;
+  struct bertha_link_reply reply = {.listener = 9, .index = 1};
+  struct bertha_claims_header claims;
+  bertha.table = calloc(1, sizeof *bertha.table);
+  bertha.table_ready = true;
+  rig_header(&h, SLOTS, RING);
+  h.listener = 9;
+  struct link *l = map_link(memfd_of(&h, h.total_size, F_SEAL_SHRINK), -1, &reply, BERTHA_SIDE_CLIENT);
+  assert_non_null(l);
+  l->claims = &claims;
+  uint32_t why = 0;
+  uint8_t addr[16] = {0};
+  assert_ptr_equal(link_to(NULL, 9, addr, 80, 1, &why), l);
+  assert_int_equal(links_retire(true), 0);
+  assert_false(atomic_load(&l->retired));
+  atomic_fetch_sub(&l->pairs, 1);
+  assert_int_equal(links_retire(true), 1);
+  assert_true(atomic_load(&l->retired));
+  l->since = 1;
+  atomic_store(&l->pairs, 1);
+  assert_null(old_link(l->size));
+  atomic_store(&l->pairs, 0);
+  assert_ptr_equal(old_link(l->size), l);
+  bertha.table_ready = false;
+}
+
 /* ---- slots --------------------------------------------------------------------------------------- */
 
 static void attach(struct rig *r, int s) {
@@ -253,6 +283,7 @@ int main(void) {
       cmocka_unit_test(lying_headers_are_refused),
       cmocka_unit_test(only_sealed_memory_is_mapped),
       cmocka_unit_test(ring_sizes_that_are_none_are_the_default),
+      cmocka_unit_test(what_is_looked_for_stays),
       cmocka_unit_test(slots_are_taken_once),
       cmocka_unit_test(each_use_has_its_number),
       cmocka_unit_test(a_slot_waits_for_the_server),
