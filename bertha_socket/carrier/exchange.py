@@ -15,9 +15,7 @@ from bertha_socket.carrier import envelope
 from bertha_socket.carrier.envelope import Envelope, Kind
 from bertha_socket.carrier.plans import Recipe, log_text, recipe_of
 from bertha_socket.chunnels import ChunnelError, Context, Interface, Pipe
-from bertha_socket.chunnels._reliable_native import NativeReliablePipe
 from bertha_socket.chunnels.pipeline import Moved, Pipeline
-from bertha_socket.chunnels.reliable import ReliablePipe
 
 if TYPE_CHECKING:
     from bertha_socket.carrier.aside import Aside
@@ -118,12 +116,12 @@ class Exchange:
     @property
     def begun_at(self) -> float:
         """When a message began of which the rest is still to come; inf: there is none."""
-        return min((getattr(p, "begun_at", math.inf) for p in self._pipes()), default=math.inf)
+        return min((p.begun_at for p in self._pipes()), default=math.inf)
 
     def unproven(self, now: float) -> float:
         """At the server, seconds without data of one that may not be where it says that it is: nothing that
         was sent there was acknowledged."""
-        known = [p.answered for p in self._pipes() if isinstance(p, (ReliablePipe, NativeReliablePipe))]
+        known = [p.answered for p in self._pipes() if p.answered is not None]
         return now - self._spoke if self.side == "server" and known and not any(known) else 0.0
 
     def _pipes(self) -> tuple[Pipe, ...]:

@@ -6,16 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bertha_socket.chunnels import (
-    NO_WIRE,
-    ChunnelError,
-    Context,
-    Interface,
-    Pipe,
-    get,
-    load_chunnel,
-    reliable,
-)
+from bertha_socket.chunnels import NO_WIRE, ChunnelError, Context, Interface, Pipe, get, load_chunnel
 from bertha_socket.chunnels._interfaces import misfit
 from bertha_socket.chunnels._registry import BUILTIN
 from bertha_socket.chunnels._types import ChunnelType
@@ -91,7 +82,9 @@ class Recipe:
         args = dict(kind.bound(chunnel.kwargs))
         if kind.sub_dags:
             args["inner"] = chunnel.inner
-        if kind is reliable.TYPE and found.builtin:
+        if kind.name == "reliable" and found.builtin:
+            from bertha_socket.chunnels import reliable  # it is there; carriers without it need not load it
+
             args |= reliable.bounds(above, context.message_max)
         assert found.make is not None
         return [found.make(args, chunnel.wire, context.side, context)]

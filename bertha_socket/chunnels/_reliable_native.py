@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from bertha_socket.chunnels._types import ChunnelError, Context, Pipe, octets
@@ -18,19 +17,21 @@ except (ImportError, AttributeError):  # built without it, or before there was o
     ffi = lib = None
 
 
-@dataclass
 class Held:
     """struct reliable_held: what the connections that share it hold of what has come."""
 
-    early: int = 0  # came out of order; what would make it more than early_max is as if it were lost
-    begun: int = 0  # of messages that are not whole
-    early_max: int = 1 << 62
+    def __init__(self, early_max: int = 1 << 62) -> None:
+        #: Came out of order; what would make it more than early_max is as if it were lost.
+        self.early = 0
+        #: Of messages that are not whole.
+        self.begun = 0
+        self.early_max = early_max
 
 
 def held_by_all(early_max: int) -> Any:
     """One for connections of either implementation."""
     if lib is None:
-        return Held(early_max=early_max)
+        return Held(early_max)
     made = ffi.new("struct reliable_held *")
     made.early_max = early_max
     return made
@@ -117,13 +118,13 @@ class NativeReliablePipe(Pipe):
         self._deadline = None
 
     @property
-    def begun_at(self) -> float:
+    def begun_at(self) -> float:  # type: ignore[override]
         """When the message began that is not whole yet; inf: there is none."""
         found: float = lib.reliable_pipe_begun_at(self._pipe)
         return found
 
     @property
-    def answered(self) -> bool:
+    def answered(self) -> bool:  # type: ignore[override]
         """Whether the other end has ever acknowledged anything."""
         return bool(lib.reliable_pipe_answered(self._pipe))
 

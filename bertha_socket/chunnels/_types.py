@@ -9,6 +9,7 @@ on.  So the same pipe runs in a carrier, in an application, and in a test.
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -210,6 +211,10 @@ class Pipe:
     lingers_up: bool = False
     #: True once the other end's end has come in its own way (not by the network's end).
     ended_up: bool = False
+    #: When (the context's clock) an item began to come of which the rest is still to come; inf: none has.
+    begun_at: float = math.inf
+    #: Whether the other end has ever shown that it gets what is sent to it; None: this pipe cannot know.
+    answered: bool | None = None
 
     def __init__(
         self,

@@ -486,12 +486,12 @@ class ReliablePipe(Pipe):
         self._in.drop()
 
     @property
-    def begun_at(self) -> float:
+    def begun_at(self) -> float:  # type: ignore[override]
         """When the message began that is not whole yet; inf: there is none."""
         return self._in.begun_at
 
     @property
-    def answered(self) -> bool:
+    def answered(self) -> bool:  # type: ignore[override]
         """Whether the other end has ever acknowledged anything."""
         return self._out.acknowledged > 1
 

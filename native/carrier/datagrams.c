@@ -354,7 +354,7 @@ static void read_network(struct datagrams *d) {
     uint8_t bytes[CONTROL_ROOM];
   } control;
   for (int i = 0; i < ROUNDS && d->udp_in && !d->over; i++) {
-    struct sockaddr_storage name;
+    struct sockaddr_storage name = {.ss_family = AF_UNSPEC};
     struct place place;
     struct iovec all_of_it = {data, sizeof data};
     struct msghdr msg = {.msg_name = &name,

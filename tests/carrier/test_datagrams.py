@@ -382,6 +382,7 @@ def test_what_has_no_session(server: Program) -> None:
         stranger.udp.send(envelope.sealed(Kind.DATA, i))
     server.has_read()
     count = 0
+    assert not stranger.quiet(20)  # the carrier has yet to start
     while not stranger.quiet():
         assert stranger.heard().kind is Kind.UNKNOWN
         count += 1
