@@ -6,7 +6,7 @@
 
 #include "session.h"
 
-enum { CHAIN_MAX = 8 };
+enum { CHAIN_MAX = 8, CHAIN_PIECE_MAX = 2 * 1024 * 1024 /* bertha_socket/chunnels/reliable.py: CHUNK_MAX */ };
 
 struct chain {
   bool framed;     /* false: `reliable` alone, and nothing is done here */

@@ -90,14 +90,15 @@ static bool make(struct exchange *x) {
     return false;
   }
   bool good = x->server || RAND_bytes((uint8_t *)&connection, sizeof connection) == 1;
-  struct reliable_config config = {.server = x->server,
-                                   .mtu = (uint32_t)mtu,
-                                   .connection = connection,
-                                   .give_up = give_up,
-                                   .first = 1,
-                                   .message_max =
-                                       BERTHA_DGRAM_MAX, /* no program can send or be given a longer one */
-                                   .held = &x->owner->held};
+  struct reliable_config config = {
+      .server = x->server,
+      .mtu = (uint32_t)mtu,
+      .connection = connection,
+      .give_up = give_up,
+      .first = 1,
+      /* No program can send or be given a longer one; pieces of a stream may be. */
+      .message_max = x->chain.framed ? CHAIN_PIECE_MAX : BERTHA_DGRAM_MAX,
+      .held = &x->owner->held};
   x->chunnel = good ? reliable_open(&config) : NULL;
   if (x->chunnel == NULL) {
     fail(x, "no memory");
