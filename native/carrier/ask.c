@@ -64,6 +64,12 @@ struct session *carrier_asked(uint64_t number) {
   return s;
 }
 
+void carrier_unanswered(void) {
+  for (struct session *s = asking; s != NULL; s = s->next_asking) {
+    carrier_queue(s); /* which finds that nobody will answer */
+  }
+}
+
 void carrier_answered(struct session *s) {
   for (struct session **at = &asking; s->asked != 0 && *at != NULL; at = &(*at)->next_asking) {
     if (*at == s) {

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <malloc.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <sys/epoll.h>
@@ -23,7 +22,7 @@
 #include "place.h"
 #include "session.h"
 
-enum { EVENTS = 128, MESSAGE_MAX = 1 << 17 /* agent/carriers.py */, WARM_MS = 1000 };
+enum { EVENTS = 128, WARM_MS = 1000 };
 #define SECOND 1000000000ll
 #define HANDSHAKE_NS (10 * SECOND)
 #define SILENCE_NS (1 * SECOND) /* MAYBE: who says nothing for so long waits for the server's first word */
@@ -43,7 +42,6 @@ enum what {
 };
 
 static int poller;
-static int control = -1;
 static struct session *sessions;
 static unsigned session_count;
 static struct session *ready_first, *ready_last;
@@ -100,64 +98,15 @@ void carrier_queue(struct session *s) {
   }
 }
 
-/* ---- the agent ---------------------------------------------------------------------------------- */
-
-int carrier_control(void) {
-  return control;
-}
-
-bool carrier_has_agent(void) {
-  return control >= 0;
-}
-
-static void agent_gone(void) {
-  if (control >= 0) {
-    close(control);
-    control = -1;
-    for (struct session *s = sessions; s != NULL; s = s->next) {
-      if (s->asked != 0) {
-        carrier_queue(s); /* which finds that nobody will answer */
-      }
-    }
-    datagrams_agent_gone();
-  }
-}
-
-static void verdict(const struct pack_value *message) {
-  struct pack_value id, ok, reason;
-  if (!pack_get(message, "id", &id) || id.kind != PACK_INT) {
-    return;
-  }
-  bool good = pack_get(message, "ok", &ok) && ok.kind == PACK_BOOL && ok.number == 1;
-  char text[400] = "the plan is not acceptable here";
-  if (pack_get(message, "why", &reason) && reason.kind == PACK_TEXT && reason.size > 0) {
-    pack_copy(&reason, text, sizeof text);
-  }
-  struct session *s = carrier_asked(id.number);
-  if (s == NULL) {
-    exchange_verdict(id.number, good, text);
-    return;
-  }
-  trust_remember(s->listener, s->plan, s->plan_size, good);
-  for (; s != NULL; s = carrier_asked(id.number)) {
-    const char *why = "";
-    if (greeting_verdict(s, good, text, &why)) {
-      carrier_queue(s);
-    } else {
-      session_fail(s, why);
-    }
-  }
-}
-
 /* ---- messages with descriptors ------------------------------------------------------------------- */
 
-static void close_all(const int *fds, int count) {
+void carrier_close_all(const int *fds, int count) {
   for (int i = 0; i < count; i++) {
     close(fds[i]);
   }
 }
 
-static void new_shim(int fd) {
+void carrier_new_shim(int fd) {
   struct shim *shim = calloc(1, sizeof *shim);
   if (shim == NULL || !watch(fd, shim, SHIM, EPOLLIN)) {
     free(shim);
@@ -200,7 +149,7 @@ void carrier_let_go(struct shim *shim) {
 }
 
 /* Of memory that does not shrink from now on: else its end would be our SIGBUS at somebody else's pleasure. */
-static bool sealed_size(int fd, struct stat *st) {
+bool carrier_sealed(int fd, struct stat *st) {
   int seals = fcntl(fd, F_GET_SEALS);
   bool sealed = seals >= 0 && (seals & F_SEAL_SHRINK);
   return (sealed || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) == 0) && fstat(fd, st) == 0;
@@ -214,7 +163,7 @@ static bool shim_hello(struct shim *shim, const void *message, size_t size, int 
   }
   memcpy(&hello, message, sizeof hello);
   size_t bytes = (size_t)hello.status_count * sizeof *shim->statuses;
-  if (hello.status_count == 0 || hello.status_count > 1u << 20 || !sealed_size(fd, &st) ||
+  if (hello.status_count == 0 || hello.status_count > 1u << 20 || !carrier_sealed(fd, &st) ||
       (size_t)st.st_size < bytes) {
     return false;
   }
@@ -320,53 +269,7 @@ static void no_room(struct shim *shim, const struct bertha_carrier_carry *head, 
     struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
     (void)!connect(fds[0], &nowhere, sizeof nowhere); /* closing would end it as if all had been said */
   }
-  close_all(fds, count);
-}
-
-/* Whether the agent has more to say than it had room for (agent/carriers.py).  No connection is taken meanwhile: it may
- * be meant to have the secrets that are to come. */
-static const uint8_t *behind;
-
-static bool is_behind(void) {
-  return behind != NULL && __atomic_load_n(behind, __ATOMIC_ACQUIRE) != 0;
-}
-
-static void learn_behind(int fd) {
-  struct stat st;
-  if (behind == NULL && sealed_size(fd, &st) && st.st_size > 0) {
-    void *p = mmap(NULL, 1, PROT_READ, MAP_SHARED, fd, 0);
-    behind = p != MAP_FAILED ? p : NULL;
-  }
-}
-
-static void control_speaks(void) {
-  static uint8_t data[MESSAGE_MAX];
-  while (control >= 0) {
-    int fds[CARRIER_FDS_MAX], count;
-    bool cut;
-    ssize_t n = carrier_receive(control, data, sizeof data, fds, &count, &cut);
-    if (n < 0) {
-      return;
-    }
-    struct pack_value message, op;
-    if (n == 0) { /* also where it says more than there is room for: half of a message is another one */
-      close_all(fds, count);
-      agent_gone();
-      return;
-    }
-    if (pack_read(data, (size_t)n, &message) == (size_t)n && pack_get(&message, "op", &op)) {
-      if (pack_is(&op, "shim") && count > 0) {
-        new_shim(fds[--count]);
-      } else if (pack_is(&op, "behind") && count > 0) {
-        learn_behind(fds[0]);
-      } else if (pack_is(&op, "context")) {
-        trust_learn(&message);
-      } else if (pack_is(&op, "verdict")) {
-        verdict(&message);
-      }
-    }
-    close_all(fds, count);
-  }
+  carrier_close_all(fds, count);
 }
 
 /* One message, which was there before this: what the agent had said before that has been said, or it is behind. */
@@ -375,15 +278,10 @@ static void shim_speaks(struct shim *shim) {
   int fds[CARRIER_FDS_MAX], count = 0;
   bool cut = false;
   ssize_t n = 0;
-  if (is_behind()) {
-    control_speaks();
-    if (control >= 0) {
-      struct pollfd more = {.fd = control, .events = POLLIN};
-      poll(&more, 1, 1);
-      return; /* the shim is readable still */
-    }
+  if (control_behind() && control_catch_up()) {
+    return; /* the shim is readable still */
   }
-  if (control >= 0 || !is_behind()) { /* else the rest will not come: it is to ask for another carrier */
+  if (!control_behind()) { /* else the rest will not come: it is to ask for another carrier */
     n = carrier_receive(shim->fd, message, sizeof message, fds, &count, &cut);
   }
   if (n < 0) {
@@ -400,7 +298,7 @@ static void shim_speaks(struct shim *shim) {
   }
   kind = magic == BERTHA_CARRIER_MAGIC && version == BERTHA_CARRIER_VERSION ? kind : 0;
   if (kind == BERTHA_CARRIER_HELLO && count == 1 && shim_hello(shim, message, (size_t)n, fds[0])) {
-    close_all(fds, count);
+    carrier_close_all(fds, count);
     return;
   }
   if (kind == BERTHA_CARRIER_LINK && count == 2 && (size_t)n == sizeof link) {
@@ -433,7 +331,7 @@ static void shim_speaks(struct shim *shim) {
       return;
     }
   }
-  close_all(fds, count);     /* the end, or nonsense: what it has given before goes on */
+  carrier_close_all(fds, count); /* the end, or nonsense: what it has given before goes on */
   carrier_unwatch(shim->fd); /* the agent may not have closed its copy yet, which would keep it in the set */
   close(shim->fd);
   shim->fd = -1;
@@ -488,7 +386,7 @@ static int tick(void) {
       continue;
     }
     left++;
-    if (s->asked != 0 && control < 0) {
+    if (s->asked != 0 && !carrier_has_agent()) {
       session_fail(
           s, "the server's agent is gone, and this plan is not known yet; connect again when it is back");
     } else if (now >= s->until && !(s->mode == BERTHA_CARRY_MAYBE && !s->sniffed)) {
@@ -505,10 +403,11 @@ static int tick(void) {
 }
 
 static void say_idle(void) {
-  if (session_count == 0 && shims == NULL && control >= 0 && !told_idle) {
+  if (session_count == 0 && shims == NULL && carrier_has_agent() && !told_idle) {
     struct buffer message = {0};
     if (pack_map(&message, 1) && pack_text(&message, "op") && pack_text(&message, "idle")) {
-      (void)!send(control, buffer_data(&message), buffer_size(&message), MSG_NOSIGNAL | MSG_DONTWAIT);
+      (void)!send(carrier_control(), buffer_data(&message), buffer_size(&message),
+                  MSG_NOSIGNAL | MSG_DONTWAIT);
     }
     buffer_free(&message);
     told_idle = true;
@@ -551,7 +450,7 @@ int main(int argc, char **argv) {
     fprintf(stderr, "usage: bertha-carrier --control FD   (started by the agent)\n");
     return 2;
   }
-  control = atoi(argv[2]);
+  control_begin(atoi(argv[2]));
   struct rlimit files;
   if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
     files.rlim_cur = files.rlim_max;
@@ -564,11 +463,11 @@ int main(int argc, char **argv) {
   signal(SIGPIPE, SIG_IGN);
   static _Alignas(16) char control_mark[16];
   poller = epoll_create1(EPOLL_CLOEXEC);
-  if (!rings_init() || poller < 0 || !watch(control, control_mark, CONTROL, EPOLLIN)) {
+  if (!rings_init() || poller < 0 || !watch(carrier_control(), control_mark, CONTROL, EPOLLIN)) {
     fprintf(stderr, "bertha-carrier: descriptor %s: %s\n", argv[2], strerror(errno));
     return 1;
   }
-  while (control >= 0 || session_count > 0 || shims != NULL) {
+  while (carrier_has_agent() || session_count > 0 || shims != NULL) {
     struct epoll_event events[EVENTS];
     int wait = tick();
     int next = timers_wait(carrier_now());

@@ -158,16 +158,28 @@ int awake_look(int poller, struct epoll_event *events, int most, bool (*somethin
 uint64_t carrier_ask(uint64_t listener, const uint8_t *plan, size_t size, const char *peer);
 bool carrier_ask_session(struct session *s);
 struct session *carrier_asked(uint64_t number); /* one of those that wait for that answer; NULL: none */
+void carrier_unanswered(void);                  /* there is no agent any more */
 void carrier_answered(struct session *s);       /* it waits no more */
 
 /* nobody.c */
 void carrier_drop_privileges(void);
 
-/* main.c */
-int64_t carrier_now(void); /* ns */
-void carrier_queue(struct session *s);
+/* control.c */
+void control_begin(int fd);
 int carrier_control(void); /* -1: there is no agent */
 bool carrier_has_agent(void);
+void control_speaks(void); /* reads all that has come */
+bool control_behind(
+    void); /* the agent has more to say than there was room for: no connection is taken before */
+bool control_catch_up(void); /* reads, and waits a little; false: there is no agent any more */
+
+/* main.c */
+struct stat;
+void carrier_new_shim(int fd);
+void carrier_close_all(const int *fds, int count);
+bool carrier_sealed(int fd, struct stat *st); /* memory of this size, which will not be less */
+int64_t carrier_now(void);                    /* ns */
+void carrier_queue(struct session *s);
 /* Somebody has something of a program's; the program's memory is kept until he lets go. */
 void carrier_hold(struct shim *shim);
 void carrier_let_go(struct shim *shim);

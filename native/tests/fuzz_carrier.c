@@ -212,9 +212,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   int pair[2], ours[2];
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0, "socketpair");
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ours) == 0, "socketpair");
-  control = pair[0];
-  rig_check(watch(control, control_mark, CONTROL, EPOLLIN), "watch");
-  new_shim(ours[0]);
+  control_begin(pair[0]);
+  rig_check(watch(carrier_control(), control_mark, CONTROL, EPOLLIN), "watch");
+  carrier_new_shim(ours[0]);
   other_count = 0;
   for (int i = 0; i < MESSAGES && data < end; i++) {
     uint8_t which = *data++;
@@ -235,7 +235,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   for (unsigned i = 0; i < other_count; i++) {
     close(other_ends[i]);
   }
-  for (int i = 0; i < 6 && (session_count > 0 || shims != NULL || control >= 0); i++) {
+  for (int i = 0; i < 6 && (session_count > 0 || shims != NULL || carrier_has_agent()); i++) {
     turn();
   }
   while (sessions != NULL) { /* what waits for a time-out */
@@ -243,7 +243,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   }
   datagrams_close_all();
   turn();
-  if (shims != NULL || session_count != 0 || control >= 0) {
+  if (shims != NULL || session_count != 0 || carrier_has_agent()) {
     abort();
   }
   pending = 0;
