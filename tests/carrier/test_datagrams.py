@@ -678,7 +678,7 @@ def test_messages_that_do_not_end(server: Program) -> None:
         for session in range(2, 700)
     ]
     until(lambda: "too many messages are not whole" in server.status.detail, server.host)
-    assert _memory(server) - before < 100
+    assert _memory(server) - before < 200  # with all that Python has of 700 sessions
     many[-1].udp.send(_numbered(2, b"end", session=699))
     assert server.heard()[3] == bytes(59_000) + b"end"
     many[0].udp.send(_numbered(2, b"end", session=2))  # the one that began first is gone

@@ -16,6 +16,9 @@ from tests.harness import Connection, Host, NamespaceTrio, eventually, free_port
 from tests.harness.namespaces import Namespace
 from tests.shim.conftest import Build
 
+#: Who is asleep is woken by the kernel: that goes by memory only where both ends are awake now and then.
+pytestmark = pytest.mark.alone
+
 _DATAGRAMS = Path(__file__).parent.parent / "datagrams"
 _WAITS = ["block", "level", "edge", "poll", "select"]
 _EVERYBODYS_PYTHON = Path("/usr/bin/python3")
