@@ -126,14 +126,19 @@ static void mark_hidden(int fd) {
   }
 }
 
+/* Where these are taken or forbidden, lower ones: a program with many carried connections has one for each. */
 static int high_copy(int fd) {
-  int copy = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, 960);
+  enum { FIRST = 960, LOWEST = 3 };
+  int copy = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, FIRST);
   struct rlimit limit;
-  if (copy < 0 && getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < 1024) {
-    int start = (int)limit.rlim_cur - 64;
-    copy = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, start > 3 ? start : 3);
+  if (copy >= 0 || getrlimit(RLIMIT_NOFILE, &limit) != 0) {
+    return copy;
   }
-  return copy;
+  int start = limit.rlim_cur < FIRST + 64 ? (int)limit.rlim_cur - 64 : FIRST / 2;
+  for (; copy < 0 && start > LOWEST; start /= 2) {
+    copy = REAL(fcntl)(fd, F_DUPFD_CLOEXEC, start);
+  }
+  return copy >= 0 ? copy : REAL(fcntl)(fd, F_DUPFD_CLOEXEC, LOWEST);
 }
 
 int bertha_hidden_copy(int fd) {
