@@ -26,7 +26,7 @@ static int real_ctl(int epfd, int op, int fd, struct epoll_event *event) {
 
 static int other_descriptor(const struct eset *s, const struct conn *c, int fd) {
   for (const struct slink *k = s->slinks; k != NULL; k = k->next) {
-    if (k->link == c->link && (k->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1) &&
+    if (k->link == c->link && (k->in[c->slot_index / 64] >> (c->slot_index % 64) & 1) &&
         k->fd[c->slot_index] != fd) {
       return k->fd[c->slot_index];
     }
@@ -80,7 +80,7 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       }
       return result;
     }
-    r->stays = many;
+    r->stays = 1;
   }
   eset_kernel_reg(s, c, 1); /* before the look: who ties it from now on sees us */
   atomic_thread_fence(memory_order_seq_cst);

@@ -21,6 +21,9 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
     eset_leave_ring(s, r, c);
   }
   bool kernel = mine && r->state == REG_KERNEL;
+  if (mine && r->state == REG_OFF && lives_on && !s->inherited) {
+    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
+  }
   if (kernel && lives_on) { /* the other end goes on ringing for it */
     s->kernel_streams--;
     if (r->lent) { /* nobody could give it back */

@@ -80,6 +80,16 @@ void eset_pass_on_own(struct eset *s) {
   if (more && s->bell_fd >= 0 && QUIET(write)(s->bell_fd, &one, sizeof one) < 0) {
     errno = saved;
   }
+  for (struct slink *k = s->slinks; more && s->bell_fd < 0 && k != NULL; k = k->next) {
+    for (unsigned i = 0; k->count > 0 && i < ESET_WORDS; i++) {
+      for (uint64_t todo = k->pending[i] & k->mask[i]; todo != 0; todo &= todo - 1) {
+        int fd = k->fd[i * 64 + (unsigned)__builtin_ctzll(todo)];
+        struct reg *r = &s->regs[fd];
+        struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
+        REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e);
+      }
+    }
+  }
   errno = saved;
 }
 

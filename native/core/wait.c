@@ -179,6 +179,9 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
       if (p[0].revents & (POLLERR | POLLHUP)) {
         conn_set_flag(c, CONN_RST);
       }
+      if (p[0].revents & POLLRDHUP) {
+        conn_set_flag(c, CONN_FIN);
+      }
       if (p[0].revents != 0 && c->rx_phase == PHASE_RING) {
         conn_look_at_kernel(c, fd);
       }

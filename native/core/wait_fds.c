@@ -103,7 +103,7 @@ static void fill_kernel(struct poll_call *p) {
         want |= p->user[i].events & (POLLIN | POLLRDNORM | POLLRDHUP) ? POLLIN | POLLRDHUP : POLLRDHUP;
       }
       if (c != NULL && c->tx_phase != PHASE_RING) {
-        want |= p->user[i].events & POLLOUT;
+        want |= p->user[i].events & (POLLOUT | POLLWRNORM);
       }
       p->kernel[i].events = want;
       if (c != NULL && conn_flags(c) & CONN_RST) {
@@ -254,7 +254,7 @@ static bool arm(struct waiter *w, struct poll_call *p) {
   bool sure = true;
   bool out = false;
   for (nfds_t i = 0; i < p->count; i++) {
-    out |= p->class[i] == RING && (p->user[i].events & POLLOUT);
+    out |= p->class[i] == RING && (p->user[i].events & (POLLOUT | POLLWRNORM));
     p->waits[i].conn = NULL;
   }
   waiter_want_bell(w, out);
@@ -275,7 +275,7 @@ static bool arm(struct waiter *w, struct poll_call *p) {
         conn_watch_kernel(c);
       }
     }
-    if (p->user[i].events & POLLOUT) {
+    if (p->user[i].events & (POLLOUT | POLLWRNORM)) {
       sure &= place(c, &watch->tx, index);
       if (conn_flags(c) & CONN_FIN) {
         bell_on_connection(c, p->user[i].fd);

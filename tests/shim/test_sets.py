@@ -38,6 +38,18 @@ def test_a_set_within_a_set(host: Host, build: Build, scene: str) -> None:
     _both_ways(host, build("within"), scene, 3)
 
 
+@pytest.mark.parametrize(
+    ("scene", "connections"),
+    [
+        *((scene, 1) for scene in ("end-meanwhile", "reset-meanwhile", "one-shot-has-fired")),
+        *((scene, 1) for scene in ("number-comes-again", "no-bell", "poll-for-normal-space")),
+        ("many-sets", 300),
+    ],
+)
+def test_what_is_to_be_remembered(host: Host, build: Build, scene: str, connections: int) -> None:
+    _both_ways(host, build("set_edges"), scene, connections)
+
+
 @pytest.mark.parametrize("spin", ["50", "0"])
 def test_sets_that_come_and_go(host: Host, build: Build, spin: str) -> None:
     _both_ways(host, build("churn"), "5000", 8, spin)

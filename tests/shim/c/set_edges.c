@@ -1,0 +1,194 @@
+/* set_edges SCENE: what a set, or poll(), has to remember of a connection while it does not watch it, or cannot be woken in the usual
+ * way. */
+#include "one_event.h"
+#include "pair.h"
+
+#include <fcntl.h>
+#include <sys/resource.h>
+
+enum { MANY = 300, WORDS = 65536 };
+
+static int from, to, set;
+static char words[WORDS];
+
+static void tell(void) {
+  MUST(write(from, "hello", 5) == 5);
+}
+
+static void take(void) {
+  char text[64];
+  MUST(read(to, text, sizeof text) == 5);
+}
+
+/* ---- not watched while the other end ends -------------------------------------------------------- */
+
+static void removed(int how) {
+  int other[2];
+  MUST(pipe(other) == 0 && add(set, other[0], EPOLLIN) == 0 && add(set, to, EPOLLIN) == 0);
+  MUST(told(set, to, 10) == 0 && change(EPOLL_CTL_DEL, set, to, 0) == 0);
+  if (how == 'r') {
+    reset_by(from);
+  } else {
+    MUST(shutdown(from, SHUT_WR) == 0);
+  }
+  MUST(told(set, to, 100) == 0);
+  MUST(add(set, to, EPOLLIN) == 0 && (told(set, to, 10000) & EPOLLIN));
+}
+
+static void end_meanwhile(void) {
+  removed('e');
+}
+
+static void reset_meanwhile(void) {
+  removed('r');
+}
+
+/* ---- duplicates ---------------------------------------------------------------------------------- */
+
+/* How many events there are; both[0]: of `to`, both[1]: of the duplicate. */
+static int both_told(int copy, int both[2]) {
+  struct epoll_event e[4];
+  int n = epoll_wait(set, e, 4, 10000);
+  both[0] = both[1] = 0;
+  for (int i = 0; i < n; i++) {
+    MUST(e[i].data.fd == to || e[i].data.fd == copy);
+    both[e[i].data.fd == copy]++;
+  }
+  return n;
+}
+
+static void one_shot_has_fired(void) {
+  int both[2];
+  MUST(add(set, to, EPOLLIN | EPOLLONESHOT) == 0);
+  tell();
+  MUST(told(set, to, 10000) == EPOLLIN);
+  take();
+  int copy = dup(to);
+  MUST(add(set, copy, EPOLLIN | EPOLLONESHOT) == 0);
+  MUST(change(EPOLL_CTL_MOD, set, to, EPOLLIN | EPOLLONESHOT) == 0);
+  tell();
+  moment(50);
+  MUST(both_told(copy, both) == 2 && both[0] == 1 && both[1] == 1);
+  take();
+  MUST(change(EPOLL_CTL_DEL, set, copy, 0) == 0);
+  MUST(change(EPOLL_CTL_MOD, set, to, EPOLLIN | EPOLLONESHOT) == 0);
+  tell();
+  moment(50);
+  MUST(both_told(copy, both) == 1 && both[0] == 1);
+}
+
+static void number_comes_again(void) {
+  for (int i = 0; i < 5; i++) {
+    int copy = dup(to);
+    MUST(add(set, copy, EPOLLIN) == 0);
+    MUST(add(set, copy, EPOLLIN) == -1 && errno == EEXIST);
+    tell();
+    MUST(told(set, copy, 10000) == EPOLLIN);
+    take();
+    MUST(change(EPOLL_CTL_DEL, set, copy, 0) == 0);
+    MUST(change(EPOLL_CTL_MOD, set, copy, EPOLLIN) == -1 && errno == ENOENT);
+    MUST(close(copy) == 0);
+  }
+}
+
+/* ---- no descriptor is left for a bell ------------------------------------------------------------- */
+
+static volatile int tid;
+
+static void *sleeps(void *argument) {
+  (void)argument;
+  tid = gettid();
+  MUST(told(set, to, 20000) == EPOLLIN);
+  return NULL;
+}
+
+static void no_bell(void) {
+  pthread_t thread;
+  struct rlimit limit;
+  tell();
+  MUST(pthread_create(&thread, NULL, sleeps, NULL) == 0);
+  wait_until_asleep(&tid);
+  MUST(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  int lowest = dup(0);
+  close(lowest);
+  limit.rlim_cur = (rlim_t)lowest;
+  MUST(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+  double begin = seconds();
+  MUST(add(set, to, EPOLLIN) == 0 && pthread_join(thread, NULL) == 0);
+  MUST(seconds() - begin < 10);
+}
+
+/* ---- space ---------------------------------------------------------------------------------------- */
+
+static void fill(int fd) {
+  MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+  for (int i = 0; i < 4; i++) { /* what the other end has taken over makes room once more */
+    while (write(fd, words, sizeof words) > 0) {
+    }
+    MUST(errno == EAGAIN);
+    moment(30);
+  }
+}
+
+static void *drains(void *argument) {
+  int fd = *(int *)argument;
+  moment(300);
+  MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+  for (double begin = seconds(); seconds() - begin < 1;) {
+    if (read(fd, words, sizeof words) <= 0) {
+      moment(10);
+    }
+  }
+  return NULL;
+}
+
+static void poll_for_normal_space(void) {
+  pthread_t thread;
+  fill(from);
+  MUST(pthread_create(&thread, NULL, drains, &to) == 0);
+  struct pollfd p = {.fd = from, .events = POLLWRNORM};
+  MUST(poll(&p, 1, 10000) == 1 && (p.revents & POLLWRNORM));
+  MUST(pthread_join(thread, NULL) == 0);
+}
+
+/* Of more sets than a link has names for. */
+static void many_sets(void) {
+  static int clients[MANY], servers[MANY], sets[MANY];
+  pthread_t thread;
+  for (int i = 0; i < MANY; i++) {
+    pair_make(&clients[i], &servers[i]);
+    sets[i] = epoll_create1(EPOLL_CLOEXEC);
+    MUST(sets[i] >= 0 && add(sets[i], clients[i], EPOLLIN | EPOLLOUT | EPOLLET) == 0);
+  }
+  int last = clients[MANY - 1], its = sets[MANY - 1];
+  fill(last);
+  while (told(its, last, 0) != 0) {
+  }
+  MUST(pthread_create(&thread, NULL, drains, &servers[MANY - 1]) == 0);
+  MUST(told(its, last, 10000) & EPOLLOUT);
+  MUST(pthread_join(thread, NULL) == 0);
+}
+
+int main(int argc, char **argv) {
+  static const struct {
+    const char *name;
+    void (*play)(void);
+  } scenes[] = {{"end-meanwhile", end_meanwhile},
+                {"reset-meanwhile", reset_meanwhile},
+                {"one-shot-has-fired", one_shot_has_fired},
+                {"number-comes-again", number_comes_again},
+                {"no-bell", no_bell},
+                {"poll-for-normal-space", poll_for_normal_space},
+                {"many-sets", many_sets}};
+  MUST(argc == 2);
+  pair_make(&from, &to);
+  set = epoll_create1(EPOLL_CLOEXEC);
+  for (size_t i = 0; i < sizeof scenes / sizeof *scenes; i++) {
+    if (strcmp(scenes[i].name, argv[1]) == 0) {
+      scenes[i].play();
+      printf("ok\n");
+      return 0;
+    }
+  }
+  return 2;
+}
