@@ -19,8 +19,9 @@ enum { PAIR_BUCKETS = 256, INLETS = 64, PAIRS_CLIENT = 16, KERNEL_EVERY = 64, SU
 #define ON_ITS_WAY_NS 1000000
 #define DROPPED_NS 100000000
 #define RESCUE_NS INT64_C(10000000)
-/* What is held may be let go: its program leaves it to a child, say. */
-#define HELD_NS INT64_C(100000000)
+/* Who sends on does not know whether its reader is gone or waits for a processor; and what is held may be let go, when its program
+ * leaves it to a child, say. */
+#define RESCUE_LATE_NS INT64_C(100000000)
 #define MANY ((uint64_t)1 << 30) /* more than a kernel's queue can have */
 
 struct pair { /* of two sockets, at this end */

@@ -201,7 +201,7 @@ int64_t local_waits_for_readers(struct local *d) {
       if (box_unread(p->out, p->tail)) {
         return RESCUE_NS;
       }
-      ns = HELD_NS;
+      ns = RESCUE_LATE_NS;
     }
   }
   return ns;

@@ -28,18 +28,18 @@ static void only_sends(void) {
   pid_t pid = child(&server, false, expect_few);
   for (int i = 0; i < FEW; i++) {
     put(fd, (char)('A' + i), &server);
-    usleep(20000);
+    usleep(SOON_NS / 1000);
   }
   MUST(waitpid(pid, &status, 0) == pid && status == 0);
   close(fd);
   fd = client_socket(true);
   kill_awake(start(), fd, NULL);
   bool refused = false;
-  for (int i = 0; i < 50 && !refused; i++) {
+  for (int i = 0; i < 100 && !refused; i++) {
     ssize_t n = send(fd, "abc", 3, 0);
     MUST(n == 3 || errno == ECONNREFUSED);
     refused = n < 0;
-    usleep(2000);
+    usleep(5000);
   }
   MUST(refused);
 }
