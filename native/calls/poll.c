@@ -126,6 +126,29 @@ static __attribute__((noinline)) int wait_or_leave(struct waiter_room *room, str
   return n;
 }
 
+/* How many bits of the three sets are true; `take`: the others are taken out.  ~fd: of a descriptor that is not asked about any
+ * more. */
+static int selected(const struct pollfd *p, nfds_t count, fd_set *r, fd_set *w, fd_set *e, bool take) {
+  static const short means[3] = {POLLIN | POLLRDNORM | POLLHUP | POLLERR, POLLOUT | POLLWRNORM | POLLERR,
+                                 POLLPRI};
+  fd_set *sets[3] = {r, w, e};
+  int bits = 0;
+  for (nfds_t i = 0; i < count; i++) {
+    int fd = p[i].fd >= 0 ? p[i].fd : ~p[i].fd;
+    short got = p[i].fd >= 0 ? p[i].revents : 0;
+    for (int k = 0; k < 3; k++) {
+      if (!in_set(fd, sets[k])) {
+        continue;
+      }
+      bits += (got & (means[k] | (take ? 0 : POLLNVAL))) != 0;
+      if (take && !(got & means[k])) {
+        take_out(fd, sets[k]);
+      }
+    }
+  }
+  return bits;
+}
+
 /* select()'s three sets in poll()'s terms (select(2), "Correspondence between select() and poll()"). */
 static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, const sigset_t *mask) {
   struct pollfd space[STACK_FDS];
@@ -153,31 +176,23 @@ static int select_by_poll(int n, fd_set *r, fd_set *w, fd_set *e, int64_t ns, co
       p[count++] = (struct pollfd){.fd = fd, .events = events};
     }
   }
+  int64_t begin = ns > 0 ? bertha_now_ns() : 0;
   int result = wait_or_leave(&room, p, count, ns, mask);
+  while (result > 0 && selected(p, count, r, w, e, false) == 0) {
+    for (nfds_t i = 0; i < count;
+         i++) { /* poll(2) tells of ends unasked: who asks for neither data nor space waits on */
+      p[i].fd = p[i].revents != 0 ? ~p[i].fd : p[i].fd;
+    }
+    int64_t left = ns > 0 ? ns - (bertha_now_ns() - begin) : ns;
+    result = wait_or_leave(&room, p, count, ns > 0 && left < 0 ? 0 : left, mask);
+  }
   for (nfds_t i = 0; result >= 0 && i < count; i++) {
     if (p[i].revents & POLLNVAL) {
       result = -EBADF;
     }
   }
   if (result >= 0) {
-    int bits = 0;
-    for (nfds_t i = 0; i < count; i++) {
-      int fd = p[i].fd;
-      short got = p[i].revents;
-      fd_set *sets[3] = {r, w, e};
-      static const short means[3] = {POLLIN | POLLRDNORM | POLLHUP | POLLERR, POLLOUT | POLLWRNORM | POLLERR,
-                                     POLLPRI};
-      for (int k = 0; k < 3; k++) {
-        if (in_set(fd, sets[k])) {
-          if (got & means[k]) {
-            bits++;
-          } else {
-            take_out(fd, sets[k]);
-          }
-        }
-      }
-    }
-    result = bits;
+    result = selected(p, count, r, w, e, true);
   }
   waiter_room_back(&room);
   return result;

@@ -53,6 +53,9 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
   size_t sent = 0;
   int waits = 0;
   count = count < SSIZE_MAX / 2 ? count : SSIZE_MAX / 2;
+  if (offset != NULL && *offset < 0) { /* which preadv2(2) takes for "where the file is" */
+    return -EINVAL;
+  }
   if (offset == NULL &&
       has_no_pages(in)) { /* with an offset, reading there says ESPIPE as the kernel would */
     return -EINVAL;

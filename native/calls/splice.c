@@ -107,8 +107,9 @@ static ssize_t to_pipe(struct conn *c, int fd, int pipe, size_t size, unsigned f
   size_t done = 0;
   while (done < size) {
     struct pollfd p = {.fd = pipe, .events = POLLOUT};
-    if (REAL(poll)(&p, 1, done == 0 && patient_pipe ? -1 : 0) <= 0) {
-      return done > 0 ? (ssize_t)done : -EAGAIN;
+    int ready = REAL(poll)(&p, 1, done == 0 && patient_pipe ? -1 : 0);
+    if (ready <= 0) {
+      return done > 0 ? (ssize_t)done : ready == 0 ? -EAGAIN : -errno;
     }
     struct iovec part = {space, size - done < CHUNK ? size - done : CHUNK};
     bool wait = done == 0 && !(flags & SPLICE_F_NONBLOCK);

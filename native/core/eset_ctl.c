@@ -167,6 +167,18 @@ static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   return 0;
 }
 
+/* In a set of which we keep no books: its peer rings, and goes on ringing. */
+static void kernels_for_good(struct conn *c, uint32_t kind) {
+  if (c == NULL || (kind != BERTHA_CONN_SHM && kind != BERTHA_CONN_CLAIMED && kind != BERTHA_CONN_MAYBE)) {
+    return;
+  }
+  atomic_fetch_add(&c->kernel_regs, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
+    conn_watch_kernel(c);
+  }
+}
+
 int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   struct conn *c = conn_of(fd);
   uint32_t kind = c != NULL ? conn_kind(c) : BERTHA_CONN_FREE;
@@ -185,13 +197,8 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
   if (!known &&
       (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_LISTENER || kind == BERTHA_CONN_PLAIN ||
        (kind == BERTHA_CONN_UNIX && unix_swapped(c)) || (unsigned)fd >= ESET_FDS || op != EPOLL_CTL_ADD)) {
-    if (c != NULL && (unsigned)fd >= ESET_FDS && op == EPOLL_CTL_ADD &&
-        (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_CLAIMED || kind == BERTHA_CONN_MAYBE)) {
-      atomic_fetch_add(&c->kernel_regs, 1); /* a number too high for us: the kernel serves it for good */
-      atomic_thread_fence(memory_order_seq_cst);
-      if (conn_kind(c) == BERTHA_CONN_SHM || conn_kind(c) == BERTHA_CONN_CLAIMED) {
-        conn_watch_kernel(c);
-      }
+    if ((unsigned)fd >= ESET_FDS && op == EPOLL_CTL_ADD) {
+      kernels_for_good(c, kind); /* a number too high for us */
     }
     return real_ctl(epfd, op, fd, event);
   }
@@ -206,6 +213,9 @@ int eset_ctl(int epfd, int op, int fd, struct epoll_event *event) {
     s = eset_new(epfd);
   }
   if (s == NULL || !bertha_lock(&s->lock)) {
+    if (op == EPOLL_CTL_ADD) {
+      kernels_for_good(c, kind); /* more sets than we have room for */
+    }
     return real_ctl(epfd, op, fd, event);
   }
   if (s->inherited) {
