@@ -16,7 +16,16 @@ from bertha_socket.agent.model import Process, Refused
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.dag import Dag, Need, parse
 from bertha_socket.negotiation.offer import Offer
-from bertha_socket.negotiation.pick import IMPLEMENTATIONS, LOCAL, Cause, Refusal, Wishes, allowed, pick
+from bertha_socket.negotiation.pick import (
+    IMPLEMENTATIONS,
+    LOCAL,
+    Cause,
+    Refusal,
+    Wishes,
+    allowed,
+    names,
+    pick,
+)
 from bertha_socket.policy import Policy, Rule, Subject
 from bertha_socket.reasons import Reason as Why
 
@@ -136,6 +145,13 @@ def refusal(policy: Policy, subject: Subject, addr: bytes, port: int, proto: str
     return Why.SHM_PROHIBITED if prohibited else Why.POLICY
 
 
+def trusts(
+    policy: Policy, subject: Subject, side: str, addr: bytes, port: int, uid: int, proto: str = "tcp"
+) -> bool:
+    """Whether `policy` itself, for that end of a connection to `addr`, names that user."""
+    return names(wishes(policy, subject, side, addr, port, proto), (user_name(uid), str(uid)))
+
+
 def agree(
     client: Process,
     server: Subject,
@@ -145,8 +161,11 @@ def agree(
     port: int,
     available: Collection[str] = IMPLEMENTATIONS,
     proto: str = "tcp",
+    *,
+    elsewhere: bool = False,
 ) -> WirePlan:
     """The plan for `client` at a listener that `server` runs, of what is `available` to both.
+    `elsewhere`: they are in two network namespaces.
 
     Raises Refused."""
     if client.policy_error is not None:
@@ -159,8 +178,9 @@ def agree(
         client_user=(user_name(uid), str(uid)),
         server_user=(user_name(server_uid), str(server_uid)),
         # Whose a datagram is, nobody proves: a claim is believed by what comes next from its address.  So
-        # users who differ have to trust each other (decision 0021).
-        system_agent=os.geteuid() == 0 and proto != "udp",
+        # users who differ have to trust each other (decision 0021).  And who makes a namespace gives it any
+        # address, also one that the client reaches on another host.
+        system_agent=os.geteuid() == 0 and proto != "udp" and not elsewhere,
         available=available,
     )
     if isinstance(picked, Refusal):

@@ -130,6 +130,7 @@ class Registry:
                 *where,
                 available=available,
                 proto=listener.where.proto,
+                elsewhere=wish.netns != listener.where.netns,
             )
             rings = plan.implementation == messages.IMPL_SHM
             fd = memory.make_link(listener.id, index, process.peer.pid, rings)

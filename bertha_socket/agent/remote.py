@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 
-from bertha_socket.agent import addresses, messages
+from bertha_socket.agent import addresses, messages, plans
 from bertha_socket.agent.handlers import Answer, Caller, Ways
 from bertha_socket.agent.kept import Kept, Via, Way
 from bertha_socket.agent.letters import Letter
@@ -188,7 +188,7 @@ class Remote:
         except OSError as error:  # a rule says what cannot be: no reason to do without
             text = f"{where}: {error.strerror or error}"
             return Outcome(Verdict.REFUSED, _firm(now, _LOCAL_SECONDS), detail=text).reply(now)
-        listener = self._listener(wish)
+        listener = self._listener(process, wish)
         if listener is not None:
             chosen = self._offers.choose(offer, listener, wish.server_addr)
             return self._outcome(chosen, offer, where, _LOCAL_SECONDS, wish.proto).reply(now, context)
@@ -248,16 +248,29 @@ class Remote:
         most = _AT_ONCE if uid == 0 else _AT_ONCE // 2
         return len(under_way) < _AT_ONCE and under_way.count(uid) < most
 
-    def _listener(self, wish: Negotiate) -> Listener | None:
-        """The listener of this host that the caller would reach; None: none, or it cannot be told which."""
+    def _listener(self, process: Process, wish: Negotiate) -> Listener | None:
+        """The listener of this host that the caller would reach; None: none, or it cannot be told which.
+
+        Who makes a namespace gives it any address: what another user has in one says nothing about whom the
+        caller reaches, unless his policy names that user.  The agent that answers at that address is asked
+        then.
+        """
         listeners = self._registry.listeners
         found = listeners.at(wish.netns, wish.server_addr, wish.server_port, wish.proto)
         if found is None and not addresses.is_loopback(wish.server_addr):
             others = listeners.anywhere(wish.server_addr, wish.server_port, wish.proto)
-            found = others[0] if len(others) == 1 else None
+            if len(others) == 1 and self._believed(process, wish, others[0].uid):
+                found = others[0]
         if found is not None and not found.members and listeners.drop_if_gone(found):
             return None
         return found
+
+    @staticmethod
+    def _believed(process: Process, wish: Negotiate, uid: int) -> bool:
+        where = wish.server_addr, wish.server_port
+        return uid == process.peer.uid or plans.trusts(
+            process.policy, process.subject, "client", *where, uid, wish.proto
+        )
 
     # -- what is remembered ---------------------------------------------------------------------------
 

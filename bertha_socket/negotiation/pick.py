@@ -81,10 +81,13 @@ def _least(one: int | None, other: int | None) -> int | None:
     return min(given) if given else None
 
 
-def _may_share(wishes: Wishes, other: Collection[str], system_agent: bool) -> bool:
-    if not wishes.allow_users:
-        return system_agent
+def names(wishes: Wishes, other: Collection[str]) -> bool:
+    """Whether that end's policy itself allows a user who goes by the name and number `other`."""
     return ANYBODY in wishes.allow_users or any(u in wishes.allow_users for u in other)
+
+
+def _may_share(wishes: Wishes, other: Collection[str], system_agent: bool) -> bool:
+    return names(wishes, other) if wishes.allow_users else system_agent
 
 
 def pick(
@@ -101,8 +104,8 @@ def pick(
 
     `client_user` and `server_user` are the names and numbers that each end's user goes by.  Users who differ
     share memory only if neither end's policy leaves the other out of its allow_users, and where a policy does
-    not say, only through a system agent (one that root runs).  `available` is what both ends can do:
-    shared memory is wanting where `shm` is not among it.
+    not say, only through a system agent (one that root runs) that can tell whom a connection reaches.
+    `available` is what both ends can do: shared memory is wanting where `shm` is not among it.
     """
     left = [i for i in allowed(client) if i in allowed(server) and (i in available or i == "tcp")]
     local = [i for i in left if i in LOCAL]

@@ -332,3 +332,25 @@ def test_what_carriers_write_to_is_memory(agent: Agent) -> None:
     os.close(fd)
     # The carrier's control socket and pidfd stay.
     eventually(lambda: agent.descriptors() <= before + 2, "the end of the process's descriptors")
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("says", ["", "allow_users = ['*']\n"], ids=["default", "named"])
+def test_another_users_namespace_decides_only_for_who_names_him(
+    agent: Agent, room: Path, netns: NamespaceTrio, other_uid: int, says: str
+) -> None:
+    """Anybody may make a namespace, and give it the address that a client reaches on another host."""
+    theirs = write_policy(room, "s.toml", server_rule("compress()", "allow_users = ['*']\n"))
+    mine = write_policy(room, "c.toml", client_rule("prefer compress()", says))
+    address = netns.server.address
+    with (
+        agent.shim(uid=other_uid, policy=theirs) as server,
+        agent.shim(policy=mine) as client,
+        agent.shim(uid=other_uid, policy=mine) as same,
+        in_namespace(netns.server.name, lambda: listen(address)) as sock,
+    ):
+        os.close(server.listen_with(sock, netns.server.name)[2])
+        port = sock.getsockname()[1]
+        assert same.negotiate(address, port, netns=netns.client.name).verdict == Verdict.PLAN
+        found = client.negotiate(address, port, netns=netns.client.name)
+        assert found.verdict == (Verdict.PLAN if says else Verdict.PLAIN)

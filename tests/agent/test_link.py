@@ -16,7 +16,8 @@ from bertha_socket.agent.client import AgentError
 from bertha_socket.agent.messages import Op
 from bertha_socket.reasons import Reason
 from tests.agent.conftest import Agent, StartAgent
-from tests.agent.shim import Hung, Link, RefusedError, Shim, find, hello_body, listen
+from tests.agent.shim import Hung, Link, RefusedError, Shim, find, hello_body, in_namespace, listen
+from tests.harness import NamespaceTrio
 from tests.harness.poll import eventually
 
 
@@ -237,6 +238,46 @@ def test_a_policy_says_which_users_share_memory(
         else:
             with pytest.raises(RefusedError, match="OTHER_USER"):
                 client.connect(*question)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize(
+    ("client_says", "server_says", "allowed"),
+    [("", "", False), ("them", "", False), ("", "them", False), ("them", "them", True)],
+)
+def test_users_of_two_namespaces_share_memory_only_where_both_say_so(
+    agent: Agent,
+    room: Path,
+    netns: NamespaceTrio,
+    other_uid: int,
+    client_says: str,
+    server_says: str,
+    allowed: bool,
+) -> None:
+    """Anybody may make a namespace, and give it the address that a client reaches on another host."""
+
+    def rule(says: str, them: int) -> str:
+        return f"[[rule]]\nallow_users = [{them}]\n" if says else ""
+
+    mine = write(room / "client.toml", rule(client_says, other_uid))
+    theirs = write(room / "server.toml", rule(server_says, os.geteuid()))
+    address = netns.server.address
+    with (
+        agent.shim(uid=other_uid, policy=theirs) as server,
+        agent.shim(policy=mine) as client,
+        in_namespace(netns.server.name, lambda: listen(address)) as sock,
+        in_namespace(netns.client.name, socket.socket) as probe,
+    ):
+        listener, _, claims = server.listen(sock, netns.server.name)
+        os.close(claims)
+        question = (listener, address, sock.getsockname()[1], memory.netns_cookie(probe.fileno()))
+        if allowed:
+            client.connect(*question).close()
+        else:
+            with pytest.raises(RefusedError, match="OTHER_USER"):
+                client.connect(*question)
+        with agent.shim(uid=other_uid, policy=theirs) as same:
+            same.connect(*question).close()
 
 
 def test_a_worker_of_another_user_gets_a_link_by_the_socket_it_holds(served: Served, other_uid: int) -> None:
