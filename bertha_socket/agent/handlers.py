@@ -192,7 +192,7 @@ def _connect(service: Service, caller: Caller, request: Request, fds: Descriptor
     _need(fds, 0)
     link = service.registry.connect(process, messages.parse_connect(request.body))
     return Answer(
-        body=messages.pack_link_reply(link.listener.id, link.index, link.plan),
+        body=messages.pack_link_reply(link.listener.id, link.index, link.plan, link.claimant),
         fds=(link.fd, link.listener.claims_fd),
         given=link.take_client_mailbox(),
     )
@@ -203,7 +203,7 @@ def _link(service: Service, caller: Caller, request: Request, fds: Descriptors) 
     _need(fds, 0)
     link = service.registry.link(process, *messages.parse_link(request.body))
     return Answer(
-        body=messages.pack_link_reply(link.listener.id, link.index, link.plan),
+        body=messages.pack_link_reply(link.listener.id, link.index, link.plan, link.claimant),
         fds=(link.fd,) if link.mailbox is None else (link.fd, link.mailbox.fileno()),
     )
 

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 MAGIC: Final = 0x41545242
 VERSION: Final = 1
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 MESSAGE_MAX: Final = 16384
 RESOLVE_MAX: Final = 8
 
@@ -30,7 +30,7 @@ LISTEN_REPLY: Final = struct.Struct("=QII")
 UNLISTEN: Final = struct.Struct("=Q")
 CONNECT: Final = struct.Struct("=Q16sHHIQ")
 LINK: Final = struct.Struct("=QII")
-LINK_REPLY: Final = struct.Struct("=QIIIIII")
+LINK_REPLY: Final = struct.Struct("=QIIIIIIQII")
 BELL: Final = struct.Struct("=II")
 RESOLVE: Final = struct.Struct("=16s16sHHI8Q")
 RESOLVE_REPLY: Final = struct.Struct("=Q")
@@ -151,6 +151,22 @@ class Negotiate(NamedTuple):
     netns: int
     #: "tcp" or "udp".
     proto: str = "tcp"
+
+
+class Proof(IntEnum):
+    """enum bertha_proof."""
+
+    NEEDED = 0
+    NONE = 1
+    ELSEWHERE = 2
+
+
+class Claimant(NamedTuple):
+    """struct bertha_claimant: whose claims come by a link, and what a server needs to believe them."""
+
+    users: int
+    uid: int
+    proof: Proof
 
 
 class WirePlan(NamedTuple):
@@ -305,6 +321,6 @@ def pack_negotiate_reply(
     return NEGOTIATE_REPLY.pack(verdict, carrier, valid_ms, len(plan), context, one_line(detail)) + plan
 
 
-def pack_link_reply(listener: int, index: int, plan: WirePlan) -> bytes:
+def pack_link_reply(listener: int, index: int, plan: WirePlan, claimant: Claimant) -> bytes:
     """struct bertha_link_reply."""
-    return LINK_REPLY.pack(listener, index, 0, *plan)
+    return LINK_REPLY.pack(listener, index, 0, *plan, *claimant)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from bertha_socket.agent import addresses
 from bertha_socket.agent.authors import NOTHING, Brought
-from bertha_socket.agent.messages import CarrierKind, DagNeed, Hello, WirePlan
+from bertha_socket.agent.messages import CarrierKind, Claimant, DagNeed, Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
 from bertha_socket.agent.spaces import Namespace
 from bertha_socket.negotiation.offer import Offer
@@ -98,6 +98,8 @@ class Link:
     client: Process
     fd: int
     plan: WirePlan
+    #: What servers are told of the client.
+    claimant: Claimant
     servers: set[Process] = field(default_factory=set)
     #: For `unix`: the way by which the client hands over descriptors.  The servers' end stays here, the
     #: client's end is the client's alone, so that its end is seen.

@@ -11,7 +11,7 @@ from typing import Final
 
 from bertha_socket._bottom import upper
 from bertha_socket.agent import addresses, messages
-from bertha_socket.agent.messages import DagNeed, WirePlan
+from bertha_socket.agent.messages import Claimant, DagNeed, Proof, WirePlan
 from bertha_socket.agent.model import Process, Refused
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.dag import Dag, Need, parse
@@ -38,6 +38,8 @@ _WHY: Final = {
     Cause.OTHER_USER: Why.OTHER_USER,
     Cause.NO_MEMORY: Why.NO_MEMORY,
 }
+#: The kernel's overflowuid(5).
+_NOBODY: Final = 65534
 _user_names: dict[int, str] = {}
 
 
@@ -150,6 +152,28 @@ def trusts(
 ) -> bool:
     """Whether `policy` itself, for that end of a connection to `addr`, names that user."""
     return names(wishes(policy, subject, side, addr, port, proto), (user_name(uid), str(uid)))
+
+
+@lru_cache(maxsize=1)
+def _users() -> tuple[int, bool]:
+    """The user namespace that we are in, by its inode (0: not known), and whether it has all users."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as file:
+            rows = [line.split() for line in file]
+        return os.stat("/proc/self/ns/user").st_ino, rows == [["0", "0", str(messages.UINT32_MAX)]]
+    except (OSError, ValueError):
+        return 0, False
+
+
+def claimant(uid: int, listener_uid: int, *, elsewhere: bool) -> Claimant:
+    """What servers are to make of the claims of a client of `uid`.  `elsewhere`: it is in another network
+    namespace than the listener; then the listener's policy names it (agree)."""
+    users, everybody = _users()
+    if uid == _NOBODY and not everybody:  # which all have who are not of our user namespace
+        users = 0
+    if uid == listener_uid:
+        return Claimant(users, uid, Proof.NONE)
+    return Claimant(users, uid, Proof.ELSEWHERE if elsewhere else Proof.NEEDED)
 
 
 def agree(

@@ -120,6 +120,9 @@ class Registry:
 
         Raises Refused or OSError."""
 
+        elsewhere = wish.netns != listener.where.netns
+        claimant = plans.claimant(process.peer.uid, listener.uid, elsewhere=elsewhere)
+
         def make(available: Collection[str]) -> Link:
             where = wish.server_addr, wish.server_port
             plan = plans.agree(
@@ -130,11 +133,11 @@ class Registry:
                 *where,
                 available=available,
                 proto=listener.where.proto,
-                elsewhere=wish.netns != listener.where.netns,
+                elsewhere=elsewhere,
             )
             rings = plan.implementation == messages.IMPL_SHM
             fd = memory.make_link(listener.id, index, process.peer.pid, rings)
-            return Link(listener, index, process, fd, plan)
+            return Link(listener, index, process, fd, plan, claimant)
 
         possible = room.available(p.peer.pid for p in (process, *listener.members))
         try:

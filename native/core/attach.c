@@ -12,6 +12,7 @@
 #include "agentc.h"
 #include "brief.h"
 #include "carried.h"
+#include "claimant.h"
 #include "conn.h"
 #include "connlog.h"
 #include "eset.h"
@@ -378,6 +379,14 @@ static bool take_claim(struct conn *c, int fd, struct listener *listener, uint64
   }
   if (!link_held(l)) {
     claim_withdraw(listener->claims, tag, word);
+    return false;
+  }
+  if (UNLIKELY(l->claimant.proof != BERTHA_PROOF_NONE) &&
+      !claimant_owns(&l->claimant, fd, (struct sockaddr *)&address, (struct sockaddr *)&peer)) {
+    claim_withdraw(listener->claims, tag,
+                   word); /* one look for each claim; whoever made it stays plain too */
+    atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_WORD(use, BERTHA_SLOT_REFUSED));
+    c->info.reason = BERTHA_WHY_OTHER_USER; /* if nothing better comes of it */
     return false;
   }
   c->link = l;

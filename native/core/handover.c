@@ -66,8 +66,12 @@ static uint32_t link_number(struct parcel_header *head, const struct link *l) {
   if (head->link_count == PARCEL_LINKS || l->fd < 0) {
     return 0;
   }
-  head->links[head->link_count] = (struct parcel_link){
-      .fd = l->fd, .index = l->index, .listener = l->listener, .plan = l->plan, .side = l->side};
+  head->links[head->link_count] = (struct parcel_link){.fd = l->fd,
+                                                       .index = l->index,
+                                                       .listener = l->listener,
+                                                       .plan = l->plan,
+                                                       .claimant = l->claimant,
+                                                       .side = l->side};
   return ++head->link_count;
 }
 

@@ -195,6 +195,7 @@ static bool open_parcel(struct unpacking *u, int fd, uint64_t token) {
   for (uint32_t i = 0; i < h->link_count; i++) {
     struct bertha_link_reply r = {.listener = h->links[i].listener, .index = h->links[i].index};
     r.plan = h->links[i].plan;
+    r.claimant = h->links[i].claimant;
     u->links[i] = link_inherit(h->links[i].fd, (int)(h->links[i].side & 1), &r);
   }
   return u->tables[0] != NULL;

@@ -163,6 +163,7 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
   l->ring_offset = h->ring_offset;
   l->side = (uint8_t)side;
   l->plan = reply->plan;
+  l->claimant = reply->claimant;
   if (l->plan.ring_size < RING_MIN || (l->plan.ring_size & (l->plan.ring_size - 1)) != 0) {
     l->plan.ring_size = 0;
   }

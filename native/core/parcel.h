@@ -17,6 +17,7 @@ struct parcel_link {
   uint32_t index;
   uint64_t listener;
   struct bertha_plan plan;
+  struct bertha_claimant claimant;
   uint32_t side;
   uint32_t reserved;
 };

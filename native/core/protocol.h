@@ -103,6 +103,19 @@ struct bertha_connect {
   uint32_t reserved2;
   uint64_t netns; /* the client's */
 };
+/* Whose claims come by a link.  Anybody who has one can write any 4-tuple into it, so users who differ prove that a
+ * connection is theirs: its other half, in the server's network namespace, is a socket of theirs (core/claimant.c). */
+enum bertha_proof {
+  BERTHA_PROOF_NEEDED = 0,
+  BERTHA_PROOF_NONE = 1, /* the listener's own user */
+  BERTHA_PROOF_ELSEWHERE =
+      2 /* of another namespace, whom the listener's policy names: only if the half is not here */
+};
+struct bertha_claimant {
+  uint64_t users; /* the user namespace (its inode) that `uid` is a number of; 0: not known */
+  uint32_t uid;
+  uint32_t proof; /* enum bertha_proof */
+};
 /* A plan for `unix` brings a mailbox as the last descriptor: the ends of one SOCK_SEQPACKET socketpair, the first
  * to the client, duplicates of the second to the listener's processes. */
 struct bertha_link_reply { /* + descriptors: link, claims (claims for CONNECT only), mailbox */
@@ -110,6 +123,7 @@ struct bertha_link_reply { /* + descriptors: link, claims (claims for CONNECT on
   uint32_t index;
   uint32_t reserved;
   struct bertha_plan plan;
+  struct bertha_claimant claimant;
 };
 
 /* LINK: the listener's side asks for link number `index` of its listener.  UNLINK: the client's side has given up its own

@@ -76,8 +76,9 @@ struct link { /* this process's mapping of a link */
   size_t ring_offset;
   uint8_t side;
   struct bertha_plan plan;
-  int fd;        /* hidden; -1 once given up */
-  int owner_pid; /* the process that may take slots (client) */
+  struct bertha_claimant claimant; /* server: whose claims come by it */
+  int fd;                          /* hidden; -1 once given up */
+  int owner_pid;                   /* the process that may take slots (client) */
   _Atomic uint64_t *dirty[2];
   struct bertha_sleeper *sleepers[2];
   struct bertha_slot *slots;

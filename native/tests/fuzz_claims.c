@@ -39,7 +39,10 @@ static void open_link(void) {
   rig_check(read(held[0], &good, 1) == 1 && good, "a holder");
   close(held[0]);
   close(held[1]);
-  struct bertha_link_reply reply = {.listener = 7, .index = 1, .plan = {BERTHA_IMPL_SHM, 0, 0, 0}};
+  struct bertha_link_reply reply = {.listener = 7,
+                                    .index = 1,
+                                    .plan = {BERTHA_IMPL_SHM, 0, 0, 0},
+                                    .claimant = {.proof = BERTHA_PROOF_NONE}};
   serving = link_adopt(fd, BERTHA_SIDE_SERVER, &reply);
   rig_check(serving != NULL, "link_adopt");
 }

@@ -280,13 +280,15 @@ class Shim:
     def _link(self, reply: Reply, *, claims: bool) -> Link:
         if reply.status:
             raise RefusedError(Reason(reply.status))
-        listener, index, _, *plan = messages.LINK_REPLY.unpack(reply.body)
+        listener, index, _, *more = messages.LINK_REPLY.unpack(reply.body)
+        plan, (users, uid, proof) = more[:4], more[4:]
+        claimant = messages.Claimant(users, uid, messages.Proof(proof))
         fds = list(reply.fds)
         link_fd = fds.pop(0)
         claims_fd = fds.pop(0) if claims else -1
         mailbox = fds.pop(0) if fds else -1
         assert not fds
-        return Link(listener, index, messages.WirePlan(*plan), link_fd, claims_fd, mailbox)
+        return Link(listener, index, messages.WirePlan(*plan), link_fd, claims_fd, mailbox, claimant)
 
     def resolve_nothing(self) -> None:
         """A question without consequence: what was sent before it has been done when it is answered."""
@@ -362,6 +364,7 @@ class Link:
     fd: int
     claims: int
     mailbox: int
+    claimant: messages.Claimant
 
     def dead(self) -> bool:
         (word,) = struct.unpack("=I", os.pread(self.fd, 4, lib.OFFSETOF_link_dead))

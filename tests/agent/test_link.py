@@ -240,6 +240,18 @@ def test_a_policy_says_which_users_share_memory(
                 client.connect(*question)
 
 
+def test_servers_are_told_whose_claims_come_by_a_link(served: Served, other_uid: int) -> None:
+    """Anybody can write any connection's addresses into a link: another user has to prove that one is his."""
+    users = os.stat("/proc/self/ns/user").st_ino
+    for uid, proof in ((os.geteuid(), messages.Proof.NONE), (other_uid, messages.Proof.NEEDED)):
+        with served.agent.shim(uid=uid) as client:
+            link = served.connect(client)
+            told = served.server.link(served.listener, link.index)
+            assert told.claimant == messages.Claimant(users, uid, proof)
+            told.close()
+            link.close()
+
+
 @pytest.mark.net
 @pytest.mark.parametrize(
     ("client_says", "server_says", "allowed"),
