@@ -38,8 +38,8 @@ def required() -> Required:
     from bertha_socket import policy  # only where there is a file: it costs a program's start
 
     rules = policy.load(path)
-    if os.environ.get("BERTHA_POLICY"):
-        os.environ["BERTHA_POLICY"] = path  # the agent reads it, from another working directory
+    # The agent reads it, from another working directory; and it may be another user's, with other defaults.
+    os.environ["BERTHA_POLICY"] = path
     children = policy.musts(rules)
     return Required(path, policy.musts(rules, _subject()) if children else "", children)
 

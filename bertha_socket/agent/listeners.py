@@ -92,7 +92,8 @@ class Listeners:
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
         offered = reach
         if process.offer is None and (known is None or known.offer is None):
-            offered = [a for a in reach if plans.listed(process.policy, process.subject, a, where)]
+            by = process if process.policy_error is None or known is None else known
+            offered = [a for a in reach if plans.listed(by.policy, by.subject, a, where)]
         if not offered:
             space.close()
             first = reach[0] if reach else where.addr
@@ -124,6 +125,11 @@ class Listeners:
             self.leave(process, listener, now, closed=True)
             raise Refused(Why.TABLE_FULL)
         return listener
+
+    def joins(self, process: Process, where: Listening) -> bool:
+        """Whether that socket is a listener's of another user, which the process has inherited."""
+        known = self._by_place.get((where.netns, where.addr, where.port, where.proto))
+        return known is not None and known.uid != process.peer.uid and where.cookie in known.cookies
 
     def _known(self, process: Process, where: Listening, diag: socket.socket) -> Listener | None:
         """The listener that this socket belongs to, if it is registered already."""

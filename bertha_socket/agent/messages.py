@@ -43,6 +43,7 @@ HELLO_CLIENT_DAGS: Final = 1
 #: The same for datagrams: as a client; as one to whom others send.
 HELLO_CLIENT_DATAGRAMS: Final = 2
 HELLO_SERVER_DATAGRAMS: Final = 4
+HELLO_NO_POLICY: Final = 8
 #: In NEGOTIATE: what is remembered about this destination has proved wrong; it is about datagrams.
 NEGOTIATE_FRESH: Final = 1
 NEGOTIATE_DATAGRAMS: Final = 2

@@ -61,10 +61,12 @@ class Registry:
 
         Takes the netlink sockets over, whatever happens.  Raises Refused or OSError.
         """
-        if process.policy_error is not None or len(process.listeners) >= limits.LISTENERS_PER_PROCESS:
+        # A worker that has changed its user may not be able to read the file; the listener goes by its owner's.
+        lost = process.policy_error is not None and not self.listeners.joins(process, where)
+        if lost or len(process.listeners) >= limits.LISTENERS_PER_PROCESS:
             route.close()
             diag.close()
-            raise Refused(Why.POLICY if process.policy_error is not None else Why.TABLE_FULL)
+            raise Refused(Why.POLICY if lost else Why.TABLE_FULL)
         try:
             self._check_share(process, max(route.fileno(), diag.fileno()))
         except Refused:

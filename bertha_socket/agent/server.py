@@ -293,6 +293,8 @@ class Server:
             messages.HELLO_SERVER_DATAGRAMS: ("server", "udp"),
         }
         flags = sum(bit for bit, kind in kinds.items() if plans.has_dags(process.policy, *kind))
+        if process.policy_error is not None:
+            flags |= messages.HELLO_NO_POLICY
         return Answer(body=messages.HELLO_REPLY.pack(self.registry.directory.generation, os.getpid(), flags))
 
     def _enter_late(self, connection: Connection, process: Process, loaded: Loaded) -> None:

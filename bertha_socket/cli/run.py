@@ -129,8 +129,7 @@ def _policy(options: _Options, env: dict[str, str]) -> None:
         loaded = policy.load(absolute)
     except policy.PolicyError as error:
         _fail(_EXIT_USAGE, str(error))
-    if options.policy is not None or env.get("BERTHA_POLICY"):
-        env["BERTHA_POLICY"] = absolute
+    env["BERTHA_POLICY"] = absolute  # a default, too: the agent may be another user's, with other defaults
     if musts := policy.musts(loaded):
         env["BERTHA_MUST"] = musts
 
@@ -146,7 +145,7 @@ def _agent(options: _Options, env: dict[str, str]) -> str | None:
         return f"no agent answers at {path}, and --no-agent forbids to start one"
     from bertha_socket.agent.start import ensure_agent
 
-    return ensure_agent(path, policy=env.get("BERTHA_POLICY")).error
+    return ensure_agent(path, policy=options.policy).error
 
 
 def _demand(library: Library, target: Target, preload: str, env: dict[str, str]) -> None:

@@ -400,7 +400,8 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
     return refused(c, fd, bertha_reason_text(BERTHA_WHY_NO_AGENT));
   }
   c->plan = answer.number; /* for the log, too: it may say why not */
-  if (answer.verdict == BERTHA_VERDICT_PLAIN) {
+  bool unread = bertha.must_connect && agent_dags(BERTHA_HELLO_NO_POLICY); /* this may be what it is about */
+  if (answer.verdict == BERTHA_VERDICT_PLAIN && !unread) {
     return CARRIED_NOT;
   }
   if (answer.verdict != BERTHA_VERDICT_PLAN) {

@@ -284,6 +284,9 @@ static uint32_t decide(int fd, int family, const uint8_t addr[16], uint16_t port
       a->verdict = BERTHA_VERDICT_REFUSED;
       strncpy(a->detail, bertha_reason_text(BERTHA_WHY_NO_AGENT), sizeof a->detail - 1);
     }
+  } else if (a->verdict == BERTHA_VERDICT_PLAIN && bertha.must_send_datagrams &&
+             agent_dags(BERTHA_HELLO_NO_POLICY)) {
+    a->verdict = BERTHA_VERDICT_REFUSED;
   }
   return a->verdict;
 }

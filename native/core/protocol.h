@@ -63,6 +63,7 @@ struct bertha_hello_reply {
 #define BERTHA_HELLO_CLIENT_DAGS 1u      /* a rule of its policy has chunnels for it as a client */
 #define BERTHA_HELLO_CLIENT_DATAGRAMS 2u /* the same for its datagrams */
 #define BERTHA_HELLO_SERVER_DATAGRAMS 4u /* and for those of a UDP socket that it binds */
+#define BERTHA_HELLO_NO_POLICY 8u        /* its policy file cannot be read or makes no sense */
 
 /* Implementations of local_or_remote, as bits. */
 #define BERTHA_IMPL_SHM 1u

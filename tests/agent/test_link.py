@@ -303,6 +303,21 @@ def test_a_worker_of_another_user_gets_a_link_by_the_socket_it_holds(served: Ser
         link.close()
 
 
+def test_a_worker_that_cannot_read_its_masters_policy(agent: Agent, room: Path, other_uid: int) -> None:
+    """It serves what its master has; on its own it may not be anything."""
+    policy = write(room / "p.toml", '[[rule]]\nside = "server"\nspin_us = 5\n')
+    Path(policy).chmod(0o600)
+    with agent.shim(policy=policy) as master, agent.shim(uid=other_uid, policy=policy) as worker:
+        with listen() as sock, listen() as another:
+            number, _, claims = master.listen(sock)
+            os.close(claims)
+            same, _, claims = worker.listen(sock)
+            os.close(claims)
+            assert same == number
+            with pytest.raises(RefusedError, match="POLICY"):
+                worker.listen(another)
+
+
 # -- policy -------------------------------------------------------------------------------------------
 
 

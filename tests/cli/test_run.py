@@ -336,6 +336,16 @@ def test_policy_path_is_made_absolute(launcher: Launcher, tmp_path: Path) -> Non
     assert done.stdout == f"{tmp_path.resolve()}/p.toml\n"
 
 
+def test_default_policy_is_handed_on(launcher: Launcher, tmp_path: Path) -> None:
+    """An agent of another user has other defaults."""
+    config = tmp_path / "home" / ".config" / "bertha"
+    config.mkdir(parents=True)
+    (config / "bertha.toml").write_text("")
+    env = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": ""}
+    done = launcher.run("sh", "-c", "echo $BERTHA_POLICY", env=env)
+    assert done.stdout == f"{config}/bertha.toml\n"
+
+
 def test_not_found_and_not_executable(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("no program")
     missing_interpreter = script(tmp_path / "lost", "#!/none/such/thing\n")

@@ -5,6 +5,7 @@ The cases are those of tests/chunnels/test_without_agent.py; there the program h
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from tests.conftest import MakeHost
 from tests.harness import Host, Program, connections, eventually, free_port
+from tests.harness.hosts import as_user
 
 _HERE = Path(__file__).parent
 _PROGRAM = _HERE / "one_door.py"
@@ -237,3 +239,55 @@ def test_library_that_does_not_load(make_host: MakeHost, plain_port: int) -> Non
     said = host.spawn(command, shim=False, env=without).wait(20)
     assert "PONG" not in said
     assert "none.so" in said
+
+
+@pytest.mark.parametrize("door", ["shim", "monkey", "drop-in"])
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_own_default_file(make_host: MakeHost, plain_port: int, door: str, role: str) -> None:
+    """The agent is not the program's user's: its defaults are other ones."""
+    host = make_host()
+    config = host.dir / "home" / ".config" / "bertha"
+    config.mkdir(parents=True)
+    (config / "bertha.toml").write_text(_policy("one_door.py", role, "encrypt()"))
+    home = {"HOME": str(host.dir / "home"), "XDG_CONFIG_HOME": ""}
+    kind = "stdlib" if door == "shim" else door
+    if role == "client":
+        command = [sys.executable, _PROGRAM, kind, "client", plain_port]
+        assert "PONG" not in host.run(command, shim=door == "shim", env=home, check=False)
+        return
+    port = free_port()
+    command = [sys.executable, _PROGRAM, kind, "server", port]
+    host.spawn(command, shim=door == "shim", env=home).wait_text("ready")
+    assert _ask_plainly(port) == b""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("role", ["server", "client"])
+@pytest.mark.parametrize("dag", ["encrypt()", "prefer encrypt()"])
+def test_file_that_another_user_cannot_read(
+    make_host: MakeHost, plain_port: int, role: str, dag: str
+) -> None:
+    """Who has become somebody else is refused what it may require, and the log says why."""
+    host = make_host()
+    host.open_to_other_users()
+    host.set_policy(_policy("perl", role, dag))
+    assert host.policy is not None
+    host.policy.chmod(0o600)
+    port = free_port() if role == "server" else plain_port
+    perl = {
+        "server": f"$s=IO::Socket::INET->new(LocalAddr=>'127.0.0.1',LocalPort=>{port},Listen=>5) or die;"
+        "print qq(ready\\n); $c=$s->accept; syswrite($c,'PONG') if sysread($c,$b,100); sleep 60",
+        "client": f"$c=IO::Socket::INET->new('127.0.0.1:{port}') or die qq($!\\n);"
+        "syswrite($c,'PING'); sysread($c,$b,100); print $b",
+    }[role]
+    command = [*as_user("nobody"), "perl", "-MIO::Socket::INET", "-e", f"$|=1; {perl}"]
+    if role == "server":
+        host.spawn(command).wait_text("ready")
+        said = _ask_plainly(port).decode()
+    else:
+        said = host.run(command, check=False)
+    assert ("PONG" in said) == dag.startswith("prefer"), said
+    if role == "client" and dag == "encrypt()":
+        assert "Connection refused" in said
+        found = [c for c in host.connlog() if not c.plain]
+        assert any("Permission denied" in (c.reason or "") for c in found), host.connlog()
