@@ -37,6 +37,8 @@ class Listeners:
         #: Who has the directory's entry for (namespace, address, port, protocol).
         self._holders: dict[tuple[int, bytes, int, str], Listener] = {}
         self.spaces = Spaces(self._space_changed)
+        #: Called with a listener that is reached under other addresses than before: other rules may hold.
+        self.moved: Callable[[Listener], None] = lambda listener: None
         #: Called with the number of a listener that is no more.
         self.forgotten: Callable[[int], None] = lambda number: None
         #: Listeners for which no process vouches; each has a `check_at`.
@@ -94,7 +96,9 @@ class Listeners:
         if process.offer is None and (known is None or known.offer is None):
             by = process if process.policy_error is None or known is None else known
             offered = [a for a in reach if plans.listed(by.policy, by.subject, a, where)]
-        if not offered:
+        # A rule with chunnels may be about an address that is yet to come.
+        later = addresses.is_wildcard(where.addr) and plans.has_dags(process.policy, "server", where.proto)
+        if not offered and not later:
             space.close()
             first = reach[0] if reach else where.addr
             raise Refused(plans.refusal(process.policy, process.subject, first, where.port, where.proto))
@@ -121,7 +125,7 @@ class Listeners:
         self._orphans.discard(listener)
         process.listeners.add(listener)
         self._place(listener, offered)
-        if not listener.entries and known is None:
+        if offered and not listener.entries and known is None:
             self.leave(process, listener, now, closed=True)
             raise Refused(Why.TABLE_FULL)
         return listener
@@ -225,6 +229,7 @@ class Listeners:
             return  # what was true a moment ago is a better guess than nothing
         where = listener.where
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
+        before = set(listener.entries)
         self._place(
             listener,
             [
@@ -233,6 +238,8 @@ class Listeners:
                 if listener.offer is not None or plans.listed(listener.policy, listener.subject, a, where)
             ],
         )
+        if before != listener.entries.keys():
+            self.moved(listener)
 
     def _space_changed(self, space: Namespace) -> None:
         for listener in self:

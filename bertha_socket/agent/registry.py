@@ -61,7 +61,7 @@ class Registry:
 
         Takes the netlink sockets over, whatever happens.  Raises Refused or OSError.
         """
-        # A worker that has changed its user may not be able to read the file; the listener goes by its owner's.
+        # A worker that has changed its user may not be able to read the file; its owner's rules hold.
         lost = process.policy_error is not None and not self.listeners.joins(process, where)
         if lost or len(process.listeners) >= limits.LISTENERS_PER_PROCESS:
             route.close()

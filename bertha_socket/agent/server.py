@@ -70,6 +70,7 @@ class Server:
         self._carriers = Carriers(self, judge, secrets.contexts, log=others.carrier_log)
         secrets.changed = self._carriers.context_changed
         registry.listeners.forgotten = secrets.drop
+        registry.listeners.moved = self.settle
         self._remote = Remote(self, registry, self._offers, secrets, others, self._answer_late)
         self._responder = Responder(self, registry, self._offers, secrets, others.reach)
         self._responder.heard = self._remote.heard

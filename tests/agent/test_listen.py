@@ -7,14 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from bertha_socket.agent import memory, messages
 from bertha_socket.agent.messages import Op
 from bertha_socket.reasons import Reason
-from tests.agent.conftest import Agent
-from tests.agent.shim import RefusedError, entries, find, in_namespace, listen, netlinks
+from tests.agent.conftest import Agent, StartAgent
+from tests.agent.shim import RefusedError, claims_need, entries, find, in_namespace, listen, netlinks
 from tests.harness import NamespaceTrio
 from tests.harness.poll import eventually
 
@@ -343,6 +344,34 @@ def test_a_wildcards_entries_follow_the_namespaces_addresses(agent: Agent, netns
             gone(agent, "10.99.0.1", 7300)
             assert find(agent.path, netns.trap.address, 7300)
             os.close(shim.listen(server, netns.trap.name)[2])  # with other netlink sockets
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("others", ["", '[[rule]]\nrequire = ["tcp"]\n'], ids=["listed", "plain"])
+def test_an_address_that_comes_later_has_its_rule(
+    start_agent: StartAgent, room: Path, netns: NamespaceTrio, others: str
+) -> None:
+    agent = start_agent(BERTHA_AGENT_PORT="0")
+    policy = room / "p.toml"
+    policy.write_text('[[rule]]\nside = "server"\naddress = "10.98.0.0/16"\ndag = "compress()"\n' + others)
+
+    def ip(word: str) -> None:
+        words = ["ip", "-n", netns.trap.name, "addr", word, "10.98.0.1/32", "dev", "lo"]
+        subprocess.run(words, check=True, timeout=10)
+
+    with in_namespace(netns.trap.name, lambda: listen("0.0.0.0", 7301)) as server:
+        with agent.shim(policy=str(policy)) as shim:
+            claims = shim.listen(server, netns.trap.name)[2]
+            assert claims_need(claims)[0] == messages.DagNeed.NONE
+            ip("add")
+            try:
+                eventually(
+                    lambda: claims_need(claims)[0] == messages.DagNeed.REQUIRED, "the rule's chunnel", 5
+                )
+            finally:
+                ip("del")
+            eventually(lambda: claims_need(claims)[0] == messages.DagNeed.NONE, "nothing to negotiate", 5)
+            os.close(claims)
 
 
 @pytest.mark.net
