@@ -48,6 +48,7 @@ class Reason(IntEnum):
     SECCOMP = 30
     NO_RINGS = 31
     ALL_BY_UDP = 32
+    POLICY_UNREAD = 33
 
 
 _TEXTS: dict[int, str] = {
@@ -84,6 +85,7 @@ _TEXTS: dict[int, str] = {
     Reason.SECCOMP: "the program has installed a seccomp filter, which may forbid the shim's own calls",
     Reason.NO_RINGS: "the carrier of its chunnels has no rings here, and is reached by unix sockets",
     Reason.ALL_BY_UDP: "none went by memory: the peer is not under bertha-run, or slept at each datagram",
+    Reason.POLICY_UNREAD: "the agent cannot use the policy file: it is not there for it, wrong, or too slow",
 }
 
 

@@ -47,6 +47,7 @@ HELLO_NO_POLICY: Final = 8
 #: In NEGOTIATE: what is remembered about this destination has proved wrong; it is about datagrams.
 NEGOTIATE_FRESH: Final = 1
 NEGOTIATE_DATAGRAMS: Final = 2
+NEGOTIATE_MUST: Final = 4
 PLAN_MAX: Final = 8192  # BERTHA_CARRIER_PLAN_MAX
 _DETAIL_MAX: Final = 399
 
@@ -152,6 +153,8 @@ class Negotiate(NamedTuple):
     netns: int
     #: "tcp" or "udp".
     proto: str = "tcp"
+    #: Who asks requires chunnels, whatever his policy file says now.
+    must: bool = False
 
 
 class Proof(IntEnum):
@@ -290,7 +293,8 @@ def parse_negotiate(body: bytes) -> Negotiate:
     if port == 0:
         raise BadMessage("a destination without a port")
     proto = "udp" if flags & NEGOTIATE_DATAGRAMS else "tcp"
-    return Negotiate(addr, port, bool(flags & NEGOTIATE_FRESH), patience, netns, proto)
+    must = bool(flags & NEGOTIATE_MUST)
+    return Negotiate(addr, port, bool(flags & NEGOTIATE_FRESH), patience, netns, proto, must)
 
 
 def parse_carrier(body: bytes) -> CarrierKind:

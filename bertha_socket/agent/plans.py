@@ -193,7 +193,7 @@ def agree(
 
     Raises Refused."""
     if client.policy_error is not None:
-        raise Refused(Why.POLICY)
+        raise Refused(Why.POLICY_UNREAD)
     uid = client.peer.uid
     picked = pick(
         wishes(client.policy, client.subject, "client", addr, port, proto),

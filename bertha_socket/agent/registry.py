@@ -66,7 +66,7 @@ class Registry:
         if lost or len(process.listeners) >= limits.LISTENERS_PER_PROCESS:
             route.close()
             diag.close()
-            raise Refused(Why.POLICY if lost else Why.TABLE_FULL)
+            raise Refused(Why.POLICY_UNREAD if lost else Why.TABLE_FULL)
         try:
             self._check_share(process, max(route.fileno(), diag.fileno()))
         except Refused:

@@ -182,7 +182,9 @@ class Remote:
         where = addresses.endpoint(wish.server_addr, wish.server_port)
         application = process.offer is not None
         if process.policy_error is not None and not application:
-            return Outcome(Verdict.PLAIN, _firm(now, _LOCAL_SECONDS), detail=process.policy_error).reply(now)
+            # Whoever has read the file, bertha-run or a door, has told the shim what it requires.
+            verdict = Verdict.REFUSED if wish.must else Verdict.PLAIN
+            return Outcome(verdict, _firm(now, _LOCAL_SECONDS), detail=process.policy_error).reply(now)
         try:
             offer, context = self._offers.of_client(process, wish.server_addr, wish.server_port, wish.proto)
         except OSError as error:  # a rule says what cannot be: no reason to do without

@@ -184,8 +184,8 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
     if (UNLIKELY(bertha.must_serve) && !(conn_flags(l) & CONN_OWN) && l->listener == 0 &&
         ((l->info.reason != BERTHA_WHY_POLICY && l->info.reason != BERTHA_WHY_SHM_PROHIBITED) ||
          agent_dags(BERTHA_HELLO_NO_POLICY))) {
-      carried_refuse(c, fd,
-                     agent_dags(BERTHA_HELLO_NO_POLICY) ? BERTHA_WHY_CHUNNEL_REFUSED : BERTHA_WHY_NO_AGENT);
+      bool unread = l->info.reason == BERTHA_WHY_POLICY_UNREAD || agent_dags(BERTHA_HELLO_NO_POLICY);
+      carried_refuse(c, fd, unread ? BERTHA_WHY_POLICY_UNREAD : BERTHA_WHY_NO_AGENT);
     }
     conn_set_flag(c, conn_flags(l) & CONN_INHERITED); /* the kernel's new socket is a copy of the listener */
     c->tx_bound = l->tx_bound;

@@ -265,7 +265,8 @@ static bool worth_asking(const uint8_t addr[16], uint16_t port) {
   if (bertha.policy[0] != '\0' || bertha.must_send_datagrams) {
     agent_greet();
   }
-  return agent_dags(BERTHA_HELLO_CLIENT_DATAGRAMS) || directory_datagrams(addr, port) ||
+  return bertha.must_send_datagrams /* the agent may not have been able to read why */ ||
+         agent_dags(BERTHA_HELLO_CLIENT_DATAGRAMS) || directory_datagrams(addr, port) ||
          (carried_is_private(addr) && !is_infrastructure(port));
 }
 

@@ -52,9 +52,11 @@ static struct plan *last(const uint8_t addr[16], uint16_t port, bool datagrams) 
 
 static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int fd, bool datagrams,
                         bool fresh) {
+  bool must = datagrams ? bertha.must_send_datagrams : bertha.must_connect;
   struct bertha_negotiate body = {.server_port = port,
                                   .reserved = (fresh ? BERTHA_NEGOTIATE_FRESH : 0) |
-                                              (datagrams ? BERTHA_NEGOTIATE_DATAGRAMS : 0),
+                                              (datagrams ? BERTHA_NEGOTIATE_DATAGRAMS : 0) |
+                                              (must ? BERTHA_NEGOTIATE_MUST : 0),
                                   .patience_ms = PATIENCE_MS,
                                   .netns = bertha_netns(fd)};
   memcpy(body.server_addr, addr, 16);

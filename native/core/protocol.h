@@ -170,6 +170,7 @@ struct bertha_negotiate {
 };
 #define BERTHA_NEGOTIATE_FRESH 1u     /* the plan of before was refused: not that one again */
 #define BERTHA_NEGOTIATE_DATAGRAMS 2u /* it is about a UDP port */
+#define BERTHA_NEGOTIATE_MUST 4u /* its policy requires chunnels: it is not plain where that cannot be read */
 enum bertha_verdict {
   BERTHA_VERDICT_PLAIN = 0,   /* no chunnels */
   BERTHA_VERDICT_PLAN = 1,    /* by the carrier named, with the plan that follows */

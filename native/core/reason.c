@@ -47,6 +47,8 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_NO_RINGS] = "the carrier of its chunnels has no rings here, and is reached by unix sockets",
     [BERTHA_WHY_ALL_BY_UDP] =
         "none went by memory: the peer is not under bertha-run, or slept at each datagram",
+    [BERTHA_WHY_POLICY_UNREAD] =
+        "the agent cannot use the policy file: it is not there for it, wrong, or too slow",
 };
 
 const char *bertha_reason_text(uint32_t reason) {

@@ -387,7 +387,7 @@ def test_a_wrong_policy_negotiates_nothing_and_says_why(agent: Agent, room: Path
     path = room / "p.toml"
     path.write_bytes(content)
     with agent.shim(policy=str(path)) as shim, listen() as sock:
-        with pytest.raises(RefusedError, match="POLICY"):
+        with pytest.raises(RefusedError, match="POLICY_UNREAD"):
             shim.listen(sock)
         (process,) = agent.status()["processes"]
         assert str(path) in process["policy_error"]
@@ -413,7 +413,7 @@ def test_a_users_policy_is_read_with_that_users_rights(agent: Agent, room: Path,
     missing = room / "missing.toml"
     for path, why in ((secret, "Permission denied"), (fifo, "not a regular file"), (missing, "No such file")):
         with agent.shim(uid=other_uid, policy=str(path)) as shim, listen() as sock:
-            with pytest.raises(RefusedError, match="POLICY"):
+            with pytest.raises(RefusedError, match="POLICY_UNREAD"):
                 shim.listen(sock)
             (process,) = agent.status()["processes"]
             assert why in process["policy_error"], process
@@ -428,7 +428,7 @@ def test_many_users_policies_at_once(agent: Agent, room: Path, other_uid: int) -
     for i, shim in enumerate(shims):
         assert shim.receive().status == 0
         with listen() as sock:
-            assert shim.try_listen(sock).status == (Reason.POLICY if i % 12 else 0)
+            assert shim.try_listen(sock).status == (Reason.POLICY_UNREAD if i % 12 else 0)
         shim.close()
     eventually(lambda: not agent.status()["processes"], "the processes' end")
     with open(f"/proc/{agent.process.pid}/task/{agent.process.pid}/children") as file:
