@@ -93,6 +93,13 @@ class Service(Protocol):
     def settle(self, listener: Listener) -> None:
         """Decides what a listener's connections may have, after it has registered."""
 
+    @property
+    def agents_port(self) -> int:
+        """On which agents ask one another; 0: this one does not."""
+
+    def open_port(self, listener: Listener) -> bool:
+        """Listens there in that listener's namespace as well, if that may be; whether it is done."""
+
     def adopt_port(self, fd: int) -> None:
         """Takes over a socket that listens on the agents' port of a namespace."""
 
@@ -167,18 +174,30 @@ def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors
         return Answer(Why.REFUSED_BY_AGENT)
     listener, bits = service.registry.listen(process, where, route, diag, service.now)
     service.settle(listener)
-    if len(fds) > 3 and sockets.is_for_agents(fds.look(3), where.netns, "tcp"):
-        service.adopt_port(fds.look(3))
-        fds.taken(3)
-        if len(fds) > 4 and sockets.is_for_agents(fds.look(4), where.netns, "udp"):
-            service.adopt_letters(fds.look(4))
-            fds.taken(4)
     # Who runs the chunnels himself is told what he offers; shims then have nothing to do.
     need = listener.need if process.offer is None else need_of_offer(process.offer)
+    if need != messages.DagNeed.NONE and not service.open_port(listener):
+        _adopt_doors(service, caller, where.netns, fds)
     return Answer(
         body=messages.LISTEN_REPLY.pack(listener.id, bits, need),
         fds=(listener.claims_fd,),
     )
+
+
+def _adopt_doors(service: Service, caller: Caller, netns: int, fds: Descriptors) -> None:
+    """Sockets on the agents' port that come along, where the agent cannot have its own.
+
+    Who has them, too, can make the agent wait at them.  So they are taken from its own user only.
+    """
+    port = service.agents_port
+    if len(fds) < 4 or not port or caller.peer.uid not in (0, os.geteuid()):
+        return
+    if sockets.is_for_agents(fds.look(3), netns, "tcp", port):
+        service.adopt_port(fds.look(3))
+        fds.taken(3)
+        if len(fds) > 4 and sockets.is_for_agents(fds.look(4), netns, "udp", port):
+            service.adopt_letters(fds.look(4))
+            fds.taken(4)
 
 
 def _unlisten(service: Service, caller: Caller, request: Request, fds: Descriptors) -> None:

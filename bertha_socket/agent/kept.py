@@ -8,6 +8,7 @@ other end: who asks by one asks once more by a fresh one when that fails (remote
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -15,7 +16,7 @@ from typing import Final, NamedTuple
 from bertha_socket.agent import addresses
 from bertha_socket.agent.handlers import Caller, Ways
 from bertha_socket.agent.loop import Loop
-from bertha_socket.agent.memory import netns_cookie
+from bertha_socket.agent.memory import netns_cookie, within_netns
 from bertha_socket.agent.talk import Talk
 
 #: Seconds.  Longer than a plan holds, so that it is asked for anew without connecting; shorter than a
@@ -83,9 +84,9 @@ class Kept:
         callee's.
 
         In the agent's own namespace the agent takes a socket of its own: nobody else can read it or write to
-        it, so it serves everybody.  Elsewhere it is a duplicate of the caller's, who has it too: that one is
-        for the caller's questions alone and goes when the caller does, also because it keeps its namespace
-        alive.  Raises OSError.
+        it, so it serves everybody.  Elsewhere it leads where the caller's does: that one is for the caller's
+        questions alone and goes when the caller does, also because it keeps its namespace alive.  Raises
+        OSError.
         """
         if via is None:
             family = socket.AF_INET6 if ":" in addresses.to_text(addr) else socket.AF_INET
@@ -95,8 +96,29 @@ class Kept:
             )
         udp = theirs.udp
         return Way(netns, addr, caller), Ways(
-            theirs.tcp.dup(), _or_none(udp.dup) if udp is not None else None
+            self._like(caller, netns, theirs.tcp, via),
+            _or_none(lambda: self._like(caller, netns, udp, via)) if udp is not None else None,
         )
+
+    def _like(self, caller: Caller, netns: int, theirs: socket.socket, via: Via) -> socket.socket:
+        """A socket that leads where theirs does.  Not a duplicate: O_NONBLOCK is common to those, and who
+        takes it off can make us wait in connect().  Where we may not have one, only our own user can."""
+        sock = None
+        try:
+            elsewhere = within_netns(theirs) if netns != self._own_netns() else contextlib.nullcontext()
+            with elsewhere:
+                sock = socket.socket(theirs.family, theirs.type & ~socket.SOCK_NONBLOCK)
+            if via.mark:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_MARK, via.mark)
+            if via.device:
+                sock.setsockopt(socket.SOL_SOCKET, _SO_BINDTODEVICE, via.device + b"\0")
+            return sock
+        except OSError:
+            if sock is not None:
+                sock.close()
+            if caller.peer.uid not in (0, os.geteuid()):
+                raise
+            return theirs.dup()
 
     def _own_netns(self) -> int:
         if self._own is None:

@@ -7,10 +7,13 @@ tables with pread, so that no client can make it take a SIGBUS.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
+import socket
 import sys
+from collections.abc import Iterator
 from typing import Final
 
 from bertha_socket._native import ffi, lib
@@ -28,6 +31,36 @@ DIRECTORY_ENTRIES: Final = int(lib.BERTHA_DIR_ENTRIES)
 def netns_cookie(fd: int) -> int:
     """The kernel's number of the network namespace of any socket; 0 when it does not say (before 5.14)."""
     return int(lib.agent_netns_cookie(fd))
+
+
+def _netns_of(sock: socket.socket) -> int:
+    fd = int(lib.agent_netns_of(sock.fileno()))
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    return fd
+
+
+@contextlib.contextmanager
+def within_netns(of: socket.socket) -> Iterator[None]:
+    """The sockets that are made within are in that one's network namespace.
+
+    Raises OSError where we may not go there, or not come back: that takes CAP_SYS_ADMIN in both.
+    """
+    with contextlib.ExitStack() as stack:
+        with socket.socket(socket.AF_UNIX) as ours:
+            own = _netns_of(ours)
+        stack.callback(os.close, own)
+        there = _netns_of(of)
+        stack.callback(os.close, there)
+        for netns in (own, there):  # the first goes nowhere, and tells whether there is a way back
+            number = lib.agent_enter_netns(netns)
+            if number:
+                raise OSError(number, os.strerror(number))
+        try:
+            yield
+        finally:
+            if lib.agent_enter_netns(own):
+                os.abort()  # an agent that is elsewhere must not go on
 
 
 def leave_netns() -> None:

@@ -75,6 +75,10 @@ class Responder:
 
     # -- ports ----------------------------------------------------------------------------------------
 
+    def listens_in(self, netns: int) -> bool:
+        """Whether other hosts' agents can ask there."""
+        return netns in self._listening
+
     def listen(self, sock: socket.socket, *, own: bool = False) -> None:
         """Takes over a socket that listens on the agents' port; one for each namespace is enough.
 
@@ -119,7 +123,7 @@ class Responder:
         if listening is None:
             return
         try:
-            listening.setblocking(False)  # a shim has it, too
+            listening.setblocking(False)  # a shim of our own user may have it, too
             sock, peer = listening.accept()
         except OSError:
             return

@@ -20,10 +20,11 @@ from bertha_socket.agent.connection import Connection
 from bertha_socket.agent.errands import Errands
 from bertha_socket.agent.handlers import Answer, Caller, Ways
 from bertha_socket.agent.loop import READ, Ticker
+from bertha_socket.agent.memory import within_netns
 from bertha_socket.agent.model import Listener, Process
 from bertha_socket.agent.offers import Offers
 from bertha_socket.agent.policies import Loaded, Policies, groups_of
-from bertha_socket.agent.reach import NO_OTHERS, Others
+from bertha_socket.agent.reach import NO_OTHERS, Others, open_letters, open_port
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.remote import Remote
 from bertha_socket.agent.responder import Responder
@@ -336,6 +337,28 @@ class Server:
         self._offers.settle(listener)
         if listener.need != messages.DagNeed.NONE or listener.offer is not None:
             self.registry.directory.tell_news()  # who asked before it was there
+
+    @property
+    def agents_port(self) -> int:
+        """On which agents ask one another; 0: this one does not."""
+        return self._others.port
+
+    def open_port(self, listener: Listener) -> bool:
+        """Listens there in that listener's namespace as well, if that may be; whether it is done."""
+        if not self.agents_port or self._responder.listens_in(listener.where.netns):
+            return True
+        try:
+            with within_netns(listener.space.diag):
+                listening = open_port(self.agents_port)
+                letters = open_letters(listening)
+        except OSError:
+            return False  # then only a process that is there can have one for us
+        if isinstance(listening, str):
+            return False
+        self._responder.listen(listening)
+        if letters is not None:
+            self._responder.take_letters(letters)
+        return True
 
     def adopt_port(self, fd: int) -> None:
         """Takes over a socket that listens on the agents' port of a namespace."""

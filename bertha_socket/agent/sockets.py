@@ -80,13 +80,14 @@ def inspect_listening(fd: int) -> Listening:
             sock.detach()
 
 
-def is_for_agents(fd: int, netns: int, proto: str) -> bool:
-    """Whether `fd` listens on all addresses of that namespace; of UDP: is bound to them."""
+def is_for_agents(fd: int, netns: int, proto: str, port: int) -> bool:
+    """Whether `fd` listens on that port of all addresses of that namespace; of UDP: is bound to it."""
     try:
         found = inspect_listening(fd)
     except NotUsable:
         return False
-    return found.proto == proto and found.netns == netns and addresses.is_wildcard(found.addr)
+    there = found.netns == netns and found.port == port and addresses.is_wildcard(found.addr)
+    return there and found.proto == proto
 
 
 def adopt_netlink(fd: int, protocol: int, netns: int) -> socket.socket:

@@ -1,7 +1,8 @@
 """One TCP connection between two agents, in the loop: bytes in and out of a state machine, with a deadline.
 
 The machine (negotiation/machine.py) knows the protocol; this knows the socket.  Nothing here waits, also
-where a shim has the socket, too, and has taken O_NONBLOCK off it.  When a conversation has ended with an
+where a shim has the socket, too, and has taken O_NONBLOCK off it; but connect() knows no other way, so that
+sockets for other users' questions are the agent's own (kept.py).  When a conversation has ended with an
 answer, the connection can be had again for the next one.
 """
 
@@ -84,7 +85,7 @@ class Talk:
         """Connects first; the outcome comes by `done`, never before this returns."""
         self._connecting = True
         self.took = time.monotonic()
-        self._sock.setblocking(False)  # there is no flag for that: right before, for who has it, too
+        self._sock.setblocking(False)  # there is no flag for that; it may be our own user's, too
         number = self._sock.connect_ex(address)
         if number not in (0, errno.EINPROGRESS, errno.EINTR):
             # As if it had come later: callers have not yet noted that this is under way.

@@ -7,9 +7,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -263,6 +265,15 @@ uint64_t agent_netns_cookie(int socket) {
   uint64_t cookie = 0;
   socklen_t size = sizeof cookie;
   return getsockopt(socket, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &size) == 0 ? cookie : 0;
+}
+
+int agent_netns_of(int socket) {
+  int fd = ioctl(socket, SIOCGSKNS);
+  return fd >= 0 ? fd : -errno;
+}
+
+int agent_enter_netns(int netns) {
+  return setns(netns, CLONE_NEWNET) == 0 ? 0 : errno;
 }
 
 int agent_leave_netns(void) {

@@ -74,6 +74,10 @@ uint32_t agent_conns_read(const void *records, size_t length, uint32_t stride, u
 void agent_die_with_parent(void);
 /* SO_NETNS_COOKIE of any socket, 0 when the kernel does not say. */
 uint64_t agent_netns_cookie(int socket);
+/* A descriptor for the network namespace of any socket, or minus an errno: only the mighty may have it. */
+int agent_netns_of(int socket);
+/* Moves the calling thread there.  0, or an errno. */
+int agent_enter_netns(int netns);
 /* Moves this process to the network namespace of process 1 or, where that is closed to it, to an empty one
  * of its own, so that it does not keep its starter's alive.  0, or an errno. */
 int agent_leave_netns(void);

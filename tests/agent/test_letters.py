@@ -453,25 +453,26 @@ def test_the_port_of_another_namespace(
     start_agent: StartAgent, netns: NamespaceTrio, room: Path, stranger: socket.socket
 ) -> None:
     """A shim there passes a socket, which is given up when nobody listens there any more."""
-    agent = start_agent(room / "s" / "agent.sock", BERTHA_AGENT_PORT=str(free_port()))
+    port = free_port()
+    agent = start_agent(room / "s" / "agent.sock", BERTHA_AGENT_PORT=str(port))
     policy = write_policy(room, "server.toml", server_rule("compress()"))
     inside = netns.server.name
     with agent.shim(policy=policy) as shim, contextlib.ExitStack() as stack:
         sock = stack.enter_context(in_namespace(inside, lambda: listen("0.0.0.0")))
         with (
-            in_namespace(inside, lambda: listen("0.0.0.0", AGENTS)) as door,
-            in_namespace(inside, bound) as box,
+            in_namespace(inside, lambda: listen("0.0.0.0", port)) as door,
+            in_namespace(inside, lambda: bound(port=port)) as box,
         ):
             reply = shim.try_listen(sock, inside, door, box)
             assert reply.status == 0
             os.close(reply.fds[0])
         machine, sent = question(netns, 9)
-        stranger.sendto(sent, (netns.server.address, AGENTS))
+        stranger.sendto(sent, (netns.server.address, port))
         assert answer_of(stranger, machine) is NO_LISTENER
 
     def left() -> bool:
         with contextlib.suppress(OSError):
-            in_namespace(inside, bound).close()
+            in_namespace(inside, lambda: bound(port=port)).close()
             return True
         return False
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
-from bertha_socket.agent.kept import KEPT_SECONDS
+from bertha_socket.agent import addresses
+from bertha_socket.agent.handlers import Caller, Ways
+from bertha_socket.agent.kept import KEPT_SECONDS, Kept, Via
 from bertha_socket.agent.letters import Letter, Letterbox
 from bertha_socket.agent.loop import READ
+from bertha_socket.agent.memory import netns_cookie
 from bertha_socket.agent.reach import Reach
 from bertha_socket.agent.responder import Responder
 from bertha_socket.agent.secrets import Secrets
+from bertha_socket.agent.sockets import Peer
 from bertha_socket.agent.talk import Talk
 from bertha_socket.negotiation.machine import NO_LISTENER, Initiator
 from bertha_socket.negotiation.offer import Offer
-from tests.agent.shim import listen
+from tests.agent.shim import in_namespace, listen
+from tests.harness import NamespaceTrio
 
 
 class Loop:
@@ -87,6 +95,56 @@ def test_a_talk_that_connects(stack: contextlib.ExitStack) -> None:
     ours.setblocking(True)
     talk.connect(there.getsockname())
     assert not os.get_blocking(ours.fileno()), "or it had waited for a host that is not there"
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("uid", [0, 65534])
+@pytest.mark.parametrize(("elsewhere", "device"), [(True, b""), (True, b"lo"), (False, b"lo")])
+def test_a_way_is_no_duplicate(
+    stack: contextlib.ExitStack, netns: NamespaceTrio, elsewhere: bool, device: bytes, uid: int
+) -> None:
+    """Whose socket it is like cannot make connect() wait by it."""
+
+    def make() -> socket.socket:
+        found = stack.enter_context(socket.socket())
+        if device:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+        return found
+
+    theirs = in_namespace(netns.client.name, make) if elsewhere else make()
+    cookie = netns_cookie(theirs.fileno())
+    caller = cast(Caller, SimpleNamespace(peer=Peer(1, uid, uid)))
+    kept = Kept(Loop())
+    ways = Ways(theirs, None)
+    via = kept.via(caller, cookie, ways)
+    assert via is not None
+    _, own = kept.way(caller, cookie, addresses.from_text("10.1.2.3"), ways, via)
+    sock = stack.enter_context(own.tcp)
+    assert netns_cookie(sock.fileno()) == cookie
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16).rstrip(b"\0") == device
+    sock.setblocking(False)
+    theirs.setblocking(True)
+    assert not os.get_blocking(sock.fileno())
+    here = stack.enter_context(socket.socket(socket.AF_UNIX))
+    assert (netns_cookie(here.fileno()) == cookie) != elsewhere, "it has come back"
+
+
+def test_a_way_of_another_user_that_cannot_be_had(
+    stack: contextlib.ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its duplicate the agent would wait for as long as that user likes."""
+
+    def refuse(of: socket.socket) -> None:
+        raise PermissionError(errno.EPERM, "no")
+
+    monkeypatch.setattr("bertha_socket.agent.kept.within_netns", refuse)
+    theirs = stack.enter_context(socket.socket())
+    kept, ways, addr = Kept(Loop()), Ways(theirs, None), addresses.from_text("10.1.2.3")
+    other = cast(Caller, SimpleNamespace(peer=Peer(1, os.geteuid() + 1, 0)))
+    with pytest.raises(OSError, match="no"):
+        kept.way(other, 7, addr, ways, Via(other.peer.uid, b"", 0))
+    ours = cast(Caller, SimpleNamespace(peer=Peer(1, os.geteuid(), 0)))
+    kept.way(ours, 7, addr, ways, Via(ours.peer.uid, b"", 0))[1].tcp.close()
 
 
 def test_a_letter(stack: contextlib.ExitStack) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from pathlib import Path
@@ -126,10 +127,12 @@ def test_a_port_that_is_taken(start_agent: StartAgent, room: Path, open_agent: A
 
 
 @pytest.mark.net
+@pytest.mark.parametrize("passed", [False, True])
 def test_the_port_of_another_namespace(
-    start_agent: StartAgent, netns: NamespaceTrio, room: Path, port: int
+    start_agent: StartAgent, netns: NamespaceTrio, room: Path, port: int, passed: bool
 ) -> None:
-    """A container's shim passes a socket; other hosts reach the agent by it while somebody listens there."""
+    """Other hosts reach the agent in a container while somebody listens there: by a socket of its own or,
+    where it cannot have that (the port is taken), by one that its own user's shim passes."""
     inside = netns.server.name
     agent = start_agent(room / "s" / "agent.sock", BERTHA_AGENT_PORT=str(port))
     other = start_agent(room / "c" / "agent.sock", netns=netns.client, BERTHA_AGENT_PORT=str(port))
@@ -145,11 +148,58 @@ def test_the_port_of_another_namespace(
     assert not reached()
     with agent.shim(policy=policy) as server, other.shim() as client:
         with in_namespace(inside, lambda: listen("0.0.0.0")) as sock:
-            with in_namespace(inside, lambda: listen("0.0.0.0", port)) as door:
-                listener, _, claims = server.listen_with(sock, inside, door)
+            with in_namespace(inside, lambda: listen("0.0.0.0", port) if passed else socket.socket()) as door:
+                listener, _, claims = server.listen_with(sock, inside, door if passed else None)
                 os.close(claims)
             where = (netns.server.address, sock.getsockname()[1])
             found = client.negotiate(*where, netns=netns.client.name)
             assert found.verdict == Verdict.PLAN and found.types() == ["compress"]
         server.unlisten(listener)
         eventually(lambda: not reached(), "the end of the port")
+
+
+def probe(port: int) -> int:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port))
+
+
+@pytest.mark.net
+def test_a_door_of_another_user(
+    start_agent: StartAgent, netns: NamespaceTrio, room: Path, port: int, other_uid: int
+) -> None:
+    """It is not taken: its owner can take O_NONBLOCK off it, and the agent would wait in accept()."""
+    inside = netns.server.name
+    agent = start_agent(room / "s" / "agent.sock", BERTHA_AGENT_PORT=str(port))
+    policy = write_policy(room, "server.toml", server_rule("compress()"))
+    with agent.shim(uid=other_uid, policy=policy) as server:
+        with in_namespace(inside, lambda: listen("0.0.0.0")) as sock:
+            with in_namespace(inside, lambda: listen("0.0.0.0", port)) as door:
+                os.close(server.listen_with(sock, inside, door)[2])
+
+        refused = errno.ECONNREFUSED
+        eventually(
+            lambda: in_namespace(inside, lambda: probe(port)) == refused,
+            "the end of a door that is not taken",
+        )
+        with in_namespace(inside, lambda: listen("0.0.0.0")) as sock:  # now it can have its own
+            os.close(server.listen_with(sock, inside)[2])
+        assert in_namespace(inside, lambda: probe(port)) == 0
+
+
+@pytest.mark.net
+def test_a_door_on_another_port(start_agent: StartAgent, netns: NamespaceTrio, room: Path, port: int) -> None:
+    inside = netns.server.name
+    agent = start_agent(room / "s" / "agent.sock", BERTHA_AGENT_PORT=str(port))
+    policy = write_policy(room, "server.toml", server_rule("compress()"))
+
+    def open_there(number: int) -> socket.socket:
+        return in_namespace(inside, lambda: listen("0.0.0.0", number))
+
+    with open_there(port), open_there(0) as sock, agent.shim(policy=policy) as server:
+        with open_there(0) as door:
+            where = door.getsockname()
+            os.close(server.listen_with(sock, inside, door)[2])
+        eventually(
+            lambda: in_namespace(inside, lambda: probe(where[1])) == errno.ECONNREFUSED,
+            "the end of a socket that is not the agents'",
+        )
