@@ -36,6 +36,8 @@ MESSAGE_MAX: Final = 16 * 1024 * 1024
 _QUEUE_MAX: Final = 256 * 1024
 _CONTROL: Final = 1
 _WINDOW: Final = 1 << 20
+#: That are open at once, as h2 has it by itself.  Those of a sender of ours are over but for the answer.
+_STREAMS: Final = 100
 
 
 def _words(error: Exception) -> str:
@@ -50,14 +52,20 @@ class Http2Pipe(Pipe):
         client = side == "client"
         config = h2.config.H2Configuration(client_side=client, header_encoding="utf-8")
         self._h2 = h2.connection.H2Connection(config)
-        window = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: _WINDOW}
-        self._h2.local_settings = h2.settings.Settings(client=client, initial_values=window)
+        codes = h2.settings.SettingCodes
+        values = {
+            codes.INITIAL_WINDOW_SIZE: _WINDOW,
+            codes.MAX_CONCURRENT_STREAMS: _STREAMS,
+            codes.MAX_HEADER_LIST_SIZE: self._h2.DEFAULT_MAX_HEADER_LIST_SIZE,
+        }
+        self._h2.local_settings = h2.settings.Settings(client=client, initial_values=values)
         self._authority = str(args.get("authority") or "bertha")
         self._queue: deque[bytes] = deque()
         self._queued = 0
         self._sending: int | None = None  # the stream of the message at the head of the queue
         self._offset = 0
         self._bodies: dict[int, bytearray] = {}
+        self._held = 0  # bytes in them
         self._open = client  # whether stream 1 is there
         self._over = self._over_sent = False
 
@@ -122,7 +130,8 @@ class Http2Pipe(Pipe):
             body = self._bodies.get(event.stream_id or 0)
             if body is not None:
                 body += event.data
-                if len(body) > MESSAGE_MAX:
+                self._held += len(event.data)
+                if self._held > MESSAGE_MAX:  # they come one after the other
                     raise ChunnelError(f"http2: a message of more than {MESSAGE_MAX} bytes came")
         elif isinstance(event, h2.events.StreamEnded):
             self._ended(event.stream_id, messages)
@@ -132,6 +141,8 @@ class Http2Pipe(Pipe):
             raise ChunnelError("http2: the other end closed the connection")
 
     def _begun(self, stream: int | None) -> None:
+        if len(self._bodies) >= _STREAMS:  # of promises h2 takes as many as come
+            raise ChunnelError(f"http2: more than {_STREAMS} messages were begun at once")
         if stream is not None:
             self._bodies[stream] = bytearray()
 
@@ -142,6 +153,7 @@ class Http2Pipe(Pipe):
         body = self._bodies.pop(stream, None) if stream is not None else None
         if stream is None or body is None:
             return  # the answer to one of ours
+        self._held -= len(body)
         messages.append(bytes(body))
         if self.side == "server":
             self._h2.send_headers(stream, [(":status", "204")], end_stream=True)
@@ -162,7 +174,10 @@ class Http2Pipe(Pipe):
         """Sends a part of the first message; False: the other end has to make room first."""
         message = self._queue[0]
         if self._sending is None:
-            if self._h2.open_outbound_streams >= self._h2.remote_settings.max_concurrent_streams:
+            # The other end's settings may not be here yet.
+            if self._h2.open_outbound_streams >= min(
+                self._h2.remote_settings.max_concurrent_streams, _STREAMS
+            ):
                 return False
             self._sending = self._h2.get_next_available_stream_id()
             self._offset = 0
