@@ -4,6 +4,7 @@
 #include "conn.h"
 #include "connlog.h"
 #include "eset.h"
+#include "orphans.h"
 #include "unixpair.h"
 
 #include <poll.h>
@@ -72,6 +73,7 @@ void conn_dissolved(struct conn *c, int fd) {
 /* As close() does it, but for the kernel's part, and for what could not be taken back: the record stays, and if this was the
  * last descriptor, it waits for this process's end (conn_new). */
 void conn_leave(struct conn *c, int fd) {
+  orphans_not_mine(c); /* or what is left would look like a dead process's: the other ones' */
   if (atomic_fetch_sub(&c->info.refs, 1) != 1) {
     return;
   }
@@ -82,6 +84,7 @@ void conn_leave(struct conn *c, int fd) {
 }
 
 void conn_stay(struct conn *c, int fd) {
+  orphans_mine(c, fd);
   if (atomic_fetch_add(&c->info.refs, 1) != 0 || !(conn_flags(c) & CONN_LEFT)) {
     return;
   }

@@ -470,7 +470,7 @@ static bool find_claim(struct conn *c, int fd) {
 bool conn_ripe(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
   if (UNLIKELY(atomic_load_explicit(&c->info.holder, memory_order_relaxed) != (uint32_t)bertha.pid)) {
-    orphans_mine(c);
+    orphans_mine(c, fd);
   }
   if (LIKELY(kind == BERTHA_CONN_SHM)) {
     return true;

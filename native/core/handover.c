@@ -341,7 +341,7 @@ static bool new_parcel(struct handover *h) {
 void handover_begin(struct handover *h, const char *path, bool spawn, bool moved, char *const from[],
                     char *env[]) {
   h->active = false;
-  h->left = false;
+  h->left = h->leaving = false;
   h->relay_count = 0;
   h->spawn = spawn;
   h->fd = -1;
@@ -359,6 +359,10 @@ void handover_begin(struct handover *h, const char *path, bool spawn, bool moved
   }
   int saved = errno;
   struct packing p = {.h = h, .stranger = bertha_in_forked_stranger(), .moved = moved, .looks = LOOKS};
+  if (!spawn && !p.stranger) {
+    h->leaving = true;
+    orphans_leaving(true);
+  }
   p.bare = target == TARGET_BARE || bertha.table_fd < 0 || !new_parcel(h);
   if (p.stranger) {
     pack_stranger(&p);
@@ -401,6 +405,10 @@ void handover_spawned(struct handover *h) {
 
 /* The references that the next image was given come back. */
 void handover_failed(struct handover *h) {
+  if (h->leaving) {
+    h->leaving = false;
+    orphans_leaving(false);
+  }
   for (uint32_t fd = 0; h->left && fd < bertha.max_fd; fd++) {
     struct conn *c = conn_of((int)fd);
     int flags = c != NULL && c->home == NULL ? REAL(fcntl)((int)fd, F_GETFD) : 0;

@@ -22,10 +22,23 @@ static _Atomic uint32_t *numbers_differ(void) {
   return (_Atomic uint32_t *)(void *)((uint8_t *)bertha.table + 2048);
 }
 
-void orphans_mine(struct conn *c) {
+/* Calls of exec under way: what they have given up is not this process's again because another thread still uses it. */
+static _Atomic uint32_t leaving;
+
+void orphans_leaving(bool begins) {
+  atomic_fetch_add(&leaving, begins ? 1 : UINT32_MAX);
+}
+
+void orphans_mine(struct conn *c, int fd) {
   uint32_t before = atomic_load(&c->info.holder);
-  while (before != BERTHA_HELD_ABROAD &&
-         !atomic_compare_exchange_weak(&c->info.holder, &before, (uint32_t)bertha.pid)) {
+  while (before != BERTHA_HELD_ABROAD) {
+    if (atomic_compare_exchange_weak(&c->info.holder, &before, (uint32_t)bertha.pid)) {
+      if (conn_of(fd) != c ||
+          atomic_load(&leaving) != 0) { /* another thread has given it up since we looked */
+        orphans_not_mine(c);
+      }
+      return;
+    }
   }
 }
 
@@ -36,6 +49,7 @@ void orphans_not_mine(struct conn *c) {
 
 /* A child in another pid namespace has no parent that it could name. */
 void orphans_after_fork(void) {
+  atomic_store(&leaving, 0);
   if (bertha.table_ready && REAL(syscall)(SYS_getppid) == 0) {
     atomic_store(numbers_differ(), 1);
   }

@@ -4,9 +4,10 @@
 
 #include "shim.h"
 
-void orphans_mine(struct conn *c);     /* this process uses it */
-void orphans_not_mine(struct conn *c); /* this process is giving up a reference */
-unsigned orphans_sweep(void);          /* how many records are free again */
-void orphans_after_fork(void);         /* in the child, which knows its own number */
+void orphans_mine(struct conn *c, int fd); /* this process uses it */
+void orphans_not_mine(struct conn *c);     /* this process is giving up a reference */
+void orphans_leaving(bool begins);         /* around an exec: before it gives up anything; it has failed */
+unsigned orphans_sweep(void);              /* how many records are free again */
+void orphans_after_fork(void);             /* in the child, which knows its own number */
 
 #endif

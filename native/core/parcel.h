@@ -61,7 +61,8 @@ enum { HANDOVER_RELAYS = 8 };
 struct handover {
   bool active;
   bool spawn;
-  bool left; /* what is close-on-exec counts as closed */
+  bool left;    /* what is close-on-exec counts as closed */
+  bool leaving; /* orphans_leaving() */
   /* of a spawn: what its file actions copy, -1 at the end; NULL: not known */
   const int *copied;
   int fd;

@@ -174,10 +174,11 @@ void conn_track(int fd, struct conn *c) {
 
 void conn_forget(int fd) {
   const uint32_t i = atomic_load_explicit(&bertha.fds[fd].conn, memory_order_relaxed);
+  atomic_store(&bertha.fds[fd].conn,
+               0); /* before the word about it: orphans_mine() looks at them the other way round */
   if (i != 0) {
     orphans_not_mine(conn_by_index(i - 1));
   }
-  atomic_store_explicit(&bertha.fds[fd].conn, 0, memory_order_release);
 }
 
 /* ---- fork ---------------------------------------------------------------------------------------- */

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 from tests.harness import Host, assert_carried, connections, free_port
 from tests.shim.conftest import Build
 
+_HERE = Path(__file__).parent
 #: More than a link has slots.
 _COUNT = 1100
 #: How many records may wait for their burial.
@@ -27,3 +31,10 @@ def test_killed_children(host: Host, build: Build) -> None:
     assert {c.raw["killed"] for c in buried} == {True}
     assert {(c.implementation, c.tx_bytes, c.rx_bytes) for c in buried} == {("shm", 4, 9)}
     assert len({c.pid for c in buried}) == len(buried)
+
+
+def test_living_parent(host: Host) -> None:
+    port = free_port()
+    host.server([sys.executable, _HERE / "echo_all.py", port], port)
+    assert host.run([sys.executable, _HERE / "left_living.py", port], timeout=60) == "well\n"
+    assert not any("killed" in c.raw for c in connections(host.finish()))
