@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "../core/abroad.h"
+#include "../core/agentc.h"
 #include "../core/local.h"
 #include "../core/stdfile.h"
 #include "calls.h"
@@ -157,8 +158,9 @@ static int dup_onto(int from, int to, int flags, bool three) {
     return three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
   }
   conn_books_begin();
+  bool was_hidden = tracked(to) && bertha_is_hidden(to);
   if (tracked(to)) {
-    if (bertha_is_hidden(to)) {
+    if (was_hidden) {
       if (bertha_unhide(to) != 0) {
         conn_books_end();
         return -1;
@@ -170,6 +172,9 @@ static int dup_onto(int from, int to, int flags, bool three) {
   }
   int result = three ? REAL(dup3)(from, to, flags) : REAL(dup2)(from, to);
   int saved = errno;
+  if (UNLIKELY(was_hidden)) {
+    links_hold_again();
+  }
   if (result >= 0) {
     share(from, to);
   }

@@ -45,6 +45,8 @@ struct link *link_inherit(int fd, int side, const struct bertha_link_reply *repl
 struct link *link_adopt(int fd, int side, const struct bertha_link_reply *reply);
 void link_drop(struct link *link); /* when nobody else can be looking at it */
 void link_fd_moved(int from, int to);
+void links_hold_again(
+    void); /* a descriptor that may have been a link's is closed: a lock on it is gone (fcntl(2)) */
 void link_after_fork(void);
 bool link_held(const struct link *link); /* its client process lives */
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);

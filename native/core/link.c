@@ -48,6 +48,18 @@ void link_hold_again(uint64_t listener, uint32_t index) {
   }
 }
 
+void links_hold_again(void) {
+  bool locked = bertha_lock(&mapped.lock);
+  for (struct link *l = mapped.links; l != NULL; l = l->next) {
+    if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid && l->fd >= 0) {
+      hold(l);
+    }
+  }
+  if (locked) {
+    bertha_unlock(&mapped.lock);
+  }
+}
+
 bool link_held(const struct link *l) {
   struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = 0, .l_len = 1};
   if (atomic_load_explicit(&l->header->dead, memory_order_relaxed)) {
@@ -87,9 +99,6 @@ void link_fd_moved(int from, int to) {
   for (struct link *l = mapped.links; l != NULL; l = l->next) {
     if (l->fd == from) {
       l->fd = to;
-      if (l->side == BERTHA_SIDE_CLIENT && l->owner_pid == bertha.pid) {
-        hold(l); /* closing a duplicate has dropped it (fcntl(2)) */
-      }
     }
     if (l->mailbox == from) {
       l->mailbox = to;

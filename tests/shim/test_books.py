@@ -36,6 +36,15 @@ def test_client_and_server_in_one_process(host: Host) -> None:
     assert_balanced(log, min_pairs=3)
 
 
+def test_number_of_a_link(host: Host) -> None:
+    """A program that wants the number of a link's descriptor gets it, and the link goes on."""
+    port = free_port()
+    host.server([sys.executable, _HERE / "echo_all.py", port], port)
+    assert host.run([sys.executable, _HERE / "onto_hidden.py", port]) == "well\n"
+    _settled(host, 8)
+    assert_carried(host.finish(), _PYTHON, min_connections=8)
+
+
 @pytest.mark.parametrize("forks", ["forks", "nofork"])
 def test_forks_while_connections_come_and_go(host: Host, build: Build, forks: str) -> None:
     """Each is closed once: a reference that is counted wrongly would keep its line from the log."""
