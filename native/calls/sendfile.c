@@ -109,11 +109,11 @@ static ssize_t sendfile_ring(struct conn *c, int out, int in, off64_t *offset, s
 }
 
 static ssize_t sendfile_unix(struct conn *c, int out, int in, off64_t *offset, size_t count) {
-  bool tcp;
-  int to = unix_tx_begin(c, out, &tcp);
+  struct unix_tx t;
+  int to = unix_tx_begin(c, out, &t);
   ssize_t n = to >= 0 ? REAL(sendfile64)(to, in, offset, count) : -1;
   int saved = to >= 0 ? errno : EAGAIN;
-  unix_tx_end(c, out, to, tcp, n);
+  unix_tx_end(c, &t, n);
   errno = saved;
   return n;
 }
@@ -121,6 +121,7 @@ static ssize_t sendfile_unix(struct conn *c, int out, int in, off64_t *offset, s
 static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
   struct conn *c = stream_of(out);
   bool counted = false;
+  struct tx_kernel k;
   if (c == NULL) {
     local_sends(out);
   }
@@ -134,14 +135,16 @@ static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
         return errno_result(n);
       }
     }
-    counted = tx_kernel_begin(c, out);
+    counted = tx_kernel_begin(c, out, &k);
   }
   ssize_t n = c != NULL && !counted ? sendfile_unix(c, out, in, offset, count)
                                     : REAL(sendfile64)(out, in, offset, count);
   if (counted) {
     int saved = errno;
-    conn_set_flag(c, CONN_TX_SHORT); /* or the file has ended: then an edge too many is no harm */
-    tx_kernel_end(c, n);
+    if (LIKELY(conn_life(c) == k.life)) {
+      conn_set_flag(c, CONN_TX_SHORT); /* or the file has ended: then an edge too many is no harm */
+    }
+    tx_kernel_end(c, &k, n);
     errno = saved;
   }
   plain_count(out, n, true);

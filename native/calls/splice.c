@@ -132,17 +132,18 @@ static ssize_t to_pipe(struct conn *c, int fd, int pipe, size_t size, unsigned f
 }
 
 /* Where the kernel carries this direction just now, and in what state the connection is not to change meanwhile. */
-static ssize_t kernel_splice(struct conn *to, int in, int out, size_t size, unsigned flags, bool counted) {
+static ssize_t kernel_splice(struct conn *to, int in, int out, size_t size, unsigned flags,
+                             const struct tx_kernel *counted) {
   ssize_t n;
-  if (counted) {
+  if (counted != NULL) {
     n = REAL(splice)(in, NULL, out, NULL, size, flags);
-    tx_kernel_end(to, n);
+    tx_kernel_end(to, counted, n);
   } else {
-    bool tcp;
-    int end = unix_tx_begin(to, out, &tcp);
+    struct unix_tx t;
+    int end = unix_tx_begin(to, out, &t);
     n = end >= 0 ? REAL(splice)(in, NULL, end, NULL, size, flags) : -1;
     int saved = end >= 0 ? errno : EAGAIN;
-    unix_tx_end(to, out, end, tcp, n);
+    unix_tx_end(to, &t, n);
     errno = saved;
   }
   plain_count(out, n, true);
@@ -164,6 +165,7 @@ BERTHA_EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, s
   size = size < SSIZE_MAX / 2 ? size : SSIZE_MAX / 2;
   if (to != NULL && is_pipe(in)) {
     bool counted = false;
+    struct tx_kernel k;
     conn_ripe(to, out); /* what goes to a carrier may go by a ring */
     while (!counted && conn_kind(to) != BERTHA_CONN_UNIX) {
       if (conn_ripe(to, out)) {
@@ -172,9 +174,9 @@ BERTHA_EXPORT ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, s
           return errno_result(n);
         }
       }
-      counted = tx_kernel_begin(to, out);
+      counted = tx_kernel_begin(to, out, &k);
     }
-    return kernel_splice(to, in, out, size, flags, counted);
+    return kernel_splice(to, in, out, size, flags, counted ? &k : NULL);
   }
   if (from != NULL &&
       is_pipe(out)) { /* by our own reading in every state but plain: it knows where bytes end */

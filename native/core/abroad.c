@@ -133,12 +133,12 @@ void abroad_end(struct conn *c) {
   bertha_unlock(&h->rx_lock);
 }
 
-void abroad_kernel_send(struct conn *c, int by, uint64_t sent) {
-  if (LIKELY(c->home == NULL)) {
+void abroad_kernel_send(struct conn *home, int by, uint64_t sent) {
+  if (LIKELY(home == NULL)) {
     return;
   }
-  atomic_fetch_add(&c->home->ktx, sent);
-  atomic_fetch_add(&c->home->kernel_sends, (uint32_t)by);
+  atomic_fetch_add(&home->ktx, sent);
+  atomic_fetch_add(&home->kernel_sends, (uint32_t)by);
 }
 
 bool abroad_give_up(struct conn *c) {

@@ -25,8 +25,8 @@ static inline void abroad_leave(struct conn *c, bool entered) {
 
 /* Our family has closed its last descriptor of it: true when nobody else has one either. */
 bool abroad_give_up(struct conn *c);
-/* A kernel send begins (+1) or has ended (-1) with `sent` bytes. */
-void abroad_kernel_send(struct conn *c, int by, uint64_t sent);
+/* A kernel send begins (+1) or has ended (-1) with `sent` bytes.  Without a home nothing happens. */
+void abroad_kernel_send(struct conn *home, int by, uint64_t sent);
 
 /* homes: tables of other families, mapped here */
 struct bertha_table_header *abroad_table(int fd); /* takes the descriptor over; NULL: not a table */

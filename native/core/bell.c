@@ -173,7 +173,7 @@ void bell_on_connection(struct conn *c, int fd) {
   }
   /* Counted like any other send: no bell comes behind the bytes of a ring that is given back (takeback.c). */
   atomic_fetch_add(&c->kernel_sends, 1);
-  abroad_kernel_send(c, 1, 0);
+  abroad_kernel_send(c->home, 1, 0);
   /* Who gives has the lock for as long as that lasts: past the lock it is over.  The word alone is the peer's to write. */
   _Atomic uint32_t *giver = c->home != NULL ? &c->home->tx_lock : &c->tx_lock;
   if (UNLIKELY(atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING) && bertha_lock(giver)) {
@@ -187,7 +187,7 @@ void bell_on_connection(struct conn *c, int fd) {
     }
   }
   atomic_fetch_sub(&c->kernel_sends, 1);
-  abroad_kernel_send(c, -1, 0);
+  abroad_kernel_send(c->home, -1, 0);
 }
 
 /* False: by the byte. */

@@ -107,8 +107,13 @@ uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error);
 void tx_commit(struct conn *c, int fd, size_t n);
 bool tx_switched(struct conn *c, int fd); /* switches if it can */
 /* Around a call that hands bytes to the kernel by itself (sendfile, splice).  False: look again, the ring has them now. */
-bool tx_kernel_begin(struct conn *c, int fd);
-void tx_kernel_end(struct conn *c, ssize_t sent);
+struct tx_kernel { /* whose books it stands in: a record may be another connection's by the end */
+  uint32_t life;
+  struct conn *home;
+  uint32_t home_life;
+};
+bool tx_kernel_begin(struct conn *c, int fd, struct tx_kernel *k);
+void tx_kernel_end(struct conn *c, const struct tx_kernel *k, ssize_t sent);
 void tx_to_kernel(struct conn *c);                  /* with the tx lock held: from here on, for good */
 void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
 

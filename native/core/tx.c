@@ -20,9 +20,27 @@ static ssize_t kernel_send(int fd, const struct iovec *iov, int count, int flags
   return n >= 0 ? n : -errno;
 }
 
-static void kernel_begins(struct conn *c) {
+static void kernel_begins(struct conn *c, struct tx_kernel *k) {
+  *k = (struct tx_kernel){.life = conn_life(c), .home = c->home};
   atomic_fetch_add(&c->kernel_sends, 1);
   c->kernel_began++;
+  if (UNLIKELY(k->home != NULL)) {
+    k->home_life = conn_life(k->home);
+    abroad_kernel_send(k->home, 1, 0);
+  }
+}
+
+void tx_kernel_end(struct conn *c, const struct tx_kernel *k, ssize_t sent) {
+  uint64_t bytes = sent > 0 ? (uint64_t)sent : 0;
+  if (LIKELY(conn_life(c) == k->life)) {
+    if (bytes > 0) {
+      atomic_fetch_add(&c->ktx, bytes);
+    }
+    atomic_fetch_sub(&c->kernel_sends, 1);
+  }
+  if (UNLIKELY(k->home != NULL) && conn_life(k->home) == k->home_life) {
+    abroad_kernel_send(k->home, -1, bytes);
+  }
 }
 
 /* The kernel's own verdict on a send: EPIPE with its SIGPIPE, ECONNRESET, or nothing wrong. */
@@ -190,9 +208,13 @@ static bool ask_for_space(struct conn *c) {
   return ring_room(c) > 0;
 }
 
-static ssize_t send_by_kernel(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
+static ssize_t send_by_kernel(struct conn *c, uint32_t life, int fd, const struct iovec *iov, int count,
+                              int flags) {
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
   ssize_t n = kernel_send(fd, iov, count, flags, patient);
+  if (UNLIKELY(conn_life(c) != life)) {
+    return n;
+  }
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   }
@@ -204,7 +226,7 @@ static ssize_t send_by_kernel(struct conn *c, int fd, const struct iovec *iov, i
 
 /* One try: > 0, -EAGAIN, another -errno, or -EINPROGRESS: the kernel has to carry this one. */
 static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip, size_t want,
-                         int flags) {
+                         int flags, struct tx_kernel *k) {
   bool fin = conn_flags(c) & CONN_FIN;
   int error = conn_take_error(c); /* taken from the kernel in a look at it, and not told to the program yet */
   if (UNLIKELY(error != 0)) {
@@ -225,8 +247,7 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     return -EBADF;
   }
   if (!on_ring(c, fd)) {
-    kernel_begins(c);
-    abroad_kernel_send(c, 1, 0);
+    kernel_begins(c, k);
     bertha_unlock(&c->tx_lock);
     return -EINPROGRESS;
   }
@@ -243,7 +264,7 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   } else if (n == 0 && atomic_load(&c->kernel_regs) != 0 && eset_kernel_for_good(fd)) {
     tx_to_kernel(c); /* whoever waits for space in the kernel's terms has to be told in them */
-    kernel_begins(c);
+    kernel_begins(c, k);
     n = -EINPROGRESS;
   }
   bertha_unlock(&c->tx_lock);
@@ -273,8 +294,9 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     return kernel_verdict(fd, flags);
   }
   for (;;) {
+    struct tx_kernel k;
     bool abroad = abroad_enter(c);
-    ssize_t n = send_ring(c, fd, iov, count, sent, want - sent, flags);
+    ssize_t n = send_ring(c, fd, iov, count, sent, want - sent, flags, &k);
     abroad_leave(c, abroad);
     if (n == -EINPROGRESS) {
       struct iovec rest[64];
@@ -289,12 +311,11 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
         rest[parts++].iov_len = iov[i].iov_len - skip;
         skip = 0;
       }
-      n = send_by_kernel(c, fd, rest, parts, flags);
-      if (n > 0) {
-        atomic_fetch_add(&c->ktx, (uint64_t)n);
+      n = send_by_kernel(c, k.life, fd, rest, parts, flags);
+      tx_kernel_end(c, &k, n);
+      if (UNLIKELY(conn_life(c) != k.life)) { /* closed by another thread meanwhile */
+        return n > 0 ? n + (ssize_t)sent : sent > 0 ? (ssize_t)sent : n;
       }
-      atomic_fetch_sub(&c->kernel_sends, 1);
-      abroad_kernel_send(c, -1, n > 0 ? (uint64_t)n : 0);
       if (n > 0 && sent + (size_t)n < want && patient) {
         sent += (size_t)n;
         continue;
@@ -335,7 +356,7 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
     return unix_send(c, fd, iov, count, flags);
   }
   if (kind != BERTHA_CONN_CLAIMED && kind != BERTHA_CONN_MAYBE) {
-    return send_by_kernel(c, fd, iov, count, flags);
+    return send_by_kernel(c, conn_life(c), fd, iov, count, flags);
   }
   /* Counted in and out, so that another thread that finds the tie made does not put ring bytes before ours. */
   if (!bertha_lock(&c->tx_lock)) {
@@ -343,48 +364,37 @@ ssize_t stream_send(struct conn *c, int fd, const struct iovec *iov, int count, 
   }
   kind = conn_kind(c);
   bool tied = kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX;
+  struct tx_kernel k;
   if (!tied) {
     brief_sent(c);
-    kernel_begins(c);
+    kernel_begins(c, &k);
   }
   bertha_unlock(&c->tx_lock);
   if (tied) {
     return kind == BERTHA_CONN_SHM ? conn_send(c, fd, iov, count, flags)
                                    : unix_send(c, fd, iov, count, flags);
   }
-  ssize_t n = send_by_kernel(c, fd, iov, count, flags);
-  if (n > 0) {
-    atomic_fetch_add(&c->ktx, (uint64_t)n);
-  }
-  atomic_fetch_sub(&c->kernel_sends, 1);
+  ssize_t n = send_by_kernel(c, k.life, fd, iov, count, flags);
+  tx_kernel_end(c, &k, n);
   return n;
 }
 
-bool tx_kernel_begin(struct conn *c, int fd) {
+bool tx_kernel_begin(struct conn *c, int fd, struct tx_kernel *k) {
   bool abroad = abroad_enter(c);
   bool kernel = false;
   if (bertha_lock(&c->tx_lock)) {
     uint32_t kind = conn_kind(c);
     kernel = kind != BERTHA_CONN_UNIX && (kind != BERTHA_CONN_SHM || !on_ring(c, fd));
     if (kernel) {
-      kernel_begins(c);
-      abroad_kernel_send(c, 1, 0);
+      kernel_begins(c, k);
     }
     bertha_unlock(&c->tx_lock);
   } else if (conn_kind(c) == BERTHA_CONN_CLAIMED || conn_kind(c) == BERTHA_CONN_MAYBE) {
-    kernel_begins(c); /* the call that we interrupt has yet to look */
+    kernel_begins(c, k); /* the call that we interrupt has yet to look */
     kernel = true;
   }
   abroad_leave(c, abroad);
   return kernel;
-}
-
-void tx_kernel_end(struct conn *c, ssize_t sent) {
-  if (sent > 0) {
-    atomic_fetch_add(&c->ktx, (uint64_t)sent);
-  }
-  atomic_fetch_sub(&c->kernel_sends, 1);
-  abroad_kernel_send(c, -1, sent > 0 ? (uint64_t)sent : 0);
 }
 
 static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {

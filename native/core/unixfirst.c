@@ -193,8 +193,12 @@ ssize_t unix_first_send(struct conn *c, const void *from, size_t size, int flags
       (conn_flags(c) & CONN_CARRIED) || c->snd_timeout_ns != 0 || !alone_with_it(c) || unix_unheard(c)) {
     return UNIX_ELSEWHERE;
   }
+  uint32_t life = conn_life(c);
   atomic_fetch_add(&c->kernel_sends, 1);
   ssize_t n = REAL(send)(e->unix_fd, from, size, flags);
+  if (UNLIKELY(conn_life(c) != life)) { /* closed by another thread meanwhile */
+    return n;
+  }
   atomic_fetch_sub(&c->kernel_sends, 1);
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);

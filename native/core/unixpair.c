@@ -321,9 +321,9 @@ static ssize_t message(ssize_t n) {
   return n >= 0 ? n : -errno;
 }
 
-int unix_tx_begin(struct conn *c, int fd, bool *tcp) {
+int unix_tx_begin(struct conn *c, int fd, struct unix_tx *t) {
   struct ends *e = ends_of(c);
-  *tcp = false;
+  *t = (struct unix_tx){.life = conn_life(c)};
   if (conn_flags(c) & CONN_CARRIED) {
     carried_settle(c, fd);
     return fd;
@@ -337,12 +337,13 @@ int unix_tx_begin(struct conn *c, int fd, bool *tcp) {
   if (!bertha_lock(&c->tx_lock)) {
     return -1;
   }
-  *tcp = !tx_gone(c, e, fd);
+  t->tcp = !tx_gone(c, e, fd);
   /* Counted in, so that no other thread switches while these bytes are on their way to TCP, and an exchange does not
    * close the other socket under us. */
   atomic_fetch_add(&c->kernel_sends, 1);
-  int to = *tcp ? fd : e->unix_fd;
-  if (!*tcp && e->swapped) {
+  int to = t->tcp ? fd : e->unix_fd;
+  t->counted = t->tcp || !e->swapped;
+  if (!t->counted) {
     atomic_fetch_sub(&c->kernel_sends, 1);
     to = fd;
   }
@@ -350,18 +351,19 @@ int unix_tx_begin(struct conn *c, int fd, bool *tcp) {
   return to;
 }
 
-void unix_tx_end(struct conn *c, int fd, int to, bool tcp, ssize_t sent) {
-  if (tcp && sent > 0) {
+void unix_tx_end(struct conn *c, const struct unix_tx *t, ssize_t sent) {
+  if (!t->counted || conn_life(c) != t->life) {
+    return;
+  }
+  if (t->tcp && sent > 0) {
     atomic_fetch_add(&c->ktx, (uint64_t)sent);
   }
-  if (tcp || (to != fd && to >= 0)) {
-    atomic_fetch_sub(&c->kernel_sends, 1);
-  }
+  atomic_fetch_sub(&c->kernel_sends, 1);
 }
 
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   struct msghdr msg = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)count};
-  bool tcp;
+  struct unix_tx t;
   if ((conn_flags(c) & CONN_CARRIED) && !unix_swapped(c)) { /* not a byte goes by TCP itself */
     ssize_t n = carried_await(c, fd, flags, c->snd_timeout_ns);
     if (n < 0) {
@@ -380,17 +382,17 @@ ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     count_bytes(&c->info.tx_bytes, iov_bytes(iov, count));
     return (ssize_t)iov_bytes(iov, count);
   }
-  int to = unix_tx_begin(c, fd, &tcp);
-  if (count == 1 && to >= 0 && !tcp) { /* the way that the next ones take, which warms it */
+  int to = unix_tx_begin(c, fd, &t);
+  if (count == 1 && to >= 0 && !t.tcp) { /* the way that the next ones take, which warms it */
     ssize_t n = unix_first_send(c, iov->iov_base, iov->iov_len, flags);
     if (n != UNIX_ELSEWHERE) {
-      unix_tx_end(c, fd, to, tcp, n);
+      unix_tx_end(c, &t, n);
       return message(n);
     }
   }
   ssize_t n = to >= 0 ? message(REAL(sendmsg)(to, &msg, flags)) : -EAGAIN; /* as kernel_send() in tx.c */
-  unix_tx_end(c, fd, to, tcp, n);
-  if (n > 0) {
+  unix_tx_end(c, &t, n);
+  if (n > 0 && conn_life(c) == t.life) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   }
   return n;

@@ -23,8 +23,13 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
 ssize_t unix_send(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 /* The descriptor to send on, after switching if that can be done now; it stays open until the end.  `tcp`: what goes
  * there counts as sent before the switch.  -1: EAGAIN, this very thread is in the middle of it (a signal handler). */
-int unix_tx_begin(struct conn *c, int fd, bool *tcp);
-void unix_tx_end(struct conn *c, int fd, int to, bool tcp, ssize_t sent);
+struct unix_tx {
+  bool tcp;
+  bool counted;
+  uint32_t life; /* by the end, the record may be another connection's */
+};
+int unix_tx_begin(struct conn *c, int fd, struct unix_tx *t);
+void unix_tx_end(struct conn *c, const struct unix_tx *t, ssize_t sent);
 /* With the rx lock held: `end` (taken over) stands for the connection from now on. */
 bool unix_put(struct conn *c, int fd, int end);
 void unix_replace(struct conn *c, int end); /* another one in its place, once there is one */

@@ -10,7 +10,8 @@ import pytest
 from tests.harness import Host, assert_carried, free_port
 from tests.shim.conftest import Build
 
-_TWO = Path(__file__).parent / "two.py"
+_HERE = Path(__file__).parent
+_TWO = _HERE / "two.py"
 
 
 @pytest.mark.parametrize("way", ["close", "shutdown"])
@@ -20,3 +21,11 @@ def test_blocked_reader(host: Host, build: Build, way: str) -> None:
     host.run([sys.executable, _TWO, port, way])
     server.wait()
     assert_carried(host.finish(), Path(sys.executable).name, role="client", min_connections=1)
+
+
+def test_blocked_sender(host: Host, build: Build) -> None:
+    """The books of the connection that comes after it are not its own to write."""
+    port, other = free_port(), free_port()
+    host.server([sys.executable, _HERE / "echo_all.py", port], port)
+    answer = host.run([build("closed_sender"), port, other])
+    assert host.rehearse or answer == "in memory\n"
