@@ -93,6 +93,13 @@ static void settle_sender(const struct unpacking *u, const struct parcel_conn *e
   end_home(home, link_of(u, e));
 }
 
+/* The image before us had this process's number, and maybe an exec by another thread has ended its first one in the middle of
+ * a copy: the lock is not our thread's, which has taken none yet. */
+static void let_go(_Atomic uint32_t *lock) {
+  uint32_t me = bertha_tid();
+  atomic_compare_exchange_strong(lock, &me, 0);
+}
+
 static struct conn *take_up(const struct unpacking *u, const struct parcel_conn *e, int fd) {
   struct conn *home = home_of(u, e);
   struct link *l = link_of(u, e);
@@ -129,6 +136,11 @@ static struct conn *take_up(const struct unpacking *u, const struct parcel_conn 
     c->rx_mem = link_ring(l, c->slot_index, 1 - c->side);
     c->tx_mem = link_ring(l, c->slot_index, c->side);
     c->tx_limit = home->tx_limit <= l->ring_max ? home->tx_limit : l->ring_max;
+    if (e->taken >
+        0) { /* by an exec, and not by another process, which may have such a number in another namespace */
+      let_go(&home->rx_lock);
+      let_go(&home->tx_lock);
+    }
     abroad_leave(c, abroad_enter(c));
     atomic_store_explicit(&c->info.kind, BERTHA_CONN_SHM, memory_order_release);
     if (conn_flags(c) &

@@ -29,3 +29,12 @@ def test_blocked_sender(host: Host, build: Build) -> None:
     host.server([sys.executable, _HERE / "echo_all.py", port], port)
     answer = host.run([build("closed_sender"), port, other])
     assert host.rehearse or answer == "in memory\n"
+
+
+_EXECS = 40
+
+
+def test_exec_in_a_copy(host: Host, build: Build) -> None:
+    port = free_port()
+    host.server([build("exec_in_copy"), port], port)
+    assert host.run([build("exec_in_copy"), port, _EXECS], timeout=120) == f"well {_EXECS}\n"
