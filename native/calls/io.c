@@ -260,8 +260,11 @@ BERTHA_EXPORT ssize_t recvfrom(int fd, void *buf, size_t n, int flags, struct so
 /* TCP Fast Open (tcp(7)): data with the request for a connection, which is plain then.  Where it may not be, it is as if
  * the kernel could not do that, and the program connects first. */
 static bool fast_open_barred(int fd, int flags) {
-  struct conn *c = UNLIKELY(flags & MSG_FASTOPEN) && bertha.must_connect ? conn_of(fd) : NULL;
-  if (LIKELY(c == NULL || conn_kind(c) != BERTHA_CONN_SOCKET)) {
+  if (LIKELY(!(flags & MSG_FASTOPEN) || !bertha.must_connect)) {
+    return false;
+  }
+  struct conn *c = conn_of(fd);
+  if (c != NULL ? conn_kind(c) != BERTHA_CONN_SOCKET && !conn_came_to_nothing(c, fd) : !socket_is_tcp(fd)) {
     return false;
   }
   errno = EOPNOTSUPP;

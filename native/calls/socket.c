@@ -8,6 +8,10 @@
 #include "../core/stdfile.h"
 #include "calls.h"
 
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262 /* glibc before 2.32 */
+#endif
+
 static bool is_tcp(int family, int type, int protocol) {
   return (family == AF_INET || family == AF_INET6) && (type & 0xf) == SOCK_STREAM &&
          (protocol == 0 || protocol == IPPROTO_TCP);
@@ -16,6 +20,17 @@ static bool is_tcp(int family, int type, int protocol) {
 static bool is_udp(int family, int type, int protocol) {
   return (family == AF_INET || family == AF_INET6) && (type & 0xf) == SOCK_DGRAM &&
          (protocol == 0 || protocol == IPPROTO_UDP);
+}
+
+static int socket_protocol(int fd) {
+  int protocol;
+  socklen_t size = sizeof protocol;
+  return REAL(getsockopt)(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 ? protocol : -1;
+}
+
+bool socket_is_tcp(int fd) {
+  int protocol = socket_protocol(fd);
+  return protocol == IPPROTO_TCP || protocol == IPPROTO_MPTCP;
 }
 
 static struct conn *track(int fd, int type, enum bertha_conn_kind kind) {
@@ -90,6 +105,11 @@ static void start_listening(struct conn *c, int fd) {
 }
 
 BERTHA_EXPORT int listen(int fd, int backlog) {
+  if (UNLIKELY(bertha.must_serve) && conn_of(fd) == NULL && !carried_owns() &&
+      socket_protocol(fd) == IPPROTO_MPTCP) {
+    errno = EOPNOTSUPP; /* rather than to refuse whoever comes */
+    return -1;
+  }
   int result = REAL(listen)(fd, backlog);
   if (result == 0 && bertha.enabled) {
     int saved = errno;
@@ -157,8 +177,8 @@ static int accepted(int listening, int fd, const struct sockaddr *from, int flag
   if (l == NULL && bertha.enabled) {
     l = adopt_unknown(listening);
   }
-  if (l == NULL) {
-    return fd;
+  if (l == NULL) { /* MPTCP, or no room in the books */
+    return UNLIKELY(bertha.must_serve && socket_is_tcp(fd)) ? refused(fd) : fd;
   }
   if (conn_kind(l) == BERTHA_CONN_SOCKET) {
     atomic_store(&l->info.kind, BERTHA_CONN_LISTENER); /* inherited from a parent that we do not know */
@@ -230,15 +250,12 @@ BERTHA_EXPORT int accept4(int fd, struct sockaddr *address, socklen_t *size, int
 }
 
 static bool to_tcp(int fd, const struct sockaddr *address) {
-  int protocol;
-  socklen_t size = sizeof protocol;
   return address != NULL && (address->sa_family == AF_INET || address->sa_family == AF_INET6) &&
-         !bertha_is_hidden(fd) && REAL(getsockopt)(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 &&
-         protocol == IPPROTO_TCP;
+         !bertha_is_hidden(fd) && socket_is_tcp(fd);
 }
 
 /* The TCP socket that connect() means, if it is one: only before its first connect(); a second one merely asks how the
- * first is doing. */
+ * first is doing, unless that has failed: then it is a connection of its own, with a plan of its own. */
 static struct conn *to_connect(int fd, const struct sockaddr *address, socklen_t size) {
   if (!bertha.enabled || address == NULL || size < sizeof(struct sockaddr_in) ||
       (address->sa_family != AF_INET && address->sa_family != AF_INET6) ||
@@ -249,6 +266,10 @@ static struct conn *to_connect(int fd, const struct sockaddr *address, socklen_t
   struct conn *c = conn_of(fd);
   if (c == NULL) {
     c = adopt_unknown(fd);
+  }
+  if (UNLIKELY(c != NULL && conn_came_to_nothing(c, fd))) {
+    conn_dissolved(c, fd);
+    c = conn_of(fd);
   }
   errno = saved;
   return c != NULL && conn_kind(c) == BERTHA_CONN_SOCKET ? c : NULL;
@@ -276,7 +297,8 @@ BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size
     return -1;
   }
   struct conn *before = c == NULL ? conn_of(fd) : NULL;
-  if (UNLIKELY(bertha.must_connect && c == NULL && before == NULL && to_tcp(fd, address))) {
+  if (UNLIKELY(bertha.must_connect && c == NULL && (before == NULL || conn_came_to_nothing(before, fd)) &&
+               to_tcp(fd, address))) {
     errno = ECONNREFUSED; /* a connection that we cannot follow, and that may not be plain */
     return -1;
   }

@@ -4,7 +4,8 @@
  * now on, and what the peer sends after it has been asked.
  *
  * libuv (node, uvloop) makes a ring for nothing but its epoll_ctl() calls, and one for files if asked to, and does
- * without where there is none: it is told that there is none (decision 0012). */
+ * without where there is none: it is told that there is none (decision 0012).  So is everybody whose policy requires
+ * chunnels. */
 #include <dlfcn.h>
 #include <link.h>
 #include <string.h>
@@ -55,9 +56,18 @@ static int look_for_libuv(struct dl_phdr_info *o, size_t size, void *given) {
   return here;
 }
 
-/* Whether this io_uring_setup() is one that libuv can do without. */
+/* Where chunnels are required nothing may pass us by (connect() and accept() among a ring's operations). */
+static bool barred(void) {
+  return bertha.must_serve || bertha.must_connect || bertha.must_serve_datagrams ||
+         bertha.must_send_datagrams;
+}
+
+/* Whether this io_uring_setup() is one that libuv can do without, or one that may not be. */
 bool bertha_uring_declined(const void *caller, unsigned entries, const void *params) {
   uint32_t flags;
+  if (UNLIKELY(barred())) {
+    return true;
+  }
   if (params == NULL) {
     return false;
   }
@@ -94,7 +104,7 @@ void bertha_uring_begins(void) {
   BERTHA_EXPORT int name params;                                                                             \
   int name params {                                                                                          \
     int(*real) params = (int(*) params)dlsym(RTLD_NEXT, #name);                                              \
-    if (real == NULL) {                                                                                      \
+    if (real == NULL || barred()) {                                                                          \
       return -ENOSYS;                                                                                        \
     }                                                                                                        \
     bertha_uring_begins();                                                                                   \

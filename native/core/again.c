@@ -7,6 +7,8 @@
 #include "orphans.h"
 #include "unixpair.h"
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 
 static uint32_t own_descriptors(const struct conn *c) {
@@ -24,6 +26,19 @@ enum { CARRIER_MS = 1000 };
 static void await_carrier(int fd) {
   struct pollfd pair = {.fd = fd, .events = 0};
   QUIET(poll)(&pair, 1, CARRIER_MS);
+}
+
+bool conn_came_to_nothing(struct conn *c, int fd) {
+  uint32_t kind = conn_kind(c);
+  bool carried = kind == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_CARRIED) && !unix_swapped(c);
+  if (c->info.role != BERTHA_SIDE_CLIENT || (conn_flags(c) & CONN_DGRAM) ||
+      (kind != BERTHA_CONN_PLAIN && kind != BERTHA_CONN_CLAIMED && !carried)) {
+    return false;
+  }
+  uint8_t state; /* tcp_info's first */
+  socklen_t size = sizeof state;
+  return REAL(getsockopt)(fd, IPPROTO_TCP, TCP_INFO, &state, &size) == 0 && state == TCP_CLOSE &&
+         (carried || (!conn_ripe(c, fd) && conn_kind(c) == kind)); /* else there may be something to read */
 }
 
 void conn_dissolved(struct conn *c, int fd) {

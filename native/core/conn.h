@@ -33,6 +33,8 @@ void conn_release(struct conn *c, int fd);    /* one reference less, without clo
 void conn_leave(struct conn *c, int fd);
 void conn_stay(struct conn *c, int fd);
 void conn_dissolved(struct conn *c, int fd); /* again.c: connect() to nowhere has succeeded */
+/* A client's, whose connect() has failed: the kernel takes another one on the same socket. */
+bool conn_came_to_nothing(struct conn *c, int fd);
 /* The other end has closed, having read all of ours: a reset by the kernel then answers a bell byte that came after that. */
 bool conn_ended_in_order(const struct conn *c);
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);

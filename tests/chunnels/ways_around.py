@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import select
 import sys
 
 if sys.argv[2:] == ["drop-in"]:
@@ -14,6 +16,8 @@ else:
 _ADDRESS = ("127.0.0.1", int(sys.argv[1]))
 _SYS_CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 _SIGCHLD = 17
+_SYS_IO_URING_SETUP = 425
+_IPPROTO_MPTCP = 262
 
 
 def connect() -> socket.socket:
@@ -68,7 +72,52 @@ def cloned() -> socket.socket:
     return socket.socket()
 
 
-for way in (connect, low_water, fast_open, passed_on, cloned):
+def again() -> socket.socket:
+    """With a socket whose first connect() has failed, to where nothing is required or nobody answers."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = unused.getsockname()
+    sock = socket.socket()
+    sock.setblocking(False)
+    try:
+        _begin(sock, nobody)
+        for _ in range(2):  # the kernel may tell of the first once more
+            try:
+                _begin(sock, _ADDRESS)
+                break
+            except ConnectionAbortedError:
+                pass
+    except BaseException:
+        sock.close()
+        raise
+    sock.settimeout(20)
+    return sock
+
+
+def _begin(sock: socket.socket, address: tuple[str, int]) -> None:
+    error = sock.connect_ex(address)
+    if error not in (0, errno.EINPROGRESS):
+        raise OSError(error, os.strerror(error))
+    select.select([], [sock], [], 20)
+    sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+
+
+def multipath() -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, _IPPROTO_MPTCP)
+    sock.settimeout(20)
+    sock.connect(_ADDRESS)
+    return sock
+
+
+def ring() -> None:
+    """What could connect without a call that could be refused."""
+    parameters = ctypes.create_string_buffer(120)
+    made = ctypes.CDLL(None, use_errno=True).syscall(_SYS_IO_URING_SETUP, 8, parameters)
+    print("ring:", "made" if made >= 0 else os.strerror(ctypes.get_errno()))
+
+
+ring()
+for way in (connect, low_water, fast_open, passed_on, cloned, again, multipath):
     try:
         with way() as done:
             try:

@@ -22,6 +22,7 @@ if door == "drop-in":
 else:
     import socket  # type: ignore[no-redef]
 address = ("127.0.0.1", port)
+_IPPROTO_MPTCP = 262
 
 
 def answer(connection: Any) -> None:
@@ -31,7 +32,11 @@ def answer(connection: Any) -> None:
 
 
 def serve() -> None:
-    with socket.create_server(address) as server:
+    multipath = role == "multipath-server"
+    with socket.socket(proto=_IPPROTO_MPTCP) if multipath else socket.create_server(address) as server:
+        if multipath:
+            server.bind(address)
+            server.listen()
         print("ready", flush=True)
         while True:
             connection, _ = server.accept()
@@ -91,6 +96,7 @@ def ask_endpoint() -> None:
 
 roles = {
     "server": serve,
+    "multipath-server": serve,
     "client": ask,
     "udp-server": serve_datagrams,
     "udp-client": ask_datagrams,

@@ -92,6 +92,28 @@ def test_server(deserted: Host, door: str, program: str, dag: str, served: bool)
     assert served or all("no agent" in (c.reason or "") for c in found), found
 
 
+@pytest.mark.parametrize("door", ["monkey", "drop-in"])
+@pytest.mark.parametrize(("program", "served"), [("one_door.py", False), ("somebody-else", True)])
+def test_multipath_server(make_host: MakeHost, door: str, program: str, served: bool) -> None:
+    """MPTCP is not followed, so it is not served."""
+    host = make_host()
+    host.set_policy(_policy(program, "server", "encrypt()"))
+    port = free_port()
+    server = host.spawn([sys.executable, _PROGRAM, door, "multipath-server", port], shim=False)
+    server.wait_text("ready" if served else "Operation not supported")
+    assert (_ask_plainly(port) == b"PONG") == served
+
+
+def test_no_way_around_with_an_agent(make_host: MakeHost, plain_port: int) -> None:
+    """What is required is required of one port, and a connection to another one may have failed before."""
+    host = make_host()
+    host.set_policy(_policy("*", "client", "encrypt()", f"port = {plain_port}"))
+    said = host.spawn([sys.executable, _WAYS, plain_port], run_options=("--name", "ways")).wait()
+    assert "PONG" not in said
+    assert "again: Connection refused" in said and "multipath: Connection refused" in said
+    assert "ring: Function not implemented" in said
+
+
 @pytest.mark.parametrize("door", _DOORS)
 @pytest.mark.parametrize(
     ("dag", "reached"),
@@ -136,9 +158,10 @@ def test_no_way_around(deserted: Host, plain_port: int, door: str) -> None:
     late = ["-m", "bertha_socket.monkey", "--no-agent"] if door == "monkey" else []
     words = [sys.executable, *late, _WAYS, plain_port, *(["drop-in"] if door == "drop-in" else [])]
     said = deserted.run(words, shim=False)
-    ways = ("connect", "low_water", "fast_open", "passed_on", "cloned")
+    ways = ("connect", "low_water", "fast_open", "passed_on", "cloned", "again", "multipath")
     refused = [f"{way}: Connection refused" for way in ways]
-    assert said.splitlines()[-6:] == [*refused[:2], "fast open: Operation not supported", *refused[2:]]
+    refused[2:2] = ["fast open: Operation not supported"]
+    assert said.splitlines()[-8:] == refused
 
 
 def test_agent_that_cannot_start(make_host: MakeHost) -> None:
