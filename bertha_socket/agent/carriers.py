@@ -69,10 +69,19 @@ class Context(NamedTuple):
     #: PEM texts; None: it has no certificate of its own, empty: it should, and has none that can be used.
     material: Mapping[str, str] | None
     key: bytes | None
+    #: The users whose programs may have them, besides root's; of everybody's it says nothing.
+    uids: tuple[int, ...] = ()
 
     def encode(self) -> bytes:
-        material = None if self.material is None else dict(self.material)
-        return _pack({"op": "context", "listener": self.listener, "material": material, "key": self.key})
+        return _pack(
+            {
+                "op": "context",
+                "listener": self.listener,
+                "material": None if self.material is None else dict(self.material),
+                "key": self.key,
+                "uids": list(self.uids),
+            }
+        )
 
 
 def _pack(message: dict[str, object]) -> bytes:

@@ -25,6 +25,8 @@ _CHECK_SECONDS = 10.0
 #: still have to agree on comes a little later.
 _LATE_SECONDS = 30.0
 _LATE_MAX = 1024
+#: Users besides its own that a listener is served by; a carrier has room for one more (carrier/session.h).
+_USERS_MAX = 64
 
 
 class Listeners:
@@ -41,6 +43,8 @@ class Listeners:
         self.moved: Callable[[Listener], None] = lambda listener: None
         #: Called with the number of a listener that is no more.
         self.forgotten: Callable[[int], None] = lambda number: None
+        #: Called with a listener when another user's process has shown its socket.
+        self.shown: Callable[[Listener], None] = lambda listener: None
         #: Listeners for which no process vouches; each has a `check_at`.
         self._orphans: set[Listener] = set()
         #: Those with chunnels that are no more, and until when they may still be asked about; oldest first.
@@ -91,6 +95,8 @@ class Listeners:
             if isinstance(error, OSError):
                 raise Refused(Why.REFUSED_BY_AGENT) from error
             raise
+        if known is not None:
+            self._serves(known, process.peer.uid)
         reach = addresses.reachable_as(where.addr, where.v6only, local)[: limits.ADDRESSES_PER_LISTENER]
         offered = reach
         if process.offer is None and (known is None or known.offer is None):
@@ -134,6 +140,12 @@ class Listeners:
         """Whether that socket is a listener's of another user, which the process has inherited."""
         known = self._by_place.get((where.netns, where.addr, where.port, where.proto))
         return known is not None and known.uid != process.peer.uid and where.cookie in known.cookies
+
+    def _serves(self, listener: Listener, uid: int) -> None:
+        """That user's process has the very socket: it gets connections without us, too."""
+        if uid != listener.uid and uid not in listener.users:
+            listener.users = (*listener.users, uid)[-_USERS_MAX:]
+            self.shown(listener)
 
     def _known(self, process: Process, where: Listening, diag: socket.socket) -> Listener | None:
         """The listener that this socket belongs to, if it is registered already."""

@@ -67,6 +67,8 @@ class Listener:
     application: Process | None = None
     offer: Offer | None = None
     cookies: set[int] = field(default_factory=set)
+    #: Others than `uid` whose programs have shown such a socket, and so may serve there.
+    users: tuple[int, ...] = ()
     members: set[Process] = field(default_factory=set)
     #: Processes that may still tie connections to its links, also after it has stopped listening.
     servers: set[Process] = field(default_factory=set)

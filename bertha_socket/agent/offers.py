@@ -192,14 +192,14 @@ class Offers:
             if found != DagNeed.NONE:
                 with contextlib.suppress(OSError):  # then every client is refused, and told why
                     try:
-                        self._secrets.for_listener(listener.id, dag, listener.uid)
+                        self._secrets.for_listener(listener.id, dag, listener.uid, listener.users)
                     except SecretError:
                         problem = True
                         raise
                     offers.append(self.of_listener(listener, addr))
                 need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
         if problem:  # what the rule for another address says is not for this one
-            self._secrets.refuse(listener.id)
+            self._secrets.refuse(listener.id, (listener.uid, *listener.users))
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
             return  # clients have brought chunnels, and keep them
         least = _least_of_datagrams if where.proto == "udp" else _least_carrier

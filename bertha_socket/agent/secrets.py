@@ -122,8 +122,9 @@ class Secrets:
             self._cluster = _cluster_context(self._key)
         return [self._cluster, *self._own.values(), *self._clients.values()]
 
-    def for_listener(self, number: int, dag: Dag | None, uid: int) -> None:
-        """Gives a listener the certificates that its rule names, if it names any.
+    def for_listener(self, number: int, dag: Dag | None, uid: int, users: tuple[int, ...] = ()) -> None:
+        """Gives a listener the certificates that its rule names, if it names any.  `users`: others than `uid`
+        who serve there.
 
         Raises SecretError (and then it has none to show, and everybody's are not its either).
         """
@@ -132,14 +133,14 @@ class Secrets:
             self.drop(number)
             return
         try:
-            self._tell(self._own, self._context(number, files, uid))
+            self._tell(self._own, self._context(number, files, uid, users))
         except SecretError:
-            self.refuse(number)
+            self.refuse(number, (uid, *users))
             raise
 
-    def refuse(self, number: int) -> None:
+    def refuse(self, number: int, users: tuple[int, ...]) -> None:
         """A listener has certificates that cannot be used: nobody is served with any."""
-        self._tell(self._own, Context(number, {}, self._now()))
+        self._tell(self._own, Context(number, {}, self._now(), users))
 
     def for_client(self, dag: Dag | None, uid: int) -> int:
         """The number of the context with the certificates that a client's rule names; 0: the cluster's.
@@ -166,11 +167,11 @@ class Secrets:
         if self._own.pop(number, None) is not None:
             self.changed(Context(number, None, None))
 
-    def _context(self, number: int, files: dict[str, str], uid: int) -> Context:
+    def _context(self, number: int, files: dict[str, str], uid: int, users: tuple[int, ...] = ()) -> Context:
         if uid != os.geteuid():
             problem = "a system agent does not read the certificates of another user's policy"
             raise SecretError(errno.EPERM, f"encrypt: {problem}; run an agent as that user")
-        return Context(number, read(files), self._now())
+        return Context(number, read(files), self._now(), (uid, *users))
 
     def _now(self) -> bytes | None:
         """The cluster key that goes along with certificates."""

@@ -72,6 +72,7 @@ class Server:
         secrets.changed = self._carriers.context_changed
         registry.listeners.forgotten = secrets.drop
         registry.listeners.moved = self.settle
+        registry.listeners.shown = self._offers.settle
         self._remote = Remote(self, registry, self._offers, secrets, others, self._answer_late)
         self._responder = Responder(self, registry, self._offers, secrets, others.reach)
         self._responder.heard = self._remote.heard

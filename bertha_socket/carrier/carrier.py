@@ -12,7 +12,7 @@ from bertha_socket.carrier import apart
 from bertha_socket.carrier.apart import log_counts
 from bertha_socket.carrier.beside import Beside
 from bertha_socket.carrier.connection import Connection
-from bertha_socket.carrier.control import Control
+from bertha_socket.carrier.control import NOT_ITS, Control, Secrets
 from bertha_socket.carrier.datagrams import Datagrams
 from bertha_socket.carrier.ends import Pair
 from bertha_socket.carrier.loop import READ, Loop
@@ -110,7 +110,8 @@ class Carrier:
             self._carry_datagrams(carry)
             return
         of = self.control.secrets if carry.server else self.control.client_secrets
-        secrets = of(carry.listener)
+        found = of(carry.listener, carry.uid)
+        secrets = found or Secrets()
         peer, local = _names(carry.tcp)
         side = "server" if carry.server else "client"
         context = Context(side, secrets.material, peer, local)
@@ -147,7 +148,10 @@ class Carrier:
             settled=settled,
         )
         self._connections.add(connection)
-        connection.start()
+        if found is None:
+            connection.run(session.fail, NOT_ITS)
+        else:
+            connection.start()
 
     def _move_apart(self, connection: Connection, carry: Carry) -> None:
         self._connections.discard(connection)

@@ -24,6 +24,9 @@ _REMEMBERED_MAX: Final = 1024
 _BELIEVED: Final = 30.0
 #: Seconds for which others wait while the agent has not said all.
 _MOMENT: Final = 0.001
+NOT_ITS: Final = (
+    "the listener is another user's, and its agent has not been shown the listening socket by this one"
+)
 NO_AGENT: Final = "the server's agent is gone, and this plan is not known yet; connect again when it is back"
 
 Verdict = Callable[[str | None], None]
@@ -35,6 +38,13 @@ class Secrets:
 
     material: Mapping[str, str] | None = None
     key: bytes | None = None
+    #: Whose programs may have them; None: everybody's.  What a program names proves nothing: numbers of
+    #: listeners stand where everybody reads them.
+    uids: frozenset[int] | None = None
+
+    def are_of(self, uid: int) -> bool:
+        """Whether a program of that user's may have them."""
+        return self.uids is None or uid == 0 or uid in self.uids
 
 
 def _user(message: Mapping[str, Any]) -> User | None:
@@ -43,6 +53,10 @@ def _user(message: Mapping[str, Any]) -> User | None:
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 1 << 32 for n in (uid, gid)):
         return None
     return User(int(uid or 0), int(gid or 0))
+
+
+def _uids(said: object) -> frozenset[int]:
+    return frozenset(n for n in said if isinstance(n, int)) if isinstance(said, list) else frozenset()
 
 
 class Control:
@@ -72,16 +86,20 @@ class Control:
         if self.alive and self.behind:
             select.select([self.sock], [], [], _MOMENT)
 
-    def secrets(self, listener: int) -> Secrets:
-        """Of that listener, else everybody's."""
+    def secrets(self, listener: int, uid: int) -> Secrets | None:
+        """Of that listener, else everybody's, for a program of that user's; None: it may not serve there."""
         found = self._secrets.get(listener)
-        return found if found is not None else self._secrets.get(0, Secrets())
+        if found is None:
+            return self._secrets.get(0, Secrets())
+        return found if found.are_of(uid) else None
 
-    def client_secrets(self, number: int) -> Secrets:
-        """Of a client's rule (0: everybody's).  A number that is not known here means certificates that are
-        not: with those of others it is not served."""
+    def client_secrets(self, number: int, uid: int) -> Secrets:
+        """Of a client's rule (0: everybody's).  A number that is not known here, or not that user's, means
+        certificates that are not: with those of others it is not served."""
         found = self._secrets.get(number)
-        return found if found is not None else Secrets(None, self._secrets.get(0, Secrets()).key)
+        if found is not None and found.are_of(uid):
+            return found
+        return Secrets(None, self._secrets.get(0, Secrets()).key)
 
     def ask(self, listener: int, plan: bytes, peer: str, verdict: Verdict) -> None:
         """Calls `verdict(None)` if the plan may run, else with one line why not; perhaps at once."""
@@ -179,6 +197,7 @@ class Control:
             self._secrets[listener] = Secrets(
                 {str(k): str(v) for k, v in material.items()} if isinstance(material, dict) else None,
                 key if isinstance(key, bytes) else None,
+                None if listener == 0 else _uids(message.get("uids")),
             )
 
     def _chunnels(self, message: Mapping[str, Any]) -> None:

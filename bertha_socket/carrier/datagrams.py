@@ -198,7 +198,7 @@ class Datagrams(Peers):
 
     def _open_exchange(self, place: Place) -> Exchange:
         plan, number = self._plans[place]
-        secrets = self._control.client_secrets(number)
+        secrets = self._control.client_secrets(number, self._carry.uid)
         local = text_of(self.udp.getsockname())
         context = self._context("client", secrets, place, local)
         exchange = Exchange(context, secrets.key, plan, recipe=self._recipe, aside=self._aside)
@@ -270,8 +270,8 @@ class Datagrams(Peers):
     def _plan_shown(self, plan: bytes, peer: str, verdict: Callable[[str | None], None]) -> None:
         self._control.ask(self._carry.listener, plan, peer, verdict)
 
-    def _secrets(self) -> Secrets:
-        return self._control.secrets(self._carry.listener)
+    def _secrets(self) -> Secrets | None:
+        return self._control.secrets(self._carry.listener, self._carry.uid)
 
     def _recipe(self, plan: bytes, side: str) -> Recipe:
         return datagram_recipe(plan, side)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from bertha_socket.carrier import envelope
-from bertha_socket.carrier.control import Secrets
+from bertha_socket.carrier.control import NOT_ITS, Secrets
 from bertha_socket.carrier.envelope import Envelope, Kind
 from bertha_socket.carrier.exchange import Exchange, Step
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
@@ -111,8 +111,8 @@ class Peers:
         """At the server: calls `verdict` with None if the plan may run, else with one line why not."""
         raise NotImplementedError
 
-    def _secrets(self) -> Secrets:
-        """At the server: what its exchanges authenticate themselves with."""
+    def _secrets(self) -> Secrets | None:
+        """At the server: what its exchanges authenticate themselves with; None: it may not serve there."""
         raise NotImplementedError
 
     def _recipe(self, plan: bytes, side: str) -> Recipe:
@@ -287,6 +287,10 @@ class Peers:
     def _greeted(self, came: Envelope, place: Place) -> None:
         """A client that is not known yet."""
         secrets = self._secrets()
+        if secrets is None:
+            self._kept_out += 1
+            self._refused(place, came.session, NOT_ITS)
+            return
         plan, why = envelope.read_hello(came, secrets.key)
         if why is not None:
             self._kept_out += 1

@@ -121,7 +121,10 @@ class Carry:
     tcp: socket.socket
     pair: socket.socket
     status: Status
+    #: As whom its chunnels run.
     user: User
+    #: Whose program it is for its secrets, by the agent's word.
+    uid: int
     #: `tcp` is a UDP socket, and `pair` one of datagrams.
     datagrams: bool = False
     #: And the other end of `pair` is the native carrier's, beside which we are: it reads from `tcp`.
@@ -137,6 +140,7 @@ class Shim:
         sock.setblocking(False)
         self.sock = sock
         self._user = user
+        self._uid = user.uid
         self._carry = carry
         self._statuses: StatusFile | None = None
         self._links: list[Link] = []
@@ -262,7 +266,20 @@ class Shim:
                 raise BadMessage from None
         status = Status(statuses, index)
         self._carry(
-            Carry(side == 1, mode, listener, plan, tcp, pair, status, self._user, datagrams, beside, rings)
+            Carry(
+                server=side == 1,
+                mode=mode,
+                listener=listener,
+                plan=plan,
+                tcp=tcp,
+                pair=pair,
+                status=status,
+                user=self._user,
+                uid=self._uid,
+                datagrams=datagrams,
+                beside=beside,
+                rings=rings,
+            )
         )
         return fds[: 3 if by_rings else 2]
 

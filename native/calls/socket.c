@@ -138,7 +138,8 @@ static struct listener *listener_now(struct conn *c, int fd) {
     return l;
   }
   int64_t now = bertha_now_ns();
-  if (now < atomic_load(&not_before) && atomic_load(&asked_pid) == bertha.pid) {
+  bool first = l != NULL && atomic_exchange(&l->asked, bertha.pid) != bertha.pid;
+  if (!first && now < atomic_load(&not_before) && atomic_load(&asked_pid) == bertha.pid) {
     return l;
   }
   atomic_store(&not_before, now + 200000000);

@@ -6,7 +6,8 @@
  *
  * A unix SOCK_SEQPACKET connection, got from the agent (BERTHA_OP_CARRIER); the shim sends, nothing comes back.  All
  * integers are in the machine's own order.  Whose program it is the carrier has from the agent, which has asked the
- * kernel ({"op": "shim", "uid": ..., "gid": ...} with the other end): what a shim says or gives proves nothing.
+ * kernel ({"op": "shim", "uid": ..., "gid": ...} with the other end): what a shim says or gives proves nothing.  By that uid
+ * it may have the secrets whose number it names, or not ({"op": "context", "listener": ..., "uids": [...]}).
  */
 #ifndef BERTHA_CARRIER_H
 #define BERTHA_CARRIER_H
@@ -52,7 +53,7 @@ struct bertha_carrier_carry {
   uint16_t kind;
   uint32_t side; /* BERTHA_SIDE_* */
   uint32_t mode;
-  uint64_t listener;     /* server: which; client: bertha_negotiate_reply's context */
+  uint64_t listener;     /* server: which; client: bertha_negotiate_reply's context; both may be guessed */
   uint32_t status_index; /* where the outcome is to be written */
   uint32_t plan_size;    /* client: bytes that follow */
 };

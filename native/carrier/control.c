@@ -31,6 +31,13 @@ static void agent_gone(void) {
   }
 }
 
+/* The kernel has said it to the agent.  Not said: nobody's, who has what everybody has. */
+static uint64_t user_of(const struct pack_value *message) {
+  struct pack_value uid;
+  return pack_get(message, "uid", &uid) && uid.kind == PACK_INT && uid.number <= UINT32_MAX ? uid.number
+                                                                                            : NO_UID;
+}
+
 static void verdict(const struct pack_value *message) {
   struct pack_value id, ok, reason;
   if (!pack_get(message, "id", &id) || id.kind != PACK_INT) {
@@ -90,7 +97,7 @@ void control_speaks(void) {
     }
     if (pack_read(data, (size_t)n, &message) == (size_t)n && pack_get(&message, "op", &op)) {
       if (pack_is(&op, "shim") && count > 0) {
-        carrier_new_shim(fds[--count]);
+        carrier_new_shim(fds[--count], user_of(&message));
       } else if (pack_is(&op, "behind") && count > 0) {
         learn_behind(fds[0]);
       } else if (pack_is(&op, "context")) {

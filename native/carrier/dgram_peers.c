@@ -317,11 +317,11 @@ static void make_room_of(struct datagrams *d, const struct place *place) {
 
 static void greeted(struct datagrams *d, const struct place *from, const struct envelope *came,
                     const uint8_t *data, size_t size) {
-  struct secrets *k = trust_secrets(d->listener, true);
+  struct secrets *k = trust_secrets(d->listener, true, d->shim->uid);
   struct pack_value plan;
   const char *why;
   struct peer *p = NULL;
-  bool good = envelope_read_hello(came, k, &plan, &why);
+  bool good = trust_serves(d->listener, d->shim->uid, &why) && envelope_read_hello(came, k, &plan, &why);
   if (why != NULL) {
     d->kept_out++;
     refuse(d, from, came->session, why);

@@ -338,7 +338,7 @@ static struct exchange *add(struct datagrams *d, struct peer *p, const uint8_t *
 }
 
 void exchange_open(struct datagrams *d, struct peer *p) {
-  struct exchange *x = add(d, p, p->plan, p->plan_size, trust_secrets(p->context, false));
+  struct exchange *x = add(d, p, p->plan, p->plan_size, trust_secrets(p->context, false, d->shim->uid));
   if (x == NULL) {
     return;
   }

@@ -106,7 +106,7 @@ void carrier_close_all(const int *fds, int count) {
   }
 }
 
-void carrier_new_shim(int fd) {
+void carrier_new_shim(int fd, uint64_t uid) {
   struct shim *shim = calloc(1, sizeof *shim);
   if (shim == NULL || !watch(fd, shim, SHIM, EPOLLIN)) {
     free(shim);
@@ -114,6 +114,7 @@ void carrier_new_shim(int fd) {
     return;
   }
   shim->fd = fd;
+  shim->uid = uid;
   shim->next = shims;
   shims = shim;
   told_idle = false;
@@ -229,7 +230,7 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
   s->server = head->side != 0;
   s->mode = head->mode;
   s->listener = head->listener;
-  s->secrets = trust_secrets(head->listener, s->server);
+  s->secrets = trust_secrets(head->listener, s->server, shim->uid);
   s->status_index = head->status_index;
   if (s->status_index < shim->status_count) {
     s->life = __atomic_load_n(&shim->statuses[s->status_index].life, __ATOMIC_ACQUIRE);
@@ -247,10 +248,12 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
     memcpy(s->plan, plan, head->plan_size);
     s->plan_size = head->plan_size;
   }
+  const char *not_his;
+  bool serves = !s->server || trust_serves(head->listener, shim->uid, &not_his);
   if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, EDGES | EPOLLOUT) ||
       !watch(program, s, SESSION_PROGRAM, ring != NULL ? EDGES : EDGES | EPOLLOUT) ||
-      (ring != NULL && !rings_open(s, shim, ring->link, ring->slot)) || !greeting_begin(s, &why)) {
-    session_fail(s, why);
+      (ring != NULL && !rings_open(s, shim, ring->link, ring->slot)) || !serves || !greeting_begin(s, &why)) {
+    session_fail(s, serves ? why : not_his);
     return;
   }
   session_run(s);

@@ -10,9 +10,13 @@ struct datagrams;
 
 enum { STAGES_MAX = 34, NONCE_SIZE = 16, PREAMBLE_MAX = 16384 };
 
+enum { SECRETS_USERS = 65 /* agent/listeners.py */ };
+#define NO_UID UINT64_MAX
+
 struct shim { /* a program that gives us connections */
   struct shim *next;
   int fd;
+  uint64_t uid; /* whose program it is, by the agent's word; NO_UID: it is not said */
   unsigned sessions;
   struct bertha_carrier_status *statuses;
   size_t status_count;
@@ -27,6 +31,8 @@ struct secrets { /* of one listener, of a client's rule, or (0) of everybody */
   bool has_cluster_key;
   uint8_t cluster_key[64];
   size_t cluster_key_size;
+  uint32_t uids[SECRETS_USERS]; /* whose programs may have them, besides root's */
+  unsigned uid_count;
   unsigned users; /* sessions */
   bool replaced;  /* by newer ones: goes with its last session */
 };
@@ -126,9 +132,12 @@ ssize_t program_send(struct session *s, const void *from, size_t size);
 void program_end(struct session *s); /* no more will be sent to it */
 
 /* trust.c: secrets, and plans that the agent has found good */
-/* Of a listener, or of a client's rule; to be given back.  A listener that has none of its own has everybody's; a client's
- * number that is not known here means certificates that are not: with those of others it is not served. */
-struct secrets *trust_secrets(uint64_t listener, bool server);
+/* Of a listener, or of a client's rule, for a program of that user's; to be given back.  A listener that has none of its
+ * own has everybody's; a client's number that is not known here, or not its user's, means certificates that are not: with
+ * those of others it is not served. */
+struct secrets *trust_secrets(uint64_t listener, bool server, uint64_t uid);
+/* Whether a program of that user's may serve there: who names a listener need not have it.  `*why`: else. */
+bool trust_serves(uint64_t listener, uint64_t uid, const char **why);
 void trust_give_back(struct secrets *k);
 void trust_learn(const struct pack_value *message);
 bool trust_knows(uint64_t listener, const uint8_t *plan, size_t size, bool agent);
@@ -175,7 +184,7 @@ bool control_catch_up(void); /* reads, and waits a little; false: there is no ag
 
 /* main.c */
 struct stat;
-void carrier_new_shim(int fd);
+void carrier_new_shim(int fd, uint64_t uid);
 void carrier_close_all(const int *fds, int count);
 bool carrier_sealed(int fd, struct stat *st); /* memory of this size, which will not be less */
 int64_t carrier_now(void);                    /* ns */

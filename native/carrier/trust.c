@@ -56,8 +56,29 @@ static void replace_secrets(uint64_t listener) {
   }
 }
 
-struct secrets *trust_secrets(uint64_t listener, bool server) {
+/* What a program names proves nothing: numbers of listeners stand where everybody reads them. */
+static bool may_have(const struct secrets *k, uint64_t uid) {
+  bool found = k->listener == 0 || uid == 0;
+  for (unsigned i = 0; !found && i < k->uid_count; i++) {
+    found = k->uids[i] == uid;
+  }
+  return found;
+}
+
+bool trust_serves(uint64_t listener, uint64_t uid, const char **why) {
+  const struct secrets *k = find_secrets(listener);
+  *why = "the listener is another user's, and its agent has not been shown the listening socket by this one";
+  return k == NULL || may_have(k, uid);
+}
+
+struct secrets *trust_secrets(uint64_t listener, bool server, uint64_t uid) {
   struct secrets *k = find_secrets(listener);
+  if (k != NULL && !may_have(k, uid)) {
+    if (server) {
+      return NULL;
+    }
+    k = NULL;
+  }
   struct secrets *everybodys = k == NULL ? find_secrets(0) : NULL;
   if (server || everybodys == NULL) {
     k = k != NULL ? k : everybodys;
@@ -80,6 +101,18 @@ void trust_give_back(struct secrets *k) {
   }
 }
 
+static void read_users(const struct pack_value *message, struct secrets *k) {
+  struct pack_value uids, uid;
+  if (!pack_get(message, "uids", &uids) || uids.kind != PACK_ARRAY) {
+    return;
+  }
+  for (uint64_t i = 0; k->uid_count < SECRETS_USERS && pack_at(&uids, i, &uid); i++) {
+    if (uid.kind == PACK_INT && uid.number <= UINT32_MAX) {
+      k->uids[k->uid_count++] = (uint32_t)uid.number;
+    }
+  }
+}
+
 static char *text_of(const struct pack_value *map, const char *name) {
   struct pack_value value;
   return pack_get(map, name, &value) && value.kind == PACK_TEXT && value.size > 0
@@ -95,6 +128,7 @@ void trust_learn(const struct pack_value *message) {
   }
   bool own = false; /* perhaps none that can be used: not everybody's then */
   k->listener = pack_get(message, "listener", &listener) && listener.kind == PACK_INT ? listener.number : 0;
+  read_users(message, k);
   if (pack_get(message, "material", &material) && material.kind == PACK_MAP) {
     own = true;
     k->certificate = text_of(&material, "certificate");

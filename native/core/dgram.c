@@ -223,18 +223,30 @@ int dgram_bound(int fd, const struct sockaddr *address, socklen_t size) {
 }
 
 /* An agent that has come since, and processes that got the socket by inheritance, have to be told of it. */
-struct listener *dgram_listed_again(const struct listener *l, int fd) {
+struct listener *dgram_listed_again(struct listener *l, int fd) {
   uint64_t generation = directory_generation();
   static _Atomic int64_t not_before;
   int64_t now = bertha_now_ns();
   if (l == NULL || generation == 0 || (l->generation == generation && l->pid == bertha.pid) ||
-      now < atomic_load(&not_before)) {
+      (atomic_exchange(&l->asked, bertha.pid) == bertha.pid && now < atomic_load(&not_before))) {
     return NULL;
   }
   atomic_store(&not_before, now + 200000000);
   uint32_t why = 0;
   struct listener *fresh = listener_register(fd, &why);
   return fresh != l ? fresh : NULL;
+}
+
+/* Before another carrier gets it: a process that has it by inheritance, perhaps under another user, may serve there once
+ * it has shown it. */
+static void show_inherited(struct conn *c, int fd) {
+  struct listener *l = listener_of(c);
+  struct listener *fresh =
+      l != NULL && l->pid != bertha.pid ? dgram_listed_again(l, unix_tcp_fd(c, fd)) : NULL;
+  if (fresh != NULL) {
+    c->listener = fresh->id;
+    listener_closed(l);
+  }
 }
 
 void dgram_register_again(struct conn *c, int fd) {
@@ -497,6 +509,7 @@ static void put_to_rest(struct conn *c) {
 }
 
 void dgram_beside(struct conn *c, int fd) {
+  show_inherited(c, fd);
   const struct listener *l = listener_of(c);
   if (l != NULL && c->carrier == BERTHA_CARRIER_NATIVE) {
     uint32_t which = atomic_load(&l->claims->dag_carrier);
@@ -516,6 +529,7 @@ bool dgram_revive(struct conn *c, int fd) {
   bool done =
       last.conn == conn_index(c) && bertha_now_ns() - last.at < 50000000; /* another thread was quicker */
   if (!done) {
+    show_inherited(c, fd);
     const struct listener *l = listener_of(c);
     uint32_t need = l != NULL ? atomic_load(&l->claims->dag) : BERTHA_DAG_REQUIRED;
     c->carrier = l != NULL ? (uint8_t)atomic_load(&l->claims->dag_carrier) : c->carrier;

@@ -76,7 +76,7 @@ void dgram_late_end(struct dgram_late *late);
 int dgram_route(struct conn *c, int fd, const uint8_t addr[16], uint16_t port, uint32_t scope);
 void dgram_register_again(struct conn *c, int fd); /* with an agent that has come since */
 /* In place of this listener, which an agent that has come since does not know; NULL: it does, or is not asked so soon. */
-struct listener *dgram_listed_again(const struct listener *l, int fd);
+struct listener *dgram_listed_again(struct listener *l, int fd);
 void dgram_reroute(const uint8_t addr[16], uint16_t port); /* the plan was refused: asked for anew */
 void dgram_beside(struct conn *c, int fd); /* chunnels are wanted that the native carrier does not have */
 bool dgram_revive(struct conn *c, int fd); /* the carrier is gone: another one */

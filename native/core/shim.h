@@ -40,6 +40,7 @@ struct listener { /* of this process: one it listens on, or one it has connected
   uint64_t id;
   uint64_t generation;         /* of the directory when registered */
   int pid;                     /* the process that registered */
+  _Atomic int asked;           /* the last process that tried to register it anew */
   _Atomic int64_t known_since; /* to an agent that had not known it before; 0: long ago */
   _Atomic bool passes_on; /* its connections are given to other programs: none is tied before it is read */
   _Atomic uint8_t late;   /* looks to spare for a first byte: the last time there was none yet (core/rx.c) */

@@ -214,7 +214,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   rig_check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ours) == 0, "socketpair");
   control_begin(pair[0]);
   rig_check(watch(carrier_control(), control_mark, CONTROL, EPOLLIN), "watch");
-  carrier_new_shim(ours[0]);
+  carrier_new_shim(ours[0], 0);
   other_count = 0;
   for (int i = 0; i < MESSAGES && data < end; i++) {
     uint8_t which = *data++;

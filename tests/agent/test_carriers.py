@@ -206,11 +206,11 @@ def test_more_secrets_than_there_is_room_for(rig: Rig, monkeypatch: pytest.Monke
 
 def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
     with rig.shim() as sock:
-        assert rig.hear(sock) == rig.known[0]._asdict() | {"op": "context"}
+        assert rig.hear(sock) == rig.known[0]._asdict() | {"op": "context", "uids": []}
         assert rig.hear(sock) == {"op": "shim", "uid": rig.peer.uid, "gid": rig.peer.gid}
         rig.carriers.context_changed(rig.known[0])  # the same: nothing to tell
         rig.carriers.context_changed(Context(7, None, None))
-        assert rig.hear(sock) == {"op": "context", "listener": 7, "material": None, "key": None}
+        assert rig.hear(sock) == {"op": "context", "listener": 7, "material": None, "key": None, "uids": []}
 
 
 def test_a_policys_own_chunnels_are_told_first(rig: Rig) -> None:

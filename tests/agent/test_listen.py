@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from bertha_socket import keys
 from bertha_socket.agent import memory, messages
-from bertha_socket.agent.messages import Op
+from bertha_socket.agent.messages import CarrierKind, Op
 from bertha_socket.reasons import Reason
 from tests.agent.conftest import Agent, StartAgent
-from tests.agent.shim import RefusedError, claims_need, entries, find, in_namespace, listen, netlinks
+from tests.agent.shim import RefusedError, Shim, claims_need, entries, find, in_namespace, listen, netlinks
 from tests.harness import NamespaceTrio
 from tests.harness.poll import eventually
 
@@ -236,6 +239,60 @@ def test_another_user_cannot_have_an_address_that_is_in_use(agent: Agent, other_
         port = server.getsockname()[1]
         (entry,) = find(agent.path, "127.0.0.1", port)
         assert entry.uid == os.geteuid()
+
+
+_STATUS: Final = struct.Struct("=II616s400s")
+
+
+def _served(shim: Shim, kind: CarrierKind, number: int) -> tuple[int, str]:
+    """State and detail of a connection that a program gives to a carrier as that listener's; its client says
+    what no carrier takes for a plan."""
+    statuses = os.memfd_create("statuses", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(statuses, _STATUS.size)
+    with shim.carrier(kind) as carrier, socket.create_server(("127.0.0.1", 0)) as door:
+        socket.send_fds(carrier, [struct.pack("=IHHII", 0x52414342, 1, 1, 1, 1)], [statuses])
+        client = socket.create_connection(door.getsockname())
+        accepted, _ = door.accept()
+        ours, theirs = socket.socketpair()
+        with client, accepted, ours, theirs:
+            head = struct.pack("=IHHIIQII", 0x52414342, 1, 2, 1, 1, number, 0, 0)
+            socket.send_fds(carrier, [head], [accepted.fileno(), theirs.fileno()])
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+
+            def told() -> bool:
+                return os.pread(statuses, 4, 0) != bytes(4)
+
+            eventually(told, "what became of it", 20)
+    state, _, _, detail = _STATUS.unpack(os.pread(statuses, _STATUS.size, 0))
+    os.close(statuses)
+    return state, detail.split(b"\0")[0].decode()
+
+
+@pytest.mark.parametrize("kind", [CarrierKind.NATIVE, CarrierKind.PYTHON], ids=lambda kind: kind.name)
+def test_who_has_not_shown_the_socket_does_not_serve_with_its_key(
+    agent: Agent, other_uid: int, tmp_path: Path, kind: CarrierKind
+) -> None:
+    """Its number stands in the directory, which everybody reads.  A worker that has changed its user has the
+    socket."""
+    material = keys.material(bytes(32))
+    for name in material:
+        (tmp_path / name).write_text(material[name])
+    cert, key = tmp_path / "certificate", tmp_path / "key"
+    policy = tmp_path / "policy.toml"
+    policy.write_text(f"""[[rule]]\nside = "server"\ndag = 'encrypt(cert="{cert}", key="{key}")'\n""")
+    with agent.shim(policy=str(policy)) as mine, agent.shim(uid=other_uid) as theirs, listen() as server:
+        number, need, claims = mine.listen_with(server)
+        os.close(claims)
+        assert need == messages.DagNeed.REQUIRED
+        state, why = _served(theirs, kind, number)
+        assert state == 2 and "another user's" in why
+        state, why = _served(mine, kind, number)
+        assert state == 2 and "another user's" not in why
+        same, _, claims = theirs.listen_with(server)
+        os.close(claims)
+        assert same == number
+        state, why = _served(theirs, kind, number)
+        assert state == 2 and "another user's" not in why
 
 
 def test_the_latest_to_listen_has_the_address_though_another_users_entry_is_stale(

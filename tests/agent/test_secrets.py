@@ -101,7 +101,7 @@ def test_as_much_as_a_carrier_can_be_told(key_file: Path, pems: dict[str, str], 
     assert 120 << 10 < len(told[-1].encode()) <= MESSAGE_MAX
     with pytest.raises(SecretError, match=r"cert.long, .*key.long, .*ca.long: together more than 127 KiB"):
         secrets.for_listener(5, parse(dag_of(_padded(pems, tmp_path, 43 << 10))), ME)
-    assert told[-1] == Context(5, {}, None)
+    assert told[-1] == Context(5, {}, None, (ME,))
 
 
 def test_listeners_contexts_are_kept(key_file: Path, pems: dict[str, str], tmp_path: Path) -> None:
@@ -134,12 +134,12 @@ def test_a_listener_with_certificates_of_its_own(key_file: Path, pems: dict[str,
     secrets.for_listener(5, parse("encrypt()"), ME)
     assert not told
     secrets.for_listener(5, parse(dag_of(pems)), ME)
-    assert told == [Context(5, keys.material(bytes(32)), None)]
+    assert told == [Context(5, keys.material(bytes(32)), None, (ME,))]
     assert secrets.contexts()[1:] == told
     os.unlink(pems["key"])
     with pytest.raises(SecretError):
         secrets.for_listener(5, parse(dag_of(pems)), ME)
-    assert told[-1] == Context(5, {}, None)  # and not the cluster's
+    assert told[-1] == Context(5, {}, None, (ME,))  # and not the cluster's
     secrets.drop(5)
     assert len(secrets.contexts()) == 1
 
@@ -181,11 +181,13 @@ def test_a_listener_without_certificates_any_more_has_the_clusters(
             secrets.changed(context)
         secrets.for_listener(5, parse(dag_of(pems)), ME)
         control.catch_up()
-        assert control.secrets(5).material == keys.material(bytes(32))
+        found = control.secrets(5, ME)
+        assert found is not None and found.material == keys.material(bytes(32))
         secrets.for_listener(5, parse("encrypt()"), ME)
         control.catch_up()
-        assert control.secrets(5) == control.secrets(0)
-        assert (control.secrets(5).key, control.secrets(5).material) == (key, keys.material(key))
+        assert control.secrets(5, ME) == control.secrets(0, ME)
+        found = control.secrets(5, ME)
+        assert found is not None and (found.key, found.material) == (key, keys.material(key))
 
 
 def test_a_key_that_cannot_be_used(key_file: Path, pems: dict[str, str]) -> None:
@@ -210,3 +212,15 @@ def test_a_key_that_cannot_be_used(key_file: Path, pems: dict[str, str]) -> None
 def test_nobody_elses(key_file: Path, pems: dict[str, str]) -> None:
     with pytest.raises(SecretError, match="another user"):
         Secrets().for_client(parse(dag_of(pems)), ME + 1)
+
+
+def test_whose_programs_may_have_them(key_file: Path, pems: dict[str, str]) -> None:
+    """A carrier serves several users, and a program names the number itself."""
+    secrets = Secrets()
+    number = secrets.for_client(parse(dag_of(pems)), ME)
+    secrets.for_listener(5, parse(dag_of(pems)), ME, (33, 34))
+    assert {c.listener: c.uids for c in secrets.contexts()} == {0: (), number: (ME,), 5: (ME, 33, 34)}
+    Path(pems["key"]).unlink()
+    with pytest.raises(SecretError):
+        secrets.for_listener(5, parse(dag_of(pems)), ME, (33,))
+    assert {c.listener: c.uids for c in secrets.contexts()} == {0: (), number: (ME,), 5: (ME, 33)}

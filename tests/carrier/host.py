@@ -94,8 +94,15 @@ class CarrierHost:
     def send(self, message: dict[str, Any], *fds: int) -> None:
         socket.send_fds(self.control, [msgpack.packb(message)], fds)
 
-    def context(self, listener: int = 0, material: Any = None, key: bytes | None = None) -> None:
-        self.send({"op": "context", "listener": listener, "material": material, "key": key})
+    def context(
+        self,
+        listener: int = 0,
+        material: Any = None,
+        key: bytes | None = None,
+        uids: tuple[int, ...] = (os.getuid(),),
+    ) -> None:
+        told = {"op": "context", "listener": listener, "material": material, "key": key}
+        self.send(told | {"uids": list(uids)})
 
     def new_shim(self, uid: int | None = None, fd: int | None = None) -> socket.socket:
         """Of a program of that user's, by the agent's word; `fd`: what it gives as its memory."""

@@ -369,6 +369,43 @@ def test_the_agent_says_no(server: Program) -> None:
     server.status.wait(REFUSED)
 
 
+def test_a_listener_that_is_another_users(server: Program) -> None:
+    """Also one that it comes to be shown later."""
+    host, nobody = server.host, 65534
+    server.close()
+    host.shim.close()
+    host.shim = host.new_shim(uid=nobody)
+    host.context(listener=7, key=KEY)
+    with contextlib.closing(Program(host, REQUIRED)) as program:
+        stranger = Stranger(program.name)
+        stranger.udp.send(envelope.hello(5, RELIABLE, KEY))
+        came = stranger.heard()
+        assert came.kind == Kind.REFUSE and "another user's" in envelope.why_refused(came)
+        program.status.wait(REFUSED)
+        assert "another user's" in program.status.detail
+        host.context(listener=7, key=KEY, uids=(nobody,))
+        until(lambda: not _unread(host.control, _SIOCOUTQ), host)
+        stranger.udp.send(envelope.hello(6, RELIABLE, KEY))
+        until(lambda: not stranger.quiet(0), host)
+        assert stranger.heard().kind == Kind.ACCEPT
+
+
+def test_a_client_rule_that_is_another_users(make_program: Make) -> None:
+    """Its cluster key is everybody's; see test_trust.py for certificates."""
+    for kind in ("native", "python"):
+        client = make_program(kind, PLAN)
+        client.host.context(listener=9, key=b"another" * 4)
+        host = client.host
+        host.shim.close()
+        host.shim = host.new_shim(uid=65534)
+        with contextlib.closing(Program(host, PLAN)) as program:
+            stranger = Stranger(program.name)
+            program.pair.send(head(TELL, stranger.name, 9) + RELIABLE)
+            program.send(stranger.name, b"hello")
+            came = stranger.heard()
+            assert came.kind == Kind.HELLO and envelope.read_hello(came, KEY) == (RELIABLE, None)
+
+
 def test_what_has_no_session(server: Program) -> None:
     """It is told so, a hundred times a second at the most; what makes no sense gets no answer."""
     stranger = Stranger(server.name)

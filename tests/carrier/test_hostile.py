@@ -334,7 +334,7 @@ def test_whatever_an_agent_says(said: list[tuple[Any, str]]) -> None:
             socket.send_fds(near, [data or b"\0"], [0, near.fileno()] if op in ("shim", "behind") else [])
             control.receive()
         assert control.alive
-        assert isinstance(control.secrets(1), Secrets)
+        assert isinstance(control.secrets(1, 0), Secrets)
         near.send(msgpack.packb({"op": "verdict", "id": 1, "ok": True}))
         control.receive()
         assert len(answers) == 1, "the question has one answer, whatever came with it"
@@ -499,6 +499,7 @@ def test_secrets_that_were_told_before_are_known() -> None:
         house.turn()
         for listener in (5, 6, 7):
             told = {"op": "context", "listener": listener, "material": None, "key": key}
+            told["uids"] = [os.getuid()]
             house.agent.send(msgpack.packb(told))
         a, b = socket.socketpair()
         c, d = (stack.enter_context(s) for s in socket.socketpair())

@@ -207,3 +207,79 @@ def test_one_whose_agent_went_before_it_had_said_all(hosts: Hosts, family: Famil
         time.sleep(0.1)
         assert before.server.recv(100) == b"hello again"
         before.close()
+
+
+NOBODY = 65534
+
+
+def _of_another_user(host: CarrierHost) -> None:
+    """Its program is not of the user whose certificates it names."""
+    host.shim.close()
+    host.shim = host.new_shim(uid=NOBODY)
+
+
+def test_a_listener_that_is_another_users(hosts: Hosts, family: Family) -> None:
+    """Its number stands where everybody can read it: whoever names it need not have its socket."""
+    client, server = hosts
+    own = read(family.files("server"))
+    client.context(material=own)
+    _of_another_user(server)
+    for uids in ((), (os.getuid(),), (NOBODY + 1, NOBODY - 1)):
+        server.context(listener=7, material=own, uids=uids)
+        carried = Carried(*hosts, PLAN)
+        with contextlib.suppress(OSError):
+            carried.client.sendall(b"hello")
+        carried.wait(REFUSED, REFUSED)
+        assert "another user's" in carried.server_status.detail
+        carried.client.settimeout(20)
+        carried.server.settimeout(20)
+        for end in (carried.client, carried.server):
+            try:
+                assert end.recv(100) == b""
+            except ConnectionResetError:
+                pass
+        carried.close()
+    server.context(listener=7, material=own, uids=(os.getuid(), NOBODY))
+    assert _outcome(hosts, (READY, READY)) == b"hello"
+
+
+def test_roots_programs_serve_anywhere(hosts: Hosts, family: Family) -> None:
+    """They may have every key: a worker that is root's still, of a listener that is not."""
+    client, server = hosts
+    own = read(family.files("server"))
+    client.context(material=own)
+    server.context(listener=7, material=own, uids=(NOBODY,))
+    server.shim.close()
+    server.shim = server.new_shim(uid=0)
+    assert _outcome(hosts, (READY, READY)) == b"hello"
+
+
+def test_who_says_nothing_of_users_means_nobody(hosts: Hosts, family: Family) -> None:
+    client, server = hosts
+    own = read(family.files("server"))
+    client.context(material=own)
+    _of_another_user(server)
+    for said in ({}, {"uids": None}, {"uids": NOBODY}, {"uids": ["65534", b"x", None, -1, 1 << 40]}):
+        server.send({"op": "context", "listener": 7, "material": own, "key": None} | said)
+        assert _outcome(hosts, (REFUSED, REFUSED)) == b""
+
+
+@pytest.mark.parametrize("number", [9, 7], ids=["rule", "listener"])
+def test_a_clients_certificates_that_are_another_users(hosts: Hosts, family: Family, number: int) -> None:
+    """The number of a rule's can be computed from its files' names, and a listener's can be read."""
+    client, server = hosts
+    own = read(family.files("server"))
+    server.context(listener=7, material=own)
+    client.context(listener=number, material=own)
+    _of_another_user(client)
+    assert _outcome(hosts, (REFUSED, REFUSED), context=number) == b""
+    client.context(listener=number, material=own, uids=(NOBODY,))
+    assert _outcome(hosts, (READY, READY), context=number) == b"hello"
+
+
+def test_everybodys_are_everybodys(hosts: Hosts, family: Family) -> None:
+    everybodys = read(family.files("everybody"))
+    for host in hosts:
+        host.context(material=everybodys, uids=())
+        _of_another_user(host)
+    assert _outcome(hosts, (READY, READY)) == b"hello"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.harness import (
     NamespaceTrio,
     assert_only_tls,
     connections,
+    free_port,
     require_program,
 )
 
@@ -170,6 +172,47 @@ def test_a_client_by_new(keyless: Pair, start_redis: StartRedis, authority: Auth
     assert keyless.client.run(command, shim=False).strip() == "+PONG"
     assert_through(keyless.client.finish(), Path(sys.executable).name, _WHOLE)
     assert_through(keyless.server.finish(), "redis-server", _WHOLE)
+
+
+_WORKER = """
+import os, socket, sys
+doors = [socket.create_server((sys.argv[1], int(port))) for port in sys.argv[2:]]
+if os.fork() > 0:
+    print("ready", flush=True)
+    os.wait()
+else:
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    accepted = [door.accept()[0] for door in doors]
+    for connection in accepted:
+        connection.sendall(connection.recv(100).upper())
+        connection.close()
+"""
+_CLIENT = """
+import socket, sys
+made = [socket.create_connection((sys.argv[1], int(port))) for port in sys.argv[2:]]
+for connection in made:
+    connection.sendall(b"hello")
+print(*(connection.recv(100).decode() for connection in made))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its user")
+def test_a_worker_that_has_changed_its_user(keyless: Pair, authority: Authority) -> None:
+    """It has shown the agent both sockets before it takes a connection of each, however soon one comes after
+    the other."""
+    _rule(keyless.server, "server", authority.certificate("server").dag())
+    _rule(keyless.client, "client", authority.certificate("client").dag())
+    keyless.server.open_to_other_users()
+    ports = [str(free_port()), str(free_port())]
+    server = keyless.server.spawn([sys.executable, "-c", _WORKER, keyless.address, *ports])
+    server.wait_text("ready")
+    said = keyless.client.run([sys.executable, "-c", _CLIENT, keyless.address, *ports], timeout=60)
+    assert said.strip() == "HELLO HELLO"
+    server.wait()
+    assert_through(keyless.client.finish(), Path(sys.executable).name, _WHOLE, 2)
+    assert_through(keyless.server.finish(), Path(sys.executable).name, _WHOLE, 2)
 
 
 def _self_signed(of: Certificate) -> Path:
