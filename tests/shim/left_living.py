@@ -1,7 +1,7 @@
 """A child uses a connection, and then executes a program without the shim; its parent goes on with it.
 
-Enough connections follow that the parent looks for records whose processes are dead. The connection stays close-on-exec:
-the program that the child executes does not have it.
+Enough connections follow that the parent looks for records whose processes are dead. The connection stays
+close-on-exec: the program that the child executes does not have it.
 """
 
 from __future__ import annotations
