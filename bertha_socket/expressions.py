@@ -157,7 +157,10 @@ def _compile(node: ast.expr, text: str, depth: int) -> _Compiled:
         case ast.Constant(value=bytes() as data):
             return lambda m: data
         case ast.Constant(value=str() as words):
-            encoded = words.encode("utf-8")
+            try:
+                encoded = words.encode("utf-8")
+            except UnicodeEncodeError:
+                _fail("half a character (a surrogate) is no text", node, text)
             return lambda m: encoded
         case ast.Name(id="payload"):
             return lambda m: m

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 import msgpack
 
 from bertha_socket.agent.describe import describe
-from bertha_socket.agent.errands import Errands
+from bertha_socket.agent.errands import Errands, tell_all
 from bertha_socket.agent.interpreter import import_path
 from bertha_socket.agent.sockets import Peer
 from bertha_socket.chunnels import ChunnelType, Implementation, Interface, Parameter, all_types, wires
@@ -90,14 +90,18 @@ class Authors:
         return None
 
     def _told(self, key: _Key, fd: int | None) -> None:
+        asked = self._asked.pop(key)
         data = b"" if fd is None else os.pread(fd, _ANSWER_MAX + 1, 0)
-        brought = parse(data, dict(key.sources))
+        try:
+            brought = parse(data, dict(key.sources))
+        except Exception:  # whatever it told: those who ask are answered
+            brought = parse(b"", dict(key.sources))
+            data = b""
         if len(self._known) >= _KNOWN_MAX:
             self._known.clear()
         lasts = _KNOWN_SECONDS if data else _SLOW_SECONDS
         self._known[key] = (time.monotonic() + lasts, brought)
-        for done in self._asked.pop(key):
-            done(brought)
+        tell_all(asked, brought)
 
 
 # -- in the child -----------------------------------------------------------------------------------------

@@ -12,11 +12,13 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from bertha_socket.agent import memory
+
+_T = TypeVar("_T")
 
 _AT_ONCE: Final = 16
 _AT_ONCE_PER_USER: Final = 2
@@ -40,11 +42,25 @@ class _Errand:
     answered: bool = False
 
 
+def tell_all(asked: Iterable[Callable[[_T], None]], outcome: _T) -> None:
+    """Calls each with the outcome, whatever becomes of the others; raises the first mistake afterwards."""
+    first: Exception | None = None
+    for done in asked:
+        try:
+            done(outcome)
+        except Exception as error:
+            first = first or error
+    if first is not None:
+        raise first
+
+
 class Errands:
     """The children of one agent, and those that wait for their turn."""
 
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
+        #: Called with a mistake in `tick`, where nobody else would hear of it.
+        self.failed: Callable[[BaseException], None] = lambda error: None
         self._waiting: list[_Errand] = []
         #: Children not yet buried, those that were given up included.
         self._children: set[_Errand] = set()
@@ -98,8 +114,10 @@ class Errands:
         status = 1
         with contextlib.suppress(ChildProcessError):
             status = os.waitpid(errand.pid, 0)[1]
-        self._answer(errand, status == 0)
-        self._start()
+        try:
+            self._answer(errand, status == 0)
+        finally:
+            self._start()
 
     @staticmethod
     def _answer(errand: _Errand, good: bool) -> None:
@@ -123,11 +141,17 @@ class Errands:
         for errand in list(self._children):
             if errand.until <= now and not errand.answered:
                 os.kill(errand.pid, signal.SIGKILL)  # not buried yet, so the number is still its own
-                self._answer(errand, False)
+                self._give_up(errand)
         for errand in list(self._waiting):
             if errand.until <= now:
                 self._waiting.remove(errand)
-                self._answer(errand, False)
+                self._give_up(errand)
+
+    def _give_up(self, errand: _Errand) -> None:
+        try:
+            self._answer(errand, False)
+        except Exception as error:  # of who waits for it: the others' time passes all the same
+            self.failed(error)
 
     def close(self) -> None:
         """Kills all children."""

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from bertha_socket import policy
-from bertha_socket.agent.errands import Errands
+from bertha_socket.agent.errands import Errands, tell_all
 from bertha_socket.agent.sockets import Peer
 
 #: Less than a shim waits for its agent.
@@ -85,6 +85,8 @@ class Policies:
             loaded = Loaded(policy.load(path))
         except policy.PolicyError as error:
             loaded = Loaded(policy.EMPTY, str(error))
+        except Exception as error:
+            loaded = Loaded(policy.EMPTY, f"{path}: makes no sense: {error!r}")
         if len(self._cache) >= 64:
             self._cache.clear()
         self._cache[path] = (mark, loaded)
@@ -104,10 +106,9 @@ class Policies:
             )
 
     def _tell(self, question: _Question, fd: int | None) -> None:
+        asked = self._asked.pop(question)
         data = b"" if fd is None else os.pread(fd, policy.FILE_MAX + 2, 0)
-        loaded = _loaded(data, question.path)
-        for done in self._asked.pop(question):
-            done(loaded)
+        tell_all(asked, _loaded(data, question.path))
 
 
 def _loaded(data: bytes, path: str) -> Loaded:
@@ -116,6 +117,10 @@ def _loaded(data: bytes, path: str) -> Loaded:
             return Loaded(policy.decode(data[1:], path))
         except policy.PolicyError as error:
             return Loaded(policy.EMPTY, str(error))
+        except (
+            Exception
+        ) as error:  # a mistake of ours, and no reason to leave those who ask without an answer
+            return Loaded(policy.EMPTY, f"{path}: makes no sense: {error!r}")
     why = data[1:].decode("utf-8", "replace") or "cannot be read in time"
     return Loaded(policy.EMPTY, f"{path}: {why}")
 

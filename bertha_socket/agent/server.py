@@ -58,6 +58,7 @@ class Server:
         self._per_user: dict[int, int] = {}
         self._selector = selectors.DefaultSelector()
         self._errands = Errands(self._selector)
+        self._errands.failed = self._fault
         self._policies = Policies(self._errands)
         self._authors = Authors(self._errands)
         self._reserve = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -159,10 +160,11 @@ class Server:
             self._chores = None
             self._fault()
 
-    def _fault(self) -> None:
-        """Remembers a mistake of our own for STATUS."""
+    def _fault(self, error: BaseException | None = None) -> None:
+        """Remembers a mistake of our own for STATUS (without `error`: the one that is handled)."""
         self._faults += 1
-        self._last_fault = traceback.format_exc(limit=-4)
+        lines = traceback.format_exception(error, limit=-4) if error is not None else None
+        self._last_fault = "".join(lines) if lines is not None else traceback.format_exc(limit=-4)
 
     def _deadline(self) -> float | None:
         parts = [part.deadline() for part in self._tickers]
@@ -306,7 +308,11 @@ class Server:
             if process.table_fd >= 0:
                 os.close(process.table_fd)
             return
-        answer = self._enter(connection, process, loaded)
+        try:
+            answer = self._enter(connection, process, loaded)
+        except Exception:
+            self._end(connection)  # and not left without an answer
+            raise
         if answer is not None:
             self._answer_late(connection, answer)
 

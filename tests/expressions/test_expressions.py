@@ -65,6 +65,8 @@ def test_values(text: str, value: int | None) -> None:
         ("2 ** 9", 1),
         ("len(payload, 1)", 1),
         ("1 if", None),
+        ("hash(payload[0:4] + '\\ud800')", 21),
+        ("'\ud800'", None),
         ("", None),
         ("1 + " * 300 + "1", None),
         ("~" * 40 + "1", 34),
