@@ -50,6 +50,20 @@ RING_MAX: Final = 1 << 20
 SPIN_MAX_US: Final = 1_000_000
 FILE_MAX: Final = 1 << 18
 
+#: Of a dotted key.
+KEY_PARTS_MAX: Final = 16
+
+_TOKENS: Final = re.compile(
+    r"""
+      (?P<blank> [ \t]++)
+    | (?P<dot> \.)
+    | (?P<long> "{3} (?: [^"\\] | \\. | "{1,2}(?!") )*+ "{3,5} | '{3} (?: [^'] | '{1,2}(?!') )*+ '{3,5})
+    | (?P<part> [A-Za-z0-9_-]++ | " (?: [^"\\\n] | \\. )*+ " | ' [^'\n]*+ ')
+    | (?P<open> ["'])
+    | (?P<other> \# [^\n]*+ | [^ \t."'A-Za-z0-9_\#-]++)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 _CHUNNEL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _INTERPRETERS: Final = re.compile(r"(python|pypy|perl|ruby|node|sh|bash|dash|zsh|ksh)[0-9.]*")
 
@@ -333,8 +347,30 @@ def _sources(tables: object, path: str) -> dict[str, str]:
     return found
 
 
+def _check_keys(text: str, path: str) -> None:
+    """Refuses keys of many parts (a.a.a = 1), for which tomllib takes quadratic time, before it sees them.
+
+    The text is cut as TOML cuts it.  Where that ends early, tomllib gets no further either.
+    """
+    if text.count(".") < KEY_PARTS_MAX:
+        return
+    parts, after_dot = 0, False
+    for found in _TOKENS.finditer(text):
+        kind = found.lastgroup
+        if kind == "open":
+            return  # a text without an end
+        if kind == "part":
+            parts = parts + 1 if after_dot else 1
+            if parts > KEY_PARTS_MAX:
+                line = text.count("\n", 0, found.start()) + 1
+                raise PolicyError(f"{path}: line {line}: a key of more than {KEY_PARTS_MAX} parts")
+        if kind != "blank":
+            after_dot = kind == "dot"
+
+
 def parse(text: str, path: str = "policy") -> Policy:
     """The policy in a TOML text.  Raises PolicyError."""
+    _check_keys(text, path)
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import time
 import tomllib
 from pathlib import Path
 
@@ -287,3 +288,41 @@ def test_bad_chunnels(text: str, problem: str) -> None:
     with pytest.raises(policy.PolicyError) as caught:
         policy.parse(f"[[chunnel]]\n{text}\n")
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{} = 1",
+        "[{}]",
+        "[[{}]]",
+        "[rule]\nx = {{ {} = 1 }}",
+        '# it\'s\nx = """it\'s \\" """""\n{} = 1',
+        "x = '''a\\'''''\n{} = 1",
+        "x = 'a\\'\n{} = 1",
+    ],
+)
+@pytest.mark.parametrize("part", ["a", '"a\\"."', "'.\"'", " a\t"])
+def test_keys_of_very_many_parts(text: str, part: str) -> None:
+    """Each costs tomllib its square: a file's worth would take minutes."""
+    before = time.process_time()
+    with pytest.raises(PolicyError, match="parts"):
+        policy.parse(text.format(".".join([part] * 20_000)))
+    assert time.process_time() - before < 2
+
+
+def test_dots_that_are_in_no_key() -> None:
+    many = ".".join("abcdefghijklmnopqrstuvwxyz")
+    text = f'# {many}\n[[rule]]\nprogram = \'{many}\' # {many}\nname = """\n{many}"""\n'
+    (found,) = policy.parse(text).rules
+    assert (found.program, found.name) == (many, many)
+
+
+@pytest.mark.parametrize(
+    "text", ['x = """' + '\\"""' * 40_000, "x = '''" + "''\n" * 40_000, "x = '" + '"\\' * 60_000]
+)
+def test_texts_without_an_end(text: str) -> None:
+    before = time.process_time()
+    with pytest.raises(PolicyError):
+        policy.parse("#" + "." * 20 + "\n" + text)
+    assert time.process_time() - before < 2
