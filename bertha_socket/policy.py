@@ -50,6 +50,9 @@ RING_MAX: Final = 1 << 20
 SPIN_MAX_US: Final = 1_000_000
 FILE_MAX: Final = 1 << 18
 
+#: Of one file: they are gone through for each address that is listened on.
+RULES_PER_FILE: Final = 256
+_KNOWN_ABOUT_MAX: Final = 64
 #: Of a dotted key.
 KEY_PARTS_MAX: Final = 16
 
@@ -121,12 +124,15 @@ class Rule:
 
     def matches(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> bool:
         """Whether this rule is about that end of a connection to `address`:`port`."""
+        return self.reaches(side, proto, address, port) and self.is_about(subject)
+
+    def reaches(self, side: str, proto: str, address: Address, port: int) -> bool:
+        """Whether its conditions about the connection alone hold."""
         return (
             self.side in ("any", side)
             and self.proto in ("any", proto)
             and (self.ports is None or self.ports[0] <= port <= self.ports[1])
             and (self.address is None or _inside(address, self.address))
-            and self.is_about(subject)
         )
 
     def is_about(self, subject: Subject) -> bool:
@@ -164,8 +170,10 @@ class Policy:
 
     def find(self, subject: Subject, side: str, proto: str, address: Address, port: int) -> Rule | None:
         """The first rule that matches, None when none does."""
-        for rule in self.rules:
-            if rule.matches(subject, side, proto, address, port):
+        if not self.rules:
+            return None
+        for rule in _about(self.rules, subject):
+            if rule.reaches(side, proto, address, port):
                 return rule
         return None
 
@@ -173,6 +181,22 @@ class Policy:
         """What the first matching rule wants; nothing in particular when there is none."""
         rule = self.find(subject, side, proto, address, port)
         return carrying(rule) if rule is not None else Wishes()
+
+
+#: By a policy's rules (by identity: to compare them is as much work) and a process: those that are about it.
+_known_about: Final[dict[tuple[int, Subject], tuple[tuple[Rule, ...], tuple[Rule, ...]]]] = {}
+
+
+def _about(rules: tuple[Rule, ...], subject: Subject) -> tuple[Rule, ...]:
+    key = (id(rules), subject)
+    known = _known_about.get(key)
+    if known is not None and known[0] is rules:
+        return known[1]
+    found = tuple(rule for rule in rules if rule.is_about(subject))
+    if len(_known_about) >= _KNOWN_ABOUT_MAX:
+        _known_about.clear()
+    _known_about[key] = (rules, found)
+    return found
 
 
 def carrying(rule: Rule) -> Wishes:
@@ -383,6 +407,9 @@ def parse(text: str, path: str = "policy") -> Policy:
         raise PolicyError(f"{path}: {problem}")
     if not isinstance(rules, list) or not all(isinstance(r, dict) for r in rules):
         raise PolicyError(f"{path}: 'rule' must be a list of tables; write [[rule]] with two brackets")
+    if len(rules) > RULES_PER_FILE:
+        problem = f"{len(rules)} rules, more than {RULES_PER_FILE}; write fewer, with globs and networks"
+        raise PolicyError(f"{path}: {problem}")
     made = tuple(_rule(_Reader(path, i, table)) for i, table in enumerate(rules, 1))
     return Policy(made, path, sources, settings)
 

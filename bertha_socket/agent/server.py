@@ -79,7 +79,10 @@ class Server:
         self._responder.heard = self._remote.heard
         #: What is done as soon as there is nothing else to do; once.
         self._chores: Iterator[None] | None = self._offers.prepare()
-        self._tickers: tuple[Ticker, ...] = (self._errands, self._remote, self._responder, self._carriers)
+        self._tickers: tuple[Ticker, ...] = (
+            *(self._errands, self._remote, self._responder, self._carriers),
+            registry.listeners.spaces,
+        )
 
     # -- the loop -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -20,6 +21,9 @@ _RTNLGRP_IPV6_IFADDR: Final = 9
 _DRAIN: Final = 64
 #: Wake-ups without a message after which a socket is left alone: its owner may have made it so.
 _PATIENCE: Final = 8
+#: Times as long as the last look took, no other is taken.
+_REST: Final = 20
+_REST_MAX_SECONDS: Final = 1.0
 
 
 class Watcher(Protocol):
@@ -43,6 +47,7 @@ class Namespace:
     listeners: int = 0
     watched: bool = False
     idle_wakes: int = 0
+    rests_until: float = 0.0
 
     def subscribe(self) -> None:
         """Asks for news of addresses.  Before the addresses are read, or a change in between is missed."""
@@ -73,6 +78,8 @@ class Spaces:
     def __init__(self, changed: Callable[[Namespace], None]) -> None:
         self._changed = changed
         self._spaces: dict[tuple[int, int], Namespace] = {}
+        #: Those that have changed while we rested.
+        self._later: set[Namespace] = set()
         self.watcher: Watcher | None = None
         #: Called when nobody listens in a namespace any more.
         self.left: Callable[[int], None] = lambda netns: None
@@ -111,8 +118,33 @@ class Spaces:
             return
         if space.drain():
             space.idle_wakes = 0
-            self._changed(space)
+            now = time.monotonic()
+            if now >= space.rests_until:
+                self._look(space, now)
+            else:
+                self._later.add(space)
             return
         space.idle_wakes += 1
         if space.idle_wakes >= _PATIENCE:
             self._unwatch(space)
+
+    def _look(self, space: Namespace, now: float) -> None:
+        """Its user's programs can wake us at will: looking takes a small part of our time, for each user."""
+        self._later.discard(space)
+        try:
+            self._changed(space)
+        finally:
+            done = time.monotonic()
+            space.rests_until = done + min(_REST_MAX_SECONDS, _REST * (done - now))
+
+    def deadline(self) -> float | None:
+        """When `tick` has something to do; None: never."""
+        return min((s.rests_until for s in self._later), default=None)
+
+    def tick(self, now: float) -> None:
+        """Looks at what has changed while we rested."""
+        for space in [s for s in self._later if s.rests_until <= now]:
+            if space.watched:
+                self._look(space, time.monotonic())
+            else:
+                self._later.discard(space)

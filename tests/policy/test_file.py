@@ -326,3 +326,22 @@ def test_texts_without_an_end(text: str) -> None:
     with pytest.raises(PolicyError):
         policy.parse("#" + "." * 20 + "\n" + text)
     assert time.process_time() - before < 2
+
+
+def test_too_many_rules() -> None:
+    text = "[[rule]]\nspin_us = 1\n"
+    assert len(policy.parse(text * policy.RULES_PER_FILE).rules) == policy.RULES_PER_FILE
+    with pytest.raises(PolicyError, match=f"more than {policy.RULES_PER_FILE}"):
+        policy.parse(text * (policy.RULES_PER_FILE + 1))
+
+
+def test_rules_are_compared_with_a_process_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not again for each address that it listens on."""
+    found = policy.parse('[[rule]]\nprogram = "x*"\n[[rule]]\nprogram = "redis*"\nport = 1\n')
+    looked: list[Rule] = []
+    is_about = Rule.is_about
+    monkeypatch.setattr(Rule, "is_about", lambda self, who: looked.append(self) or is_about(self, who))
+    for port in range(1, 4):
+        rule = found.find(REDIS, "server", "tcp", ADDR, port)
+        assert rule == (found.rules[1] if port == 1 else None)
+    assert len(looked) == 2
