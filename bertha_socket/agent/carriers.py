@@ -7,11 +7,9 @@ and its judgement of plans that clients show; native/carrier/carrier.h has the r
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import mmap
 import os
-import pwd
 import resource
 import socket
 import subprocess
@@ -51,6 +49,9 @@ _PYTHON: Final = (
 _SLOT_BYTES: Final = 520 * 1024
 #: Native carriers of one agent.  Each is one thread, and may serve both ends of a connection of one host.
 _NATIVE_MOST: Final = 4
+#: Rights with which carriers of one user run at a time, and all that have yet to end.
+_PLACES_MOST: Final = 4
+_THEIRS_MOST: Final = 16
 #: Messages that wait for a carrier: every context, and some shims, each of which is a descriptor of ours.
 _WAITING_MAX: Final = 4096
 _SHIMS_WAITING_MAX: Final = 64
@@ -94,6 +95,16 @@ def native_path() -> str | None:
     return _NATIVE if os.access(_NATIVE, os.X_OK) else None
 
 
+class _Place(NamedTuple):
+    """Which carriers are alike: of AUTHORS, those with the same rights.  A program that has given up groups
+    gets its own code run without them."""
+
+    kind: CarrierKind
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+
+
 class _Waiting(NamedTuple):
     since: float
     data: bytes
@@ -105,8 +116,7 @@ class _Waiting(NamedTuple):
 class Carrier:
     """One running carrier."""
 
-    kind: CarrierKind
-    uid: int
+    place: _Place
     process: subprocess.Popen[bytes]
     control: socket.socket
     pidfd: int
@@ -120,6 +130,16 @@ class Carrier:
     alive: bool = True
     #: What it has had no room for yet.
     waiting: deque[_Waiting] = field(default_factory=deque)
+
+    @property
+    def kind(self) -> CarrierKind:
+        """What it is for."""
+        return self.place.kind
+
+    @property
+    def uid(self) -> int:
+        """As whom it runs."""
+        return self.place.uid
 
     @property
     def full(self) -> bool:
@@ -187,10 +207,10 @@ class Carriers:
         self._log = log
         self._judge = judge
         self._contexts = contexts
-        self._running: dict[tuple[CarrierKind, int], list[Carrier]] = {}
+        self._running: dict[_Place, list[Carrier]] = {}
         #: All children not yet buried.
         self._children: set[Carrier] = set()
-        self._failures: dict[tuple[CarrierKind, int], list[float]] = {}
+        self._failures: dict[_Place, list[float]] = {}
 
     def __iter__(self) -> Any:
         return iter([c for c in self._children if c.alive])
@@ -203,11 +223,12 @@ class Carriers:
         peer: Peer,
         sources: Mapping[str, str] | None = None,
         owner: Peer | None = None,
+        groups: tuple[int, ...] = (),
     ) -> int:
         """A shim's end of a new connection to a carrier, which is started if need be; the caller's to close.
 
         `peer`: whose program it is of, as the kernel says.  For AUTHORS: `owner`, as whom the carrier is to
-        run (not given: `peer`); `sources`: where such chunnels are, by name.
+        run (not given: `peer`), with `groups` beside its own; `sources`: where such chunnels are, by name.
         Raises Refused, or OSError when there are no descriptors left.
         """
         sources = (sources or {}) if kind == CarrierKind.AUTHORS else {}
@@ -219,7 +240,7 @@ class Carriers:
         with theirs:
             try:
                 for _ in range(1 + most_of(kind)):  # those that have just died may not be known as dead yet
-                    carrier = self._get(kind, owner or peer)
+                    carrier = self._get(kind, owner or peer, groups)
                     if carrier.full:
                         raise Refused(Why.NO_CARRIER)
                     if sources and not carrier.sources.items() >= sources.items():
@@ -242,16 +263,19 @@ class Carriers:
             for carrier in list(carriers):
                 self._give(carrier, context)
 
-    def _get(self, kind: CarrierKind, peer: Peer) -> Carrier:
+    def _get(self, kind: CarrierKind, peer: Peer, groups: tuple[int, ...]) -> Carrier:
+        place = _Place(kind, os.geteuid(), os.getegid(), ())
         # The others run our own code alone, and serve everybody.
-        uid = peer.uid if kind == CarrierKind.AUTHORS else os.geteuid()
-        carriers = self._running.setdefault((kind, uid), [])
+        if kind == CarrierKind.AUTHORS and peer.uid != os.geteuid():
+            place = _Place(kind, peer.uid, peer.gid, tuple(sorted(set(groups))))
+            self._make_room(place)
+        carriers = self._running.setdefault(place, [])
         first = carriers[0] if carriers else None
         turn = next((c for c in carriers if not c.waiting), first)
         if turn is not None and (turn.shims == 0 or len(carriers) >= most_of(kind)):
             return turn
         try:
-            carrier = self._start(kind, uid, peer)
+            carrier = self._start(place)
         except Refused:
             if turn is None:
                 raise
@@ -262,9 +286,27 @@ class Carriers:
             self._give(carrier, context)
         return carrier if carrier.alive or turn is None else turn
 
+    def _make_room(self, place: _Place) -> None:
+        """A user whose programs have ever other groups does not get ever more carriers.  Raises Refused."""
+        for other in [p for p, carriers in self._running.items() if not carriers]:
+            del self._running[other]
+        for other in [p for p, times in self._failures.items() if self._is_long_ago(times)]:
+            del self._failures[other]
+        if place in self._running:
+            return
+        theirs = [c for c in self._children if c.uid == place.uid]
+        if len(theirs) >= _THEIRS_MOST:
+            raise Refused(Why.NO_CARRIER)
+        serving = sorted((c for c in theirs if c.alive), key=lambda c: c.since)
+        for carrier in serving[: max(0, len(serving) - _PLACES_MOST + 1)]:
+            self._drop(carrier)
+
+    def _is_long_ago(self, failures: list[float]) -> bool:
+        return all(self._loop.now - t >= _FAILURE_SECONDS for t in failures)
+
     def _had_its_turn(self, carrier: Carrier) -> None:
         """By turns, and not by counts: one that was started anew does not get all that come."""
-        carriers = self._running[carrier.kind, carrier.uid]
+        carriers = self._running[carrier.place]
         carriers.remove(carrier)
         carriers.append(carrier)
 
@@ -312,8 +354,8 @@ class Carriers:
 
     # -- starting and ending --------------------------------------------------------------------------
 
-    def _start(self, kind: CarrierKind, uid: int, peer: Peer) -> Carrier:
-        place = (kind, uid)
+    def _start(self, place: _Place) -> Carrier:
+        kind = place.kind
         failures = [t for t in self._failures.get(place, []) if self._loop.now - t < _FAILURE_SECONDS]
         self._failures[place] = failures
         command = self._command(kind)
@@ -323,11 +365,11 @@ class Carriers:
         try:
             with theirs:
                 command += ["--control", str(theirs.fileno())]
-                log = self._open_log(uid)
+                log = self._open_log(place.uid)
                 if log is not None and kind != CarrierKind.NATIVE:  # which writes none
                     command += ["--log-max", str(_LOG_MAX)]
                 try:
-                    process = _spawn(command, theirs.fileno(), uid, peer, log)
+                    process = _spawn(command, theirs.fileno(), place, log)
                 finally:
                     if log is not None:
                         os.close(log)
@@ -339,7 +381,7 @@ class Carriers:
             raise Refused(Why.NO_CARRIER) from error
         ours.setblocking(False)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MESSAGE_MAX)
-        carrier = Carrier(kind, uid, process, ours, pidfd, self._loop.now, mmap.mmap(page, mmap.PAGESIZE))
+        carrier = Carrier(place, process, ours, pidfd, self._loop.now, mmap.mmap(page, mmap.PAGESIZE))
         self._children.add(carrier)
         self._watch(carrier, READ)
         self._loop.watch(pidfd, lambda: self._ended(carrier))
@@ -363,7 +405,7 @@ class Carriers:
         if not carrier.alive:
             return
         carrier.alive = False
-        carriers = self._running.get((carrier.kind, carrier.uid), [])
+        carriers = self._running.get(carrier.place, [])
         if carrier in carriers:
             carriers.remove(carrier)
         self._loop.unwatch(carrier.control)
@@ -376,7 +418,7 @@ class Carriers:
         os.close(carrier.pidfd)
         self._children.discard(carrier)
         if carrier.process.wait() != 0:
-            self._failures.setdefault((carrier.kind, carrier.uid), []).append(self._loop.now)
+            self._failures.setdefault(carrier.place, []).append(self._loop.now)
 
     def close(self) -> None:
         """The agent ends; carriers go on with the connections that they have."""
@@ -465,16 +507,11 @@ def command_of(kind: CarrierKind) -> list[str] | None:
     return [sys.executable, "-I", "-c", _PYTHON, import_path()]
 
 
-def _spawn(
-    command: list[str], control: int, uid: int, peer: Peer, log: int | None
-) -> subprocess.Popen[bytes]:
+def _spawn(command: list[str], control: int, place: _Place, log: int | None) -> subprocess.Popen[bytes]:
     """Raises OSError."""
     user: dict[str, Any] = {}
-    if uid != os.geteuid():
-        groups = [peer.gid]
-        with contextlib.suppress(KeyError, OSError):
-            groups = os.getgrouplist(pwd.getpwuid(uid).pw_name, peer.gid)
-        user = {"user": uid, "group": peer.gid, "extra_groups": groups}
+    if place.uid != os.geteuid():
+        user = {"user": place.uid, "group": place.gid, "extra_groups": place.groups}
     try:
         return subprocess.Popen(
             command,

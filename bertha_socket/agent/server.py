@@ -390,7 +390,9 @@ class Server:
             if owners:
                 owner = peer._replace(uid=os.geteuid(), gid=os.getegid())
                 sources = {n: s for x in owners for n, s in x.policy.sources.items()}
-        return self._carriers.shim_socket(kind, peer, sources, owner)
+        assert isinstance(caller, Connection)
+        groups = groups_of(caller.sock, peer)
+        return self._carriers.shim_socket(kind, peer, sources, owner, groups)
 
     def status(self, caller: Caller) -> Answer | None:
         """The JSON text of everything that the caller may see.  It takes a while: the answer comes later."""

@@ -129,8 +129,10 @@ class Rig:
         peer: Peer | None = None,
         sources: dict[str, str] | None = None,
         owner: Peer | None = None,
+        groups: tuple[int, ...] = (),
     ) -> socket.socket:
-        sock = socket.socket(fileno=self.carriers.shim_socket(kind, peer or self.peer, sources, owner))
+        fd = self.carriers.shim_socket(kind, peer or self.peer, sources, owner, groups)
+        sock = socket.socket(fileno=fd)
         sock.settimeout(10)
         self.pids |= {fact["pid"] for fact in self.facts()}
         return sock
@@ -302,6 +304,48 @@ def test_its_words_are_logged(rig: Rig) -> None:
     with rig.shim():
         (fact,) = rig.facts()
         eventually(lambda: rig.log.read_text() == f"carrier {fact['pid']}\n", "the log")
+
+
+def groups_of(pid: int) -> tuple[int, list[int]]:
+    """A process's group, and those beside it."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return int(lines["Gid"].split()[0]), [int(word) for word in lines["Groups"].split()]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can serve another user")
+def test_a_programs_groups_are_its_carriers(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not its user's: it may have given some up.  Programs with other groups have another carrier."""
+    monkeypatch.setattr(os, "getgrouplist", lambda name, group: [group, 999])
+    rig.program = ["/bin/sh", "-c", "exec sleep 100", "sh"]
+    rights = [(65534, ()), (65534, (65534,)), (65534, (65534, 4321)), (65533, ())]
+    try:
+        for gid, groups in (*rights, *rights):
+            peer = Peer(os.getpid(), 65534, gid)
+            rig.shim(CarrierKind.AUTHORS, peer, groups=groups).close()
+        assert [f["shims"] for f in rig.facts()] == [2] * 4
+        found = [groups_of(f["pid"]) for f in rig.facts()]
+        assert sorted(found) == sorted((gid, sorted(groups)) for gid, groups in rights)
+    finally:
+        for pid in rig.pids:
+            os.kill(pid, signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can serve another user")
+def test_a_user_with_ever_other_groups(rig: Rig) -> None:
+    """Has a few carriers that serve, and is refused more while others have yet to end."""
+    rig.program = ["/bin/sh", "-c", "exec sleep 100", "sh"]
+    peer = Peer(os.getpid(), 65534, 65534)
+    try:
+        for i in range(16):
+            rig.shim(CarrierKind.AUTHORS, peer, groups=(5000 + i,)).close()
+            assert len(rig.facts()) <= 4
+        with pytest.raises(Refused):
+            rig.shim(CarrierKind.AUTHORS, peer, groups=(6000,))
+        rig.shim(CarrierKind.AUTHORS, peer, groups=(5015,)).close()
+        rig.shim(CarrierKind.AUTHORS).close()  # another user's
+    finally:
+        for pid in rig.pids:
+            os.kill(pid, signal.SIGTERM)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can serve another user")
