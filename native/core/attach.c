@@ -203,7 +203,65 @@ static bool alone(struct conn *c) {
   return alone_now(c);
 }
 
-static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
+/* From here on a server may tie itself. */
+static bool claim_told(struct conn *c) {
+  struct bertha_slot *s = c->slot;
+  uint32_t use = BERTHA_SLOT_USE(atomic_load_explicit(&s->state, memory_order_relaxed));
+  uint32_t claimed = BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED);
+  atomic_store_explicit(&s->state, claimed, memory_order_release);
+  uint32_t tag = tuple_tag(s->tuple.client_addr, s->tuple.client_port);
+  return claim_publish(c->link->claims, tag, bertha_claim_word(tag, c->link->index, c->slot_index)) ||
+         !atomic_compare_exchange_strong(&s->state, &claimed, BERTHA_SLOT_WORD(use, BERTHA_SLOT_REFUSED));
+}
+
+/* Asked only where connect() did not wait for it. */
+static bool established(int fd, uint8_t addr[16], uint16_t *port) {
+  struct sockaddr_storage peer;
+  socklen_t size = sizeof peer;
+  int saved = errno;
+  bool is = REAL(getpeername)(fd, (struct sockaddr *)&peer, &size) == 0 &&
+            address_of((struct sockaddr *)&peer, addr, port);
+  errno = saved;
+  return is;
+}
+
+/* With the rx lock held.  It may be another connect()'s than the one that the claim was made for, which has failed: by another
+ * port, or to another address. */
+static bool tell_of(struct conn *c, int fd, const uint8_t to[16], uint16_t to_port) {
+  struct bertha_tuple *t = &c->slot->tuple;
+  struct sockaddr_storage local;
+  socklen_t size = sizeof local;
+  if (to_port != t->server_port || memcmp(to, t->server_addr, 16) != 0 ||
+      REAL(getsockname)(fd, (struct sockaddr *)&local, &size) != 0 ||
+      !address_of((struct sockaddr *)&local, t->client_addr, &t->client_port)) {
+    return false;
+  }
+  memcpy(c->info.local_addr, t->client_addr, 16);
+  c->info.local_port = t->client_port;
+  atomic_store(&c->slot->promise, 0); /* of a sleep before this call: unix_wait() */
+  return claim_told(c);
+}
+
+static void claim_pending(struct conn *c, int fd) {
+  uint8_t to[16];
+  uint16_t port;
+  if (!established(fd, to, &port) || !bertha_lock(&c->rx_lock)) {
+    return;
+  }
+  if (conn_kind(c) == BERTHA_CONN_CLAIMED && (conn_flags(c) & CONN_PENDING) && conn_of(fd) == c) {
+    if (!tell_of(c, fd, to, port)) {
+      conn_make_plain(c, BERTHA_WHY_NOT_ATTACHED);
+      unix_drop(c);
+      slot_give_back(c->link, c->slot_index);
+    }
+    conn_clear_flag(c, CONN_PENDING);
+  }
+  bertha_unlock(&c->rx_lock);
+}
+
+/* `unsure`: whether the connection is established.  A claim of one that is not could outlive it: the kernel frees the port of
+ * a connect() that fails, and the next one to get it would be tied to our slot. */
+static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool unsure) {
   struct bertha_tuple tuple = {.reserved = 0};
   if (!address_of(to, tuple.server_addr, &tuple.server_port)) {
     return BERTHA_WHY_NOT_LISTED;
@@ -262,13 +320,14 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   if (l->plan.implementation == BERTHA_IMPL_UNIX) {
     unix_prepare(c);
   }
+  uint8_t peer[16];
+  uint16_t port;
+  bool pending = UNLIKELY(unsure) && !established(fd, peer, &port);
+  if (UNLIKELY(pending)) {
+    conn_set_flag(c, CONN_PENDING);
+  }
   atomic_store_explicit(&c->info.kind, BERTHA_CONN_CLAIMED, memory_order_release);
-  uint32_t use = BERTHA_SLOT_USE(atomic_load_explicit(&c->slot->state, memory_order_relaxed));
-  atomic_store_explicit(&c->slot->state, BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED), memory_order_release);
-  uint32_t tag = tuple_tag(tuple.client_addr, tuple.client_port);
-  uint32_t claimed = BERTHA_SLOT_WORD(use, BERTHA_SLOT_CLAIMED);
-  if (!claim_publish(l->claims, tag, bertha_claim_word(tag, l->index, (uint32_t)s)) &&
-      atomic_compare_exchange_strong(&c->slot->state, &claimed, BERTHA_SLOT_WORD(use, BERTHA_SLOT_REFUSED))) {
+  if (LIKELY(!pending) && !claim_told(c)) {
     unix_drop(c);
     slot_give_back(l, (uint32_t)s);
     return BERTHA_WHY_CLAIMS_FULL;
@@ -276,24 +335,19 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to) {
   return 0;
 }
 
-/* After the kernel's connect() has succeeded or is under way. */
+/* After the kernel's connect() has succeeded or is under way, which errno then says: one that is older costs a call.  A port
+ * that the program chose may be that of an earlier connection that the server has yet to accept.  Once ours is established,
+ * the earlier one is dead, and the server can tell. */
 void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_t size) {
+  bool unsure = errno == EINPROGRESS || errno == EINTR || (conn_flags(c) & CONN_BOUND);
   int64_t began = bertha_now_ns();
   (void)size;
   c->info.role = BERTHA_SIDE_CLIENT;
   c->info.family = to->sa_family;
   c->info.opened_ns = connlog_clock();
   uint32_t why = bertha.io_uring ? BERTHA_WHY_IO_URING : BERTHA_WHY_NONE;
-  if (why == 0 && (conn_flags(c) & CONN_BOUND)) {
-    /* A chosen port may be that of an earlier connection that the server has yet to accept.  Once ours is
-     * established, the earlier one is dead, and the server can tell. */
-    struct pollfd p = {.fd = fd, .events = POLLOUT};
-    if (QUIET(poll)(&p, 1, 0) != 1 || (p.revents & (POLLERR | POLLHUP))) {
-      why = BERTHA_WHY_NOT_ATTACHED;
-    }
-  }
   if (why == 0) {
-    why = claim(c, fd, to);
+    why = claim(c, fd, to, unsure);
   }
   if (why != 0) {
     conn_make_plain(c, why);
@@ -485,6 +539,10 @@ bool conn_ripe(struct conn *c, int fd) {
     return conn_kind(c) == BERTHA_CONN_SHM;
   }
   if (kind != BERTHA_CONN_CLAIMED) {
+    return false;
+  }
+  if (UNLIKELY(conn_flags(c) & CONN_PENDING)) {
+    claim_pending(c, fd); /* nobody can have come yet */
     return false;
   }
   uint32_t state = BERTHA_SLOT_STATE(atomic_load_explicit(&c->slot->state, memory_order_acquire));

@@ -139,6 +139,7 @@ enum conn_flag {
   CONN_LEFT = 1u << 25,     /* its last descriptor is, or was, about to be closed by an exec */
   CONN_DUE = 1u << 23,      /* a carrier's: the program may wait for what was done (hop.h) */
   CONN_DUE_ROOM = 1u << 28, /* and that was not data alone */
+  CONN_PENDING = 1u << 24,  /* claimed, but told to nobody: the kernel is not done with its connect() */
   CONN_PROBED = 1u << 27,   /* whether its other end, which has ended, is still there */
   /* A listener's, of what accept() returns (tcp(7), socket(7)). */
   CONN_INHERITED = CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS,

@@ -310,6 +310,7 @@ def test_claims_and_reused_addresses() -> None:
         tuple_reuse.Rules(alive=False),
         tuple_reuse.Rules(alive=False, alive_first=True),
         tuple_reuse.Rules(claim_early=True, slow_reset=True),
+        tuple_reuse.Rules(claim_pending=True),
     ],
     ids=[
         "no generation",
@@ -317,6 +318,7 @@ def test_claims_and_reused_addresses() -> None:
         "not asked whether alive",
         "asked too early",
         "claimed too early",
+        "claimed while connect() may fail",
     ],
 )
 def test_claims_need(rules: tuple_reuse.Rules) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 FREE, CLAIMED, ATTACHED, REFUSED = range(4)
-_ADDRESSES = {"A": "same", "B": "same", "C": "other"}
+_ADDRESSES = {"A": "same", "B": "same", "C": "other", "P": "same"}
 
 
 class Rules(NamedTuple):
@@ -24,14 +24,16 @@ class Rules(NamedTuple):
     alive: the server asks the kernel whether its socket is alive, after it has found the claim;
     alive_first: it asks before it looks for the claim (wrong); claim_early: the client claims before the
     kernel's connection is established; slow_reset: the network delivers A's RST some time after the client
-    has gone on; check_after: no generation, but the addresses are compared again after the exchange
-    (REFUSED if they differ).
+    has gone on; claim_pending: a client claims for a connect() under way (P), which fails, and A is a
+    stranger that gets its port; check_after: no generation, but the addresses are compared again after the
+    exchange (REFUSED if they differ).
     """
 
     generation: bool = True
     alive: bool = True
     alive_first: bool = False
     claim_early: bool = False
+    claim_pending: bool = False
     slow_reset: bool = False
     check_after: bool = False
 
@@ -83,6 +85,8 @@ class TupleReuse:
         if s.client == "start":
             yield "client: A claims", self._claim(s, "A")._replace(client="A claimed")
             yield "client: A is plain", s._replace(client="A")
+            if self.rules.claim_pending:
+                yield "client: P claims and fails; A is plain", self._claim(s, "P")._replace(client="A")
         elif s.client in ("A claimed", "A"):
             free = s._replace(client="gone", a_dead=not self.rules.slow_reset)
             if s.state == CLAIMED:

@@ -45,6 +45,18 @@ def test_number_of_a_link(host: Host) -> None:
     assert_carried(host.finish(), _PYTHON, min_connections=8)
 
 
+@pytest.mark.parametrize("way", ["fails", "late"])
+@pytest.mark.parametrize("carrier", ["shm", "unix"])
+def test_connect_that_waits(host: Host, way: str, carrier: str) -> None:
+    """It claims nothing before it is established: a stranger that gets its port is not taken for it."""
+    if carrier == "unix":
+        host.set_policy('[[rule]]\nprohibit = ["shm"]\n')
+    port = free_port()
+    assert host.run([sys.executable, _HERE / "pending.py", port, way], timeout=60) == "well\n"
+    tied = [c for c in connections(host.finish()) if c.implementation == carrier and c.tx_bytes]
+    assert host.rehearse or sorted(c.role for c in tied) == ([] if way == "fails" else ["client", "server"])
+
+
 @pytest.mark.parametrize("forks", ["forks", "nofork"])
 def test_forks_while_connections_come_and_go(host: Host, build: Build, forks: str) -> None:
     """Each is closed once: a reference that is counted wrongly would keep its line from the log."""
