@@ -58,19 +58,28 @@ BERTHA_EXPORT int execvp(const char *file, char *const argv[]) {
   return execvpe(file, argv, environ);
 }
 
+enum { DESCRIPTOR_ROOM = 32 };
+
+static char *descriptor_path(char path[DESCRIPTOR_ROOM], int fd) { /* its end; snprintf may take locks */
+  strcpy(path, "/proc/self/fd/");
+  char *end = path + strlen(path);
+  for (int place = 1000000; place > 0; place /= 10) {
+    if (fd / place > 0 || place == 1) {
+      *end++ = (char)('0' + fd / place % 10);
+    }
+  }
+  *end = '\0';
+  return end;
+}
+
 BERTHA_EXPORT int fexecve(int fd, char *const argv[], char *const env[]) {
   local_leave();
   if (LIKELY(!handover_due())) {
     return REAL(fexecve)(fd, argv, env);
   }
   char *handed[length(env) + 2];
-  char path[32] = "/proc/self/fd/";
-  size_t n = strlen(path);
-  for (int place = 1000000; place > 0; place /= 10) {
-    if (fd / place > 0 || place == 1) {
-      path[n++] = (char)('0' + fd / place % 10);
-    }
-  }
+  char path[DESCRIPTOR_ROOM];
+  descriptor_path(path, fd);
   struct handover h;
   handover_begin(&h, path, false, false, env, handed);
   return failed(&h, REAL(fexecve)(fd, argv, handed));
@@ -84,7 +93,21 @@ int execveat(int dir, const char *path, char *const argv[], char *const env[], i
   if (path[0] == '\0' && (flags & AT_EMPTY_PATH)) {
     return fexecve(dir, argv, env);
   }
-  return REAL(execveat)(dir, path, argv, env, flags);
+  local_leave();
+  char where[DESCRIPTOR_ROOM + PATH_ROOM];
+  if (LIKELY(!handover_due()) || strlen(path) >= PATH_ROOM) {
+    return REAL(execveat)(dir, path, argv, env, flags);
+  }
+  char *end = where;
+  if (path[0] != '/' && dir != AT_FDCWD) {
+    end = descriptor_path(where, dir);
+    *end++ = '/';
+  }
+  strcpy(end, path);
+  char *handed[length(env) + 2];
+  struct handover h;
+  handover_begin(&h, where, false, false, env, handed);
+  return failed(&h, REAL(execveat)(dir, path, argv, handed, flags));
 }
 
 /* The arguments up to a null pointer, as an array; `env`: behind it. */

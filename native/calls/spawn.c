@@ -115,6 +115,31 @@ static void copied(int *list, int room, const posix_spawn_file_actions_t *action
   list[n] = -1;
 }
 
+static bool kind_in(const posix_spawn_file_actions_t *some, const struct form *f, const void *kind) {
+  for (int i = 0; i < some->__used; i++) {
+    if (memcmp(action(some, f, i), kind, sizeof(int)) == 0) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/* Whether the child may look for a relative path from elsewhere: there is an action that neither opens nor closes. */
+static bool moves(const posix_spawn_file_actions_t *actions, const struct form *f) {
+  posix_spawn_file_actions_t stay;
+  if (posix_spawn_file_actions_init(&stay) != 0) {
+    return true;
+  }
+  bool elsewhere = REAL(posix_spawn_file_actions_adddup2)(&stay, 0, 1) != 0 ||
+                   posix_spawn_file_actions_addclose(&stay, 0) != 0 ||
+                   posix_spawn_file_actions_addopen(&stay, 0, "/", O_RDONLY, 0) != 0;
+  for (int k = 0; !elsewhere && k < actions->__used; k++) {
+    elsewhere = !kind_in(&stay, f, action(actions, f, k));
+  }
+  posix_spawn_file_actions_destroy(&stay);
+  return elsewhere;
+}
+
 static int spawn(spawner *real, pid_t *pid, const char *file, const char *path,
                  const posix_spawn_file_actions_t *actions, const posix_spawnattr_t *attributes,
                  char *const argv[], char *const env[]) {
@@ -133,6 +158,9 @@ static int spawn(spawner *real, pid_t *pid, const char *file, const char *path,
     copied(list, COPIED, actions, &form);
   }
   h.copied = known ? list : NULL;
+  if (path[0] != '/' && actions != NULL && actions->__used > 0 && (!known || moves(actions, &form))) {
+    path = NULL;
+  }
   handover_begin(&h, path, true, actions != NULL && actions->__used > 0, env, handed);
   bool relays = h.relay_count > 0 && with_relays(&changed, actions, &h, &form);
   int error = real(pid, file, relays ? &changed : actions, attributes, argv, handed);

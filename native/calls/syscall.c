@@ -167,6 +167,9 @@ static long process_call(long number, const long *a, const void *caller) {
 #ifdef SYS_vfork
   case SYS_vfork:
 #endif
+#ifdef SYS_fork
+  case SYS_fork:
+#endif
 #ifdef SYS_clone3
   case SYS_clone3:
 #endif

@@ -353,7 +353,7 @@ void handover_begin(struct handover *h, const char *path, bool spawn, bool moved
     }
   }
   env[n] = NULL;
-  enum target target = target_of(path, from);
+  enum target target = path != NULL ? target_of(path, from) : TARGET_BARE;
   if (target == TARGET_FAILS) {
     return;
   }

@@ -77,7 +77,7 @@ struct handover {
   struct parcel_header head;
 };
 bool handover_due(void); /* is there anything that an exec would concern? */
-/* Before an exec or a spawn of `path`.  `spawn`: the child is yet to be made, and `moved` says that it may be told to
+/* Before an exec or a spawn of `path` (NULL: one that cannot be told from here).  `spawn`: the child is yet to be made, and `moved` says that it may be told to
  * pass on descriptors that would otherwise be closed.  `env` has room for one more than `from` and receives the new
  * environment.  Safe in a vfork child. */
 void handover_begin(struct handover *h, const char *path, bool spawn, bool moved, char *const from[],

@@ -1,7 +1,7 @@
 /* Will our library be in the program that is about to be executed?
  *
  * Not when the new environment does not name it, when the program is static or of another kind of machine, or when
- * it changes its user.  Safe in a vfork child: no allocation, no lock. */
+ * it changes its user or has capabilities of its own.  Safe in a vfork child: no allocation, no lock. */
 #include <dlfcn.h>
 #include <elf.h>
 #include <fcntl.h>
@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
 
 #include "parcel.h"
 
@@ -76,6 +78,10 @@ enum target target_of(const char *path, char *const env[]) {
     if (((st.st_mode & S_ISUID) && st.st_uid != geteuid()) ||
         ((st.st_mode & S_ISGID) && st.st_gid != getegid())) {
       result = TARGET_BARE; /* ld.so(8): secure-execution mode */
+      break;
+    }
+    if (UNLIKELY(getuid() != 0) && getxattr(path, "security.capability", NULL, 0) > 0) {
+      result = TARGET_BARE; /* the same, for who is not root (capabilities(7)) */
       break;
     }
     int fd = QUIET(open)(path, O_RDONLY | O_CLOEXEC, 0);

@@ -22,6 +22,7 @@ _SAYS = {
     "thrown_away": ["thrown away: 3", "to nowhere: 2", "counted: 3", "....", "left: 3", "fgh"],
     "error_queue": ["errors: EAGAIN", "errors: EAGAIN", "data: 4"],
     "dissolved": ["dissolved: 0", "the other end: ECONNRESET", "again"],
+    "forked_by_number": ["still there"],
     "refused": ["a bad timeout: EINVAL"] * 3 + ["unknown flags: EOPNOTSUPP"] * 2 + ["there: 1"],
 }
 #: By a unix socket: not what the kernel's unix sockets cannot tell (docs/users/limits.md).

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import struct
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import MakeHost
 from tests.harness import Host, assert_balanced, assert_plain, eventually, free_port, require_program
 from tests.shim.conftest import Build, Talk
 
 _HERE = Path(__file__).parent
+_EVERYBODYS_PYTHON = Path("/usr/bin/python3")
 
 _TEXT = b"".join(b"line %d of some text\n" % i for i in range(20_000))
 _UPPER = "import sys; sys.stdout.write(sys.stdin.read().upper())"
@@ -29,6 +34,35 @@ def _carried(host: Host, connections: int = 1) -> None:
 def test_cat(host: Host, build: Build, talk: Talk, way: str) -> None:
     assert talk([build("inetd"), "PORT", way, "cat"], _TEXT) == "*" + _TEXT.decode()
     _carried(host)
+
+
+def test_a_path_from_another_directory(host: Host, build: Build, talk: Talk) -> None:
+    assert talk([build("inetd"), "PORT", "at", "cat"], _TEXT) == "*" + _TEXT.decode()
+    _carried(host)
+
+
+def test_a_path_that_only_the_child_finds(host: Host, build: Build, talk: Talk) -> None:
+    """posix_spawn with a change of directory among its actions: the kernel serves whatever that is."""
+    assert talk([build("inetd"), "PORT", "moved", "cat"], _TEXT) == "*" + _TEXT.decode()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file capabilities")
+@pytest.mark.skipif(not _EVERYBODYS_PYTHON.exists(), reason="/usr/bin/python3 is not there")
+def test_a_program_with_capabilities(make_host: MakeHost, build: Build) -> None:
+    """It runs without the shim (ld.so(8), secure-execution mode), so it gets the kernel's connection."""
+    host = make_host(user="nobody")
+    program, port = host.dir / "able", free_port()
+    shutil.copy(require_program("cat"), program)
+    effective, net_raw = 1, 1 << 13
+    value = struct.pack("<5I", 0x02000000 | effective, net_raw, 0, 0, 0)
+    try:
+        os.setxattr(program, "security.capability", value)
+    except OSError as error:
+        pytest.skip(f"no capabilities of files here: {error}")
+    inetd = shutil.copy(build("inetd"), host.dir / "inetd")
+    host.server([inetd, port, "fork", program], port)
+    command = [_EVERYBODYS_PYTHON, _HERE / "talk.py", port, "--server-first"]
+    assert host.run(command, feed=_TEXT) == "*" + _TEXT.decode()
 
 
 @pytest.mark.parametrize("way", ["fork", "vfork", "self"])

@@ -1,6 +1,8 @@
 /* `ends NAME`: what the calls on a connection say when it ends, or when a wait is cut short. */
 #include <fcntl.h>
+#include <signal.h>
 #include <stdbool.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 
 #include "named.h"
@@ -217,6 +219,23 @@ static void dissolved(void) {
   printf("again\n");
 }
 
+static void forked_by_number(void) {
+#ifdef SYS_fork
+  pid_t child = (pid_t)syscall(SYS_fork);
+#else
+  pid_t child = (pid_t)syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0);
+#endif
+  MUST(child >= 0);
+  if (child == 0) {
+    close(client);
+    close(server);
+    _exit(0);
+  }
+  MUST(waitpid(child, NULL, 0) == child);
+  exchanges(client, server, 2);
+  printf("still there\n");
+}
+
 static void refused(void) {
   struct iovec part = {bytes, 1};
   struct mmsghdr one = {.msg_hdr = {.msg_iov = &part, .msg_iovlen = 1}};
@@ -245,6 +264,7 @@ static const struct named all[] = {
     {"thrown_away", thrown_away},
     {"error_queue", error_queue},
     {"dissolved", dissolved},
+    {"forked_by_number", forked_by_number},
     {"refused", refused},
 };
 

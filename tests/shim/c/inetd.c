@@ -1,5 +1,5 @@
 /* Accepts one connection and executes a program with it as standard input and output, in the way its second
- * argument says: fork, vfork, spawn, self.  With REUSED, another socket stands at its old number by then. */
+ * argument says: fork, vfork, spawn, self; at and moved: by a path from another directory.  With REUSED, another socket stands at its old number by then. */
 #include "common.h"
 
 #include <fcntl.h>
@@ -7,15 +7,32 @@
 
 extern char **environ;
 
-static pid_t by_spawn(int fd, char **argv) {
+/* The directory of a program in /bin, from where it is "./NAME". */
+#define BIN "/bin"
+
+static pid_t by_spawn(int fd, char **argv, int moved) {
   pid_t child;
   posix_spawn_file_actions_t actions;
   MUST(posix_spawn_file_actions_init(&actions) == 0);
   MUST(posix_spawn_file_actions_adddup2(&actions, fd, 0) == 0);
   MUST(posix_spawn_file_actions_adddup2(&actions, fd, 1) == 0);
-  MUST(posix_spawnp(&child, argv[0], &actions, NULL, argv, environ) == 0);
+  if (moved) {
+    char path[64] = "./";
+    MUST(posix_spawn_file_actions_addchdir_np(&actions, BIN) == 0);
+    MUST(posix_spawn(&child, strncat(path, argv[0], 32), &actions, NULL, argv, environ) == 0);
+  } else {
+    MUST(posix_spawnp(&child, argv[0], &actions, NULL, argv, environ) == 0);
+  }
   posix_spawn_file_actions_destroy(&actions);
   return child;
+}
+
+static void become_at(int fd, char **argv) {
+  int bin = open(BIN, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (bin >= 0 && dup2(fd, 0) == 0 && dup2(fd, 1) == 1) {
+    execveat(bin, argv[0], argv, environ, 0);
+  }
+  _exit(7);
 }
 
 static void become(int fd, int other, char **argv) {
@@ -50,7 +67,14 @@ int main(int argc, char **argv) {
       become(fd, listening, argv + 3);
     }
   } else if (strcmp(argv[2], "spawn") == 0) {
-    child = by_spawn(fd, argv + 3);
+    child = by_spawn(fd, argv + 3, 0);
+  } else if (strcmp(argv[2], "moved") == 0) {
+    child = by_spawn(fd, argv + 3, 1);
+  } else if (strcmp(argv[2], "at") == 0) {
+    child = fork();
+    if (child == 0) {
+      become_at(fd, argv + 3);
+    }
   } else {
     become(fd, listening, argv + 3);
   }
