@@ -45,9 +45,10 @@ void conn_dissolved(struct conn *c, int fd) {
   uint32_t kind = conn_kind(c);
   uint32_t own = own_descriptors(c);
   if (kind == BERTHA_CONN_FREE || kind == BERTHA_CONN_SOCKET || kind == BERTHA_CONN_LISTENER ||
-      (conn_flags(c) & CONN_DGRAM) || c->home != NULL || atomic_load(&c->info.refs) != own) {
-    return; /* other processes have it, too: theirs are the books */
+      (conn_flags(c) & CONN_DGRAM)) {
+    return;
   }
+  bool shared = c->home != NULL || atomic_load(&c->info.refs) != own;
   struct conn *fresh = conn_new(fd, BERTHA_CONN_SOCKET);
   if (fresh == NULL) {
     return;
@@ -57,6 +58,10 @@ void conn_dissolved(struct conn *c, int fd) {
   if (UNLIKELY(conn_flags(c) & CONN_KERNELS)) {
     conn_set_flag(fresh, CONN_NO_ATTACH);
     fresh->info.reason = BERTHA_WHY_KERNEL_ASKED;
+  } else if (UNLIKELY(shared)) {
+    /* What the others have is of the earlier one: for what comes the kernel's socket is all there is. */
+    conn_set_flag(fresh, CONN_NO_ATTACH);
+    fresh->info.reason = BERTHA_WHY_INHERITED;
   }
   fresh->rcv_timeout_ns = c->rcv_timeout_ns;
   fresh->snd_timeout_ns = c->snd_timeout_ns;
@@ -67,12 +72,17 @@ void conn_dissolved(struct conn *c, int fd) {
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
   }
   if (unix_stands(c)) {
+    if (shared && !(conn_flags(c) & CONN_CARRIED)) { /* the others' copies would keep the unix socket alive */
+      unix_shutdown(c, fd, SHUT_RDWR);
+    }
     if (conn_flags(c) & CONN_CARRIED) {
       await_carrier(fd);
     }
     unix_undo(c);
   }
-  connlog_write(c, fd);
+  if (!shared) {
+    connlog_write(c, fd);
+  }
   conn_books_begin();
   for (uint32_t i = 0; i < bertha.max_fd; i++) {
     if (conn_of((int)i) == c) {
@@ -81,8 +91,16 @@ void conn_dissolved(struct conn *c, int fd) {
     }
   }
   conn_books_end();
-  atomic_store(&c->info.refs, 0);
-  conn_after_close(c);
+  if (!shared) {
+    atomic_store(&c->info.refs, 0);
+    conn_after_close(c);
+    return;
+  }
+  unix_drop(c); /* an end that was to go with a claim */
+  orphans_not_mine(c);
+  for (; own > 0; own--) {
+    conn_release(c, fd);
+  }
 }
 
 /* As close() does it, but for the kernel's part, and for what could not be taken back: the record stays, and if this was the

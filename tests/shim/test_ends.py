@@ -42,6 +42,15 @@ _CARRIED = [
 ]
 
 
+@pytest.mark.parametrize("way", ["tcp", "shm", "unix", "carrier"])
+def test_dissolved_while_a_child_has_it(host: Host, build: Build, way: str) -> None:
+    policy = {"unix": 'prohibit = ["shm"]', "carrier": 'dag = "prefer compress()"'}
+    if way in policy:
+        host.set_policy(f"[[rule]]\n{policy[way]}\n")
+    told = host.run([build("ends"), "dissolved_for_a_child"], shim=way != "tcp").splitlines()
+    assert told == ["dissolved: 0", "the other end: ECONNRESET", "again"]
+
+
 @pytest.mark.parametrize("name", _SAYS)
 def test_by_tcp(host: Host, build: Build, name: str) -> None:
     """What is expected below is the kernel's word."""

@@ -219,6 +219,23 @@ static void dissolved(void) {
   printf("again\n");
 }
 
+static void dissolved_for_a_child(void) {
+  struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+  pid_t child = fork();
+  MUST(child >= 0);
+  if (child == 0) {
+    pause();
+  }
+  say("dissolved", connect(client, &nowhere, sizeof nowhere));
+  say("the other end", recv(server, bytes, 8, 0));
+  close(server);
+  MUST(connect(client, (struct sockaddr *)&at, sizeof at) == 0);
+  server = accept(listener, NULL, NULL);
+  exchanges(client, server, 2);
+  printf("again\n");
+  MUST(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+}
+
 static void forked_by_number(void) {
 #ifdef SYS_fork
   pid_t child = (pid_t)syscall(SYS_fork);
@@ -264,6 +281,7 @@ static const struct named all[] = {
     {"thrown_away", thrown_away},
     {"error_queue", error_queue},
     {"dissolved", dissolved},
+    {"dissolved_for_a_child", dissolved_for_a_child},
     {"forked_by_number", forked_by_number},
     {"refused", refused},
 };
