@@ -87,7 +87,8 @@ struct listener *listener_add(uint64_t id, uint64_t generation, int claims_fd, b
   return l;
 }
 
-/* The port on which other hosts' agents ask, in our network namespace: taken if the agent lives in this one too.  Only
+/* The port on which other hosts' agents ask, in our network namespace: taken if the agent lives in this one too, or
+ * has come here.  Only
  * for listeners with chunnels.  Of TCP, where they connect, or of UDP, where questions come as datagrams. */
 static int agents_port(int type) {
   const char *text = getenv("BERTHA_AGENT_PORT");

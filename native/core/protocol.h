@@ -73,7 +73,8 @@ struct bertha_hello_reply {
 /* LISTEN + descriptors: the listening socket, or a bound UDP socket; a NETLINK_ROUTE and a NETLINK_SOCK_DIAG socket of the
  * caller's network namespace (by which the agent sees for itself which addresses that namespace has, and
  * which sockets); perhaps a TCP socket of that namespace that listens on the agents' port, and then perhaps a UDP socket
- * that is bound to it.  The agent closes its copy of the listening socket before it answers. */
+ * that is bound to it, which an agent takes only where it cannot have its own, and from its own user.  The agent closes
+ * its copy of the listening socket before it answers. */
 struct bertha_listen {
   uint64_t reserved;
 };

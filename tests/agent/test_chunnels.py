@@ -342,14 +342,14 @@ def test_another_users_namespace_decides_only_for_who_names_him(
     """Anybody may make a namespace, and give it the address that a client reaches on another host."""
     theirs = write_policy(room, "s.toml", server_rule("compress()", "allow_users = ['*']\n"))
     mine = write_policy(room, "c.toml", client_rule("prefer compress()", says))
-    address = netns.server.address
+    address = netns.trap.address  # which the client would reach elsewhere, where nobody listens
     with (
         agent.shim(uid=other_uid, policy=theirs) as server,
         agent.shim(policy=mine) as client,
         agent.shim(uid=other_uid, policy=mine) as same,
-        in_namespace(netns.server.name, lambda: listen(address)) as sock,
+        in_namespace(netns.trap.name, lambda: listen(address)) as sock,
     ):
-        os.close(server.listen_with(sock, netns.server.name)[2])
+        os.close(server.listen_with(sock, netns.trap.name)[2])
         port = sock.getsockname()[1]
         assert same.negotiate(address, port, netns=netns.client.name).verdict == Verdict.PLAN
         found = client.negotiate(address, port, netns=netns.client.name)
