@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -83,6 +84,9 @@ class CarrierHost:
                 stderr=subprocess.PIPE,
                 env={**os.environ, **(env or {})},
             )
+        assert self.process.stderr is not None
+        with contextlib.suppress(OSError):  # read at the end alone: who logs much would wait
+            fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 1 << 20)
         self.judge: Callable[[int, bytes], str | None] = lambda listener, plan: None
         self.checks: list[dict[str, Any]] = []
         self.idle = 0

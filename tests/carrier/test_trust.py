@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import mmap
 import os
+import sys
+import termios
 import time
 from pathlib import Path
 
@@ -165,6 +168,11 @@ def _page(host: CarrierHost) -> mmap.mmap:
     host.send({"op": "behind"}, fd)
     os.close(fd)
     page[0] = 1
+    end = time.monotonic() + 20  # an agent says so before there is any program
+    while int.from_bytes(fcntl.ioctl(host.control, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
+        assert time.monotonic() < end, "a carrier that has begun"
+        time.sleep(0.002)
+    time.sleep(0.05)
     return page
 
 
