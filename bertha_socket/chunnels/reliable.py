@@ -55,8 +55,8 @@ _RANGE: Final = struct.Struct(">II")
 DATA, ACK, HELLO = 1, 2, 3
 #: So many that were sent later must have arrived before something counts as lost.
 LATER: Final = 3
-#: As MESSAGE_MAX in a carrier, of what is no message of the program's: chunks of a stream, of which older ends
-#: send long ones.  They are sent in pieces of so many.
+#: As MESSAGE_MAX in a carrier, of what is no message of the program's: chunks of a stream, of which older
+#: ends send long ones.  They are sent in pieces of so many.
 CHUNK_MAX: Final = 2 * 1024 * 1024
 PIECE: Final = 64 * 1024
 #: Datagrams that are not yet sent.
