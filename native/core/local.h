@@ -204,10 +204,8 @@ void local_rescue(struct local *d,
 void local_take_back(struct local *d, struct pair *p); /* all that is unread there */
 int64_t local_spin_bound(const struct local *d);
 
-/* local_wait.c */
-#define LOCAL_EMPTY_NS 20000
-void local_kernel_empty(struct local *d);
-bool local_kernel_is_empty(const struct local *d); /* as far as can be known without asking it again */
+/* local_sets.c */
+enum { LOCAL_IN = POLLIN | POLLRDNORM };
 void local_registered(int epfd, int op, int fd, const struct epoll_event *event);
 void local_unregister(struct local *d); /* it is being closed */
 void local_set_created(int epfd);
@@ -216,6 +214,15 @@ void local_set_watched(int epfd);
 /* And what lies in its boxes already is told of there, with that event; NULL: with each member's own. */
 void local_set_within(int epfd, int outer, const struct epoll_event *event);
 bool local_in_sets(void);
+void local_keep_members_out(int epfd);
+/* Something lies in its boxes: from before its set was watched from outside.  NULL: in none's. */
+struct local *local_ready_member(int epfd);
+extern _Atomic bool local_any_outer; /* some set is, or was, looked after by another one (local_set_within) */
+
+/* local_wait.c */
+#define LOCAL_EMPTY_NS 20000
+void local_kernel_empty(struct local *d);
+bool local_kernel_is_empty(const struct local *d); /* as far as can be known without asking it again */
 bool local_polled(const struct pollfd *fds, nfds_t count);
 typedef int local_epoll_wait(int epfd, struct epoll_event *events, int max, int64_t timeout_ns,
                              const sigset_t *mask);

@@ -5,11 +5,8 @@
 #include "local.h"
 #include "waiter.h"
 
-enum { AT_ONCE = 256, IN = POLLIN | POLLRDNORM };
+enum { AT_ONCE = 256, IN = LOCAL_IN };
 #define KERNEL_EVERY_NS 20000
-
-static _Atomic uint32_t registrations; /* of sockets with pairs in epoll sets */
-static _Atomic bool any_outer;
 
 struct found {
   struct local *local[AT_ONCE];
@@ -205,33 +202,13 @@ static struct local *at(int fd) {
   return UNLIKELY(c != NULL && (conn_flags(c) & CONN_LOCAL)) ? local_of(c) : NULL;
 }
 
-static void keep_members_out(int epfd) {
-  for (struct local *d = local_first(); d != NULL; d = d->next) {
-    if (d->watched.epfd == epfd && !d->kernel_only && bertha_lock(&d->lock)) {
-      local_keep_out(d); /* who watches a set from outside is woken by the kernel alone */
-      bertha_unlock(&d->lock);
-    }
-  }
-}
-
-/* A set, and something lies in the boxes of a member: from before it was watched. */
-static struct local *ready_member(int epfd) {
-  for (struct local *d = local_in_sets() && conn_of(epfd) == NULL ? local_first() : NULL; d != NULL;
-       d = d->next) {
-    if (d->watched.epfd == epfd && (d->watched.events & IN) && d->c != NULL && local_ready(d)) {
-      return d;
-    }
-  }
-  return NULL;
-}
-
 bool local_polled(const struct pollfd *fds, nfds_t count) {
   bool any = false;
   for (nfds_t i = 0; i < count; i++) {
     any |= at(fds[i].fd) != NULL;
     if (UNLIKELY(local_in_sets()) && fds[i].fd >= 0 && conn_of(fds[i].fd) == NULL) {
-      keep_members_out(fds[i].fd);
-      any |= (fds[i].events & IN) && ready_member(fds[i].fd) != NULL;
+      local_keep_members_out(fds[i].fd);
+      any |= (fds[i].events & IN) && local_ready_member(fds[i].fd) != NULL;
     }
   }
   return any;
@@ -239,7 +216,7 @@ bool local_polled(const struct pollfd *fds, nfds_t count) {
 
 static bool any_set_ready(const struct pollfd *fds, nfds_t count) {
   for (nfds_t i = 0; i < count && UNLIKELY(local_in_sets()); i++) {
-    if (fds[i].fd >= 0 && (fds[i].events & IN) && ready_member(fds[i].fd) != NULL) {
+    if (fds[i].fd >= 0 && (fds[i].events & IN) && local_ready_member(fds[i].fd) != NULL) {
       return true;
     }
   }
@@ -262,7 +239,7 @@ static int add_boxes(struct pollfd *fds, nfds_t count, int n, bool asked) {
   for (nfds_t i = 0; i < count; i++) {
     struct local *d = fds[i].events & IN ? at(fds[i].fd) : NULL;
     struct local *member =
-        d == NULL && fds[i].fd >= 0 && (fds[i].events & IN) ? ready_member(fds[i].fd) : NULL;
+        d == NULL && fds[i].fd >= 0 && (fds[i].events & IN) ? local_ready_member(fds[i].fd) : NULL;
     if (UNLIKELY(member != NULL) && !(fds[i].revents & IN) && local_tell(member)) {
       n += fds[i].revents == 0;
       fds[i].revents |= fds[i].events & IN;
@@ -323,85 +300,6 @@ int local_poll(struct pollfd *fds, nfds_t count, int64_t timeout_ns, const sigse
 }
 
 /* ---- epoll ---------------------------------------------------------------------------------------- */
-
-void local_registered(int epfd, int op, int fd, const struct epoll_event *event) {
-  struct conn *c = conn_of(fd);
-  if (UNLIKELY(c == NULL)) {
-    return; /* another thread has closed it meanwhile */
-  }
-  struct local *d = local_mine(c, fd);
-  if (op == EPOLL_CTL_ADD) {
-    atomic_store(&c->kernel_regs, 1); /* for good: see local_mine() */
-  }
-  if (d == NULL || !bertha_lock(&d->lock)) {
-    return;
-  }
-  struct watched *w = &d->watched;
-  bool reads = op != EPOLL_CTL_DEL && (event->events & IN);
-  bool read_before = w->epfd == epfd && (w->events & IN);
-  if (!reads || !read_before) {
-    local_cool(d); /* nobody reads for a while, and who begins again may do so while another thread waits */
-  }
-  if (op == EPOLL_CTL_DEL) {
-    if (w->epfd == epfd) {
-      local_unregister(d);
-    }
-  } else if (w->epfd >= 0 && w->epfd != epfd) {
-    local_keep_out(d); /* in several sets */
-  } else {
-    if ((event->events & (EPOLLONESHOT | EPOLLEXCLUSIVE)) || local_is_never(epfd)) {
-      local_keep_out(d); /* in a way that the kernel keeps the books of; what lies there already is told of */
-    }
-    if (w->epfd < 0) {
-      atomic_fetch_add(&registrations, 1);
-    }
-    bool waited = !reads || (read_before && w->waited);
-    *w = (struct watched){epfd, event->events, event->data.u64, waited};
-  }
-  bertha_unlock(&d->lock);
-}
-
-void local_unregister(struct local *d) {
-  if (d->watched.epfd >= 0) {
-    d->watched.epfd = d->outer.epfd = -1;
-    atomic_fetch_sub(&registrations, 1);
-  }
-}
-
-void local_set_created(int epfd) {
-  local_never(epfd, false);
-  for (struct local *d = local_in_sets() ? local_first() : NULL; d != NULL; d = d->next) {
-    if (d->watched.epfd == epfd) { /* the one that had the number is closed */
-      local_unregister(d);
-    }
-    if (d->outer.epfd == epfd) {
-      d->outer.epfd = -1;
-    }
-  }
-}
-
-void local_set_watched(int epfd) {
-  local_never(epfd, true); /* for those who are put there later, too */
-  if (UNLIKELY(local_in_sets())) {
-    keep_members_out(epfd);
-  }
-}
-
-void local_set_within(int epfd, int outer, const struct epoll_event *event) {
-  for (struct local *d = local_first(); d != NULL; d = d->next) {
-    if (d->watched.epfd == epfd && bertha_lock(&d->lock)) {
-      struct watched *w = &d->watched;
-      if (outer < 0 || !local_ready(d) || !(w->events & IN) || (event != NULL && !(event->events & IN))) {
-        d->outer.epfd = -1;
-      } else {
-        d->outer = (struct watched){outer, event != NULL ? event->events : w->events,
-                                    event != NULL ? event->data.u64 : w->data, true};
-        atomic_store(&any_outer, true);
-      }
-      bertha_unlock(&d->lock);
-    }
-  }
-}
 
 struct set_wait {
   struct kernel kernel;
@@ -493,10 +391,6 @@ static int add_events(struct found *f, const struct set_wait *s, int n, bool ask
     }
   }
   return n;
-}
-
-bool local_in_sets(void) {
-  return atomic_load_explicit(&registrations, memory_order_relaxed) != 0;
 }
 
 static int wait_in_set(int epfd, struct epoll_event *events, int max, int64_t timeout_ns,
@@ -591,7 +485,7 @@ int local_epoll(int epfd, struct epoll_event *events, int max, int64_t timeout_n
     bool brief = timeout_ns != 0 && lies_there(epfd);
     int64_t most = RESCUE_NS;
     brief = brief && (timeout_ns < 0 || timeout_ns > most);
-    bool within = UNLIKELY(atomic_load_explicit(&any_outer, memory_order_relaxed)) && lies_within(epfd);
+    bool within = UNLIKELY(atomic_load_explicit(&local_any_outer, memory_order_relaxed)) && lies_within(epfd);
     int n = wait_in_set(epfd, events, max, within ? 0 : brief ? most : timeout_ns, mask, wait);
     n = within ? add_within(epfd, events, max, n) : n;
     brief |= within;

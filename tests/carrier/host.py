@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -193,6 +194,19 @@ class CarrierHost:
                 os.close(self.memfd)
         assert self.process.returncode == 0, err.decode()
         return err.decode()
+
+
+def unread(sock: socket.socket, what: int = termios.TIOCOUTQ) -> int:
+    """Bytes that a unix socket's other end, or (FIONREAD) whoever has this one, has not read yet."""
+    return int.from_bytes(fcntl.ioctl(sock, what, bytes(4)), sys.byteorder)
+
+
+def wait_until_read(sock: socket.socket, what: int = termios.TIOCOUTQ) -> None:
+    """A carrier may have yet to begin."""
+    end = time.monotonic() + 20
+    while unread(sock, what):
+        assert time.monotonic() < end, "a carrier that reads"
+        time.sleep(0.002)
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:

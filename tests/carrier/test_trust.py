@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import mmap
 import os
-import sys
-import termios
 import time
 from pathlib import Path
 
@@ -20,7 +17,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from bertha_socket.agent.secrets import read
-from tests.carrier.host import PENDING, READY, REFUSED, Carried, CarrierHost, chunnel, plan_of, tcp_pair
+from tests.carrier.host import (
+    PENDING,
+    READY,
+    REFUSED,
+    Carried,
+    CarrierHost,
+    chunnel,
+    plan_of,
+    tcp_pair,
+    wait_until_read,
+)
 
 Hosts = tuple[CarrierHost, CarrierHost]
 PLAN = plan_of(chunnel("encrypt", "tls1.3"))
@@ -168,10 +175,7 @@ def _page(host: CarrierHost) -> mmap.mmap:
     host.send({"op": "behind"}, fd)
     os.close(fd)
     page[0] = 1
-    end = time.monotonic() + 20  # an agent says so before there is any program
-    while int.from_bytes(fcntl.ioctl(host.control, termios.TIOCOUTQ, bytes(4)), sys.byteorder):
-        assert time.monotonic() < end, "a carrier that has begun"
-        time.sleep(0.002)
+    wait_until_read(host.control)  # an agent says so before there is any program
     time.sleep(0.05)
     return page
 
