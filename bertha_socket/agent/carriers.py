@@ -29,7 +29,7 @@ from bertha_socket.agent.model import Refused
 from bertha_socket.agent.sockets import Peer
 from bertha_socket.reasons import Reason as Why
 
-#: Bytes of one message, either way (carrier/control.py, native/carrier/main.c).
+#: Bytes of one message, either way (carrier/control.py, native/carrier/control.c).
 MESSAGE_MAX: Final = 1 << 17
 #: A carrier that ends so often (times, in seconds) is not started for a while: its fault would come again.
 _FAILURES: Final = 5

@@ -43,10 +43,12 @@ HELLO_CLIENT_DAGS: Final = 1
 #: The same for datagrams: as a client; as one to whom others send.
 HELLO_CLIENT_DATAGRAMS: Final = 2
 HELLO_SERVER_DATAGRAMS: Final = 4
+#: Its policy file cannot be read, or makes no sense.
 HELLO_NO_POLICY: Final = 8
 #: In NEGOTIATE: what is remembered about this destination has proved wrong; it is about datagrams.
 NEGOTIATE_FRESH: Final = 1
 NEGOTIATE_DATAGRAMS: Final = 2
+#: Who asks requires chunnels, whatever his policy file says now.
 NEGOTIATE_MUST: Final = 4
 PLAN_MAX: Final = 8192  # BERTHA_CARRIER_PLAN_MAX
 _DETAIL_MAX: Final = 399

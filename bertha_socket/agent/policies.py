@@ -81,12 +81,7 @@ class Policies:
         known = self._cache.get(path)
         if known is not None and known[0] == mark:
             return known[1]
-        try:
-            loaded = Loaded(policy.load(path))
-        except policy.PolicyError as error:
-            loaded = Loaded(policy.EMPTY, str(error))
-        except Exception as error:
-            loaded = Loaded(policy.EMPTY, f"{path}: makes no sense: {error!r}")
+        loaded = _tried(lambda: policy.load(path), path)
         if len(self._cache) >= 64:
             self._cache.clear()
         self._cache[path] = (mark, loaded)
@@ -111,16 +106,19 @@ class Policies:
         tell_all(asked, _loaded(data, question.path))
 
 
+def _tried(read: Callable[[], policy.Policy], path: str) -> Loaded:
+    """A mistake of ours is no reason to leave those who ask without an answer."""
+    try:
+        return Loaded(read())
+    except policy.PolicyError as error:
+        return Loaded(policy.EMPTY, str(error))
+    except Exception as error:
+        return Loaded(policy.EMPTY, f"{path}: makes no sense: {error!r}")
+
+
 def _loaded(data: bytes, path: str) -> Loaded:
     if data[:1] == b"+":
-        try:
-            return Loaded(policy.decode(data[1:], path))
-        except policy.PolicyError as error:
-            return Loaded(policy.EMPTY, str(error))
-        except (
-            Exception
-        ) as error:  # a mistake of ours, and no reason to leave those who ask without an answer
-            return Loaded(policy.EMPTY, f"{path}: makes no sense: {error!r}")
+        return _tried(lambda: policy.decode(data[1:], path), path)
     why = data[1:].decode("utf-8", "replace") or "cannot be read in time"
     return Loaded(policy.EMPTY, f"{path}: {why}")
 

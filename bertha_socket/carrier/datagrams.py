@@ -29,6 +29,7 @@ from bertha_socket.carrier.session import Mode, State
 from bertha_socket.carrier.shim import Carry
 from bertha_socket.carrier.sums import Sums
 from bertha_socket.chunnels import ChunnelError
+from bertha_socket.chunnels._types import pieces
 
 log: Final = logging.getLogger(__name__)
 
@@ -164,11 +165,8 @@ class Datagrams(Peers):
 
     def _program_sent_all(self, place: Place, each: int, body: bytes) -> None:
         """As one datagram, or several of so many bytes (UDP_SEGMENT)."""
-        if not 0 < each < len(body):
-            self._program_sent(place, body)
-            return
-        for at in range(0, len(body), each):
-            self._program_sent(place, body[at : at + each])
+        for datagram in pieces(body, each):
+            self._program_sent(place, datagram)
 
     def _program_sent(self, place: Place, body: bytes) -> None:
         try:

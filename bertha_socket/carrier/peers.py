@@ -27,6 +27,7 @@ from bertha_socket.carrier.plans import Recipe
 from bertha_socket.carrier.session import Mode
 from bertha_socket.chunnels import Context
 from bertha_socket.chunnels._reliable_native import held_by_all
+from bertha_socket.chunnels._types import pieces
 
 if TYPE_CHECKING:
     from bertha_socket.carrier.aside import Aside
@@ -223,12 +224,9 @@ class Peers:
                 continue
             place = self._place(name)
             each = _merged(control) if control else 0
-            if not 0 < each < len(data):
-                self._network_said(data, place)
-                continue
-            for at in range(0, len(data), each):
+            for datagram in pieces(data, each):
                 if self._open:
-                    self._network_said(data[at : at + each], place)
+                    self._network_said(datagram, place)
         self._settle_touched()
         self._watch()
 

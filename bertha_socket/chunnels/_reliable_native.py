@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from bertha_socket.chunnels._types import ChunnelError, Context, Pipe, octets
+from bertha_socket.chunnels._types import ChunnelError, Context, Pipe, octets, pieces
 
 try:
     from bertha_socket._native import ffi, lib
@@ -81,10 +81,7 @@ class NativeReliablePipe(Pipe):
     def down(self, item: Any) -> Iterable[bytes]:
         """Datagrams for one message."""
         data = octets(item, "reliable")
-        if not 0 < self._piece < len(data):
-            return self._said(data)
-        parts = (data[at : at + self._piece] for at in range(0, len(data), self._piece))
-        return [out for part in parts for out in self._said(part)]
+        return [out for piece in pieces(data, self._piece) for out in self._said(piece)]
 
     def _said(self, data: bytes) -> Iterable[bytes]:
         return self._gave(lib.reliable_pipe_down(self._pipe, data, len(data), self.context.clock()))[1]

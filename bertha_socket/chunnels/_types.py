@@ -260,6 +260,13 @@ class Pipe:
         """The connection has ended, however."""
 
 
+def pieces(data: bytes, most: int) -> list[bytes]:
+    """The same bytes in pieces of at most so many; 0: in one, as an empty one always is."""
+    if not 0 < most < len(data):
+        return [data]
+    return [data[at : at + most] for at in range(0, len(data), most)]
+
+
 def octets(item: Any, chunnel: str) -> bytes:
     """An item's bytes.  Raises ChunnelError: it has none, and `bytes(5)` would be five zeros."""
     if isinstance(item, bytes):

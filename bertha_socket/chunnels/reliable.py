@@ -46,6 +46,7 @@ from bertha_socket.chunnels._types import (
     Pipe,
     between,
     octets,
+    pieces,
     wires,
 )
 
@@ -284,10 +285,7 @@ class ReliablePipe(Pipe):
     def down(self, item: Any) -> Iterable[bytes]:
         """Datagrams for one message."""
         data = octets(item, "reliable")
-        if not 0 < self._piece < len(data):
-            return self._said(data)
-        pieces = (data[at : at + self._piece] for at in range(0, len(data), self._piece))
-        return [out for piece in pieces for out in self._said(piece)]
+        return [out for piece in pieces(data, self._piece) for out in self._said(piece)]
 
     def _said(self, data: bytes) -> list[bytes]:
         if len(data) > self._message_max:

@@ -71,9 +71,9 @@ static inline ssize_t dgram_one(struct conn *c, int fd, const struct iovec *iov,
   return errno_result(sends ? dgram_send(c, fd, &msg, flags) : dgram_recv(c, fd, &msg, flags));
 }
 
-/* Counts what the kernel carried for a plain connection. */
 bool socket_is_tcp(int fd); /* or MPTCP, which we do not follow */
 
+/* Counts what the kernel carried for a plain connection. */
 static inline void plain_count(int fd, ssize_t n, bool sent) {
   struct conn *c;
   if (sent && UNLIKELY(atomic_load_explicit(&local_count, memory_order_relaxed) != 0) &&

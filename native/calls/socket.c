@@ -316,7 +316,7 @@ BERTHA_EXPORT int connect(int fd, const struct sockaddr *address, socklen_t size
   if (verdict == CARRIED_PLAN) {
     carried_connecting(c, fd);
   } else {
-    conn_connecting(c, fd, address, size);
+    conn_connecting(c, fd, address, result != 0);
   }
   errno = saved;
   return result;

@@ -269,8 +269,7 @@ static void no_room(struct shim *shim, const struct bertha_carrier_carry *head, 
   session_state(&s, BERTHA_CARRIED_REFUSED,
                 "the carrier has no descriptors left; raise RLIMIT_NOFILE, or have fewer connections");
   if (count > 0 && !datagrams) {
-    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-    (void)!connect(fds[0], &nowhere, sizeof nowhere); /* closing would end it as if all had been said */
+    session_reset(fds[0]); /* closing would end it as if all had been said */
   }
   carrier_close_all(fds, count);
 }

@@ -56,9 +56,13 @@ void session_free(struct session *s) {
 }
 
 /* The program keeps a duplicate of the TCP socket, so closing ours would send nothing. */
-static void reset(struct session *s) {
+void session_reset(int tcp) {
   struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-  (void)!connect(s->tcp, &nowhere, sizeof nowhere);
+  (void)!connect(tcp, &nowhere, sizeof nowhere);
+}
+
+static void reset(struct session *s) {
+  session_reset(s->tcp);
   session_free(s);
 }
 

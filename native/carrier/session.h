@@ -89,6 +89,7 @@ void session_state(struct session *s, uint32_t state, const char *why);
 bool session_push(struct session *s, const char *type, const char *wire, const struct pack_value *args,
                   const char **why);
 void session_free(struct session *s);
+void session_reset(int tcp);
 
 /* stage.c */
 bool stage_known(const char *type);

@@ -9,7 +9,7 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
                     int send_count, void *reply, size_t reply_size, int *fds, int max_fds);
 void agent_greet(void);          /* so that agent_client_dags() knows */
 bool agent_client_dags(void);    /* this process's policy has chunnels for its connections as a client */
-bool agent_dags(uint32_t which); /* BERTHA_HELLO_*: its policy has such rules */
+bool agent_dags(uint32_t which); /* BERTHA_HELLO_*: what the agent has said of its policy */
 bool agent_has_gone(void);       /* it has answered this process once, and is not there any more */
 void agent_after_fork(void);
 void agent_fd_moved(int from, int to);

@@ -40,7 +40,7 @@ bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port) {
   return false;
 }
 
-static bool is_v4(const uint8_t addr[16]) {
+bool address_is_v4(const uint8_t addr[16]) {
   return memcmp(addr, v4_prefix, 12) == 0;
 }
 
@@ -48,7 +48,7 @@ static bool is_v4(const uint8_t addr[16]) {
 static void any_to_loopback(uint8_t addr[16]) {
   static const uint8_t v4_any[4];
   static const uint8_t v6_any[16];
-  if (is_v4(addr) && memcmp(addr + 12, v4_any, 4) == 0) {
+  if (address_is_v4(addr) && memcmp(addr + 12, v4_any, 4) == 0) {
     addr[12] = 127;
     addr[15] = 1;
   } else if (memcmp(addr, v6_any, 16) == 0) {
@@ -105,7 +105,7 @@ void conn_after_tied(struct conn *c, int fd) {
 /* 127.0.0.0/8 stands in the directory as 127.0.0.1. */
 static int find_listeners(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max) {
   int n = directory_find(addr, port, hits, max);
-  if (n == 0 && is_v4(addr) && addr[12] == 127) {
+  if (n == 0 && address_is_v4(addr) && addr[12] == 127) {
     uint8_t one[16];
     memcpy(one, addr, 16);
     one[13] = one[14] = 0;
@@ -119,7 +119,7 @@ static uint64_t choose_listener(const uint8_t addr[16], uint16_t port, uint64_t 
                                 const struct bertha_tuple *tuple, uint32_t *why) {
   struct dir_hit hits[BERTHA_RESOLVE_MAX];
   int n = find_listeners(addr, port, hits, BERTHA_RESOLVE_MAX);
-  bool loopback = is_v4(addr) && addr[12] == 127;
+  bool loopback = address_is_v4(addr) && addr[12] == 127;
   *why = BERTHA_WHY_NOT_LISTED;
   for (int i = 0; i < n; i++) {
     if (hits[i].netns == netns) {
@@ -335,13 +335,11 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool un
   return 0;
 }
 
-/* After the kernel's connect() has succeeded or is under way, which errno then says: one that is older costs a call.  A port
- * that the program chose may be that of an earlier connection that the server has yet to accept.  Once ours is established,
- * the earlier one is dead, and the server can tell. */
-void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_t size) {
-  bool unsure = errno == EINPROGRESS || errno == EINTR || (conn_flags(c) & CONN_BOUND);
+/* A port that the program chose may be that of an earlier connection that the server has yet to accept.  Once ours is
+ * established, the earlier one is dead, and the server can tell. */
+void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, bool under_way) {
+  bool unsure = under_way || (conn_flags(c) & CONN_BOUND);
   int64_t began = bertha_now_ns();
-  (void)size;
   c->info.role = BERTHA_SIDE_CLIENT;
   c->info.family = to->sa_family;
   c->info.opened_ns = connlog_clock();

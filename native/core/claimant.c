@@ -24,17 +24,13 @@ struct end {
   uint16_t port;
 };
 
-static bool mapped_v4(const uint8_t addr[16]) {
-  static const uint8_t prefix[12] = {[10] = 0xff, [11] = 0xff};
-  return memcmp(addr, prefix, 12) == 0;
-}
-
 static void write_address(__be32 to[4], const uint8_t addr[16], bool v4) {
   memcpy(to, addr + (v4 ? 12 : 0), v4 ? 4 : 16);
 }
 
 static bool is_address(const __be32 said[4], uint8_t family, const uint8_t addr[16]) {
-  return family == AF_INET ? mapped_v4(addr) && memcmp(said, addr + 12, 4) == 0 : memcmp(said, addr, 16) == 0;
+  return family == AF_INET ? address_is_v4(addr) && memcmp(said, addr + 12, 4) == 0
+                           : memcmp(said, addr, 16) == 0;
 }
 
 static bool there(uint8_t state) {
@@ -51,7 +47,7 @@ static enum owner ask(int diag, const struct end *own, const struct end *far, ui
       .body = {.sdiag_protocol = IPPROTO_TCP,
                .idiag_states = ~0u,
                .id = {.idiag_if = scope, .idiag_cookie = {INET_DIAG_NOCOOKIE, INET_DIAG_NOCOOKIE}}}};
-  bool v4 = mapped_v4(own->addr) && mapped_v4(far->addr);
+  bool v4 = address_is_v4(own->addr) && address_is_v4(far->addr);
   question.body.sdiag_family = v4 ? AF_INET : AF_INET6;
   write_address(question.body.id.idiag_src, own->addr, v4);
   write_address(question.body.id.idiag_dst, far->addr, v4);

@@ -5,7 +5,8 @@
 #include "shim.h"
 
 /* attach.c */
-void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, socklen_t size);
+/* After the kernel's connect() has succeeded, or is under way. */
+void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, bool under_way);
 void conn_accepted(struct conn *c, int fd, struct listener *listener, const struct sockaddr *from);
 /* Looks whether the other end has come: true when the connection is (now) on shared memory. */
 bool conn_ripe(struct conn *c, int fd);
@@ -38,6 +39,7 @@ bool conn_came_to_nothing(struct conn *c, int fd);
 /* The other end has closed, having read all of ours: a reset by the kernel then answers a bell byte that came after that. */
 bool conn_ended_in_order(const struct conn *c);
 bool address_of(const struct sockaddr *sa, uint8_t addr[16], uint16_t *port);
+bool address_is_v4(const uint8_t addr[16]); /* v4-mapped */
 
 /* A thread may sleep on a connection that another one closes; its record may be a new connection's when it wakes up. */
 static inline uint32_t conn_life(const struct conn *c) {

@@ -88,9 +88,11 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
     }
     uint32_t fd = (uint32_t)e.data.u64 & (ESET_FDS - 1);
     struct reg *r = (uint32_t)e.data.u64 != ESET_BELL ? &s->regs[fd] : NULL;
-    if (r == NULL || reg_data(r, (int)fd) != e.data.u64 || r->state == REG_NONE || r->state == REG_OFF) {
-      struct conn *off =
-          r != NULL && r->state == REG_OFF && reg_data(r, (int)fd) == e.data.u64 ? conn_of((int)fd) : NULL;
+    if (r == NULL || reg_data(r, (int)fd) != e.data.u64 || r->state == REG_NONE) {
+      continue;
+    }
+    if (r->state == REG_OFF) { /* an end that comes meanwhile comes once */
+      struct conn *off = conn_of((int)fd);
       if (off != NULL && conn_index(off) + 1 == r->conn) {
         conn_kernel_events(off, e.events);
       }
