@@ -76,3 +76,5 @@ def test_datagrams(host: Host, code: str, done: str, dag: str, served: bool) -> 
     command = _unread(host, dag, [sys.executable, "-c", code, str(free_port())], "udp")
     said = host.spawn(command).wait(20, check=False)
     assert (done in said) == served, said
+    found = [c for c in host.connlog() if c.raw["proto"] == "udp"]
+    assert served or (found and all(not c.plain and c.reason for c in found)), found

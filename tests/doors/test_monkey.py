@@ -175,6 +175,7 @@ def test_disabled(host: Host) -> None:
 @pytest.mark.parametrize(("choice", "carried"), [("", True), ("subprocess=False", False)])
 def test_children(host: Host, choice: str, carried: bool) -> None:
     code = f"from bertha_socket import monkey\nmonkey.patch_all({choice})\nimport subprocess, sys\n"
+    code += "assert monkey.is_patched('socket')\n"
     code += f"subprocess.run([sys.executable, '-c', {_PAIR!r}], check=True)\n"
     host.run([sys.executable, "-c", code], shim=False)
     log = host.finish()

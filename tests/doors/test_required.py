@@ -84,6 +84,7 @@ def test_server(deserted: Host, door: str, program: str, dag: str, served: bool)
     deserted.set_policy(_policy(program, "server", dag))
     _, port = _serve(deserted, door)
     assert (_ask_plainly(port) == b"PONG") == served
+    # That it was on is seen by its twin, which is refused: who is not followed has no line.
     if door == "new":
         return  # its own word is in test_endpoint.py
     eventually(deserted.connlog, "the connection's line in the log")
@@ -112,6 +113,7 @@ def test_no_way_around_with_an_agent(make_host: MakeHost, plain_port: int) -> No
     assert "PONG" not in said
     assert "again: Connection refused" in said and "multipath: Connection refused" in said
     assert "ring: Function not implemented" in said
+    assert any(not c.plain and c.reason for c in host.connlog()), host.connlog()
 
 
 @pytest.mark.parametrize("door", _DOORS)
@@ -277,6 +279,8 @@ def test_own_default_file(make_host: MakeHost, plain_port: int, door: str, role:
     if role == "client":
         command = [sys.executable, _PROGRAM, kind, "client", plain_port]
         assert "PONG" not in host.run(command, shim=door == "shim", env=home, check=False)
+        found = host.connlog()
+        assert found and all(not c.plain and c.reason for c in found), found
         return
     port = free_port()
     command = [sys.executable, _PROGRAM, kind, "server", port]
@@ -310,6 +314,7 @@ def test_file_that_another_user_cannot_read(
     else:
         said = host.run(command, check=False)
     assert ("PONG" in said) == dag.startswith("prefer"), said
+    eventually(lambda: role == "server" or connections(host.connlog(), program="perl"), "a line in the log")
     if role == "client" and dag == "encrypt()":
         assert "Connection refused" in said
         found = [c for c in host.connlog() if not c.plain]

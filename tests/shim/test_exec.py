@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import MakeHost
-from tests.harness import Host, assert_balanced, assert_plain, eventually, free_port, require_program
+from tests.harness import (
+    Host,
+    assert_balanced,
+    assert_plain,
+    connections,
+    eventually,
+    free_port,
+    require_program,
+)
 from tests.shim.conftest import Build, Talk
 
 _HERE = Path(__file__).parent
@@ -44,6 +52,8 @@ def test_a_path_from_another_directory(host: Host, build: Build, talk: Talk) -> 
 def test_a_path_that_only_the_child_finds(host: Host, build: Build, talk: Talk) -> None:
     """posix_spawn with a change of directory among its actions: the kernel serves whatever that is."""
     assert talk([build("inetd"), "PORT", "moved", "cat"], _TEXT) == "*" + _TEXT.decode()
+    lines = connections(host.finish(), role="server")
+    assert host.rehearse or (lines and all(c.reason for c in lines)), lines  # the kernel's, and why
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file capabilities")
@@ -63,6 +73,8 @@ def test_a_program_with_capabilities(make_host: MakeHost, build: Build) -> None:
     host.server([inetd, port, "fork", program], port)
     command = [_EVERYBODYS_PYTHON, _HERE / "talk.py", port, "--server-first"]
     assert host.run(command, feed=_TEXT) == "*" + _TEXT.decode()
+    lines = connections(host.finish(), role="server")
+    assert host.rehearse or (lines and all(c.reason for c in lines)), lines  # the kernel's, and why
 
 
 @pytest.mark.parametrize("way", ["fork", "vfork", "self"])

@@ -37,4 +37,6 @@ def test_living_parent(host: Host) -> None:
     port = free_port()
     host.server([sys.executable, _HERE / "echo_all.py", port], port)
     assert host.run([sys.executable, _HERE / "left_living.py", port], timeout=60) == "well\n"
-    assert not any("killed" in c.raw for c in connections(host.finish()))
+    log = host.finish()
+    assert_carried(log, Path(sys.executable).name, role="client", min_connections=300)
+    assert not any("killed" in c.raw for c in connections(log))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, assert_carried, free_port
+from tests.harness import Host, assert_carried, connections, free_port
 from tests.shim.conftest import Build
 
 _HERE = Path(__file__).parent
@@ -29,6 +29,7 @@ def test_blocked_sender(host: Host, build: Build) -> None:
     host.server([sys.executable, _HERE / "echo_all.py", port], port)
     answer = host.run([build("closed_sender"), port, other])
     assert host.rehearse or answer == "in memory\n"
+    assert_carried(host.finish(), "closed_sender", role="client", port=port)
 
 
 _EXECS = 40
@@ -38,3 +39,5 @@ def test_exec_in_a_copy(host: Host, build: Build) -> None:
     port = free_port()
     host.server([build("exec_in_copy"), port], port)
     assert host.run([build("exec_in_copy"), port, _EXECS], timeout=120) == f"well {_EXECS}\n"
+    lines = connections(host.finish(), role="client", port=port)
+    assert host.rehearse or (lines and {c.implementation for c in lines} == {"shm"}), lines
