@@ -134,22 +134,33 @@ static void pack(struct packing *p, struct conn *c, int fd, uint32_t taken, bool
   }
 }
 
-/* A descriptor of the new program is to be a relay's end: after an exec this process's own, of a spawn by its actions. */
+static struct handover_relay *relay_of(struct handover *h, uint64_t cookie) {
+  for (unsigned i = 0; i < h->relay_count; i++) {
+    if (h->relays[i].cookie == cookie) {
+      return &h->relays[i];
+    }
+  }
+  return NULL;
+}
+
+/* A descriptor of the new program is to be a relay's end: after an exec this process's own, of a spawn by its actions.
+ * One relay for a connection, whatever the number of its descriptors: two would share out what comes. */
 static bool relayed(struct packing *p, struct conn *c, int fd) {
   struct handover *h = p->h;
-  uint64_t cookie = conn_cookie(c, fd);
-  unsigned i = 0;
-  while (i < h->relay_count && (h->relays[i].cookie != cookie || h->spawn)) {
-    i++;
+  struct handover_relay *one = relay_of(h, conn_cookie(c, fd)), *r = one;
+  if (one == NULL || h->spawn) {
+    if ((h->spawn && h->copied == NULL) || h->relay_count == HANDOVER_RELAYS) {
+      return false;
+    }
+    r = &h->relays[h->relay_count];
+    if (one == NULL ? !relay_begin(&r->relay, c, fd) : !relay_again(&r->relay, &one->relay)) {
+      return false;
+    }
+    r->cookie = conn_cookie(c, fd);
+    r->fd = fd;
+    h->relay_count++;
   }
-  if ((h->spawn && h->copied == NULL) || i == HANDOVER_RELAYS ||
-      (i == h->relay_count && !relay_begin(&h->relays[i].relay, c, fd))) {
-    return false;
-  }
-  h->relays[i].cookie = cookie;
-  h->relays[i].fd = fd;
-  h->relay_count += i == h->relay_count;
-  return h->spawn || REAL(dup2)(h->relays[i].relay.end, fd) == fd;
+  return h->spawn || REAL(dup2)(r->relay.end, fd) == fd;
 }
 
 static void let_relays_go(struct handover *h) {
@@ -163,7 +174,7 @@ static void let_relays_go(struct handover *h) {
 static void leave_bare(struct packing *p, struct conn *c, int fd, bool passed_on) {
   if (passed_on && !conn_stays_plain(c, BERTHA_WHY_INHERITED) &&
       conn_decide(c, fd, BERTHA_WHY_INHERITED) == BERTHA_CONN_SHM &&
-      !conn_take_back(c, fd, BERTHA_WHY_PASSED_ON)) {
+      (relay_of(p->h, conn_cookie(c, fd)) != NULL || !conn_take_back(c, fd, BERTHA_WHY_PASSED_ON))) {
     c->info.reason = BERTHA_WHY_PASSED_ON;
     if (!relayed(p, c, fd)) {
       conn_leave_ring(c, BERTHA_WHY_PASSED_ON);

@@ -67,7 +67,7 @@ struct handover {
   const int *copied;
   int fd;
   unsigned relay_count; /* of a spawn: the new program is to have `end` where it would have had `fd` */
-  struct {
+  struct handover_relay {
     uint64_t cookie;
     int fd;
     struct relay relay;

@@ -300,13 +300,26 @@ bool relay_begin(struct relay *r, struct conn *c, int fd) {
   return true;
 }
 
-void relay_go(struct relay *r) {
-  QUIET(send)(r->word, "", 1, MSG_NOSIGNAL);
-  QUIET(close)(r->word);
+bool relay_again(struct relay *r, const struct relay *first) {
+  r->word = -1;
+  r->end = REAL(fcntl)(first->end, F_DUPFD_CLOEXEC, HIGH);
+  return r->end >= 0;
+}
+
+static void let_go(struct relay *r) {
+  if (r->word >= 0) {
+    QUIET(close)(r->word);
+  }
   QUIET(close)(r->end);
 }
 
+void relay_go(struct relay *r) {
+  if (r->word >= 0) {
+    QUIET(send)(r->word, "", 1, MSG_NOSIGNAL);
+  }
+  let_go(r);
+}
+
 void relay_cancel(struct relay *r) {
-  QUIET(close)(r->word);
-  QUIET(close)(r->end);
+  let_go(r);
 }

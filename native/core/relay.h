@@ -11,6 +11,7 @@ struct relay {
 
 /* Starts one for the connection `fd`, with a reference of its own to it.  False: it could not be started. */
 bool relay_begin(struct relay *r, struct conn *c, int fd);
+bool relay_again(struct relay *r, const struct relay *first); /* its end once more */
 void relay_go(struct relay *r); /* the program has its end: from here on it copies */
 void relay_cancel(struct relay *r);
 

@@ -141,6 +141,7 @@ enum conn_flag {
   CONN_DUE_ROOM = 1u << 28, /* and that was not data alone */
   CONN_PENDING = 1u << 24,  /* claimed, but told to nobody: the kernel is not done with its connect() */
   CONN_PROBED = 1u << 27,   /* whether its other end, which has ended, is still there */
+  CONN_BACK = 1u << 29,     /* nothing is, or comes, in a ring: whoever has its descriptor has it all */
   /* A listener's, of what accept() returns (tcp(7), socket(7)). */
   CONN_INHERITED = CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS,
 };

@@ -156,11 +156,16 @@ static bool take_back(struct conn *c, int fd) {
 }
 
 bool conn_take_back(struct conn *c, int fd, uint32_t why) {
+  if (conn_flags(c) &
+      CONN_BACK) { /* by another of its descriptors; bytes before the switch may still lie in the kernel */
+    return true;
+  }
   int saved = errno;
   bool abroad = abroad_enter(c);
   bool back = take_back(c, fd);
   abroad_leave(c, abroad);
   if (back) {
+    conn_set_flag(c, CONN_BACK);
     conn_leave_ring(c, why);
   }
   errno = saved;

@@ -77,12 +77,17 @@ struct leaving {
   } relays[RELAYS];
 };
 
-static bool relayed(struct leaving *l, struct conn *c, int fd) {
-  uint64_t cookie = conn_cookie(c, fd);
+static unsigned relay_number(const struct leaving *l, uint64_t cookie) {
   unsigned i = 0;
   while (i < l->count && l->relays[i].cookie != cookie) {
     i++;
   }
+  return i;
+}
+
+static bool relayed(struct leaving *l, struct conn *c, int fd) {
+  uint64_t cookie = conn_cookie(c, fd);
+  unsigned i = relay_number(l, cookie);
   if (i == RELAYS || (i == l->count && !relay_begin(&l->relays[i].relay, c, fd))) {
     return false;
   }
@@ -113,7 +118,8 @@ static void leave_one(struct leaving *l, struct conn *c, int fd) {
     unix_settle(c, fd);
   } else if (kind == BERTHA_CONN_SHM) {
     c->info.reason = l->why;
-    if ((bertha_now_ns() > l->until || !conn_take_back(c, fd, l->why)) &&
+    bool has_relay = relay_number(l, conn_cookie(c, fd)) < l->count;
+    if ((has_relay || bertha_now_ns() > l->until || !conn_take_back(c, fd, l->why)) &&
         (waited_for(c) || !relayed(l, c, fd))) {
       conn_leave_ring(
           c, l->why); /* what lies in the ring is read by calls of ours, and may be the program's end */

@@ -1,6 +1,7 @@
 """An ordinary client: standard input to the server on a loopback port, its answer to standard output.
 
 After the end of the input it closes its half and reads until the server closes the other one.
+With --absent it does not look at its connection for a while, neither before the end nor before it reads.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 
 
 def main() -> None:
@@ -20,10 +22,13 @@ def main() -> None:
         def send() -> None:
             while data := os.read(0, 1 << 16):
                 server.sendall(data)
+            time.sleep(absent)
             server.shutdown(socket.SHUT_WR)
 
+        absent = 0.5 if "--absent" in sys.argv else 0.0
         sender = threading.Thread(target=send)
         sender.start()
+        time.sleep(absent)
         while data := server.recv(1 << 16):
             sys.stdout.buffer.write(data)
         sender.join()

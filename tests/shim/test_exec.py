@@ -154,6 +154,22 @@ def test_program_without_shim(host: Host, build: Build, way: str) -> None:
     assert_plain(host.finish(), "inetd", role="server")
 
 
+@pytest.mark.parametrize("client", ["at-work", "absent"])
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("way", _WAYS)
+def test_program_without_shim_and_a_client_with_it(
+    host: Host, build: Build, way: str, twice: bool, client: str
+) -> None:
+    """It goes back to the kernel, or by a relay; each of its descriptors is the same stream."""
+    port, text = free_port(), _TEXT[:60_000] if client == "absent" else _TEXT
+    env = {"BARE": "tied"} | ({"TWICE": "1"} if twice else {})
+    host.server([build("inetd"), port, way, "cat"], port, env=env)
+    command = [sys.executable, _HERE / "talk.py", port, "--server-first"]
+    assert host.run(command + ["--absent"] * (client == "absent"), feed=text) == "*" + text.decode()
+    lines = connections(host.finish(), role="client")
+    assert host.rehearse or [c.implementation for c in lines] == ["shm"], lines
+
+
 def test_nothing_else_is_inherited(host: Host, build: Build) -> None:
     """A program that has no use for the connection sees neither it nor anything of ours."""
     port = free_port()
