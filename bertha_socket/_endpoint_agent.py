@@ -103,7 +103,7 @@ class Agent:
         if answer is None:
             return Advice(Verdict.NOBODY)
         head = messages.NEGOTIATE_REPLY.size
-        verdict, _, _, size, _, detail = _unpacked(messages.NEGOTIATE_REPLY, answer[:head])
+        verdict, _, _, size, _, _, _, detail = _unpacked(messages.NEGOTIATE_REPLY, answer[:head])
         if verdict not in list(Verdict):
             raise OSError(errno.EPROTO, "the agent's answer makes no sense")
         text = detail.partition(b"\0")[0].decode("utf-8", "replace")

@@ -24,6 +24,7 @@ _OFFSETS = (
     ("link", "dead"),
     ("claims", "dag"),
     ("claims", "dag_carrier"),
+    ("claims", "dag_spin_us"),
 )
 
 #: Structs whose sizes the agent (messages) and its tests (layouts) need.

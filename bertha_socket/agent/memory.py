@@ -147,9 +147,10 @@ def make_claims(listener: int) -> int:
     return _sealed("bertha-claims", int(lib.agent_claims_size()), bytes(ffi.buffer(head)), _SEALS)
 
 
-def mark_claims(fd: int, dag: int, carrier: int) -> None:
-    """Tells a listener's processes what its connections may have (enum bertha_dag_need), and by which
-    carrier.  The carrier first: whoever sees the one must see the other."""
+def mark_claims(fd: int, dag: int, carrier: int, spin_us: int) -> None:
+    """Tells a listener's processes what its connections may have (enum bertha_dag_need), by which carrier,
+    and how long at most they spin for it.  The need last: whoever sees it must see the others."""
+    os.pwrite(fd, spin_us.to_bytes(4, sys.byteorder), int(lib.OFFSETOF_claims_dag_spin_us))
     os.pwrite(fd, carrier.to_bytes(4, sys.byteorder), int(lib.OFFSETOF_claims_dag_carrier))
     os.pwrite(fd, dag.to_bytes(4, sys.byteorder), int(lib.OFFSETOF_claims_dag))
 

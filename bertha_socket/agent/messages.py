@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 MAGIC: Final = 0x41545242
 VERSION: Final = 1
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 MESSAGE_MAX: Final = 16384
 RESOLVE_MAX: Final = 8
 
@@ -35,7 +35,7 @@ BELL: Final = struct.Struct("=II")
 RESOLVE: Final = struct.Struct("=16s16sHHI8Q")
 RESOLVE_REPLY: Final = struct.Struct("=Q")
 NEGOTIATE: Final = struct.Struct("=16sHHIQ")
-NEGOTIATE_REPLY: Final = struct.Struct("=IIIIQ400s")
+NEGOTIATE_REPLY: Final = struct.Struct("=IIIIQII400s")
 CARRIER: Final = struct.Struct("=II")
 
 #: In HELLO's reply: a rule of the process's policy has chunnels for it as a client.
@@ -322,10 +322,12 @@ def pack_negotiate_reply(
     plan: bytes = b"",
     detail: str = "",
     context: int = 0,
+    spin_us: int = UINT32_MAX,
 ) -> bytes:
     """struct bertha_negotiate_reply, and the plan."""
     assert len(plan) <= PLAN_MAX
-    return NEGOTIATE_REPLY.pack(verdict, carrier, valid_ms, len(plan), context, one_line(detail)) + plan
+    text = one_line(detail)
+    return NEGOTIATE_REPLY.pack(verdict, carrier, valid_ms, len(plan), context, spin_us, 0, text) + plan
 
 
 def pack_link_reply(listener: int, index: int, plan: WirePlan, claimant: Claimant) -> bytes:

@@ -82,6 +82,8 @@ class Listener:
     #: What its connections may have, as its claims say too, and which carrier serves them.
     need: DagNeed = DagNeed.NONE
     carrier: CarrierKind = CarrierKind.NATIVE
+    #: The most that its processes spin for a carrier (microseconds); None: no rule says.
+    spin_us: int | None = None
     #: Monotonic time at which to look whether somebody still listens, when no member vouches for it.
     check_at: float = 0.0
 

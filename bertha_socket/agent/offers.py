@@ -180,6 +180,8 @@ class Offers:
         """Decides what a listener's connections may have, by its policy, and tells its processes."""
         where = listener.where
         need = DagNeed.NONE
+        before = listener.spin_us
+        listener.spin_us = plans.spin_bound(listener, listener.entries or listener.reached_at)
         if listener.offer is not None:  # the application sees to its chunnels, and no carrier
             if listener.need != need:
                 _mark(listener, need, CarrierKind.NATIVE)
@@ -201,12 +203,15 @@ class Offers:
         if problem:  # what the rule for another address says is not for this one
             self._secrets.refuse(listener.id, (listener.uid, *listener.users))
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
-            return  # clients have brought chunnels, and keep them
+            # Clients have brought chunnels, and keep them.
+            if before != listener.spin_us:
+                _mark(listener, listener.need, listener.carrier)
+            return
         least = _least_of_datagrams if where.proto == "udp" else _least_carrier
         carrier = max((least(offer) for offer in offers), default=CarrierKind.NATIVE)
         if native_path() is None:
             carrier = max(carrier, CarrierKind.PYTHON)
-        if (need, carrier) != (listener.need, listener.carrier):
+        if (need, carrier, before) != (listener.need, listener.carrier, listener.spin_us):
             _mark(listener, need, carrier)
 
     # -- plans ----------------------------------------------------------------------------------------
@@ -291,7 +296,7 @@ def _is_ready(listener: Listener, found: Choice | Refusal) -> bool:
 
 def _mark(listener: Listener, need: DagNeed, carrier: CarrierKind) -> None:
     listener.need, listener.carrier = need, carrier
-    memory.mark_claims(listener.claims_fd, need, carrier)
+    memory.mark_claims(listener.claims_fd, need, carrier, plans.wire_bound(listener.spin_us))
 
 
 def pick(client: Offer, server: Offer, policy: ChoicePolicy | None = None) -> Choice | Refusal:

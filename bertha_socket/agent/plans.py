@@ -5,14 +5,14 @@ from __future__ import annotations
 import ipaddress
 import os
 import pwd
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Final
 
 from bertha_socket._bottom import upper
 from bertha_socket.agent import addresses, messages
 from bertha_socket.agent.messages import Claimant, DagNeed, Proof, WirePlan
-from bertha_socket.agent.model import Process, Refused
+from bertha_socket.agent.model import Listener, Process, Refused
 from bertha_socket.agent.sockets import Listening
 from bertha_socket.dag import Dag, Need, parse
 from bertha_socket.negotiation.offer import Offer
@@ -23,6 +23,7 @@ from bertha_socket.negotiation.pick import (
     Refusal,
     Wishes,
     allowed,
+    least,
     names,
     pick,
 )
@@ -68,6 +69,23 @@ def wishes(policy: Policy, subject: Subject, side: str, addr: bytes, port: int, 
     if not policy.rules:
         return Wishes()
     return policy.wishes(subject, side, proto, ipaddress.ip_address(addresses.to_text(addr)), port)
+
+
+def wire_bound(spin_us: int | None) -> int:
+    """A bound on spinning as messages and claims have it."""
+    return messages.UINT32_MAX if spin_us is None else spin_us
+
+
+def spin_bound(listener: Listener, places: Iterable[bytes]) -> int | None:
+    """The most that the policy lets a listener's processes spin for connections with chunnels, under any of
+    these addresses: they do not know yet what comes by which."""
+    where = listener.where
+    return least(
+        *(
+            wishes(listener.policy, listener.subject, "server", addr, where.port, where.proto).spin_us
+            for addr in places
+        )
+    )
 
 
 def offered(policy: Policy, subject: Subject, addr: bytes, port: int, proto: str = "tcp") -> int:
@@ -213,7 +231,7 @@ def agree(
         raise Refused(_WHY[picked.cause] or Why.POLICY)
     return WirePlan(
         _BITS[picked.implementation],
-        messages.UINT32_MAX if picked.spin_us is None else picked.spin_us,
+        wire_bound(picked.spin_us),
         picked.ring_size or 0,
         _WHY[picked.cause],
     )

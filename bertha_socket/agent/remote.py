@@ -44,6 +44,7 @@ from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation._codec import NegotiationError
 from bertha_socket.negotiation.machine import NO_LISTENER, Event, Failed, Initiator
 from bertha_socket.negotiation.offer import Offer
+from bertha_socket.negotiation.pick import least
 from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable
 
 #: Seconds.  A plan that has gone stale before is refused by the server's carrier and asked for anew.
@@ -68,6 +69,15 @@ _AT_ONCE: Final = 128
 _BEHIND_BACKS: Final = 64
 
 
+class Own(NamedTuple):
+    """What an answer has of its client's own rule, whoever is at the other end."""
+
+    #: What carriers call the client's own certificates; 0: the default ones.
+    context: int = 0
+    #: The most that its threads, and the carrier for them, spin.
+    spin_us: int | None = None
+
+
 class Outcome(NamedTuple):
     """The answer to one question, and until when it holds (monotonic seconds)."""
 
@@ -79,13 +89,17 @@ class Outcome(NamedTuple):
     #: There was nobody to ask.
     nobody: bool = False
 
-    def reply(self, now: float, context: int = 0, *, application: bool = False) -> Answer:
-        """`context`: what carriers call the client's own certificates.  `application`: the one who asks runs
-        his chunnels himself, and knows what to do where there is nobody."""
+    def reply(self, now: float, own: Own | None = None, *, application: bool = False) -> Answer:
+        """`own`: what the client's own rule says.  `application`: the one who asks runs his chunnels himself,
+        and knows what to do where there is nobody."""
         left = max(0, min(round((self.belief.doubt - now) * 1000), messages.UINT32_MAX))
         verdict = Verdict.NOBODY if self.nobody and application else self.verdict
+        context, spin_us = own or Own()
+        bound = plans.wire_bound(spin_us)
         return Answer(
-            body=messages.pack_negotiate_reply(verdict, self.carrier, left, self.plan, self.detail, context)
+            body=messages.pack_negotiate_reply(
+                verdict, self.carrier, left, self.plan, self.detail, context, bound
+            )
         )
 
 
@@ -129,8 +143,8 @@ class _Question:
     letter: Letter | None = None
     #: A datagram has brought the answer.
     over: bool = False
-    #: Who waits for it, and the number of his certificates.
-    waiting: list[tuple[Caller, int]] = field(default_factory=list)
+    #: Who waits for it, and what his own rule says.
+    waiting: list[tuple[Caller, Own]] = field(default_factory=list)
 
     def close(self) -> None:
         """What is not wanted any more, but for the connection."""
@@ -190,10 +204,19 @@ class Remote:
         except OSError as error:  # a rule says what cannot be: no reason to do without
             text = f"{where}: {error.strerror or error}"
             return Outcome(Verdict.REFUSED, _firm(now, _LOCAL_SECONDS), detail=text).reply(now)
+        own = Own(context)
+        if not application:
+            rule = plans.wishes(
+                process.policy, process.subject, "client", wish.server_addr, wish.server_port, wish.proto
+            )
+            own = Own(context, rule.spin_us)
         listener = self._listener(process, wish)
         if listener is not None:
+            # Both ends' threads want the processors of this host.
+            there = plans.spin_bound(listener, (wish.server_addr,))
+            own = own._replace(spin_us=least(own.spin_us, there))
             chosen = self._offers.choose(offer, listener, wish.server_addr)
-            return self._outcome(chosen, offer, where, _LOCAL_SECONDS, wish.proto).reply(now, context)
+            return self._outcome(chosen, offer, where, _LOCAL_SECONDS, wish.proto).reply(now, own)
         via = self._kept.via(caller, wish.netns, socks)
         key = _Key(wish.netns, wish.server_addr, wish.server_port, offer, wish.proto, via)
         known = None if wish.fresh else self._look_up(key, where)
@@ -202,11 +225,11 @@ class Remote:
                 self._silent.asked(key.host, now)
                 with contextlib.suppress(OSError):
                     self._put(caller, process, wish, key, socks)
-            return known.reply(now, context, application=application)
+            return known.reply(now, own, application=application)
         question = self._asked.get(key) or self._put(caller, process, wish, key, socks)
         if isinstance(question, Outcome):
             return question.reply(now, application=application)
-        question.waiting.append((caller, context))
+        question.waiting.append((caller, own))
         return None
 
     def _put(
@@ -371,9 +394,9 @@ class Remote:
         """Those who have been waiting."""
         outcome = self._conclude(question, event, error)
         waiting, question.waiting = question.waiting, []
-        for caller, context in waiting:
+        for caller, own in waiting:
             application = caller.process is not None and caller.process.offer is not None
-            self._answer(caller, outcome.reply(self._loop.now, context, application=application))
+            self._answer(caller, outcome.reply(self._loop.now, own, application=application))
 
     def _told(self, question: _Question, error: OSError | None) -> None:
         """The conversation has ended."""

@@ -76,9 +76,9 @@ def _rank(wishes: Wishes, implementation: str) -> int:
     return middle
 
 
-def _least(one: int | None, other: int | None) -> int | None:
-    given = [n for n in (one, other) if n is not None]
-    return min(given) if given else None
+def least(*bounds: int | None) -> int | None:
+    """The smallest of the limits that are given; None: none is."""
+    return min((n for n in bounds if n is not None), default=None)
 
 
 def names(wishes: Wishes, other: Collection[str]) -> bool:
@@ -131,6 +131,4 @@ def pick(
         cause = Cause.POLICY
     if best != "shm":
         cause = Cause.POLICY if "shm" in left else lost_shm
-    return Plan(
-        best, _least(client.spin_us, server.spin_us), _least(client.ring_size, server.ring_size), cause
-    )
+    return Plan(best, least(client.spin_us, server.spin_us), least(client.ring_size, server.ring_size), cause)

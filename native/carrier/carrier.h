@@ -66,7 +66,7 @@ struct bertha_carrier_link {
   uint16_t kind;
   uint32_t number;  /* of this program's links here, from 0, without a gap */
   uint32_t index;   /* as it stands in the link's header */
-  uint32_t spin_us; /* $BERTHA_SPIN_US of the program; UINT32_MAX: not given */
+  uint32_t spin_us; /* the most to look for its connections before a sleep; UINT32_MAX: nobody says */
 };
 #define BERTHA_CARRIER_LINKS 8u
 

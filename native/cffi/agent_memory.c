@@ -166,6 +166,7 @@ void agent_claims_header(struct bertha_claims_header *out, uint64_t listener) {
   out->version = BERTHA_LAYOUT_VERSION;
   out->listener = listener;
   out->bucket_count = BERTHA_CLAIM_BUCKETS;
+  out->dag_spin_us = UINT32_MAX;
 }
 
 void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid,

@@ -93,18 +93,24 @@ static void write_line(const struct line *l) {
                kinds[beside]);
     }
   }
+  char spin[32] = ""; /* the link of one that was killed may be nowhere in this process */
+  const struct link *link = conn_kind(c) == BERTHA_CONN_SHM && !l->killed ? c->link : NULL;
+  if (link != NULL && !link->apart && link->plan.spin_us != UINT32_MAX) {
+    snprintf(spin, sizeof spin, ",\"spin_us\":%u", link->plan.spin_us);
+  }
   uint64_t now = connlog_clock();
   char line[3200];
-  int n = snprintf(
-      line, sizeof line,
-      "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
-      "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
-      "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s%s}\n",
-      (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u),
-      l->pid != 0 ? l->pid : bertha.pid, program, c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
-      c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
-      l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
-      (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, kind, l->killed ? ",\"killed\":true" : "");
+  int n = snprintf(line, sizeof line,
+                   "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
+                   "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
+                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s%s%s}\n",
+                   (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u),
+                   l->pid != 0 ? l->pid : bertha.pid, program,
+                   c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
+                   c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
+                   l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
+                   (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, kind, spin,
+                   l->killed ? ",\"killed\":true" : "");
   if (n > 0 && (size_t)n < sizeof line) {
     connlog_put(line, (size_t)n);
   }

@@ -48,12 +48,12 @@ static void fill_header(struct bertha_link_header *h, uint32_t index, uint32_t s
   h->total_size = h->ring_offset + (uint64_t)2 * slots * HOP_RING_MAX;
 }
 
-static struct bertha_link_reply as_reply(uint32_t index, bool apart) {
+static struct bertha_link_reply as_reply(uint32_t index, bool apart, uint32_t spin_us) {
   return (struct bertha_link_reply){
       .listener = HOP_LISTENER,
       .index = index,
       .plan = {.implementation = BERTHA_IMPL_SHM,
-               .spin_us = apart ? 0 : UINT32_MAX, /* no interpreter is that quick */
+               .spin_us = apart ? 0 : spin_us, /* no interpreter is that quick */
                .ring_size = HOP_RING_MAX}};
 }
 
@@ -80,7 +80,7 @@ int hop_bell(struct link *l, uint32_t slot) {
   return l->bells[slot];
 }
 
-struct link *hop_make(bool apart, uint32_t *index) {
+struct link *hop_make(bool apart, uint32_t spin_us, uint32_t *index) {
   static _Atomic uint32_t made;
   struct bertha_link_header h;
   *index = atomic_fetch_add(&made, 1) + 1;
@@ -94,7 +94,7 @@ struct link *hop_make(bool apart, uint32_t *index) {
     QUIET(close)(fd);
     return NULL;
   }
-  struct bertha_link_reply reply = as_reply(*index, apart);
+  struct bertha_link_reply reply = as_reply(*index, apart, spin_us);
   struct link *l = link_adopt(fd, BERTHA_SIDE_CLIENT, &reply);
   if (l != NULL && !make_bells(l, apart)) {
     link_drop(l);
@@ -154,7 +154,7 @@ bool hop_init(void) {
 }
 
 struct link *hop_adopt(int fd, uint32_t index, bool apart) {
-  struct bertha_link_reply reply = as_reply(index, apart);
+  struct bertha_link_reply reply = as_reply(index, apart, UINT32_MAX); /* rings.c looks, not the core */
   struct link *l = link_adopt(fd, BERTHA_SIDE_SERVER, &reply);
   if (l != NULL) {
     extern void bertha_close_hidden(int);

@@ -13,8 +13,8 @@
 
 #include "shim.h"
 
-/* In the program. */
-struct link *hop_make(bool apart, uint32_t *index); /* NULL: no memory, no descriptor */
+/* In the program.  `spin_us`: the most that its threads spin for the connections in it; UINT32_MAX: no policy says. */
+struct link *hop_make(bool apart, uint32_t spin_us, uint32_t *index); /* NULL: no memory, no descriptor */
 /* `apart`: the slot's bell, which later connections in that slot have, too; -1: no descriptor. */
 int hop_bell(struct link *l, uint32_t slot);
 void hop_prepare(struct link *l, uint32_t slot);

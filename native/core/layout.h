@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 6u
+#define BERTHA_LAYOUT_VERSION 7u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -79,7 +79,9 @@ struct bertha_claims_header {
   _Atomic uint32_t
       dag; /* enum bertha_dag_need, written by the agent: what its connections may be negotiated to have */
   _Atomic uint32_t dag_carrier; /* BERTHA_CARRIER_*: which carrier serves them */
-  uint8_t pad[BERTHA_CACHELINE - 28];
+  _Atomic uint32_t
+      dag_spin_us; /* bound by policy on spinning for their rings to it; UINT32_MAX: none given */
+  uint8_t pad[BERTHA_CACHELINE - 32];
 };
 
 /* Set when a listener registers, and again before the first client gets a plan with chunnels. */

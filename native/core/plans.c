@@ -86,6 +86,7 @@ static struct plan *ask(const uint8_t addr[16], uint16_t port, int family, int f
     p->carrier = reply->head.carrier;
     p->size = reply->head.plan_size;
     p->context = reply->head.context;
+    p->spin_us = reply->head.spin_us;
     p->generation = generation;
     p->news = news;
     p->until = bertha_now_ns() + (int64_t)reply->head.valid_ms * 1000000;
@@ -141,6 +142,7 @@ static struct plan *remember(struct plan *p) {
       old->generation = p->generation;
       old->news = p->news;
       old->context = p->context;
+      old->spin_us = p->spin_us;
       old->refused = false;
       memcpy(old->detail, p->detail, sizeof old->detail);
       free(p->bytes);

@@ -14,6 +14,7 @@ struct plan {
   uint32_t carrier;
   uint32_t size;
   uint64_t context;
+  uint32_t spin_us; /* UINT32_MAX: no bound */
   uint64_t generation;
   uint32_t news; /* of the directory; a plan holds whatever they are */
   int64_t until;

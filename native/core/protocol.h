@@ -185,6 +185,8 @@ struct bertha_negotiate_reply {
   uint32_t valid_ms;
   uint32_t plan_size;
   uint64_t context; /* what the carrier calls the client's own certificates; 0: the default ones */
+  uint32_t spin_us; /* bound by policy on spinning for a ring to the carrier; UINT32_MAX: none given */
+  uint32_t reserved;
   char detail[400]; /* REFUSED and PLAIN: one line, NUL-terminated */
 };
 

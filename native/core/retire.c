@@ -152,8 +152,10 @@ static void retire_listener(struct listener *at) {
     *place = at->next;
     uint32_t need = atomic_load(&at->claims->dag);
     uint32_t carrier = atomic_load(&at->claims->dag_carrier);
+    uint32_t spin_us = atomic_load(&at->claims->dag_spin_us);
     let_go(at->claims, at->size);
     if (need != BERTHA_DAG_NONE) { /* an accept() that is just under way must not take it for a plain one's */
+      atomic_store(&at->claims->dag_spin_us, spin_us);
       atomic_store(&at->claims->dag_carrier, carrier);
       atomic_store(&at->claims->dag, need);
     }

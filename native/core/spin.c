@@ -52,7 +52,8 @@ int64_t link_spin_bound(const struct link *l) {
   int64_t bound = bertha.spin_ns;
   if (l->plan.spin_us != UINT32_MAX) {
     int64_t policy = (int64_t)l->plan.spin_us * 1000;
-    bound = bertha.spin_given && bound < policy ? bound : policy;
+    bool least = bertha.spin_given || bound == 0; /* 0 without being told: there is one processor */
+    bound = least && bound < policy ? bound : policy;
   }
   return bound;
 }

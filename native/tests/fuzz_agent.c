@@ -2,11 +2,10 @@
 #include "../core/agentc.c" /* its connection */
 
 #define here carried_here
-#define send_message carried_send_message
+#include "../core/carriers.c"
 #include "../core/carried.c" /* what it makes of plans and carriers */
 #include "../core/plans.c"
 #undef here
-#undef send_message
 
 #include "rig.h"
 

@@ -80,7 +80,7 @@ static void forbidden_is_forbidden(void **state) {
 }
 
 struct bound {
-  int64_t environment; /* ns; -1: not given */
+  int64_t environment; /* ns; -1: not given; -2: there is one processor, where nobody spins */
   uint32_t policy;     /* us; UINT32_MAX: none */
   int64_t expected;    /* ns */
 };
@@ -89,15 +89,15 @@ struct bound {
 static void the_bound(void **state) {
   (void)state;
   static const struct bound table[] = {
-      {-1, UINT32_MAX, 20000}, {-1, 0, 0},         {-1, 50, 50000}, {5000, UINT32_MAX, 5000},
-      {5000, 50, 5000},        {90000, 50, 50000}, {0, 50, 0},      {90000, 0, 0},
+      {-1, UINT32_MAX, 20000}, {-1, 0, 0}, {-1, 50, 50000}, {5000, UINT32_MAX, 5000}, {5000, 50, 5000},
+      {90000, 50, 50000},      {0, 50, 0}, {90000, 0, 0},   {-2, UINT32_MAX, 0},      {-2, 50, 0},
   };
   struct link l = {.side = 0};
   int64_t ns = bertha.spin_ns;
   bool given = bertha.spin_given;
   for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
     bertha.spin_given = table[i].environment >= 0;
-    bertha.spin_ns = bertha.spin_given ? table[i].environment : 20000;
+    bertha.spin_ns = bertha.spin_given ? table[i].environment : table[i].environment == -1 ? 20000 : 0;
     l.plan.spin_us = table[i].policy;
     assert_int_equal(link_spin_bound(&l), table[i].expected);
   }

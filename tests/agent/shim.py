@@ -9,6 +9,7 @@ import ctypes
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -250,11 +251,13 @@ class Shim:
             raise RefusedError(Reason(reply.status))
         assert not reply.fds
         size = messages.NEGOTIATE_REPLY.size
-        verdict, carrier, valid_ms, plan_size, _, detail = messages.NEGOTIATE_REPLY.unpack(reply.body[:size])
+        head = messages.NEGOTIATE_REPLY.unpack(reply.body[:size])
+        verdict, carrier, valid_ms, plan_size, _, spin_us, _, detail = head
         plan = reply.body[size:]
         assert len(plan) == plan_size and detail[-1] == 0
         text = detail.partition(b"\0")[0].decode()
-        return Negotiated(messages.Verdict(verdict), messages.CarrierKind(carrier), valid_ms, plan, text)
+        kind = messages.CarrierKind(carrier)
+        return Negotiated(messages.Verdict(verdict), kind, valid_ms, plan, text, spin_us)
 
     def carrier(self, kind: messages.CarrierKind) -> socket.socket:
         """The shim's end of a new way to a carrier.  Raises RefusedError."""
@@ -334,6 +337,7 @@ class Negotiated(NamedTuple):
     valid_ms: int
     plan: bytes
     detail: str
+    spin_us: int
 
     def types(self) -> list[str]:
         from bertha_socket.negotiation.plan import Plan
@@ -347,6 +351,11 @@ def claims_need(claims: int) -> tuple[int, int]:
     assert lib.OFFSETOF_claims_dag_carrier == lib.OFFSETOF_claims_dag + 4
     need, carrier = struct.unpack("=II", data)
     return need, carrier
+
+
+def claims_spin(claims: int) -> int:
+    """The word `dag_spin_us` of a listener's claims."""
+    return int.from_bytes(os.pread(claims, 4, lib.OFFSETOF_claims_dag_spin_us), sys.byteorder)
 
 
 class RefusedError(Exception):

@@ -12,9 +12,19 @@ import pytest
 
 from bertha_socket.agent import limits, memory, messages
 from bertha_socket.agent.messages import CarrierKind, DagNeed, Verdict
+from bertha_socket.agent.plans import wire_bound
 from bertha_socket.reasons import Reason
 from tests.agent.conftest import Agent, StartAgent
-from tests.agent.shim import Hung, RefusedError, claims_need, entries, find, in_namespace, listen
+from tests.agent.shim import (
+    Hung,
+    RefusedError,
+    claims_need,
+    claims_spin,
+    entries,
+    find,
+    in_namespace,
+    listen,
+)
 from tests.harness import NamespaceTrio, eventually
 
 LOCAL = "127.0.0.1"
@@ -86,6 +96,48 @@ def test_a_client_brings_chunnels(agent: Agent, room: Path) -> None:
         found = client.negotiate(LOCAL, sock.getsockname()[1])
         assert found.verdict == Verdict.PLAN and found.types() == ["compress"], found
         assert claims_need(claims)[0] == DagNeed.MAYBE
+        os.close(claims)
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "client", "server"),
+    [(9, 5, 5, 5), (4, 5, 4, 5), (None, 0, 0, 0), (None, None, None, None)],
+)
+def test_spinning_is_bounded_on_one_host(
+    agent: Agent,
+    room: Path,
+    mine: int | None,
+    theirs: int | None,
+    client: int | None,
+    server: int | None,
+) -> None:
+    """The client's by both ends' rules; a server knows its own before anybody comes."""
+
+    def bound(spin_us: int | None) -> str:
+        return "" if spin_us is None else f"spin_us = {spin_us}"
+
+    serves = write_policy(room, "server.toml", server_rule("compress()", bound(theirs)))
+    asks = write_policy(room, "client.toml", client_rule("", bound(mine)))
+    with agent.shim(policy=serves) as there, agent.shim(policy=asks) as here, listen() as sock:
+        _, _, claims = there.listen_with(sock)
+        found = here.negotiate(LOCAL, sock.getsockname()[1])
+        assert found.verdict == Verdict.PLAN
+        assert found.spin_us == wire_bound(client)
+        assert claims_spin(claims) == wire_bound(server)
+        os.close(claims)
+
+
+def test_who_gets_chunnels_later_is_bounded_too(agent: Agent, room: Path) -> None:
+    """A listener without a DAG, of whose addresses one is bounded: it cannot tell what comes by which."""
+    serves = write_policy(
+        room, "server.toml", "side = 'server'\naddress = '127.0.0.1'\nspin_us = 6", "side = 'server'"
+    )
+    asks = write_policy(room, "client.toml", client_rule("compress()"))
+    with agent.shim(policy=serves) as there, agent.shim(policy=asks) as here, listen("0.0.0.0") as sock:
+        _, need, claims = there.listen_with(sock)
+        assert need == DagNeed.NONE
+        assert here.negotiate(LOCAL, sock.getsockname()[1]).spin_us == 6
+        assert claims_need(claims)[0] == DagNeed.MAYBE and claims_spin(claims) == 6
         os.close(claims)
 
 
@@ -219,6 +271,21 @@ def test_between_two_hosts(pair: Pair, room: Path) -> None:
         assert pair.server.status()["agent"]["answered"] == 2
         destinations = pair.client.status()["agent"]["destinations"]
         assert [d["destination"] for d in destinations] == [f"{pair.address}:{port}"]
+        os.close(claims)
+
+
+@pytest.mark.net
+def test_each_hosts_spinning_is_its_own_affair(pair: Pair, room: Path) -> None:
+    """Also of an answer that is remembered, and of one that was waited for."""
+    serves = write_policy(room, "server.toml", server_rule("compress()", "spin_us = 3"))
+    asks = write_policy(room, "client.toml", client_rule("", "spin_us = 7"))
+    with pair.server.shim(policy=serves) as there, pair.listen() as sock:
+        _, _, claims = there.listen_with(sock, pair.netns.server.name)
+        port = sock.getsockname()[1]
+        with pair.client.shim(policy=asks) as bounded, pair.client.shim() as free:
+            assert [pair.ask(bounded, port).spin_us for _ in range(2)] == [7, 7]
+            assert pair.ask(free, port).spin_us == wire_bound(None)
+        assert claims_spin(claims) == 3
         os.close(claims)
 
 

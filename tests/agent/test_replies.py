@@ -45,7 +45,9 @@ _HEADERS = st.builds(
     st.sampled_from([0, 0, 0, 7, 2**32 - 1]),
 )
 _VERDICTS = st.builds(
-    lambda verdict, size, plan: messages.NEGOTIATE_REPLY.pack(verdict, 0, 0, size, 0, b"\xff\0why") + plan,
+    lambda verdict, size, plan: (
+        messages.NEGOTIATE_REPLY.pack(verdict, 0, 0, size, 0, 0, 0, b"\xff\0why") + plan
+    ),
     st.sampled_from([*Verdict, 99]),
     st.integers(0, 9999),
     st.binary(max_size=20),
