@@ -413,11 +413,18 @@ def _python_of_datagrams(offer: Offer) -> CarrierKind:
 
 def _least_of_datagrams(offer: Offer) -> CarrierKind:
     """The carrier of datagrams for what the offer asks for, by the implementations that it likes best."""
-    wanted = tuple(offer.wanted())
-    best = [(c.type, c.implementations[0].name) for c in wanted if c.implementations]
-    if wanted and len(best) == len(wanted) and all(_is_native(kind, name) for kind, name in best):
+    best = [(c.type, _liked_best(offer, c)) for c in offer.wanted()]
+    if best and all(_is_native(kind, name) for kind, name in best):
         return CarrierKind.NATIVE
     return _python_of_datagrams(offer)
+
+
+def _liked_best(offer: Offer, chunnel: OfferedChunnel) -> str | None:
+    """Of those that the end's own rules let run, by their order and then by priority; None: none may."""
+    about = offer.rules.about(chunnel.type)
+    names = [i.name for i in chunnel.implementations]
+    may = (name for name in names if not about.prohibits(name) and not about.lacks(name))
+    return min(may, key=about.rank, default=None)
 
 
 def _has_datagrams(kind: str, name: str | None) -> bool:

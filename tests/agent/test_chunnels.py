@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bertha_socket.agent import limits, memory, messages
+from bertha_socket.agent.carriers import native_path
 from bertha_socket.agent.messages import CarrierKind, DagNeed, Verdict
 from bertha_socket.agent.plans import wire_bound
 from bertha_socket.reasons import Reason
@@ -63,6 +64,32 @@ def test_a_listener_says_what_its_policy_wants(agent: Agent, room: Path, dag: st
         assert found == need
         (entry,) = find(agent.path, LOCAL, sock.getsockname()[1])
         assert bool(entry.flags & memory.DAG) is (need != DagNeed.NONE)
+
+
+@pytest.mark.parametrize(
+    ("more", "carrier"),
+    [
+        ("", CarrierKind.NATIVE),
+        ("prohibit = ['*/native']", CarrierKind.PYTHON),
+        ("require = ['*/native']", CarrierKind.NATIVE),
+        ("require = ['reliable/python']", CarrierKind.PYTHON),
+        ("prefer = ['reliable/python']", CarrierKind.PYTHON),
+        ("avoid = ['frame/native']", CarrierKind.PYTHON),
+    ],
+)
+def test_a_udp_socket_goes_where_its_rule_says(
+    agent: Agent, room: Path, more: str, carrier: CarrierKind
+) -> None:
+    """It is given away before anybody has asked for anything."""
+    if native_path() is None:
+        pytest.skip("the native carrier is not built here")
+    rule = server_rule("frame() |> reliable()", f"proto = 'udp'\n{more}")
+    policy = write_policy(room, "server.toml", rule)
+    with agent.shim(policy=policy) as shim, socket.socket(type=socket.SOCK_DGRAM) as sock:
+        sock.bind((LOCAL, 0))
+        _, _, claims = shim.listen_with(sock)
+        assert claims_need(claims) == (DagNeed.REQUIRED, carrier)
+        os.close(claims)
 
 
 def test_tcp_only_with_chunnels_is_listed_all_the_same(agent: Agent, room: Path) -> None:
