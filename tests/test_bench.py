@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 
 from bertha_socket._bench import (
     connlog,
+    datagrams,
     host,
     interleave,
     netns,
@@ -73,6 +74,7 @@ ROWS = {
         "idle",
     ),
     "python": ("asyncio/c1",),
+    "datagrams": ("reliable", "compress+encrypt"),
 }
 # Variants whose programs have no shim, or (of plain-overhead) whose connections are nobody's to check.
 PLAIN = {"tcp", "tcp-alone", "tcp-nagle", "udp", "unix-socket", "none", "control", "redis-tls"}
@@ -204,7 +206,10 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         return
     if name == "datagrams":
         assert {v: set(counts) for v, counts in found["carried"].items()} == {v: {v} for v in names - {"udp"}}
-        assert names == {"udp", "native", "python"}
+        chains = ("reliable", "compress+encrypt")
+        assert names == {"udp", *(f"{chain}-{how}" for chain in chains for how in ("native", "python"))}
+        one = [c["metrics"] for c in cells if c["params"]["outstanding"] == 1]
+        assert len(one) == 5 and all({"rate", "megabytes", "p50", "p99"} <= m.keys() for m in one)
         return
     for variant in names - PLAIN:
         assert sum(found["carried"][variant].values()) > 0
@@ -265,6 +270,30 @@ def test_a_log_that_says_shm_lets_shm_be_measured(
     # And what is called unix is a failure then.
     assert [failure for failure in found["failures"] if "expected unix" not in failure] == []
     assert "unix" not in {cell["variant"] for cell in found["cells"]}
+
+
+def _line(chain: datagrams.Chain, **other: Any) -> dict[str, Any]:
+    """The connection log's, where that chain carried it; `other`: what is otherwise."""
+    chunnels = [{"type": t, "implementation": i, "where": "host"} for t, i in chain.chunnels]
+    line = {"chunnels": chunnels, "plain": False, "reason": None, "carried_by": chain.implementation}
+    return line | other
+
+
+def test_a_chain_of_datagrams_is_what_the_log_says() -> None:
+    chain = datagrams.Chain("compress+encrypt", "native")
+    assert [t for t, _ in chain.chunnels] == ["frame", "compress", "encrypt", "reliable", "local_or_remote"]
+    good = _line(chain)
+    assert chain.problem(good) is None
+    lies = (
+        _line(chain, plain=True),
+        _line(chain, chunnels=good["chunnels"][1:]),
+        _line(chain, chunnels=[]),
+        _line(chain, carried_by="python"),
+        _line(chain, beside="python"),
+        _line(datagrams.Chain("compress+encrypt", "python")),
+        _line(datagrams.Chain("encrypt", "native")),
+    )
+    assert all(chain.problem(line) for line in lies)
 
 
 @pytest.mark.program

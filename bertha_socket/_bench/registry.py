@@ -25,7 +25,7 @@ BENCHES: dict[str, tuple[str, str]] = {
     "chunnels": ("chunnels", "redis through encrypt and compress, against its own TLS and plain TCP"),
     "chunnel-cost": ("chunnel_cost", "each chunnel's C implementation, against its library in a loop"),
     "chunnel-setup": ("chunnel_setup", "first answer of a connection with chunnels, between two hosts"),
-    "datagrams": ("datagrams", "datagrams between two hosts: plain UDP, reliable in C and in Python"),
+    "datagrams": ("datagrams", "datagrams between two hosts: plain UDP, chains on reliable in C and Python"),
     "nginx": ("nginx", "nginx and wrk, 16 connections, a file of 1 KiB and a bare answer: TCP, shm"),
     "new": ("new", "a small message by bertha_socket.new, against bare cffi calls"),
     "python": (

@@ -7,6 +7,7 @@ leaks in.  Children die with this process (``setpriv --pdeathsig``), also when i
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import resource
@@ -305,4 +306,4 @@ def _stop_agent(pid: int) -> None:
 def _toml(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return json.dumps(value) if isinstance(value, str) else str(value)

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="ROW",
-        help="only these rows of the benches `speed` and `python`, e.g. redis or redis/c50 (may be repeated)",
+        help="only these rows of a bench that has some, e.g. of `speed` redis or redis/c50 (may be repeated)",
     )
     parser.add_argument(
         "--check", action="store_true", help="exit with 3 when a figure falls short of what is wanted"
