@@ -125,7 +125,15 @@ struct eset *eset_to_sleep_in(int epfd) {
 
 /* ---- rings of a set ------------------------------------------------------------------------------ */
 
-void eset_drop_slink(const struct eset *s, struct slink *k) {
+void eset_drop_slink(struct eset *s, struct slink *k) {
+  struct slink **place = &s->warm;
+  while (*place != NULL && *place != k) {
+    place = &(*place)->next_warm;
+  }
+  if (*place == k) {
+    *place = k->next_warm;
+  }
+  s->slink_count--;
   bool unlisted = share_unlist(k);
   if (!s->inherited) {
     sleeper_give_back(k->link, k->sleeper);
@@ -168,6 +176,8 @@ static struct slink *slink_for(struct eset *s, struct link *l) {
   }
   k->next = s->slinks;
   s->slinks = k;
+  s->slink_count++;
+  slink_warm(k);
   share_enlist(k);
   return k;
 }

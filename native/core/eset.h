@@ -61,6 +61,8 @@ struct slink { /* a link, as far as this set has connections of it */
   _Atomic uint64_t told[ESET_WORDS]; /* changes that another set has taken from the link's map */
   int fd[BERTHA_LINK_SLOTS];
   struct slink *next;
+  bool warm; /* it has had something lately */
+  struct slink *next_warm;
 };
 
 struct eset {
@@ -85,6 +87,9 @@ struct eset {
   int64_t kernel_every; /* and when it is to be asked again */
   bool rings_turn;      /* with room for one event, and the kernel due */
   struct slink *slinks;
+  struct slink *warm; /* those among them that are looked at in each wait (eset_look.c) */
+  uint32_t slink_count;
+  int64_t all_seen; /* when all of them were */
   struct reg *regs;
   uint32_t life;           /* another one for each set that has this record */
   uint32_t news;           /* how often something was found to have changed */
@@ -153,8 +158,18 @@ static inline bool slink_changed(const struct slink *k, unsigned word) {
   return ((dirty | atomic_load_explicit(&k->told[word], memory_order_acquire)) & k->mask[word]) != 0;
 }
 
+static inline void slink_warm(struct slink *k) {
+  if (UNLIKELY(!k->warm)) {
+    k->warm = true;
+    k->busy = k->set->turns;
+    k->next_warm = k->set->warm;
+    k->set->warm = k;
+  }
+}
+
 static inline void slink_mark(struct slink *l, uint32_t slot) {
   l->set->news++;
+  slink_warm(l);
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);
 }
 

@@ -59,7 +59,8 @@ static void forget_set(struct eset *s) {
     eset_drop_slink(s, k);
     k = next;
   }
-  s->slinks = NULL;
+  s->slinks = s->warm = NULL;
+  s->slink_count = 0;
   s->ring_count = 0;
   if (s->kernel_streams > 0) {
     for (uint32_t fd = 0; fd < ESET_FDS && fd < bertha.max_fd; fd++) {

@@ -1,4 +1,8 @@
-/* What the rings have for an epoll set. */
+/* What the rings have for an epoll set.
+ *
+ * Its cost follows those that talk: a link that had nothing for LATELY waits is cold, and while the warm ones have
+ * something it is looked at only now and then, as often as the kernel's members are at most.  When they have nothing, all
+ * are looked at. */
 #include "conn.h"
 #include "eset_wait.h"
 
@@ -70,24 +74,61 @@ static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t pa
   return n;
 }
 
-/* With the lock held: what the rings have, up to `max` events, which may be none.  Each link goes on behind the slot that it
- * last told of: where more is ready than the program takes at a time, everybody's turn comes. */
-int eset_collect(struct eset *s, struct epoll_event *events, int max) {
+/* Each link goes on behind the slot that it last told of: where more is ready than the program takes at a time, everybody's
+ * turn comes. */
+static int collect_link(struct eset *s, struct slink *k, struct epoll_event *events, int max) {
+  unsigned words = (k->link->slot_count + 63) / 64;
+  unsigned first = k->cursor < k->link->slot_count ? k->cursor : 0;
+  uint64_t before = ((uint64_t)1 << (first % 64)) - 1; /* of the first word: looked at last */
+  int n = 0;
+  for (unsigned step = 0; k->count > 0 && step <= words && n < max; step++) {
+    uint64_t part = step == 0 ? ~before : step == words ? before : UINT64_MAX;
+    if (part != 0) {
+      n += collect_word(s, k, (first / 64 + step) % words, part, events + n, max - n);
+    }
+  }
+  if (n > 0) {
+    k->busy = s->turns;
+  }
+  return n;
+}
+
+/* Those that have something are warm from now on. */
+static int collect_cold(struct eset *s, struct epoll_event *events, int max) {
+  int n = 0;
+  for (struct slink *k = s->slinks; k != NULL && n < max; k = k->next) {
+    int got = k->warm ? 0 : collect_link(s, k, events + n, max - n);
+    if (got > 0) {
+      slink_warm(k);
+      n += got;
+    }
+  }
+  return n;
+}
+
+static int collect_warm(struct eset *s, struct epoll_event *events, int max) {
+  int n = 0;
+  for (struct slink **at = &s->warm; *at != NULL && n < max;) {
+    struct slink *k = *at;
+    n += collect_link(s, k, events + n, max - n);
+    if (UNLIKELY(s->turns - k->busy > LATELY) && s->slink_count > LOOK_LINKS) {
+      k->warm = false;
+      *at = k->next_warm;
+    } else {
+      at = &k->next_warm;
+    }
+  }
+  return n;
+}
+
+/* With the lock held.  The cold ones first, if at all: the others may have more than `max` every time. */
+int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all) {
   bool inner_first = s->inner_count > 0 && (s->inner_turn & 1);
   int n = inner_first ? nest_collect(s, events, max) : 0;
-  for (struct slink *k = s->slinks; k != NULL && n < max; k = k->next) {
-    unsigned words = (k->link->slot_count + 63) / 64;
-    unsigned first = k->cursor < k->link->slot_count ? k->cursor : 0;
-    uint64_t before = ((uint64_t)1 << (first % 64)) - 1; /* of the first word: looked at last */
-    if (k->count == 0) {
-      continue;
-    }
-    for (unsigned step = 0; step <= words && n < max; step++) {
-      uint64_t part = step == 0 ? ~before : step == words ? before : UINT64_MAX;
-      if (part != 0) {
-        n += collect_word(s, k, (first / 64 + step) % words, part, events + n, max - n);
-      }
-    }
+  n += all ? collect_cold(s, events + n, max - n) : 0;
+  n += collect_warm(s, events + n, max - n);
+  if (n == 0 && !all) {
+    n = collect_cold(s, events, max);
   }
   if (UNLIKELY(s->inner_count > 0) && !inner_first) {
     n += nest_collect(s, events + n, max - n);
@@ -111,7 +152,7 @@ bool eset_peek(struct eset *s) {
 /* By memory alone, with the lock held: whether a look would find something.  A few links at most: it is done between pauses. */
 bool eset_changed(const struct eset *s) {
   unsigned links = 0;
-  for (const struct slink *k = s->slinks; k != NULL && links < LOOK_LINKS; k = k->next) {
+  for (const struct slink *k = s->warm; k != NULL && links < LOOK_LINKS; k = k->next_warm) {
     const struct link *l = k->link;
     if (k->count == 0) {
       continue;
@@ -128,15 +169,15 @@ bool eset_changed(const struct eset *s) {
 
 /* So that under steady load the first links and slots of a set do not keep the others waiting. */
 void eset_rotate(struct eset *s) {
-  struct slink *first = s->slinks;
-  if (first != NULL && first->next != NULL) {
+  struct slink *first = s->warm;
+  if (first != NULL && first->next_warm != NULL) {
     struct slink *last = first;
-    while (last->next != NULL) {
-      last = last->next;
+    while (last->next_warm != NULL) {
+      last = last->next_warm;
     }
-    s->slinks = first->next;
-    first->next = NULL;
-    last->next = first;
+    s->warm = first->next_warm;
+    first->next_warm = NULL;
+    last->next_warm = first;
   }
 }
 
@@ -144,10 +185,10 @@ void eset_rotate(struct eset *s) {
 int64_t eset_spin_bound(struct eset *s) {
   int64_t bound = 0;
   bool lately = false;
-  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+  for (struct slink *k = s->warm; k != NULL; k = k->next_warm) {
     lately |= k->count > 0 && s->turns - k->busy < LATELY;
   }
-  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+  for (struct slink *k = lately ? s->warm : s->slinks; k != NULL; k = lately ? k->next_warm : k->next) {
     if (k->count > 0 && (!lately || s->turns - k->busy < LATELY) && !same_processor(k->link)) {
       int64_t b = link_spin_bound(k->link);
       bound = b > bound ? b : bound;

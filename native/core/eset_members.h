@@ -15,7 +15,7 @@ uint32_t eset_count(void);       /* how many there have been at a time; the entr
 struct eset *eset_new(int epfd); /* NULL: no more of them */
 
 /* With the set's lock held. */
-void eset_drop_slink(const struct eset *s, struct slink *k);
+void eset_drop_slink(struct eset *s, struct slink *k);
 void eset_ring_on(struct slink *k, uint32_t slot);
 /* From now on the rings serve it.  `op` says whether the kernel knows it already. */
 int eset_to_ring(struct eset *s, int fd, struct conn *c, int op);

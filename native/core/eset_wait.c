@@ -177,11 +177,11 @@ static bool let_signals_in(struct eset *s, const sigset_t *mask) {
 
 /* Rings and the kernel, without waiting.  With the lock held.  The kernel first, and for half of what the program takes:
  * neither side's descriptors, if they are ready all the time, may keep the other's from being told of. */
-static int look(struct eset *s, struct epoll_event *events, int max, bool kernel) {
+static int look(struct eset *s, struct epoll_event *events, int max, bool kernel, bool all) {
   int n = 0;
   s->rings_turn ^= kernel;
   if (kernel && max == 1 && s->rings_turn) {
-    n = eset_collect(s, events, 1);
+    n = eset_collect(s, events, 1, all);
     kernel = n == 0;
   }
   if (kernel) {
@@ -192,7 +192,7 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
     s->kernel_every = got == 0 && s->kernel_every >= KERNEL_EVERY_NS ? twice : KERNEL_EVERY_NS;
     n = got > 0 ? sort_out(s, seen, got, events) : 0;
   }
-  return n + eset_collect(s, events + n, max - n);
+  return n + eset_collect(s, events + n, max - n, all);
 }
 
 /* With the lock held: counted among the sleepers from here on, of its inner sets as well. */
@@ -288,9 +288,13 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
   s->turns++;
   for (;;) {
     bool ask_kernel = now - s->kernel_seen >= s->kernel_every;
-    n = look(s, events, max, ask_kernel);
+    bool all = now - s->all_seen >= KERNEL_EVERY_NS;
+    n = look(s, events, max, ask_kernel, all);
     if (ask_kernel) {
       s->kernel_seen = now;
+    }
+    if (all) {
+      s->all_seen = now;
     }
     if (n != 0) {
       break;
@@ -301,7 +305,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       spin_end = begin + spin_budget(&s->spin, begin, bound);
     }
     if (timeout_ns == 0) {
-      n = ask_kernel ? 0 : look(s, events, max, true);
+      n = ask_kernel ? 0 : look(s, events, max, true, true);
       break;
     }
     if (now < spin_end) {
@@ -328,7 +332,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
         spin_lost_processor(&s->spin);
       }
       if (deadline >= 0 && now >= deadline) {
-        n = look(s, events, max, true);
+        n = look(s, events, max, true, true);
         n = n == 0 && let_signals_in(s, mask) ? -EINTR : n;
         break;
       }
@@ -339,7 +343,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     struct nap nap;
     fall_asleep(s, &nap);
     atomic_thread_fence(memory_order_seq_cst);
-    n = eset_collect(s, events, max);
+    n = eset_collect(s, events, max, true);
     if (n != 0) {
       atomic_fetch_sub(&s->asleep, 1);
       eset_woken(s);
@@ -366,7 +370,8 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     eset_woken(s);
     nest_awake(&nap);
     if (got < 0) {
-      n = sharing ? eset_collect(s, events, max) : 0; /* what one of several was rung for (EPOLLEXCLUSIVE) */
+      n = sharing ? eset_collect(s, events, max, true)
+                  : 0; /* what one of several was rung for (EPOLLEXCLUSIVE) */
       n = n > 0 ? n : got;
       break;
     }
@@ -377,7 +382,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     if (n == 0) { /* otherwise a member that has just come to the rings would be reported twice */
       eset_upgrade_queued(s);
     }
-    n += eset_collect(s, events + n, max - n);
+    n += eset_collect(s, events + n, max - n, true);
     if (n != 0 || (deadline >= 0 && now >= deadline)) {
       break;
     }

@@ -8,7 +8,8 @@
 #define ENDS (CONN_FIN | CONN_RST)
 #define POLL_BITS (EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI | EPOLLRDNORM | EPOLLWRNORM)
 
-int eset_collect(struct eset *s, struct epoll_event *events, int max);
+/* What the rings have, up to `max` events, which may be none.  `all`: not just of the warm links, while those have something. */
+int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all);
 bool eset_peek(struct eset *s);
 bool eset_changed(const struct eset *s);
 void eset_rotate(struct eset *s);

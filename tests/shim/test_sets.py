@@ -5,13 +5,15 @@ The programs have both ends, check every answer, and run without the shim first 
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, assert_carried
+from tests.harness import Host, assert_carried, eventually, free_port
 from tests.shim.conftest import Build
 
+_HERE = Path(__file__).parent
 _TOLD = ["levels", "edges", "one-shot", "many", "duplicate", "end", "reset"]
 _WAITING = ["both-asleep", "takers", "takers-by-edges", "takers-exclusive", "changing", "space"]
 
@@ -53,3 +55,20 @@ def test_what_is_to_be_remembered(host: Host, build: Build, scene: str, connecti
 @pytest.mark.parametrize("spin", ["50", "0"])
 def test_sets_that_come_and_go(host: Host, build: Build, spin: str) -> None:
     _both_ways(host, build("churn"), "5000", 8, spin)
+
+
+@pytest.mark.parametrize("most", [1, 8])
+def test_who_talks_seldom_beside_one_that_is_always_ready(host: Host, most: int) -> None:
+    """Each client process has its own link; a set looks at the quiet ones only now and then."""
+    port, others = free_port(), 6
+    server = host.server([sys.executable, _HERE / "cold_server.py", port, most, others], port)
+    command = [sys.executable, _HERE / "cold_client.py", port]
+    staying = host.spawn([*command, "stay"])
+    eventually(lambda: "stays" in staying.text(), "the one that stays is there")
+    clients = [host.spawn([*command, "talk"]) for _ in range(others)]
+    assert [client.wait().split() for client in clients] == [["done"]] * others
+    server.wait()
+    assert staying.wait().split() == ["stays", "done"]
+    log = host.finish()
+    for role in ("client", "server"):
+        assert len(assert_carried(log, "python", role=role)) == others + 1
