@@ -317,8 +317,10 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool un
   c->slot_index = (uint32_t)s;
   c->slot = &l->slots[s];
   slot_prepare(c->slot, &tuple, netns);
-  if (l->plan.implementation == BERTHA_IMPL_UNIX) {
-    unix_prepare(c);
+  why = l->plan.implementation == BERTHA_IMPL_UNIX ? unix_prepare(c) : 0;
+  if (UNLIKELY(why != 0)) {
+    slot_give_back(l, (uint32_t)s);
+    return why;
   }
   uint8_t peer[16];
   uint16_t port;

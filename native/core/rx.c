@@ -464,6 +464,13 @@ ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, in
       n = n == -EAGAIN && waited == 0 ? -EINPROGRESS : n;
       *whole = false;
       if (n == -EINPROGRESS && switched_untied(c, fd)) {
+        if (unix_letter_waits(c)) {
+          if (!patient || (deadline >= 0 && bertha_now_ns() > deadline)) {
+            return -EAGAIN;
+          }
+          QUIET(nap)(1000000);
+          continue;
+        }
         conn_broken(c);
         return -ECONNRESET;
       }

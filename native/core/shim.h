@@ -55,6 +55,7 @@ struct listener { /* of this process: one it listens on, or one it has connected
 struct unix_mail { /* an end that has come for a slot, and for which of its claims */
   int fd;          /* hidden; 0: none */
   uint32_t use;
+  int room; /* hidden; kept for one that is to come; -1: to come, and nothing is kept any more; 0: none is to come */
 };
 enum { UNIX_SPARES = 8 };
 struct unix_spares { /* one end each of socketpairs that are made ahead (core/unixspare.c) */
@@ -94,6 +95,7 @@ struct link { /* this process's mapping of a link */
   int *bells;             /* hidden; to a carrier in Python: one for each slot, -1: not made yet; else NULL */
   int mailbox;            /* hidden; `unix`: where the server posts the client's ends; -1: none */
   struct unix_mail *mail; /* client: what has come for each slot */
+  uint32_t mail_expected; /* and for how many one is still to come */
   struct unix_spares spares;
   uint8_t addr[16]; /* client: how its listener was reached */
   uint16_t port;

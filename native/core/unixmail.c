@@ -1,5 +1,7 @@
 #include "unixmail.h"
 
+#include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -41,6 +43,44 @@ static uint32_t present_use(const struct link *l, uint32_t slot) {
   return BERTHA_SLOT_USE(atomic_load(&l->slots[slot].state));
 }
 
+static void let_go(struct unix_mail *m) {
+  if (m->room > 0) {
+    bertha_close_hidden(m->room);
+    m->room = -1;
+  }
+}
+
+static void expect_no_more(struct link *l, uint32_t slot) {
+  struct unix_mail *m = &l->mail[slot];
+  let_go(m);
+  l->mail_expected -= m->room != 0;
+  m->room = 0;
+}
+
+bool mail_expect(struct link *l, uint32_t slot, bool room) {
+  if (!bertha_lock(&l->lock)) {
+    return false;
+  }
+  expect_no_more(l, slot);
+  int kept = room ? bertha_hidden_copy(l->mailbox) : -1;
+  l->mail[slot].room = kept >= 0 ? kept : -1;
+  l->mail_expected++;
+  bertha_unlock(&l->lock);
+  return kept >= 0 || !room;
+}
+
+void mail_expect_no_more(struct link *l, uint32_t slot) {
+  if (bertha_lock(&l->lock)) {
+    expect_no_more(l, slot);
+    bertha_unlock(&l->lock);
+  }
+}
+
+bool mail_waits(const struct link *l) {
+  struct pollfd box = {.fd = l->mailbox, .events = POLLIN};
+  return QUIET(poll)(&box, 1, 0) > 0 && (box.revents & POLLIN);
+}
+
 /* With the lock held: what came for the slot's present claim; what came for an earlier one goes. */
 static int take_from(struct link *l, uint32_t slot) {
   struct unix_mail *m = &l->mail[slot];
@@ -53,46 +93,86 @@ static int take_from(struct link *l, uint32_t slot) {
   return fd;
 }
 
-/* With the lock held: one letter out of the mailbox, to where it belongs.  False: there is none. */
-static bool read_letter(struct link *l) {
-  struct letter letter;
+/* The next letter and its descriptor, -1: none; or -1.  `*short_of`: there was one, and no number for it. */
+static ssize_t next_letter(struct link *l, struct letter *letter, int *fd, bool *short_of, int flags) {
   union {
     struct cmsghdr align;
     char space[CMSG_SPACE(sizeof(int))]; /* its alignment leaves room for a second one */
   } control;
-  struct iovec part = {&letter, sizeof letter};
+  struct iovec part = {letter, sizeof *letter};
   struct msghdr msg = {.msg_iov = &part,
                        .msg_iovlen = 1,
                        .msg_control = control.space,
                        .msg_controllen = sizeof control.space};
-  ssize_t n = QUIET(recvmsg)(l->mailbox, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  ssize_t n = QUIET(recvmsg)(l->mailbox, &msg, flags | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  *fd = -1;
+  *short_of = false;
   if (n < 0) {
-    return false;
+    return n;
   }
   struct cmsghdr *head = CMSG_FIRSTHDR(&msg);
-  int fd = -1;
-  if (head != NULL && head->cmsg_type == SCM_RIGHTS) {
-    size_t count = (head->cmsg_len - CMSG_LEN(0)) / sizeof fd;
-    for (size_t i = 0; i < count; i++) {
-      int got;
-      memcpy(&got, CMSG_DATA(head) + i * sizeof got, sizeof got);
-      if (count == 1) {
-        fd = got;
-      } else {
-        REAL(close)(got); /* no letter of ours has more than one */
-      }
+  size_t count =
+      head != NULL && head->cmsg_type == SCM_RIGHTS ? (head->cmsg_len - CMSG_LEN(0)) / sizeof(int) : 0;
+  for (size_t i = 0; i < count; i++) {
+    int got;
+    memcpy(&got, CMSG_DATA(head) + i * sizeof got, sizeof got);
+    if (count == 1) {
+      *fd = got;
+    } else {
+      REAL(close)(got); /* no letter of ours has more than one */
     }
   }
-  if (fd < 0) {
-    return false;
+  *short_of = count == 0 && (msg.msg_flags & MSG_CTRUNC);
+  return n;
+}
+
+/* The end itself takes the room that was kept for it. */
+static int hide_in_room(struct link *l, uint32_t slot, int fd) {
+  struct unix_mail *m = &l->mail[slot];
+  int room = m->room;
+  if (room > 0 && REAL(dup3)(fd, room, O_CLOEXEC) == room) {
+    m->room = -1;
+    QUIET(close)(fd);
+    fd = room;
+  } else {
+    fd = bertha_hide_fd(fd);
   }
+  expect_no_more(l, slot);
+  return fd;
+}
+
+/* With the lock held: one letter out of the mailbox, to where it belongs.  False: there is none.  While ends are expected it
+ * is only looked at first: the kernel would throw a descriptor away for which it has no number. */
+static bool read_letter(struct link *l) {
+  struct letter letter = {0};
+  int fd;
+  bool short_of;
+  bool careful = l->mail_expected > 0;
+  ssize_t n = next_letter(l, &letter, &fd, &short_of, careful ? MSG_PEEK : 0);
   bool whole = n == sizeof letter;
+  bool ours = whole && letter.slot < l->slot_count && letter.use == present_use(l, letter.slot);
+  if (UNLIKELY(short_of) && ours && l->mail[letter.slot].room != 0) {
+    let_go(&l->mail[letter.slot]);
+    struct letter same = {0};
+    next_letter(l, &same, &fd, &short_of, MSG_PEEK);
+    if (fd < 0) {
+      return false; /* another thread has taken the number: it stays there until there is one */
+    }
+  }
+  if (careful && n >= 0) {
+    char byte;
+    QUIET(recv)(l->mailbox, &byte, 1, MSG_DONTWAIT); /* off the mailbox, with its own reference */
+  }
+  if (fd < 0) {
+    return n >= 0 && short_of; /* one that was made ahead can be done without */
+  }
   if (whole && letter.slot == ANY && letter.number != 0 && l->spares.count < UNIX_SPARES) {
     l->spares.end[l->spares.count].number = letter.number;
     l->spares.end[l->spares.count++].fd = bertha_hide_fd(fd);
-  } else if (whole && letter.slot < l->slot_count && letter.use == present_use(l, letter.slot)) {
+  } else if (ours) {
     bertha_close_hidden(take_from(l, letter.slot)); /* of an earlier claim, which nobody has fetched */
-    l->mail[letter.slot] = (struct unix_mail){bertha_hide_fd(fd), letter.use};
+    l->mail[letter.slot].fd = hide_in_room(l, letter.slot, fd);
+    l->mail[letter.slot].use = letter.use;
   } else {
     QUIET(close)(fd); /* for a connection that is over */
   }
@@ -230,6 +310,7 @@ void mail_forget(struct link *l) {
       bertha_close_hidden(l->mail[i].fd);
       l->mail[i].fd = 0;
     }
+    expect_no_more(l, i);
   }
 }
 
@@ -239,5 +320,6 @@ void mail_fd_moved(struct link *l, int from, int to) {
   }
   for (uint32_t i = 0; l->mail != NULL && i < l->slot_count; i++) {
     l->mail[i].fd = l->mail[i].fd == from ? to : l->mail[i].fd;
+    l->mail[i].room = l->mail[i].room == from ? to : l->mail[i].room;
   }
 }

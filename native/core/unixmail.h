@@ -11,6 +11,11 @@
 int mail_post(struct link *l, uint32_t slot, uint32_t use, int fd);
 /* Client: the end that came for this slot's present claim; -1: not there (yet).  Hidden, the caller's from now on. */
 int mail_take(struct link *l, uint32_t slot);
+/* Client, from its claim on: a letter that comes for it is not lost for want of a descriptor.  With `room` one is kept for it;
+ * false: there is none. */
+bool mail_expect(struct link *l, uint32_t slot, bool room);
+void mail_expect_no_more(struct link *l, uint32_t slot);
+bool mail_waits(const struct link *l); /* something lies in the mailbox for which there was no descriptor */
 
 /* Client: an end made ahead, hidden, the caller's from now on; -1: none. */
 int spare_fetch(struct link *l, uint64_t *number);

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/time.h>
 
 #include "agentc.h"
@@ -13,101 +12,7 @@
 #include "unixends.h"
 #include "unixmail.h"
 
-struct ends *_Atomic unix_ends;
-
 extern void bertha_close_hidden(int fd);
-
-struct ends *unix_ends_made(void) {
-  size_t size = sizeof(struct ends) * BERTHA_CONNS;
-  void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  struct ends *none = NULL;
-  if (p == MAP_FAILED) {
-    return NULL;
-  }
-  if (!atomic_compare_exchange_strong(&unix_ends, &none, p)) {
-    munmap(p, size); /* another thread was quicker */
-  }
-  return unix_ends;
-}
-
-/* Takes over an end, which is hidden and blocks, as a new one does. */
-static bool keep(struct conn *c, int fd, uint64_t number) {
-  struct ends *e = ends_of(c);
-  if (e == NULL) {
-    bertha_close_hidden(fd);
-    return false;
-  }
-  *e = (struct ends){.unix_fd = fd, .tcp_fd = -1, .number = number};
-  if (conn_flags(c) & CONN_NONBLOCK) {
-    unix_nonblock(c, true);
-  }
-  return true;
-}
-
-uint32_t unix_offer(struct conn *c) {
-  uint64_t number = atomic_load(&c->slot->end_held);
-  int spare = spare_find(c->link, number);
-  atomic_store(&c->slot->end_taken, spare >= 0 ? number : 0);
-  if (spare >= 0) {
-    return keep(c, spare, number) ? 0 : BERTHA_WHY_NO_MEMORY;
-  }
-  int pair[2];
-  spare_missed(c->link);
-  if (c->link->mailbox < 0 || REAL(socketpair)(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0) {
-    return BERTHA_WHY_NO_DESCRIPTOR;
-  }
-  int error = mail_post(c->link, c->slot_index, BERTHA_SLOT_USE(atomic_load(&c->slot->state)), pair[1]);
-  QUIET(close)(pair[1]);
-  if (error != 0) {
-    QUIET(close)(pair[0]);
-    return error == EAGAIN ? UNIX_LATER : BERTHA_WHY_NO_DESCRIPTOR;
-  }
-  return keep(c, bertha_hide_fd(pair[0]), 0) ? 0 : BERTHA_WHY_NO_MEMORY;
-}
-
-void unix_prepare(struct conn *c) {
-  uint64_t number = 0;
-  int fd = spare_fetch(c->link, &number);
-  struct ends *e = fd >= 0 ? ends_of(c) : NULL;
-  if (e != NULL) {
-    *e = (struct ends){.unix_fd = fd, .tcp_fd = -1, .number = number};
-  } else if (fd >= 0) {
-    bertha_close_hidden(fd);
-    number = 0;
-  }
-  atomic_store_explicit(&c->slot->end_held, number, memory_order_relaxed);
-}
-
-/* What the TCP socket was told before there was another one. */
-static void shut_as_told(struct conn *c, int fd) {
-  uint32_t flags = conn_flags(c);
-  int saved = errno;
-  if (flags & CONN_WR_SHUT) {
-    REAL(shutdown)(fd, SHUT_WR);
-  }
-  if (flags & CONN_RD_SHUT) {
-    REAL(shutdown)(fd, SHUT_RD);
-  }
-  errno = saved;
-}
-
-bool unix_collect(struct conn *c) {
-  struct ends *e = ends_of(c);
-  bool promised = !unix_take_back(c);
-  if (e != NULL && e->number != 0 && e->number == atomic_load(&c->slot->end_taken)) {
-    if (conn_flags(c) & CONN_NONBLOCK) {
-      unix_nonblock(c, true);
-    }
-    if (promised) {
-      c->tx_phase = PHASE_RING;
-      shut_as_told(c, e->unix_fd);
-    }
-    return true;
-  }
-  unix_drop(c); /* one that the server has not taken */
-  int fd = mail_take(c->link, c->slot_index);
-  return fd >= 0 && keep(c, fd, 0);
-}
 
 bool unix_swapped(const struct conn *c) {
   return unix_ends != NULL && unix_ends[conn_index(c)].swapped;
@@ -165,7 +70,7 @@ static bool must_be_rung(const struct conn *c, const struct ends *e) {
 /* With the tx lock held: true when this direction has left TCP, and nobody is about to use TCP for it any more. */
 static bool tx_gone(struct conn *c, struct ends *e, int fd) {
   if (switch_tx(c)) {
-    shut_as_told(c, e->unix_fd);
+    unix_shut_as_told(c, e->unix_fd);
     if (must_be_rung(c, e)) {
       bell_on_connection(c, fd); /* the other end may be reading TCP */
     }
@@ -181,14 +86,23 @@ static void exchange_one(struct conn *c, struct ends *e, int fd) {
   eset_swap(fd, false);
 }
 
+/* The TCP socket goes beneath, to the number that is kept for it; that may be beyond a limit that was lowered since. */
+static int put_beneath(struct ends *e, int fd) {
+  if (e->tcp_fd > 0 && REAL(dup3)(fd, e->tcp_fd, O_CLOEXEC) != e->tcp_fd) {
+    bertha_close_hidden(e->tcp_fd);
+    e->tcp_fd = -1;
+  }
+  return e->tcp_fd > 0 ? e->tcp_fd : bertha_hidden_copy(fd);
+}
+
 /* With the rx lock held: the unix socket takes the TCP socket's place. */
 static void exchange(struct conn *c, struct ends *e, int fd) {
-  int hidden = e->swapped ? -1 : bertha_hidden_copy(fd);
+  int hidden = e->swapped ? -1 : put_beneath(e, fd);
   if (hidden >= 0) {
     e->tcp_fd = hidden;
     set_timeout(e->unix_fd, SO_RCVTIMEO, c->rcv_timeout_ns);
     set_timeout(e->unix_fd, SO_SNDTIMEO, c->snd_timeout_ns);
-    shut_as_told(c, e->unix_fd);
+    unix_shut_as_told(c, e->unix_fd);
     for (uint32_t i = 0; i < bertha.max_fd; i++) { /* and its duplicates */
       if (conn_of((int)i) == c) {
         exchange_one(c, e, (int)i);
@@ -251,13 +165,7 @@ void unix_undo(struct conn *c) {
       REAL(fcntl)((int)i, F_SETFL, conn_flags(c) & CONN_NONBLOCK ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
     }
   }
-  if (e->swapped) {
-    bertha_close_hidden(e->tcp_fd);
-  }
-  if (e->unix_fd > 0) {
-    bertha_close_hidden(e->unix_fd);
-  }
-  *e = (struct ends){0};
+  unix_drop(c);
 }
 
 bool unix_settle(struct conn *c, int fd) {
@@ -535,13 +443,6 @@ int unix_unread(struct conn *c, int fd) {
   return tcp + there;
 }
 
-void unix_drop(struct conn *c) {
-  if (unix_ends != NULL && unix_ends[conn_index(c)].unix_fd > 0) {
-    bertha_close_hidden(unix_ends[conn_index(c)].unix_fd);
-    unix_ends[conn_index(c)] = (struct ends){0};
-  }
-}
-
 void unix_forget(struct conn *c) {
   struct ends *e = ends_of(c);
   for (uint32_t i = 0; i < bertha.max_fd; i++) {
@@ -549,14 +450,8 @@ void unix_forget(struct conn *c) {
       return;
     }
   }
-  if (e->unix_fd > 0) {
-    bertha_close_hidden(e->unix_fd);
-  }
-  if (e->tcp_fd > 0) {
-    bertha_close_hidden(e->tcp_fd);
-  }
   bool swapped = e->swapped;
-  *e = (struct ends){0};
+  unix_drop(c);
   if (!swapped) {
     unix_closed(c);
   }
@@ -567,12 +462,5 @@ void unix_closed(struct conn *c) {
   if (accepted_here && !(conn_flags(c) & CONN_CARRIED) && c->link != NULL &&
       !atomic_load_explicit(&c->link->header->dead, memory_order_relaxed)) {
     spares_fill(c->link);
-  }
-}
-
-void unix_fd_moved(int from, int to) {
-  for (uint32_t i = 0; unix_ends != NULL && i < BERTHA_CONNS && i < atomic_load(&bertha.table->used); i++) {
-    unix_ends[i].unix_fd = unix_ends[i].unix_fd == from ? to : unix_ends[i].unix_fd;
-    unix_ends[i].tcp_fd = unix_ends[i].tcp_fd == from ? to : unix_ends[i].tcp_fd;
   }
 }

@@ -14,8 +14,10 @@
 
 #define UNIX_LATER UINT32_MAX        /* the mailbox is full: at the next call on the connection */
 uint32_t unix_offer(struct conn *c); /* server: 0, or why not */
-void unix_prepare(struct conn *c); /* client, before its claim: an end that was made ahead, if there is one */
-bool unix_collect(struct conn *c); /* client: its end of the connection; false: not there (yet) */
+/* Client, before its claim: what the exchange will need, and an end that was made ahead, if there is one.  0, or why not. */
+uint32_t unix_prepare(struct conn *c);
+bool unix_letter_waits(const struct conn *c); /* client: another thread has what was kept for its end */
+bool unix_collect(struct conn *c);            /* client: its end of the connection; false: not there (yet) */
 /* While the other end's bytes may come by TCP or by the unix socket: sleeps until there are some.  0: look again,
  * 1: wait in the kernel's call itself; -EAGAIN at the deadline (bertha_now_ns() terms, -1: none), -EINTR. */
 int unix_wait(struct conn *c, int fd, int64_t deadline);

@@ -3,6 +3,8 @@
 
 #include "../core/unixmail.h"
 
+#include <sys/resource.h>
+
 #include <cmocka.h>
 
 enum { SLOTS = 8, RING = 4096 };
@@ -61,6 +63,55 @@ static void an_end_comes_to_its_slot(void **state) {
   close(got_one);
   close(got_two);
   close_mailbox(&r);
+}
+
+static int use_up(int fds[static 256]) {
+  int n = 0;
+  while (n < 256 && (fds[n] = open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0) {
+    n++;
+  }
+  assert_int_equal(errno, EMFILE);
+  return n;
+}
+
+/* The kernel throws away what it has no number for: one is kept, or the letter stays where it is. */
+static void an_end_waits_for_a_descriptor(void **state) {
+  (void)state;
+  struct rlimit before, few;
+  assert_int_equal(getrlimit(RLIMIT_NOFILE, &before), 0);
+  few = before;
+  few.rlim_cur = 200;
+  assert_int_equal(setrlimit(RLIMIT_NOFILE, &few), 0);
+  struct rig r;
+  open_mailbox(&r);
+  claim_number(&r, 1, 5);
+  claim_number(&r, 2, 9);
+  assert_true(mail_expect(&r.link[0], 1, true));
+  assert_true(mail_expect(&r.link[0], 2, false));
+  int one = post_end(&r, 1, 5);
+  int two = post_end(&r, 2, 9);
+  int fds[256];
+  int n = use_up(fds);
+  assert_false(mail_expect(&r.link[0], 3, true));
+  int got_one = mail_take(&r.link[0], 1);
+  assert_true(are_a_pair(one, got_one));
+  assert_int_equal(mail_take(&r.link[0], 2), -1);
+  assert_true(mail_waits(&r.link[0]));
+  close(fds[--n]);
+  int got_two = mail_take(&r.link[0], 2);
+  assert_true(are_a_pair(two, got_two));
+  assert_false(mail_waits(&r.link[0]));
+  while (n > 0) {
+    close(fds[--n]);
+  }
+  mail_expect_no_more(&r.link[0], 3);
+  assert_int_equal(r.link[0].mail_expected, 0);
+  close(one);
+  close(two);
+  close(got_one);
+  close(got_two);
+  close_mailbox(&r);
+  assert_int_equal(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 /* Read on behalf of another connection, never fetched: the slot's next connection must not get it. */
@@ -124,6 +175,7 @@ static void ends_made_ahead_belong_together(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(an_end_comes_to_its_slot),
+      cmocka_unit_test(an_end_waits_for_a_descriptor),
       cmocka_unit_test(an_end_of_an_earlier_claim_is_nobodys),
       cmocka_unit_test(ends_made_ahead_belong_together),
   };

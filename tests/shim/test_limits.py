@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Host, assert_carried, free_port, read_connlog
+from tests.harness import Host, assert_carried, connections, free_port, read_connlog
 
 _HERE = Path(__file__).parent
 _PYTHON = Path(sys.executable).name
 _COUNT = 60
+_UNIX = '[[rule]]\nprohibit = ["shm"]\n'
 #: What a process needs for itself: the waiting thread's set, a bell, and one that is open while a call works.
 _OWN = 5
 
@@ -31,6 +32,27 @@ def test_no_descriptor_left(host: Host, at_server: int, at_client: int) -> None:
     log = host.finish()
     for role in ("client", "server"):
         assert len(assert_carried(log, _PYTHON, role=role)) == _COUNT
+
+
+@pytest.mark.parametrize(("at_server", "at_client"), [(24, 1024), (1024, 24), (24, 24)])
+def test_no_descriptor_left_by_unix(host: Host, at_server: int, at_client: int) -> None:
+    """The exchange needs two more at each end: who has them not stays plain, and loses nothing."""
+    host.set_policy(_UNIX)
+    port = free_port()
+    server = host.server([sys.executable, _HERE / "few_server.py", port, at_server, _COUNT], port)
+    host.run([sys.executable, _HERE / "few_client.py", port, _COUNT, at_client], timeout=60)
+    server.wait()
+    log = host.finish()
+    of_role = [
+        [c for c in connections(log, program=_PYTHON, role=role) if c.tx_bytes]
+        for role in ("client", "server")
+    ]
+    carried = [{c.local if c.role == "client" else c.peer for c in of if not c.plain} for of in of_role]
+    assert host.rehearse or carried[0] == carried[1]
+    assert host.rehearse or 4 <= len(carried[0]) < _COUNT, len(carried[0])
+    for of in of_role:
+        assert host.rehearse or len(of) == _COUNT
+        assert {c.implementation for c in of} <= {"unix", "tcp"}
 
 
 @pytest.mark.parametrize("full", [False, True])
