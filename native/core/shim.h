@@ -264,6 +264,10 @@ void conn_reach(int fd);                                              /* what is
 void conn_forget(int fd);
 void conn_books_begin(void); /* around what changes a descriptor in the books, and in the kernel */
 void conn_books_end(void);
+/* Around what puts another file behind a connection's descriptors: no other thread is in the middle of such a change meanwhile.
+ * False: one takes long over it, and is not waited for. */
+bool conn_still_begin(void);
+void conn_still_end(bool begun);
 void conn_cancel_hold(void); /* the thread is not cancelled until it is released */
 void conn_cancel_release(void);
 void conn_fork_prepare(void);

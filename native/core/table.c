@@ -181,18 +181,28 @@ void conn_forget(int fd) {
   }
 }
 
-/* ---- fork ---------------------------------------------------------------------------------------- */
+/* ---- changes of descriptors ---------------------------------------------------------------------------------------- */
 
 /* Threads that are just closing or duplicating a descriptor, in the books and in the kernel; forks under way. */
 static _Atomic uint32_t changing;
 static _Atomic uint32_t forking;
 static BERTHA_TLS uint32_t my_changes;
 static BERTHA_TLS bool my_fork; /* by our fork(), which learns whether there is a child */
+static _Atomic uint32_t still;  /* who has it: one thread at a time */
+static BERTHA_TLS bool my_still;
 /* On a busy machine a thread may be off its processor for long, or wait for the connection log's disk. */
 #define FORK_PATIENCE_NS 3000000000
+/* Who closes may linger, or wait for a lock that we hold. */
+#define STILL_PATIENCE_NS 10000000
 
-static void a_moment(void) {
+/* A change is a few system calls, as a rule. */
+static void a_moment(int *turn) {
+  enum { SPINS = 100 };
   struct timespec moment = {0, 20000};
+  if ((*turn)++ < SPINS) {
+    bertha_pause();
+    return;
+  }
   REAL(syscall)(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &moment, NULL);
 }
 
@@ -216,9 +226,10 @@ void conn_cancel_release(void) {
 
 void conn_books_begin(void) {
   int64_t until = 0;
+  int turn = 0;
   conn_cancel_hold();
   /* Another change of this thread's: a fork waits for that anyway; or a handler of the fork that we are in. */
-  bool within = my_changes++ > 0 || my_fork;
+  bool within = my_changes++ > 0 || my_fork || my_still;
   for (;;) {
     atomic_fetch_add(&changing, 1);
     if (LIKELY(within || atomic_load(&forking) == 0)) {
@@ -229,7 +240,7 @@ void conn_books_begin(void) {
       return;
     }
     atomic_fetch_sub(&changing, 1);
-    a_moment();
+    a_moment(&turn);
   }
 }
 
@@ -237,6 +248,40 @@ void conn_books_end(void) {
   my_changes--;
   atomic_fetch_sub(&changing, 1);
   conn_cancel_release();
+}
+
+static void await_others(int64_t until) {
+  int turn = 0;
+  while (atomic_load(&changing) != my_changes && bertha_now_ns() < until) {
+    a_moment(&turn);
+  }
+}
+
+bool conn_still_begin(void) {
+  int64_t until = bertha_now_ns() + STILL_PATIENCE_NS;
+  int turn = 0;
+  while (!bertha_try_lock(&still)) {
+    if (my_still || bertha_now_ns() >= until) {
+      return false;
+    }
+    a_moment(&turn);
+  }
+  my_still = true;
+  atomic_fetch_add(&forking, 1);
+  my_changes++; /* a fork waits until it is over */
+  atomic_fetch_add(&changing, 1);
+  await_others(until);
+  return true;
+}
+
+void conn_still_end(bool begun) {
+  if (begun) {
+    my_changes--;
+    atomic_fetch_sub(&changing, 1);
+    atomic_fetch_sub(&forking, 1);
+    my_still = false;
+    bertha_unlock(&still);
+  }
 }
 
 /* A child has every descriptor that the parent has.  Counted before the fork, so that the parent cannot
@@ -269,10 +314,7 @@ static void decide_unix(void) {
 void conn_fork_prepare(void) {
   decide_unix();
   atomic_fetch_add(&forking, 1);
-  int64_t until = bertha_now_ns() + FORK_PATIENCE_NS;
-  while (atomic_load(&changing) != my_changes && bertha_now_ns() < until) {
-    a_moment();
-  }
+  await_others(bertha_now_ns() + FORK_PATIENCE_NS);
   all_refs(1);
 }
 
@@ -294,7 +336,10 @@ void conn_fork_done(bool child) {
   if (child) {
     my_fork = false;
     atomic_store(&changing, my_changes); /* the other threads are not there to end theirs */
-    atomic_store(&forking, 0);
+    atomic_store(&forking, my_still);
+    if (!my_still) {
+      atomic_store(&still, 0);
+    }
   } else if (!my_fork) { /* else whether there is a child is known a moment later: conn_fork_end() */
     atomic_fetch_sub(&forking, 1);
   }

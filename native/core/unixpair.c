@@ -78,12 +78,19 @@ static bool tx_gone(struct conn *c, struct ends *e, int fd) {
   return c->tx_phase != PHASE_BEFORE;
 }
 
-static void exchange_one(struct conn *c, struct ends *e, int fd) {
+static void exchange_one(const struct ends *e, int fd) {
   int flags = REAL(fcntl)(fd, F_GETFD);
-  (void)c;
   eset_swap(fd, true);
   REAL(dup3)(e->unix_fd, fd, flags & FD_CLOEXEC ? O_CLOEXEC : 0);
   eset_swap(fd, false);
+}
+
+static void exchange_all(const struct conn *c, const struct ends *e) {
+  for (uint32_t i = 0; i < bertha.max_fd; i++) { /* its duplicates as well */
+    if (conn_of((int)i) == c) {
+      exchange_one(e, (int)i);
+    }
+  }
 }
 
 /* The TCP socket goes beneath, to the number that is kept for it; that may be beyond a limit that was lowered since. */
@@ -97,17 +104,14 @@ static int put_beneath(struct ends *e, int fd) {
 
 /* With the rx lock held: the unix socket takes the TCP socket's place. */
 static void exchange(struct conn *c, struct ends *e, int fd) {
-  int hidden = e->swapped ? -1 : put_beneath(e, fd);
+  bool still = conn_still_begin();
+  int hidden = e->swapped || conn_of(fd) != c ? -1 : put_beneath(e, fd);
   if (hidden >= 0) {
     e->tcp_fd = hidden;
     set_timeout(e->unix_fd, SO_RCVTIMEO, c->rcv_timeout_ns);
     set_timeout(e->unix_fd, SO_SNDTIMEO, c->snd_timeout_ns);
     unix_shut_as_told(c, e->unix_fd);
-    for (uint32_t i = 0; i < bertha.max_fd; i++) { /* and its duplicates */
-      if (conn_of((int)i) == c) {
-        exchange_one(c, e, (int)i);
-      }
-    }
+    exchange_all(c, e);
     atomic_store(&e->swapped, true);
     /* Who has read the number before is counted in; then it is closed with the connection. */
     if (atomic_load(&c->kernel_waiters) == 0 && atomic_load(&c->kernel_sends) == 0) {
@@ -115,6 +119,7 @@ static void exchange(struct conn *c, struct ends *e, int fd) {
       e->unix_fd = -1;
     }
   }
+  conn_still_end(still);
 }
 
 bool unix_put(struct conn *c, int fd, int end) {
@@ -143,11 +148,9 @@ void unix_replace(struct conn *c, int end) {
   }
   set_timeout(end, SO_RCVTIMEO, c->rcv_timeout_ns);
   set_timeout(end, SO_SNDTIMEO, c->snd_timeout_ns);
-  for (uint32_t i = 0; i < bertha.max_fd; i++) {
-    if (conn_of((int)i) == c) {
-      exchange_one(c, &e, (int)i);
-    }
-  }
+  bool still = conn_still_begin();
+  exchange_all(c, &e);
+  conn_still_end(still);
   QUIET(close)(end);
 }
 
@@ -158,13 +161,15 @@ void unix_undo(struct conn *c) {
     return;
   }
   struct ends tcp = {.unix_fd = e->tcp_fd};
+  bool still = conn_still_begin();
   for (uint32_t i = 0; e->swapped && i < bertha.max_fd; i++) {
     if (conn_of((int)i) == c) {
-      exchange_one(c, &tcp, (int)i);
+      exchange_one(&tcp, (int)i);
       int flags = REAL(fcntl)((int)i, F_GETFL);
       REAL(fcntl)((int)i, F_SETFL, conn_flags(c) & CONN_NONBLOCK ? flags | O_NONBLOCK : flags & ~O_NONBLOCK);
     }
   }
+  conn_still_end(still);
   unix_drop(c);
 }
 

@@ -112,3 +112,13 @@ def test_calls_that_fail_change_nothing(host: Host, build: Build, name: str, car
     assert host.run([build("books"), name], shim=carrier != "tcp").splitlines() == _SAYS[name]
     if carrier != "tcp":
         assert_carried(host.finish(), "books", carrier)
+
+
+@pytest.mark.parametrize("shim", [False, True])
+def test_exchange_among_threads(host: Host, build: Build, shim: bool) -> None:
+    """Duplicates that other threads make or close in the moment in which a unix socket takes their place."""
+    host.set_policy('[[rule]]\nprohibit = ["shm"]\n')
+    assert host.run([build("exchanged"), "400"], shim=shim, timeout=120) == "wrong: 0\n"
+    if shim:
+        _settled(host, 800)
+        assert_carried(host.finish(), "exchanged", "unix", min_connections=800)
