@@ -357,3 +357,31 @@ bool bell_clear(struct conn *c, int fd) {
   bertha_unlock(&c->rx_lock);
   return ring;
 }
+
+/* Where the kernel serves a set (it is watched from outside), a byte that stayed until all has been read would keep the next one
+ * from being sent, and with it the edge.  Whoever else waits for the descriptor to be readable needs it there. */
+void bell_told(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_rx(c);
+  const struct bertha_watch *w = &c->slot->watch[c->side];
+  if (atomic_load(&d->bell_out) == 0 || atomic_load(&w->epoll) || atomic_load(&w->more) ||
+      atomic_load(&c->kernel_regs) != 1 || atomic_load(&c->kernel_waiters) != 0) {
+    return;
+  }
+  bool abroad = abroad_enter(c);
+  if (!bertha_lock(&c->rx_lock)) {
+    abroad_leave(c, abroad);
+    return;
+  }
+  int saved = errno;
+  bool sent = (uint32_t)atomic_load(&d->bells) != c->bells_seen; /* else there may be data in its place */
+  if (c->rx_phase == PHASE_RING && sent && atomic_load(&d->bell_out) != 0) {
+    atomic_store(&d->bell_out, 0);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!bell_take_byte(c, fd)) {
+      atomic_fetch_add(&c->bell_debt, 1);
+    }
+  }
+  errno = saved;
+  bertha_unlock(&c->rx_lock);
+  abroad_leave(c, abroad);
+}

@@ -155,6 +155,8 @@ void bell_ring_all(struct conn *c, int fd); /* a carrier, for both of the above 
 void bell_settle(struct conn *c, int fd);   /* with the rx lock held, the ring drained */
 bool bell_clear(struct conn *c,
                 int fd); /* an edge of our own set has told of the byte: false: it has to stay */
+/* The kernel is about to have told of it by its edge, in its one registration: what comes from now on is another edge. */
+void bell_told(struct conn *c, int fd);
 void bell_on_connection(struct conn *c, int fd);
 void bell_fd_moved(int from, int to);
 void bell_after_fork(void);

@@ -15,6 +15,10 @@ enum {
 #define KERNEL_EVERY_NS 50000
 #define KERNEL_SELDOM_NS 400000
 
+static bool edge_only(const struct reg *r) {
+  return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;
+}
+
 /* The kernel serves this registration, but its connection may be on a ring (or come to it): what the kernel
  * saw may be a bell byte, and its room for output is not ours. */
 static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
@@ -33,16 +37,15 @@ static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return seen;
   }
+  if (edge_only(r)) {
+    bell_told(c, fd); /* before the look: what it does not see rings */
+  }
   conn_kernel_events(c, seen);
   uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
   if (ready == 0 && c->rx_phase == PHASE_RING && (seen & EPOLLIN) && conn_look_at_kernel(c, fd)) {
     ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
   }
   return (ready & (r->events | EPOLLERR | EPOLLHUP)) | (seen & EPOLLPRI);
-}
-
-static bool edge_only(const struct reg *r) {
-  return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;
 }
 
 /* The kernel's one shot went at what was nothing, or what was lent is no longer needed. */

@@ -40,6 +40,13 @@ def test_a_set_that_is_watched(host: Host, build: Build, scene: str) -> None:
     _both_ways(host, build, "nested", scene)
 
 
+@pytest.mark.parametrize("way", ["poll", "select", "set", "duplicate"])
+@pytest.mark.parametrize("scene", ["input", "asleep", "space", "both"])
+def test_edges_of_a_set_that_is_watched(host: Host, build: Build, scene: str, way: str) -> None:
+    """Each message is an edge, whatever is left unread; so is room."""
+    _both_ways(host, build, "watched_edges", scene, way)
+
+
 def test_a_watched_set_from_before_the_shim(host: Host) -> None:
     assert host.run([sys.executable, Path(__file__).parent / "late_nested.py"], shim=False) == "ok\n"
     assert_carried(host.finish(), Path(sys.executable).name, min_connections=2)

@@ -1,0 +1,164 @@
+/* watched_edges SCENE WAY: members with EPOLLET of a set that is looked at from outside by poll, select or sets two levels up, or by
+ * a duplicate of its descriptor.  What comes is told of each time, though what came before was not all read; and once. */
+#include "one_event.h"
+#include "pair.h"
+
+#include <fcntl.h>
+#include <stdbool.h>
+#include <sys/select.h>
+
+enum { WORDS = 65536 };
+
+static int from, to, set, middle, outer, copy;
+static const char *way;
+static char words[WORDS];
+
+static void look_from_outside(void) {
+  middle = epoll_create1(EPOLL_CLOEXEC);
+  outer = epoll_create1(EPOLL_CLOEXEC);
+  copy = dup(set);
+  if (strcmp(way, "set") == 0) {
+    MUST(add(outer, middle, EPOLLIN) == 0 && add(middle, set, EPOLLIN) == 0);
+  }
+}
+
+static bool seen(int ms) {
+  if (strcmp(way, "set") == 0) {
+    return told(outer, middle, ms) != 0;
+  }
+  if (strcmp(way, "select") == 0) {
+    fd_set in;
+    FD_ZERO(&in);
+    FD_SET(set, &in);
+    struct timeval t = {ms / 1000, ms % 1000 * 1000};
+    return select(set + 1, &in, NULL, NULL, &t) == 1;
+  }
+  struct pollfd p = {.fd = strcmp(way, "duplicate") == 0 ? copy : set, .events = POLLIN};
+  return poll(&p, 1, ms) == 1;
+}
+
+static unsigned told_here(int ms) {
+  return told(strcmp(way, "duplicate") == 0 ? copy : set, to, ms);
+}
+
+static void tell(void) {
+  MUST(write(from, "hello", 5) == 5);
+}
+
+static void nothing(void) {
+  MUST(!seen(0) && told_here(0) == 0);
+}
+
+/* Each message leaves something behind. */
+static void input(void) {
+  char text[WORDS];
+  MUST(add(set, to, EPOLLIN | EPOLLET) == 0);
+  for (int i = 0; i < 20; i++) {
+    nothing();
+    tell();
+    MUST(seen(5000) && told_here(0) == EPOLLIN);
+    nothing();
+    MUST(read(to, text, 2) == 2);
+  }
+  nothing();
+  tell();
+  tell(); /* before anybody looks */
+  MUST(seen(5000) && told_here(0) == EPOLLIN);
+  nothing();
+  MUST(read(to, text, sizeof text) == 70);
+  nothing();
+  tell();
+  MUST(seen(5000) && read(to, text, sizeof text) == 5); /* without a call that tells of it */
+  nothing();
+  MUST(shutdown(from, SHUT_WR) == 0);
+  MUST(seen(5000) && (told_here(0) & EPOLLIN) && read(to, text, sizeof text) == 0);
+}
+
+/* The same, asleep. */
+static void *talks(void *none) {
+  for (int i = 0; i < 20; i++) {
+    moment(5);
+    tell();
+  }
+  return none;
+}
+
+static void asleep(void) {
+  char text[WORDS];
+  pthread_t thread;
+  size_t got = 0;
+  MUST(add(set, to, EPOLLIN | EPOLLET) == 0);
+  nothing();
+  MUST(pthread_create(&thread, NULL, talks, NULL) == 0);
+  for (int i = 0; i < 19; i++) { /* one at least that is not read is told of */
+    MUST(seen(5000) && told_here(5000) == EPOLLIN);
+    ssize_t n = read(to, text, 2);
+    MUST(n == 2);
+    got += (size_t)n;
+    if (i % 4 == 3) {
+      break;
+    }
+  }
+  MUST(pthread_join(thread, NULL) == 0);
+  while (seen(0)) {
+    told_here(0);
+  }
+  nothing();
+  tell();
+  MUST(seen(5000) && told_here(0) == EPOLLIN);
+  MUST(fcntl(to, F_SETFL, O_NONBLOCK) == 0);
+  for (ssize_t n; (n = read(to, text, sizeof text)) > 0;) {
+    got += (size_t)n;
+  }
+  MUST(got == 105 && errno == EAGAIN);
+}
+
+static void fill(int fd) {
+  MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+  for (int i = 0; i < 4; i++) { /* what the other end has taken over makes room once more */
+    while (write(fd, words, sizeof words) > 0) {
+    }
+    MUST(errno == EAGAIN);
+    moment(30);
+  }
+}
+
+static void drain(int fd) {
+  struct pollfd p = {.fd = fd, .events = POLLIN};
+  while (poll(&p, 1, 100) == 1) {
+    MUST(recv(fd, words, sizeof words, MSG_DONTWAIT) > 0);
+  }
+}
+
+static void space(unsigned events) {
+  MUST(add(set, to, events | EPOLLET) == 0);
+  MUST(seen(5000) && told_here(0) == EPOLLOUT);
+  for (int i = 0; i < 3; i++) {
+    nothing();
+    do {
+      fill(to);
+    } while (told_here(30) != 0); /* room that was told of and not used is not told of again */
+    nothing();
+    drain(from);
+    MUST(seen(5000) && told_here(0) == EPOLLOUT);
+  }
+}
+
+int main(int argc, char **argv) {
+  MUST(argc == 3);
+  way = argv[2];
+  pair_make(&from, &to);
+  set = epoll_create1(EPOLL_CLOEXEC);
+  look_from_outside();
+  if (strcmp(argv[1], "input") == 0) {
+    input();
+  } else if (strcmp(argv[1], "asleep") == 0) {
+    asleep();
+  } else if (strcmp(argv[1], "space") == 0) {
+    space(EPOLLOUT);
+  } else {
+    space(EPOLLIN | EPOLLOUT);
+  }
+  printf("ok\n");
+  return 0;
+}
