@@ -169,11 +169,14 @@ static void tx_special(struct conn *c, int fd, int flags) {
  * looked at. */
 static struct conn *stream_read(int fd, int flags) {
   struct conn *c = stream_of(fd);
-  if (LIKELY(c != NULL || !(flags & MSG_PEEK) || !(flags & MSG_WAITALL))) {
+  if (LIKELY(c != NULL || !(flags & MSG_PEEK))) {
     return c;
   }
   c = conn_of(fd);
-  return c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_DGRAM) ? c : NULL;
+  return c != NULL && conn_kind(c) == BERTHA_CONN_UNIX && !(conn_flags(c) & CONN_DGRAM) &&
+                 ((flags & MSG_WAITALL) || c->rcv_lowat > 1)
+             ? c
+             : NULL;
 }
 
 /* Where the kernel's own answers are, of a carried UDP socket too; a unix socket has no error queue, and gives its bytes. */

@@ -218,6 +218,11 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
       return 0;
     }
   }
+  if (UNLIKELY(c != NULL) && request == SIOCATMARK && conn_kind(c) == BERTHA_CONN_SHM &&
+      conn_before_mark(c, fd)) {
+    *(int *)argument = 0;
+    return 0;
+  }
   if (UNLIKELY(c != NULL) && request == FIOASYNC) {
     unix_signals(c, fd);
   }
@@ -256,4 +261,10 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
     }
   }
   return result;
+}
+
+/* The C library's calls its own ioctl(). */
+BERTHA_EXPORT int sockatmark(int fd) {
+  int is;
+  return ioctl(fd, SIOCATMARK, &is) == 0 ? is : -1;
 }

@@ -101,6 +101,8 @@ ssize_t recv_once(struct conn *c, int fd, const struct iovec *iov, int count, in
 /* Copies out of the ring, with the rx lock held. */
 ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t skip, int flags);
 size_t conn_readable_bytes(struct conn *c);
+bool conn_before_mark(struct conn *c,
+                      int fd); /* SIOCATMARK: no, whatever the kernel says, which has the mark */
 void conn_keep_error(struct conn *c, ssize_t n);
 /* In place of a result: this very thread is in the middle of another call on the connection, whose signal handler we are
  * in.  Not waited for: the program is told EAGAIN. */
@@ -129,7 +131,8 @@ static inline uint32_t ring_bound(const struct conn *c) {
 /* look.c */
 /* As the kernel: nothing to be had is waited for, or EAGAIN where nobody waits. */
 ssize_t look_for_nothing(struct conn *c, int fd, int flags);
-/* MSG_PEEK | MSG_WAITALL: until all that is asked for is there.  Of what no carrier can hold, as much as it holds. */
+/* MSG_PEEK | MSG_WAITALL: until all that is asked for is there, or with SO_RCVLOWAT as much as that.  Of what no carrier can
+ * hold, as much as it holds. */
 ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, int count, int flags);
 
 /* takeback.c */

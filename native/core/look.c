@@ -48,6 +48,7 @@ enum { FIRST_NAP_NS = 50000, LONGEST_NAP_NS = 5000000 };
 /* No bell tells of more than something, so the clock does: who asks for this expects the rest at once. */
 ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, int count, int flags) {
   size_t want = iov_bytes(iov, count);
+  want = (flags & MSG_WAITALL) || want < (size_t)c->rcv_lowat ? want : (size_t)c->rcv_lowat;
   int64_t deadline = c->rcv_timeout_ns > 0 ? bertha_now_ns() + c->rcv_timeout_ns : -1;
   bool ended = false;
   for (long nap = FIRST_NAP_NS;; nap = nap < LONGEST_NAP_NS ? 2 * nap : LONGEST_NAP_NS) {

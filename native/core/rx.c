@@ -1,6 +1,9 @@
 /* Bytes in: from the kernel until the producer switched, from the ring, from the kernel again. */
 #include <limits.h>
 #include <string.h>
+#include <sys/ioctl.h>
+
+#include <linux/sockios.h>
 
 #include "abroad.h"
 #include "conn.h"
@@ -171,8 +174,8 @@ ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t ski
   return (ssize_t)taken;
 }
 
-static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip,
-                          int flags) {
+/* Those that lie before what comes after the ring.  1, or as recv(): there is nothing behind them yet. */
+static ssize_t skip_bells(struct conn *c, int fd) {
   uint32_t bells = atomic_load_explicit(&conn_rx(c)->bells, memory_order_acquire);
   while (c->bells_seen < bells) {
     char junk[16];
@@ -182,6 +185,45 @@ static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int c
       return n == 0 ? 0 : -errno;
     }
     c->bells_seen += (uint32_t)n;
+  }
+  return 1;
+}
+
+/* Urgent data has brought the stream back to the kernel: a read that has got something stops at its mark (tcp(7)). */
+static bool kernel_at_mark(const struct conn *c, int fd) {
+  int is = 0;
+  return atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) != UINT64_MAX &&
+         REAL(ioctl)(fd, SIOCATMARK, &is) == 0 && is;
+}
+
+bool conn_before_mark(struct conn *c, int fd) {
+  struct bertha_direction *d = conn_rx(c);
+  bool before = true;
+  bool abroad = abroad_enter(c);
+  if (bertha_lock(&c->rx_lock)) {
+    bool ring = c->rx_phase == PHASE_RING ||
+                (c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) == atomic_load(&d->switch_at));
+    if (ring && atomic_load_explicit(&d->ring_end, memory_order_acquire) == c->rx_head) {
+      c->rx_phase = PHASE_AFTER;
+      conn_low_water_back(c, fd);
+      ring = false;
+    }
+    before = ring || (c->rx_phase == PHASE_AFTER && skip_bells(c, fd) <= 0);
+    bertha_unlock(&c->rx_lock);
+  }
+  abroad_leave(c, abroad);
+  return before;
+}
+
+/* 0 where there are `skip` bytes: the read is over. */
+static ssize_t recv_after(struct conn *c, int fd, const struct iovec *iov, int count, size_t skip,
+                          int flags) {
+  ssize_t past = skip_bells(c, fd);
+  if (past <= 0) {
+    return past;
+  }
+  if (skip > 0 && kernel_at_mark(c, fd)) {
+    return 0;
   }
   struct iovec part[IOV_PARTS];
   int parts = iov_window(part, IOV_PARTS, iov, count, skip, SSIZE_MAX);
@@ -500,7 +542,7 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
   if (UNLIKELY(iov_bytes(iov, count) == 0)) {
     return look_for_nothing(c, fd, flags);
   }
-  if (UNLIKELY((flags & MSG_PEEK) && (flags & MSG_WAITALL) && !(flags & MSG_DONTWAIT) &&
+  if (UNLIKELY((flags & MSG_PEEK) && ((flags & MSG_WAITALL) || c->rcv_lowat > 1) && !(flags & MSG_DONTWAIT) &&
                !(conn_flags(c) & CONN_NONBLOCK))) {
     return look_patiently(c, fd, iov, count, flags);
   }
@@ -510,7 +552,7 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
   n = UNLIKELY(n == OWN_LOCK) ? -EAGAIN : n;
   uint32_t now = conn_kind(c);
   if (n > 0 && !before && (now == BERTHA_CONN_SHM || now == BERTHA_CONN_UNIX) &&
-      !(flags & (MSG_PEEK | MSG_WAITALL)) && (size_t)n < iov_bytes(iov, count)) {
+      !(flags & (MSG_PEEK | MSG_WAITALL)) && (size_t)n < iov_bytes(iov, count) && !kernel_at_mark(c, fd)) {
     /* The tie came with these bytes: what is in the ring, or in the unix socket, belongs to this read. */
     struct iovec rest[IOV_PARTS];
     int parts = iov_window(rest, IOV_PARTS, iov, count, (size_t)n, SSIZE_MAX);

@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import termios
+import threading
 import time
 
 
@@ -40,7 +41,10 @@ def main() -> None:
         for seconds in (0, 0.05, 0):
             assert _looks(connection.fileno(), epoll, seconds) == [False] * 3
         assert connection.recv(20, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b"abcd"
-        connection.send(b"6")
+        later = threading.Timer(0.1, connection.send, [b"6"])
+        later.start()
+        assert connection.recv(20, socket.MSG_PEEK) == b"abcdefghij", "a look waits for as much as well"
+        later.join()
         assert _looks(connection.fileno(), epoll, 10) == [True] * 3
         assert connection.recv(20) == b"abcdefghij"
         connection.send(b"0")

@@ -47,11 +47,12 @@ def test_feature(host: Host, build: Build, way: str, carrier: str) -> None:
 
 
 @pytest.mark.parametrize("carrier", ["tcp", "shm"])
-def test_urgent_data(host: Host, build: Build, carrier: str) -> None:
+@pytest.mark.parametrize("way", ["oob", "mark", "mark-of-all", "mark-inline"])
+def test_urgent_data(host: Host, build: Build, way: str, carrier: str) -> None:
     """It has its place in the kernel's stream: from there on the kernel carries the connection."""
     program, port = build("features"), free_port()
-    server = host.server([program, "serve", port, "oob"], port)
-    assert host.run([program, "ask", port, "oob"], shim=carrier == "shm") == "ok\n"
+    server = host.server([program, "serve", port, way], port)
+    assert host.run([program, "ask", port, way], shim=carrier == "shm") == "ok\n"
     assert server.wait() == "ok\n"
     lines = 2 if carrier == "shm" else 1
     eventually(lambda: host.rehearse or len(host.connlog()) == lines, f"{lines} lines in the log")

@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/uio.h>
 
 static int listening;
@@ -66,6 +67,60 @@ static void ask_oob(int fd) {
   MUST(send(fd, "!", 1, MSG_OOB) == 1);
   say(fd, "cd");
   hear(fd, "ef");
+}
+
+/* Where a read stops: between what came before the urgent byte and the rest. */
+static int at_mark(int fd) {
+  int is = -1;
+  MUST(ioctl(fd, SIOCATMARK, &is) == 0 && sockatmark(fd) == is);
+  return is;
+}
+
+static void before_mark(int fd) {
+  for (int i = 0; i < 3; i++) {
+    hear(fd, "a");
+    MUST(at_mark(fd) == 0);
+    say(fd, "b");
+  }
+  struct pollfd p = {.fd = fd, .events = POLLPRI};
+  MUST(poll(&p, 1, -1) == 1 && (p.revents & POLLPRI));
+  p.events = POLLIN;
+  MUST(poll(&p, 1, -1) == 1 && at_mark(fd) == 0);
+}
+
+static void to_mark(int fd, int flags) {
+  char got[10];
+  MUST(recv(fd, got, sizeof got, MSG_PEEK) == 2 && at_mark(fd) == 0);
+  MUST(recv(fd, got, 1, 0) == 1 && got[0] == 'a' && at_mark(fd) == 0);
+  MUST(recv(fd, got, sizeof got, flags) == 1 && got[0] == 'b' && at_mark(fd) == 1);
+}
+
+static void serve_mark(int fd) {
+  char byte;
+  before_mark(fd);
+  to_mark(fd, 0);
+  MUST(recv(fd, &byte, 1, MSG_OOB) == 1 && byte == '!' && at_mark(fd) == 1);
+  hear(fd, "cd");
+  MUST(at_mark(fd) == 0);
+  say(fd, "ef");
+}
+
+static void serve_mark_of_all(int fd) {
+  before_mark(fd);
+  to_mark(fd, MSG_WAITALL);
+  hear(fd, "cd"); /* without the urgent byte */
+  MUST(at_mark(fd) == 0);
+  say(fd, "ef");
+}
+
+static void serve_mark_inline(int fd) {
+  int on = 1;
+  MUST(setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on) == 0);
+  before_mark(fd);
+  to_mark(fd, 0);
+  hear(fd, "!cd");
+  MUST(at_mark(fd) == 0);
+  say(fd, "ef");
 }
 
 static void serve_options(int fd) {
@@ -324,6 +379,9 @@ static const struct {
   void (*serve)(int);
   void (*ask)(int);
 } ways[] = {{"oob", serve_oob, ask_oob},
+            {"mark", serve_mark, ask_oob},
+            {"mark-of-all", serve_mark_of_all, ask_oob},
+            {"mark-inline", serve_mark_inline, ask_oob},
             {"options", serve_options, ask_echo},
             {"sets", serve_sets, ask_echo},
             {"nested", serve_nested, ask_echo},

@@ -2,6 +2,8 @@
  * client sends its parts when told; with FIRST it sends the first one before it hears anything, by the kernel. */
 #include "common.h"
 
+#include <time.h>
+
 static int fd;
 
 static void tell(const char *what) {
@@ -15,6 +17,20 @@ static void look(ssize_t want, ssize_t expected, const char *text) {
     fprintf(stderr, "looked for %zd, saw %zd: '%.*s'\n", want, n, (int)n, got);
     _exit(9);
   }
+}
+
+/* A look waits for as much as SO_RCVLOWAT says; here in vain. */
+static void low_water(int mark, ssize_t expected) {
+  char got[32];
+  struct timespec begin, end;
+  int one = 1;
+  MUST(setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &mark, sizeof mark) == 0);
+  clock_gettime(CLOCK_MONOTONIC, &begin);
+  MUST(recv(fd, got, sizeof got, MSG_PEEK) == expected);
+  clock_gettime(CLOCK_MONOTONIC, &end);
+  MUST((end.tv_sec - begin.tv_sec) * 1000 + (end.tv_nsec - begin.tv_nsec) / 1000000 >= 40);
+  MUST(recv(fd, got, (size_t)expected, MSG_PEEK) == expected);
+  MUST(setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &one, sizeof one) == 0);
 }
 
 /* More than a ring holds: what it holds is there to be seen, and the rest comes when that is read. */
@@ -51,6 +67,7 @@ int main(int argc, char **argv) {
   struct timeval soon = {.tv_usec = 50000};
   MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof soon) == 0);
   look(6, 5, "body!");
+  low_water(6, 5);
   soon.tv_usec = 0;
   MUST(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &soon, sizeof soon) == 0);
   tell("e"); /* "end", and the end */
