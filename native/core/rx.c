@@ -192,7 +192,8 @@ static ssize_t skip_bells(struct conn *c, int fd) {
 /* Urgent data has brought the stream back to the kernel: a read that has got something stops at its mark (tcp(7)). */
 static bool kernel_at_mark(const struct conn *c, int fd) {
   int is = 0;
-  return atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) != UINT64_MAX &&
+  return conn_kind(c) == BERTHA_CONN_SHM &&
+         atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) != UINT64_MAX &&
          REAL(ioctl)(fd, SIOCATMARK, &is) == 0 && is;
 }
 
