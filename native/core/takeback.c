@@ -90,10 +90,10 @@ static bool ended(const struct conn *c) {
 }
 
 /* Bytes before the switch that are still in the kernel have the bells behind them, where we cannot take them off. */
-static bool possible(const struct conn *c) {
+static bool bells_are_within(const struct conn *c) {
   struct bertha_direction *d = conn_rx(c);
-  return c->rx_phase != PHASE_BEFORE || atomic_load(&d->switch_at) == UINT64_MAX ||
-         atomic_load(&c->krx) == atomic_load(&d->switch_at);
+  return c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) != atomic_load(&d->switch_at) &&
+         atomic_load(&d->bells) != 0;
 }
 
 static bool take_bells(struct conn *c, int fd, int64_t until) {
@@ -137,19 +137,18 @@ static bool ask(struct conn *c, int fd, int64_t until) {
 
 static bool take_back(struct conn *c, int fd) {
   int64_t until = bertha_now_ns() + PATIENCE_NS;
-  bool back = false;
   if (!bertha_lock(&c->rx_lock)) {
     return false;
   }
-  if (possible(c) && (ended(c) || ask(c, fd, until))) {
-    /* the switch may have been found only now, with bytes before it that are the kernel's and no bell behind them */
-    struct bertha_direction *d = conn_rx(c);
-    bool before = c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) != atomic_load(&d->switch_at);
-    if (!before) {
-      c->rx_phase = PHASE_AFTER;
-    }
+  bool back = conn_flags(c) & CONN_BACK; /* by another process, for which we have waited */
+  if (!back && !bells_are_within(c) && (ended(c) || ask(c, fd, until)) &&
+      !bells_are_within(c)) { /* one more may have been rung meanwhile */
+    c->rx_phase = PHASE_AFTER;
     conn_low_water_back(c, fd);
-    back = before ? atomic_load(&d->bells) == 0 : take_bells(c, fd, until + PATIENCE_NS);
+    back = take_bells(c, fd, until + PATIENCE_NS);
+  }
+  if (back) {
+    conn_set_flag(c, CONN_BACK);
   }
   bertha_unlock(&c->rx_lock);
   return back;
@@ -165,7 +164,6 @@ bool conn_take_back(struct conn *c, int fd, uint32_t why) {
   bool back = take_back(c, fd);
   abroad_leave(c, abroad);
   if (back) {
-    conn_set_flag(c, CONN_BACK);
     conn_leave_ring(c, why);
   }
   errno = saved;

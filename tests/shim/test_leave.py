@@ -14,7 +14,8 @@ import pytest
 from tests.harness import Host, assert_balanced, connections, eventually, free_port
 from tests.shim.conftest import Build
 
-_LEAVE = Path(__file__).parent / "leave.py"
+_HERE = Path(__file__).parent
+_LEAVE = _HERE / "leave.py"
 _WAYS = ["fork", "vfork", "self", "spawn", "rights"]
 
 
@@ -37,3 +38,27 @@ def test_left_to_a_program_without_shim(host: Host, build: Build, way: str, clie
     for c in lines:
         assert c.program == "bare_talk"
         assert c.implementation == "shm" and c.reason is not None and "passed to another process" in c.reason
+
+
+def test_left_to_two_programs(host: Host) -> None:
+    """Both have the kernel's connection, although bytes from before the switch lie unread there.
+
+    No relay takes what is the reader's, or resets what the writer has said.
+    """
+    port, hear, say = free_port(), host.dir / "heard", host.dir / "said"
+    said = b"".join(b"%07d said\n" % i for i in range(40_000))
+    text = b"".join(b"%07d text\n" % i for i in range(100_000))
+    say.write_bytes(said)
+    server = host.server([sys.executable, _HERE / "two_bare.py", port, hear, say], port)
+    answer = host.run([sys.executable, _HERE / "talk.py", port, "--server-first"], feed=text)
+    assert answer == "*" + said.decode()
+    server.wait()
+    assert hear.read_bytes() == text
+    log = host.finish()
+    for c in connections(log):
+        assert c.implementation == "shm", c
+    lines = connections(log, role="server")
+    assert host.rehearse or lines
+    for c in lines:
+        assert c.reason is not None and "passed to another process" in c.reason
+    assert sum(c.rx_bytes for c in lines) < len(text)  # a relay would have read the rest
