@@ -53,7 +53,8 @@ void tx_give_back(struct conn *c, int fd) {
   int saved = errno;
   uint64_t head = atomic_load_explicit(&d->head, memory_order_acquire);
   uint64_t used = c->tx_tail - head;
-  bool open = used == 0 || !(conn_flags(c) & (CONN_WR_SHUT | CONN_RST));
+  /* Where the ring has ended, bytes of a later time lie in the kernel already. */
+  bool open = used == 0 || (c->tx_phase != PHASE_AFTER && !(conn_flags(c) & (CONN_WR_SHUT | CONN_RST)));
   bool good =
       used <= c->tx_size && open && atomic_load(&c->kernel_sends) == 0 && kernel_has_room(fd, (size_t)used);
   if (good && c->tx_phase == PHASE_BEFORE) {
@@ -118,13 +119,18 @@ static bool ask(struct conn *c, int fd, int64_t until) {
   atomic_thread_fence(memory_order_seq_cst);
   signal_data(c, fd);
   signal_space(c, fd);
-  while (!ended(c)) {
+  /* A producer that has never used its ring, and never will, has no end of it to tell of. */
+  while (!ended(c) && atomic_load(&d->want_kernel) != BERTHA_WANT_KERNEL) {
     bool gone = producer_gone(fd); /* before the look at the ring */
+    int64_t now = bertha_now_ns();
     uint32_t asked = BERTHA_WANT_ALL_BACK;
-    if ((gone || bertha_now_ns() > until) && atomic_compare_exchange_strong(&d->want_kernel, &asked, 0)) {
+    if ((gone || now > until) && atomic_compare_exchange_strong(&d->want_kernel, &asked, BERTHA_WANT_RING)) {
       return gone && (atomic_load(&d->switch_at) == UINT64_MAX
                           ? atomic_load(&d->bells) == 0
                           : atomic_load_explicit(&d->tail, memory_order_acquire) == c->rx_head);
+    }
+    if (gone && asked == BERTHA_WANT_GIVING && now > until) {
+      break; /* killed while it gave: its end comes early, and without a gap */
     }
     if (conn_asked_back(c)) {
       conn_give_back(c, fd); /* the other end leaves at the same time */

@@ -62,3 +62,14 @@ def test_left_to_two_programs(host: Host) -> None:
     for c in lines:
         assert c.reason is not None and "passed to another process" in c.reason
     assert sum(c.rx_bytes for c in lines) < len(text)  # a relay would have read the rest
+
+
+@pytest.mark.parametrize("way", ["ring", "kernel"])
+def test_left_by_one_end_and_then_by_the_other(host: Host, way: str) -> None:
+    """What the other end has left already it cannot give back: nobody waits for it to do so."""
+    port = free_port()
+    host.server([sys.executable, _HERE / "went_back.py", "serve", port, way], port)
+    assert host.run([sys.executable, _HERE / "went_back.py", "talk", port, way]) == "all\n"
+    log = host.finish()
+    for c in connections(log):
+        assert c.implementation == "shm" and c.reason is not None, c
