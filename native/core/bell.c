@@ -162,8 +162,10 @@ bool bell_drain(int fd) {
 /* One byte on the kernel's connection, at most one outstanding. */
 void bell_on_connection(struct conn *c, int fd) {
   struct bertha_direction *d = conn_tx(c);
-  if (fd < 0 || !tx_switched(c, fd) || atomic_exchange(&d->bell_out, 1) != 0) {
-    return; /* before the switch, the other end would take the byte for data */
+  /* Without a switch, yet to come or never made, the other end would take the byte for data. */
+  if (fd < 0 || !tx_switched(c, fd) || atomic_load(&d->switch_at) == UINT64_MAX ||
+      atomic_exchange(&d->bell_out, 1) != 0) {
+    return;
   }
   if ((conn_flags(c) & (CONN_NODELAY_KNOWN | CONN_NODELAY_SET)) != (CONN_NODELAY_KNOWN | CONN_NODELAY_SET) &&
       !(conn_flags(c) & CONN_NODELAY_FORCED)) { /* Nagle would hold the second bell back for 40 ms */

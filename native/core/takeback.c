@@ -55,8 +55,7 @@ void tx_give_back(struct conn *c, int fd) {
   uint64_t used = c->tx_tail - head;
   /* Where the ring has ended, bytes of a later time lie in the kernel already. */
   bool open = used == 0 || (c->tx_phase != PHASE_AFTER && !(conn_flags(c) & (CONN_WR_SHUT | CONN_RST)));
-  bool good =
-      used <= c->tx_size && open && atomic_load(&c->kernel_sends) == 0 && kernel_has_room(fd, (size_t)used);
+  bool good = used <= c->tx_size && open && tx_kernel_sends(c) == 0 && kernel_has_room(fd, (size_t)used);
   if (good && c->tx_phase == PHASE_BEFORE) {
     atomic_store_explicit(&d->switch_at, atomic_load(&c->ktx), memory_order_release);
     c->tx_phase = PHASE_RING;

@@ -94,9 +94,20 @@ bool tx_switched(struct conn *c, int fd) {
   return switched;
 }
 
+/* A bell that another thread is just ringing has not seen the end of the ring, and must not come behind what we send next
+ * (while we give back, bells wait for us).  Who was killed while it rang is not waited for for ever. */
+static void await_bells(const struct conn *c) {
+  enum { LOOKS = 1000, LOOK_NS = 10000 };
+  bool giving = atomic_load(&conn_tx(c)->want_kernel) == BERTHA_WANT_GIVING;
+  for (int i = 0; i < LOOKS && !giving && tx_kernel_sends(c) != 0; i++) {
+    QUIET(nap)(LOOK_NS);
+  }
+}
+
 void tx_to_kernel(struct conn *c) {
   if (c->tx_phase == PHASE_RING) {
-    atomic_store_explicit(&conn_tx(c)->ring_end, c->tx_tail, memory_order_release);
+    atomic_store(&conn_tx(c)->ring_end, c->tx_tail);
+    await_bells(c);
     c->tx_phase = PHASE_AFTER; /* our own epoll set has to ask the kernel for room from now on */
     atomic_fetch_or(&c->link->dirty[c->side][c->slot_index / 64], (uint64_t)1 << (c->slot_index % 64));
   }

@@ -1,11 +1,27 @@
-/* A direction that leaves its ring while others ask, leave it themselves, or die: nobody waits for ever. */
+/* A direction that leaves its ring while other threads ring, ask, or die: no bell is taken for data, nobody waits for ever. */
 #include "rig.h"
 
 #include <pthread.h>
 
 #include <cmocka.h>
 
-enum { CLIENT = BERTHA_SIDE_CLIENT, SERVER = BERTHA_SIDE_SERVER, PATIENCE = 20 };
+/* What another thread does just before a bell byte is sent. */
+static void (*before_the_bell)(void);
+
+static ssize_t send_after_that(int fd, const void *from, size_t n, int flags) {
+  void (*what)(void) = before_the_bell;
+  before_the_bell = NULL;
+  if (what != NULL) {
+    what();
+  }
+  return quiet_send(fd, from, n, flags);
+}
+
+#define quiet_send(fd, from, n, flags) send_after_that(fd, from, n, flags)
+#include "../core/bell.c"
+#undef quiet_send
+
+enum { CLIENT = BERTHA_SIDE_CLIENT, SERVER = BERTHA_SIDE_SERVER, PATIENCE = 20, MOMENT_US = 30000 };
 static struct rig rig;
 static struct pair pair;
 
@@ -30,6 +46,42 @@ static void leave_without_a_switch(void) {
   atomic_fetch_add(&pair.conn[SERVER]->kernel_sends, 1);
   conn_leave_ring(pair.conn[SERVER], BERTHA_WHY_KERNEL_ASKED);
   atomic_fetch_sub(&pair.conn[SERVER]->kernel_sends, 1);
+}
+
+static void no_bell_without_a_switch(void **state) {
+  (void)state;
+  char got[8];
+  leave_without_a_switch();
+  bell_on_connection(pair.conn[SERVER], pair.fd[SERVER]);
+  assert_int_equal(put(&pair, SERVER, "abc", 3, 0), 3);
+  assert_int_equal(get(&pair, CLIENT, got, 3, MSG_WAITALL), 3);
+  assert_memory_equal(got, "abc", 3);
+}
+
+static void *writer(void *unused) {
+  (void)unused;
+  assert_int_equal(put(&pair, CLIENT, "abc", 3, 0), 3);
+  return NULL;
+}
+
+static pthread_t writing;
+static void write_meanwhile(void) {
+  assert_int_equal(pthread_create(&writing, NULL, writer, NULL), 0);
+  usleep(MOMENT_US);
+}
+
+static void no_bell_behind_what_comes_by_the_kernel(void **state) {
+  (void)state;
+  char got[8];
+  assert_int_equal(put(&pair, CLIENT, "1", 1, 0), 1);
+  assert_int_equal(get(&pair, SERVER, got, 1, 0), 1);
+  atomic_store(&conn_tx(pair.conn[CLIENT])->want_kernel, BERTHA_WANT_KERNEL);
+  before_the_bell = write_meanwhile;
+  bell_on_connection(pair.conn[CLIENT], pair.fd[CLIENT]);
+  assert_int_equal(pthread_join(writing, NULL), 0);
+  assert_int_equal(put(&pair, CLIENT, "def", 3, 0), 3);
+  assert_int_equal(get(&pair, SERVER, got, 6, MSG_WAITALL), 6);
+  assert_memory_equal(got, "abcdef", 6);
 }
 
 /* ---- the other end's answer ---------------------------------------------------------------------- */
@@ -100,6 +152,8 @@ static void one_that_is_killed_while_it_gives(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup_teardown(no_bell_without_a_switch, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(no_bell_behind_what_comes_by_the_kernel, set_up, tear_down),
       cmocka_unit_test_setup_teardown(one_that_never_used_its_ring, set_up, tear_down),
       cmocka_unit_test_setup_teardown(one_that_has_left_its_ring, set_up, tear_down),
       cmocka_unit_test_setup_teardown(another_thread_asks_for_less, set_up, tear_down),
