@@ -101,7 +101,16 @@ void rights_received(struct msghdr *msg) {
   }
 }
 
-/* For bertha-relay (native/relay): how many descriptors a connection has, in all processes. */
+/* For bertha-relay (native/relay): it is about to take bytes of its program, or has passed on what it took. */
+BERTHA_EXPORT void bertha_relay_has(int fd, int something);
+void bertha_relay_has(int fd, int something) {
+  struct conn *c = conn_of(fd);
+  if (c != NULL) {
+    relay_has(c, something);
+  }
+}
+
+/* The same: how many descriptors a connection has, in all processes. */
 BERTHA_EXPORT unsigned bertha_connection_holders(int fd);
 unsigned bertha_connection_holders(int fd) {
   struct conn *c = conn_of(fd);

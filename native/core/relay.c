@@ -295,6 +295,7 @@ bool relay_begin(struct relay *r, struct conn *c, int fd) {
     end = high;
   }
   same_settings(fd, end);
+  relay_made(c, end);
   r->end = end;
   r->word = word[0];
   return true;

@@ -143,6 +143,7 @@ enum conn_flag {
   CONN_DUE_ROOM = 1u << 28, /* and that was not data alone */
   CONN_PENDING = 1u << 24,  /* claimed, but told to nobody: the kernel is not done with its connect() */
   CONN_PROBED = 1u << 27,   /* whether its other end, which has ended, is still there */
+  CONN_RELAYED = 1u << 30,  /* a program without the shim has it by a relay (relayed.c) */
   CONN_BACK = 1u << 29,     /* nothing is, or comes, in a ring: whoever has its descriptor has it all */
   /* A listener's, of what accept() returns (tcp(7), socket(7)). */
   CONN_INHERITED = CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS,
@@ -197,7 +198,9 @@ struct conn {
   uint64_t plan;           /* client: what the agent said (core/plans.h); 0: nothing */
   uint32_t scope;          /* CONN_DGRAM: the connected peer's, of a link-local address (ipv6(7)) */
   uint16_t segment;        /* CONN_DGRAM: UDP_SEGMENT (udp(7)), of which a carrier's socket knows nothing */
-  struct conn *home;       /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
+  _Atomic uint64_t relay_ends; /* of the last relay: ports of the program's end and of its own (relayed.c) */
+  _Atomic uint32_t relay_has;  /* it holds bytes of the program's */
+  struct conn *home; /* inherited by exec: the record that is the truth (core/abroad.h); else NULL */
 };
 
 struct fd_entry {

@@ -7,6 +7,7 @@
  * the ring then stays, and a relay reads it (relay.h). */
 #include "abroad.h"
 #include "conn.h"
+#include "relay.h"
 
 #include <string.h>
 #include <sys/syscall.h>
@@ -163,6 +164,9 @@ bool conn_take_back(struct conn *c, int fd, uint32_t why) {
   if (conn_flags(c) &
       CONN_BACK) { /* by another of its descriptors; bytes before the switch may still lie in the kernel */
     return true;
+  }
+  if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
+    relay_await(c);
   }
   int saved = errno;
   bool abroad = abroad_enter(c);

@@ -5,6 +5,7 @@
 #include "brief.h"
 #include "conn.h"
 #include "eset.h"
+#include "relay.h"
 #include "trim.h"
 #include "unixpair.h"
 #include "wait.h"
@@ -304,6 +305,9 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
   if (want == 0) {
     return kernel_verdict(fd, flags);
   }
+  if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
+    relay_await(c);
+  }
   for (;;) {
     struct tx_kernel k;
     bool abroad = abroad_enter(c);
@@ -437,6 +441,9 @@ static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {
 }
 
 uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
+  if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
+    relay_await(c);
+  }
   bool abroad = abroad_enter(c);
   uint8_t *to = reserve(c, fd, room, error);
   if (to == NULL) {

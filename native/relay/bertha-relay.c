@@ -41,6 +41,19 @@ static unsigned holders(void) {
   return ask != NULL ? ask(CONNECTION) : 1;
 }
 
+/* Others who have the connection wait with what they write until we have passed on what the program wrote before. */
+static void tell_what_we_have(int something) {
+  static void (*tell)(int, int);
+  static bool asked;
+  if (!asked) {
+    asked = true;
+    tell = (void (*)(int, int))dlsym(RTLD_DEFAULT, "bertha_relay_has");
+  }
+  if (tell != NULL) {
+    tell(CONNECTION, something);
+  }
+}
+
 static void finish(bool reset) {
   struct linger now = {1, 0};
   if (reset) {
@@ -121,6 +134,9 @@ static bool wants_more(const struct way *w) {
 }
 
 static void take(struct way *w) {
+  if (w == &in) {
+    tell_what_we_have(1);
+  }
   ssize_t n = recv(w->from, w->data, sizeof w->data, MSG_DONTWAIT);
   if (n > 0) {
     w->end = (size_t)n;
@@ -169,6 +185,7 @@ int main(void) {
     _exit(0); /* it was not needed after all */
   }
   close(WORD);
+  tell_what_we_have(0);
   while (!in.over || !out.over) {
     struct pollfd at[2] = {{.fd = CONNECTION}, {.fd = PROGRAM}};
     at[0].events = (short)((wants_more(&out) ? POLLIN : 0) | (in.end > 0 ? POLLOUT : 0));
@@ -190,6 +207,9 @@ int main(void) {
     }
     if (in.end > 0) {
       give(&in, &out);
+    }
+    if (in.end == 0) {
+      tell_what_we_have(0);
     }
     pass_end_on(&out);
     pass_end_on(&in);

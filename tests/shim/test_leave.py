@@ -73,3 +73,13 @@ def test_left_by_one_end_and_then_by_the_other(host: Host, way: str) -> None:
     log = host.finish()
     for c in connections(log):
         assert c.implementation == "shm" and c.reason is not None, c
+
+
+def test_by_turns_with_a_relay(host: Host) -> None:
+    """What a program wrote before it ended comes before what its parent writes then, and before the end."""
+    port = free_port()
+    server = host.server([sys.executable, _HERE / "by_turns.py", "serve", port], port)
+    assert host.run([sys.executable, _HERE / "by_turns.py", "talk", port]) == "in order\n"
+    server.wait()
+    eventually(lambda: host.rehearse or len(host.connlog()) == 2, "both ends in the log")
+    assert_balanced(host.finish())
