@@ -1,7 +1,7 @@
 /* io_uring goes past the C library's calls: who sets one up uses TCP from then on.
  *
- * Existing connections go back to the kernel as far as that can be done from this end at once: what is sent from
- * now on, and what the peer sends after it has been asked.
+ * Existing connections go back to the kernel, with what lies unread in their rings if the other end answers; if it does
+ * not, as far as that can be done from this end: what is sent from now on, and what the peer sends after it has been asked.
  *
  * libuv (node, uvloop) makes a ring for nothing but its epoll_ctl() calls, and one for files if asked to, and does
  * without where there is none: it is told that there is none (decision 0012).  So is everybody whose policy requires
@@ -84,15 +84,19 @@ bool bertha_uring_declined(const void *caller, unsigned entries, const void *par
 
 /* ---- everybody else ------------------------------------------------------------------------------ */
 
+#define PATIENCE_NS 1000000000 /* for all connections together: other ends that compute do not answer */
+
 void bertha_uring_begins(void) {
   if (!bertha.enabled || bertha_in_forked_stranger() || atomic_exchange(&bertha.io_uring, true)) {
     return;
   }
   int saved = errno;
+  int64_t until = bertha_now_ns() + PATIENCE_NS;
   local_leave();
   for (uint32_t fd = 0; fd < bertha.max_fd; fd++) {
     struct conn *c = conn_of((int)fd);
-    if (c != NULL && conn_decide(c, (int)fd, BERTHA_WHY_IO_URING) == BERTHA_CONN_SHM) {
+    if (c != NULL && conn_decide(c, (int)fd, BERTHA_WHY_IO_URING) == BERTHA_CONN_SHM &&
+        (bertha_now_ns() > until || !conn_take_back(c, (int)fd, BERTHA_WHY_IO_URING))) {
       conn_leave_ring(c, BERTHA_WHY_IO_URING);
     }
   }

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.harness import Host, connections, eventually, free_port
 from tests.shim.conftest import Build
 
 _LINES = Path(__file__).parent / "lines.py"
+_LEAVE = Path(__file__).parent / "leave.py"
 
 
 def test_uring(host: Host, build: Build) -> None:
@@ -24,3 +27,20 @@ def test_uring(host: Host, build: Build) -> None:
     assert first.implementation == "shm" and second.plain
     assert first.reason == second.reason and "io_uring" in (first.reason or "")
     assert first.rx_bytes == first.tx_bytes == len("one two ring three four ")
+
+
+def test_what_lies_in_a_ring_when_a_program_sets_up_an_io_uring(host: Host, build: Build) -> None:
+    """Its other end gives that back, and the io_uring finds all of it in the kernel."""
+    port = free_port()
+    server = host.server([build("uring_later"), port], port)
+    client = host.spawn([sys.executable, _LEAVE, port, "ready", 20_000])
+    eventually(lambda: not server.running or not client.running, "an end")
+    if "no io_uring here" in server.text():
+        pytest.skip("this system forbids io_uring")
+    assert client.wait() == ""
+    server.wait()
+    eventually(lambda: host.rehearse or len(host.connlog()) == 2, "both ends in the log")
+    lines = connections(host.finish(), program="uring_later")
+    assert host.rehearse or lines
+    for c in lines:
+        assert c.implementation == "shm" and "io_uring" in (c.reason or "")
