@@ -45,6 +45,7 @@ enum { RIGHTS_RELAYS = 8, RIGHTS_ROOM = 2048 };
 struct rights {
   unsigned relay_count;
   struct relay relays[RIGHTS_RELAYS];
+  struct conn *relayed[RIGHTS_RELAYS];
   struct msghdr msg;
   union {
     struct cmsghdr align;

@@ -39,6 +39,17 @@ static bool leaves(int fd, struct relay *relay) {
   return false;
 }
 
+/* The end of a relay that the connection has got for another number in this message; -1: none.  Two relays would share out
+ * what comes. */
+static int relays_end(const struct rights *r, int fd) {
+  for (unsigned i = 0; i < r->relay_count; i++) {
+    if (r->relayed[i] == conn_of(fd)) {
+      return r->relays[i].end;
+    }
+  }
+  return -1;
+}
+
 const struct msghdr *rights_begin(struct rights *r, const struct msghdr *msg) {
   r->relay_count = 0;
   if (!bertha.table_ready || bertha_in_forked_stranger()) {
@@ -61,6 +72,11 @@ const struct msghdr *rights_begin(struct rights *r, const struct msghdr *msg) {
       int fd;
       struct relay relay;
       memcpy(&fd, CMSG_DATA(head) + i * sizeof fd, sizeof fd);
+      int end = relays_end(r, fd);
+      if (end >= 0) {
+        memcpy(CMSG_DATA(head) + i * sizeof fd, &end, sizeof fd);
+        continue;
+      }
       if (!leaves(fd, &relay)) {
         continue;
       }
@@ -70,6 +86,7 @@ const struct msghdr *rights_begin(struct rights *r, const struct msghdr *msg) {
         continue;
       }
       memcpy(CMSG_DATA(head) + i * sizeof fd, &relay.end, sizeof fd);
+      r->relayed[r->relay_count] = conn_of(fd);
       r->relays[r->relay_count++] = relay;
     }
   }
