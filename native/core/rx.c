@@ -246,6 +246,9 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
     bertha_unlock(&c->rx_lock);
     return -EBADF;
   }
+  if (UNLIKELY(conn_asks_back(c))) {
+    ask_no_more(c, fd);
+  }
   ssize_t n = ring_read(c, iov, count, skip, flags);
   if (n > 0) {
     bool wanted = false;

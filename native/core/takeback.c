@@ -141,6 +141,17 @@ static bool ask(struct conn *c, int fd, int64_t until) {
   return true;
 }
 
+/* Who asks has the rx lock for as long as that lasts: it is ours, so that one was killed, and we go on reading.  An answer
+ * that has begun is waited for. */
+void ask_no_more(struct conn *c, int fd) {
+  uint32_t asked = BERTHA_WANT_ALL_BACK;
+  while (!atomic_compare_exchange_strong(&conn_rx(c)->want_kernel, &asked, BERTHA_WANT_RING) &&
+         asked == BERTHA_WANT_GIVING && !producer_gone(fd)) {
+    QUIET(nap)(LOOK_NS);
+    asked = BERTHA_WANT_ALL_BACK;
+  }
+}
+
 static bool take_back(struct conn *c, int fd) {
   int64_t until = bertha_now_ns() + PATIENCE_NS;
   if (!bertha_lock(&c->rx_lock)) {

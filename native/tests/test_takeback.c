@@ -21,6 +21,22 @@ static ssize_t send_after_that(int fd, const void *from, size_t n, int flags) {
 #include "../core/bell.c"
 #undef quiet_send
 
+/* What happens while a ring is given back, before a byte of it is in the kernel. */
+static void (*while_it_gives)(void);
+
+static ssize_t sendmsg_after_that(int fd, const struct msghdr *msg, int flags) {
+  void (*what)(void) = while_it_gives;
+  while_it_gives = NULL;
+  if (what != NULL) {
+    what();
+  }
+  return quiet_sendmsg(fd, msg, flags);
+}
+
+#define quiet_sendmsg(fd, msg, flags) sendmsg_after_that(fd, msg, flags)
+#include "../core/takeback.c"
+#undef quiet_sendmsg
+
 enum { CLIENT = BERTHA_SIDE_CLIENT, SERVER = BERTHA_SIDE_SERVER, PATIENCE = 20, MOMENT_US = 30000 };
 static struct rig rig;
 static struct pair pair;
@@ -150,6 +166,29 @@ static void one_that_is_killed_while_it_gives(void **state) {
   assert_int_equal(recv(pair.fd[CLIENT], got, sizeof got, MSG_WAITALL), 2);
 }
 
+static char heard[8];
+static void *reader(void *unused) {
+  (void)unused;
+  assert_int_equal(get(&pair, CLIENT, heard, 6, MSG_WAITALL), 6);
+  return NULL;
+}
+
+static pthread_t reading;
+static void read_meanwhile(void) {
+  assert_int_equal(pthread_create(&reading, NULL, reader, NULL), 0);
+  usleep(MOMENT_US);
+}
+
+static void one_that_asked_was_killed(void **state) {
+  (void)state;
+  assert_int_equal(put(&pair, SERVER, "abc", 3, 0), 3);
+  atomic_store(&conn_rx(pair.conn[CLIENT])->want_kernel, BERTHA_WANT_ALL_BACK);
+  while_it_gives = read_meanwhile;
+  assert_int_equal(put(&pair, SERVER, "def", 3, 0), 3);
+  assert_int_equal(pthread_join(reading, NULL), 0);
+  assert_memory_equal(heard, "abcdef", 6);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup_teardown(no_bell_without_a_switch, set_up, tear_down),
@@ -158,6 +197,7 @@ int main(void) {
       cmocka_unit_test_setup_teardown(one_that_has_left_its_ring, set_up, tear_down),
       cmocka_unit_test_setup_teardown(another_thread_asks_for_less, set_up, tear_down),
       cmocka_unit_test_setup_teardown(one_that_is_killed_while_it_gives, set_up, tear_down),
+      cmocka_unit_test_setup_teardown(one_that_asked_was_killed, set_up, tear_down),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
