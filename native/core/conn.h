@@ -143,7 +143,7 @@ ssize_t look_patiently(struct conn *c, int fd, const struct iovec *iov, int coun
 /* Leaves the ring with nothing left in it, if the other end answers: true: the kernel's connection is all there is. */
 bool conn_take_back(struct conn *c, int fd, uint32_t why);
 void conn_give_back(struct conn *c, int fd); /* the other end asked for that */
-void ask_no_more(struct conn *c, int fd);    /* with the rx lock held */
+void ask_no_more(struct conn *c);            /* with the rx lock held */
 static inline bool conn_asks_back(const struct conn *c) {
   uint32_t want = atomic_load_explicit(&conn_rx(c)->want_kernel, memory_order_relaxed);
   return want == BERTHA_WANT_ALL_BACK || want == BERTHA_WANT_GIVING;

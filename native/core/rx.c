@@ -247,7 +247,7 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
     return -EBADF;
   }
   if (UNLIKELY(conn_asks_back(c))) {
-    ask_no_more(c, fd);
+    ask_no_more(c);
   }
   ssize_t n = ring_read(c, iov, count, skip, flags);
   if (n > 0) {

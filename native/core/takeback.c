@@ -142,13 +142,17 @@ static bool ask(struct conn *c, int fd, int64_t until) {
 }
 
 /* Who asks has the rx lock for as long as that lasts: it is ours, so that one was killed, and we go on reading.  An answer
- * that has begun is waited for. */
-void ask_no_more(struct conn *c, int fd) {
+ * that has begun is waited for, if it is one: the word alone is the peer's to write. */
+void ask_no_more(struct conn *c) {
+  struct bertha_direction *d = conn_rx(c);
   uint32_t asked = BERTHA_WANT_ALL_BACK;
-  while (!atomic_compare_exchange_strong(&conn_rx(c)->want_kernel, &asked, BERTHA_WANT_RING) &&
-         asked == BERTHA_WANT_GIVING && !producer_gone(fd)) {
-    QUIET(nap)(LOOK_NS);
-    asked = BERTHA_WANT_ALL_BACK;
+  if (!atomic_compare_exchange_strong(&d->want_kernel, &asked, BERTHA_WANT_RING)) {
+    int64_t until = bertha_now_ns() + PATIENCE_NS;
+    while (atomic_load(&d->want_kernel) == BERTHA_WANT_GIVING && bertha_now_ns() < until) {
+      QUIET(nap)(LOOK_NS);
+    }
+    asked = BERTHA_WANT_GIVING;
+    atomic_compare_exchange_strong(&d->want_kernel, &asked, BERTHA_WANT_RING);
   }
 }
 
