@@ -7,6 +7,7 @@
 
 #include "abroad.h"
 #include "conn.h"
+#include "copy.h"
 #include "unixpair.h"
 #include "wait.h"
 
@@ -160,8 +161,8 @@ ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t ski
     uint32_t at = (uint32_t)(head - base) & (size - 1);
     size_t first = part < size - at ? part : size - at;
     if (!discard) {
-      memcpy(to, c->rx_mem + at, first);
-      memcpy(to + first, c->rx_mem, part - first);
+      copy_out(to, c->rx_mem + at, first);
+      copy_out(to + first, c->rx_mem, part - first);
     }
     head += part;
     used -= part;

@@ -4,6 +4,7 @@
 #include "abroad.h"
 #include "brief.h"
 #include "conn.h"
+#include "copy.h"
 #include "eset.h"
 #include "relay.h"
 #include "trim.h"
@@ -186,8 +187,8 @@ static int64_t ring_write(struct conn *c, const struct iovec *iov, int count, si
     part = part < left ? part : left;
     uint32_t at = (uint32_t)(tail - c->tx_base) & (c->tx_size - 1);
     size_t first = part < c->tx_size - at ? part : c->tx_size - at;
-    memcpy(c->tx_mem + at, from, first);
-    memcpy(c->tx_mem, from + first, part - first);
+    copy_in(c->tx_mem + at, from, first);
+    copy_in(c->tx_mem, from + first, part - first);
     tail += part;
     left -= part;
   }
