@@ -93,13 +93,14 @@ static int collect_link(struct eset *s, struct slink *k, struct epoll_event *eve
   return n;
 }
 
-/* Those that have something are warm from now on. */
-static int collect_cold(struct eset *s, struct epoll_event *events, int max) {
+/* Those that have something are to be warm; `found`: not yet, or they would be looked at again in the same look. */
+static int collect_cold(struct eset *s, struct epoll_event *events, int max, struct slink **found) {
   int n = 0;
   for (struct slink *k = s->slinks; k != NULL && n < max; k = k->next) {
     int got = k->warm ? 0 : collect_link(s, k, events + n, max - n);
     if (got > 0) {
-      slink_warm(k);
+      k->next_warm = *found;
+      *found = k;
       n += got;
     }
   }
@@ -123,12 +124,18 @@ static int collect_warm(struct eset *s, struct epoll_event *events, int max) {
 
 /* With the lock held.  The cold ones first, if at all: the others may have more than `max` every time. */
 int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all) {
+  struct slink *found = NULL;
   bool inner_first = s->inner_count > 0 && (s->inner_turn & 1);
   int n = inner_first ? nest_collect(s, events, max) : 0;
-  n += all ? collect_cold(s, events + n, max - n) : 0;
+  n += all ? collect_cold(s, events + n, max - n, &found) : 0;
   n += collect_warm(s, events + n, max - n);
   if (n == 0 && !all) {
-    n = collect_cold(s, events, max);
+    n = collect_cold(s, events, max, &found);
+  }
+  while (found != NULL) {
+    struct slink *k = found;
+    found = k->next_warm;
+    slink_warm(k);
   }
   if (UNLIKELY(s->inner_count > 0) && !inner_first) {
     n += nest_collect(s, events + n, max - n);

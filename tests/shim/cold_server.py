@@ -20,6 +20,7 @@ while gone < others:
     for fd, _ in epoll.poll(maxevents=most):
         if fd == listener.fileno():
             connection, _ = listener.accept()
+            connection.setblocking(False)  # what is told of twice fails
             connections[connection.fileno()] = connection
             epoll.register(connection, select.EPOLLIN)
         elif fd not in staying:
