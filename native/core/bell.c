@@ -334,6 +334,15 @@ void bell_settle(struct conn *c, int fd) {
   errno = saved;
 }
 
+/* With the rx lock held: whoever publishes from here on rings anew. */
+static void forget_and_take(struct conn *c, int fd) {
+  atomic_store(&conn_rx(c)->bell_out, 0);
+  atomic_thread_fence(memory_order_seq_cst);
+  if (!bell_take_byte(c, fd)) {
+    atomic_fetch_add(&c->bell_debt, 1); /* announced, still on its way */
+  }
+}
+
 /* As bell_settle, but whatever the ring holds: for an epoll set of ours, whose registration is edge-triggered.  A byte
  * that stayed in the queue would keep the next one from being sent, and so the set from being woken.  False: it has
  * to stay, because somebody else waits for the descriptor to be readable: perhaps another set. */
@@ -349,11 +358,7 @@ bool bell_clear(struct conn *c, int fd) {
   int saved = errno;
   bool ring = c->rx_phase == PHASE_RING; /* before, it lies behind bytes that are data */
   if (ring && atomic_load(&d->bell_out) != 0) {
-    atomic_store(&d->bell_out, 0);
-    atomic_thread_fence(memory_order_seq_cst);
-    if (!bell_take_byte(c, fd)) {
-      atomic_fetch_add(&c->bell_debt, 1);
-    }
+    forget_and_take(c, fd);
   }
   errno = saved;
   bertha_unlock(&c->rx_lock);
@@ -377,11 +382,7 @@ void bell_told(struct conn *c, int fd) {
   int saved = errno;
   bool sent = (uint32_t)atomic_load(&d->bells) != c->bells_seen; /* else there may be data in its place */
   if (c->rx_phase == PHASE_RING && sent && atomic_load(&d->bell_out) != 0) {
-    atomic_store(&d->bell_out, 0);
-    atomic_thread_fence(memory_order_seq_cst);
-    if (!bell_take_byte(c, fd)) {
-      atomic_fetch_add(&c->bell_debt, 1);
-    }
+    forget_and_take(c, fd);
   }
   errno = saved;
   bertha_unlock(&c->rx_lock);
