@@ -2,6 +2,7 @@
 #ifndef BERTHA_TEST_PAIR_H
 #define BERTHA_TEST_PAIR_H
 
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -34,6 +35,17 @@ static inline void pair_make(int *client, int *server) {
 }
 
 /* Until that thread sleeps in the kernel.  Three looks, because the first may meet it on its way there. */
+static inline void fill(int fd) { /* as much as it takes, which does not block from here on */
+  static const char words[65536];
+  MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+  for (int i = 0; i < 4; i++) { /* what the other end has taken over makes room once more */
+    while (write(fd, words, sizeof words) > 0) {
+    }
+    MUST(errno == EAGAIN);
+    usleep(30000);
+  }
+}
+
 static inline void wait_until_asleep(volatile int *tid) {
   for (int same = 0; same < 3;) {
     char path[64], text[256] = "";

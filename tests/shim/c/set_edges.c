@@ -120,16 +120,6 @@ static void no_bell(void) {
 
 /* ---- space ---------------------------------------------------------------------------------------- */
 
-static void fill(int fd) {
-  MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
-  for (int i = 0; i < 4; i++) { /* what the other end has taken over makes room once more */
-    while (write(fd, words, sizeof words) > 0) {
-    }
-    MUST(errno == EAGAIN);
-    moment(30);
-  }
-}
-
 static void *drains(void *argument) {
   int fd = *(int *)argument;
   moment(300);

@@ -113,16 +113,6 @@ static void asleep(void) {
   MUST(got == 105 && errno == EAGAIN);
 }
 
-static void fill(int fd) {
-  MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
-  for (int i = 0; i < 4; i++) { /* what the other end has taken over makes room once more */
-    while (write(fd, words, sizeof words) > 0) {
-    }
-    MUST(errno == EAGAIN);
-    moment(30);
-  }
-}
-
 static void drain(int fd) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
   while (poll(&p, 1, 100) == 1) {
