@@ -72,6 +72,11 @@ static inline ssize_t dgram_one(struct conn *c, int fd, const struct iovec *iov,
   return errno_result(sends ? dgram_send(c, fd, &msg, flags) : dgram_recv(c, fd, &msg, flags));
 }
 
+/* inq.c: of a connection that has TCP_INQ, what recvmsg() says of what is left; `n` is what it returns. */
+void inq_tell(struct conn *c, int fd, struct msghdr *msg, ssize_t n);
+/* The same, if a unix socket stands there, whose message has nothing in its `room`. */
+void inq_by_unix(int fd, struct msghdr *msg, size_t room, ssize_t n);
+
 bool socket_is_tcp(int fd); /* or MPTCP, which we do not follow */
 
 /* Counts what the kernel carried for a plain connection. */

@@ -313,13 +313,17 @@ static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int fl
   ssize_t n = stream_recv(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags);
   if (n >= 0) {
     msg->msg_namelen = msg->msg_name != NULL ? 0 : msg->msg_namelen;
-    msg->msg_controllen = 0;
     msg->msg_flags = 0;
+    if (UNLIKELY(conn_flags(c) & CONN_INQ)) {
+      inq_tell(c, fd, msg, n);
+    } else {
+      msg->msg_controllen = 0;
+    }
   }
   return n;
 }
 
-/* What comes with the bytes (times, TCP_INQ) the kernel alone can say, and does when they are all its own again. */
+/* What comes with the bytes (times) the kernel alone can say, and does when they are all its own again. */
 static bool has_gone_back(struct conn *c, int fd, const struct msghdr *msg) {
   if (LIKELY(msg->msg_controllen == 0) || conn_kind(c) != BERTHA_CONN_SHM || c->home != NULL ||
       atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) == UINT64_MAX) {
@@ -338,9 +342,12 @@ BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return errno_result(dgram_recv(d, fd, msg, flags));
     }
+    size_t room = msg->msg_controllen;
     ssize_t got = REAL(recvmsg)(kernels_fd(d, fd, flags), msg, flags);
     if (UNLIKELY(got >= 0 && msg->msg_controllen > 0)) {
       rights_received(msg);
+    } else if (UNLIKELY(got >= 0 && room > 0)) {
+      inq_by_unix(fd, msg, room, got);
     }
     bool bytes = got == 0 && !(flags & (MSG_PEEK | KERNELS_OWN)) && msg->msg_iovlen > 0;
     return plain_received(fd, got, bytes ? iov_bytes(msg->msg_iov, (int)msg->msg_iovlen) : 0);

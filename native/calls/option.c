@@ -102,7 +102,9 @@ static void note_option(struct conn *c, int fd, int level, int name, const void 
       conn_clear_flag(c, CONN_NODELAY_FORCED);
     } else if (name == TCP_CORK) {
       flag_by(c, CONN_CORK_SET, number != 0);
-    } else if (name == TCP_REPAIR || name == TCP_ULP || (name == TCP_INQ && number != 0)) {
+    } else if (name == TCP_INQ) {
+      flag_by(c, CONN_INQ, number != 0);
+    } else if (name == TCP_REPAIR || name == TCP_ULP) {
       conn_stay_in_kernel(c, fd, BERTHA_WHY_KERNEL_ASKED);
     }
   }

@@ -141,12 +141,14 @@ enum conn_flag {
   CONN_LEFT = 1u << 25,     /* its last descriptor is, or was, about to be closed by an exec */
   CONN_DUE = 1u << 23,      /* a carrier's: the program may wait for what was done (hop.h) */
   CONN_DUE_ROOM = 1u << 28, /* and that was not data alone */
+  CONN_INQ = 1u << 28,      /* a program's: recvmsg() tells how much is left (calls/inq.c) */
   CONN_PENDING = 1u << 24,  /* claimed, but told to nobody: the kernel is not done with its connect() */
   CONN_PROBED = 1u << 27,   /* whether its other end, which has ended, is still there */
   CONN_RELAYED = 1u << 30,  /* a program without the shim has it by a relay (relayed.c) */
   CONN_BACK = 1u << 29,     /* nothing is, or comes, in a ring: whoever has its descriptor has it all */
   /* A listener's, of what accept() returns (tcp(7), socket(7)). */
-  CONN_INHERITED = CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS,
+  CONN_INHERITED =
+      CONN_NODELAY_SET | CONN_NODELAY_KNOWN | CONN_CORK_SET | CONN_LINGER_0 | CONN_KERNELS | CONN_INQ,
 };
 
 /* A connection (or a socket that may become one).  Lives in the table, which forked children share: the

@@ -113,6 +113,65 @@ with requests.Session() as session:
 assert answer.content == b"g" * 1000
 """
 
+# Its calls' bytes as they are: no compiler of protocols is needed.
+_GRPC = """
+import concurrent.futures, os
+import grpc
+handlers = {
+    "One": grpc.unary_unary_rpc_method_handler(lambda asked, _: asked[::-1]),
+    "All": grpc.unary_stream_rpc_method_handler(lambda asked, _: (asked for _ in range(20))),
+    "Both": grpc.stream_stream_rpc_method_handler(lambda asked, _: asked),
+}
+server = grpc.server(concurrent.futures.ThreadPoolExecutor(8))
+server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t.T", handlers),))
+port = server.add_insecure_port("127.0.0.1:0")
+server.start()
+with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    one = channel.unary_unary("/t.T/One")
+    for size in [*range(300), 70_000, 3_000_000]:
+        asked = os.urandom(size)
+        assert one(asked, timeout=20) == asked[::-1]
+    big = os.urandom(1_000_000)
+    assert list(channel.unary_stream("/t.T/All")(big, timeout=20)) == [big] * 20
+    said = [big[:i] for i in range(500)]
+    assert list(channel.stream_stream("/t.T/Both")(iter(said), timeout=20)) == said
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda n: one(b"%03d" % n, timeout=20), range(400)))
+        assert answers == [(b"%03d" % n)[::-1] for n in range(400)]
+server.stop(None).wait()
+"""
+
+_ZMQ = """
+import hashlib, random, threading, zmq
+context = zmq.Context()
+router, published = context.socket(zmq.ROUTER), context.socket(zmq.PUB)
+port = router.bind_to_random_port("tcp://127.0.0.1")
+def serve():
+    while (message := router.recv_multipart())[-1] != b"over":
+        router.send_multipart([message[0], hashlib.sha1(message[-1]).digest()])
+server = threading.Thread(target=serve)
+server.start()
+def ask(seed):
+    dealer, some = context.socket(zmq.DEALER), random.Random(seed)
+    dealer.connect(f"tcp://127.0.0.1:{port}")
+    for _ in range(20):
+        asked = [some.randbytes(some.choice((1, 100, 5000, 200_000))) for _ in range(30)]
+        for message in asked:
+            dealer.send(message)
+        assert [dealer.recv() for _ in asked] == [hashlib.sha1(message).digest() for message in asked]
+    dealer.close()
+asking = [threading.Thread(target=ask, args=(n,)) for n in range(3)]
+for thread in asking:
+    thread.start()
+for thread in asking:
+    thread.join()
+last = context.socket(zmq.DEALER)
+last.connect(f"tcp://127.0.0.1:{port}")
+last.send(b"over")
+server.join()
+context.destroy(linger=0)
+"""
+
 
 def _need(package: str) -> None:
     if importlib.util.find_spec(package) is None:
@@ -125,6 +184,17 @@ def test_uvloop(host: Host, run: list[str]) -> None:
     is declined (docs/decisions/0012)."""
     _need("uvloop")
     host.run([*run, "-c", _UVLOOP], shim=run is not _LATE)
+    log = host.finish()
+    assert_carried(log, _PYTHON, min_connections=1, role="client")
+    assert_carried(log, _PYTHON, min_connections=1, role="server")
+
+
+@pytest.mark.parametrize("run", [[sys.executable], _LATE], ids=["bertha-run", "monkey"])
+@pytest.mark.parametrize(("package", "program"), [("grpc", _GRPC), ("zmq", _ZMQ)])
+def test_threads_of_their_own(host: Host, run: list[str], package: str, program: str) -> None:
+    """gRPC asks what is left (TCP_INQ) and waits for edges, ZeroMQ for levels: both in threads of C++."""
+    _need(package)
+    host.run([*run, "-c", program], shim=run is not _LATE, timeout=60)
     log = host.finish()
     assert_carried(log, _PYTHON, min_connections=1, role="client")
     assert_carried(log, _PYTHON, min_connections=1, role="server")

@@ -1,4 +1,5 @@
 /* `behind NAME`: what the C library, or the kernel, does with a connection behind the shim's back. */
+#include <stdbool.h>
 #include <aio.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -89,23 +90,29 @@ static void signals(void) {
   }
 }
 
-/* A descriptor's inquiry, which comes with the bytes. */
-static void inquiry(void) {
+/* When it came, which comes with the bytes.  The first ones may have no time: the kernel begins to keep it. */
+static void times(void) {
   int on = 1;
-  char bytes[8], space[256];
-  struct iovec part = {bytes, 2};
-  struct msghdr m = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
-  MUST(setsockopt(client, IPPROTO_TCP, TCP_INQ, &on, sizeof on) == 0);
-  MUST(write(server, "abcdef", 6) == 6);
-  struct pollfd p = {.fd = client, .events = POLLIN};
-  MUST(poll(&p, 1, 5000) == 1);
-  MUST(recvmsg(client, &m, 0) == 2);
-  const struct cmsghdr *h = CMSG_FIRSTHDR(&m);
-  printf("left: %d\n", h != NULL && h->cmsg_type == TCP_CM_INQ ? *(const int *)CMSG_DATA(h) : -1);
+  bool told = false;
+  MUST(setsockopt(client, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on) == 0);
+  for (int i = 0; i < 500 && !told; i++) {
+    char bytes[8], space[256];
+    struct iovec part = {bytes, sizeof bytes};
+    struct msghdr m = {
+        .msg_iov = &part, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+    MUST(write(server, "abcdef", 6) == 6);
+    struct pollfd p = {.fd = client, .events = POLLIN};
+    MUST(poll(&p, 1, 5000) == 1);
+    MUST(recvmsg(client, &m, 0) == 6);
+    const struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+    told = h != NULL && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SO_TIMESTAMP;
+    moment(2);
+  }
+  printf("time: %d\n", told);
 }
 
 static const struct named all[] = {
-    {"aio", aio}, {"list", list}, {"submit", submit}, {"signals", signals}, {"inquiry", inquiry}};
+    {"aio", aio}, {"list", list}, {"submit", submit}, {"signals", signals}, {"times", times}};
 
 int main(int count, char **words) {
   MUST(count == 2);

@@ -15,7 +15,8 @@ static atomic_int count; /* of what the other thread has done */
 static atomic_bool enough;
 
 static void *close_some(void *none) {
-  for (int i = DUPLICATES - 1; i >= 0; i--) { /* the other way than one that goes through them all from the first */
+  for (int i = DUPLICATES - 1; i >= 0;
+       i--) { /* the other way than one that goes through them all from the first */
     MUST(close(fds[i]) == 0);
     fds[i] = open("/dev/null", O_RDONLY);
     MUST(fds[i] >= 0);

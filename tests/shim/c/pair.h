@@ -34,7 +34,6 @@ static inline void pair_make(int *client, int *server) {
   }
 }
 
-/* Until that thread sleeps in the kernel.  Three looks, because the first may meet it on its way there. */
 static inline void fill(int fd) { /* as much as it takes, which does not block from here on */
   static const char words[65536];
   MUST(fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
@@ -46,6 +45,7 @@ static inline void fill(int fd) { /* as much as it takes, which does not block f
   }
 }
 
+/* Until that thread sleeps in the kernel.  Three looks, because the first may meet it on its way there. */
 static inline void wait_until_asleep(volatile int *tid) {
   for (int same = 0; same < 3;) {
     char path[64], text[256] = "";
