@@ -99,6 +99,8 @@ look() {
         need curl "program tests" has curl
         need openssl "certificates of the TLS tests" has openssl
         need tshark "tests that look at what crosses the network" has tshark
+        need liburing-dev "tests of io_uring" links liburing.h uring
+        need mariadb-server "program tests" has mariadbd
         need strace "tests that count system calls" has strace
         need clang "fuzzers" has clang
         need "libclang-rt-$(clang_version)-dev" "fuzzers" \

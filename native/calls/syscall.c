@@ -9,12 +9,11 @@
 #include <time.h>
 
 #include "calls.h"
+#include "uring.h"
 
 struct iocb;
 void bertha_aio_submits(long count, struct iocb *const *list);
 void bertha_seccomp_begins(unsigned long mode, const void *filter);
-void bertha_uring_begins(void);
-bool bertha_uring_declined(const void *caller, unsigned entries, const void *params);
 extern
     __attribute__((visibility("hidden"), tls_model("initial-exec"))) __thread uint32_t bertha_maybe_vforked;
 int execveat(int dir, const char *path, char *const argv[], char *const env[], int flags);
@@ -193,6 +192,11 @@ static long process_call(long number, const long *a, const void *caller) {
       return -1;
     }
     bertha_uring_begins();
+    break;
+  case SYS_io_uring_enter:
+    if (a[1] > 0) { /* not liburing, which looks at what it hands over */
+      bertha_uring_begins();
+    }
     break;
 #endif
   default:

@@ -13,12 +13,10 @@
 
 #include "../core/local.h"
 #include "calls.h"
+#include "uring.h"
 
 struct io_uring;
 struct io_uring_params;
-
-void bertha_uring_begins(void);
-bool bertha_uring_declined(const void *caller, unsigned entries, const void *params);
 
 /* ---- libuv --------------------------------------------------------------------------------------- */
 
@@ -62,18 +60,22 @@ static bool barred(void) {
          bertha.must_send_datagrams;
 }
 
+static uint32_t flags_of(const void *params) {
+  uint32_t flags;
+  memcpy(&flags, (const char *)params + 2 * sizeof flags,
+         sizeof flags); /* behind sq_entries and cq_entries */
+  return flags;
+}
+
 /* Whether this io_uring_setup() is one that libuv can do without, or one that may not be. */
 bool bertha_uring_declined(const void *caller, unsigned entries, const void *params) {
-  uint32_t flags;
   if (UNLIKELY(barred())) {
     return true;
   }
   if (params == NULL) {
     return false;
   }
-  memcpy(&flags, (const char *)params + 2 * sizeof flags,
-         sizeof flags); /* behind sq_entries and cq_entries */
-  flags &= ~(uint32_t)NO_SQARRAY;
+  uint32_t flags = flags_of(params) & ~(uint32_t)NO_SQARRAY;
   if (!(entries == LIBUV_CTL && flags == 0) && !(entries == LIBUV_FILES && flags == SQPOLL)) {
     return false;
   }
@@ -104,23 +106,32 @@ void bertha_uring_begins(void) {
 }
 
 /* liburing's, if the program has it: it is not ours to link with. */
-#define URING_CALL(name, params, arguments)                                                                  \
+#define URING_CALL(name, params, arguments, begins)                                                          \
   BERTHA_EXPORT int name params;                                                                             \
   int name params {                                                                                          \
     int(*real) params = (int(*) params)dlsym(RTLD_NEXT, #name);                                              \
     if (real == NULL || barred()) {                                                                          \
       return -ENOSYS;                                                                                        \
     }                                                                                                        \
-    bertha_uring_begins();                                                                                   \
+    if (begins) {                                                                                            \
+      bertha_uring_begins();                                                                                 \
+    }                                                                                                        \
     return real arguments;                                                                                   \
   }
 
 URING_CALL(io_uring_queue_init, (unsigned entries, struct io_uring *ring, unsigned flags),
-           (entries, ring, flags))
+           (entries, ring, flags), !uring_may_be_for_files(flags))
 URING_CALL(io_uring_queue_init_params,
-           (unsigned entries, struct io_uring *ring, struct io_uring_params *params), (entries, ring, params))
+           (unsigned entries, struct io_uring *ring, struct io_uring_params *params), (entries, ring, params),
+           !uring_may_be_for_files(flags_of(params)))
 URING_CALL(io_uring_queue_init_mem,
            (unsigned entries, struct io_uring *ring, struct io_uring_params *params, void *memory,
             size_t size),
-           (entries, ring, params, memory, size))
-URING_CALL(io_uring_setup, (unsigned entries, struct io_uring_params *params), (entries, params))
+           (entries, ring, params, memory, size), !uring_may_be_for_files(flags_of(params)))
+/* By themselves, without liburing's books. */
+URING_CALL(io_uring_setup, (unsigned entries, struct io_uring_params *params), (entries, params), true)
+URING_CALL(io_uring_enter, (unsigned fd, unsigned count, unsigned least, unsigned flags, void *mask),
+           (fd, count, least, flags, mask), count > 0)
+URING_CALL(io_uring_enter2,
+           (unsigned fd, unsigned count, unsigned least, unsigned flags, void *argument, size_t size),
+           (fd, count, least, flags, argument, size), count > 0)

@@ -12,22 +12,23 @@ import pytest
 from tests.harness import Host, free_port, require_program
 
 _HERE = Path(__file__).parent
-Build = Callable[[str], Path]
+Build = Callable[..., Path]
 Talk = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """`build(name)`: the program made of tests/shim/c/NAME.c; made only once."""
+    """`build(name, *libraries)`: the program made of tests/shim/c/NAME.c; made only once."""
     where = tmp_path_factory.mktemp("shim-programs")
     compiler = require_program("cc")
 
-    def make(name: str) -> Path:
+    def make(name: str, *libraries: str) -> Path:
         program = where / name
         if not program.exists():
             # Fortified, as a distribution builds its programs: then calls come by their _chk names.
             flags = ["-std=gnu11", "-O2", "-D_GNU_SOURCE", "-D_FORTIFY_SOURCE=2", "-Wall", "-Werror"]
             command = [compiler, *flags, str(_HERE / "c" / f"{name}.c"), "-o", str(program), "-pthread"]
+            command += [f"-l{library}" for library in libraries]
             done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 0, done.stderr
         return program

@@ -1,4 +1,4 @@
-"""A program that sets up an io_uring uses TCP from then on, and loses nothing of what it has."""
+"""A program that uses an io_uring for more than files has TCP from then on, and loses nothing."""
 
 from __future__ import annotations
 
@@ -44,3 +44,21 @@ def test_what_lies_in_a_ring_when_a_program_sets_up_an_io_uring(host: Host, buil
     assert host.rehearse or lines
     for c in lines:
         assert c.implementation == "shm" and "io_uring" in (c.reason or "")
+
+
+_SCENES = ["files", "receives", "reads what lies there", "sends", "polls", "by number", "accepts", "enters"]
+
+
+@pytest.mark.parametrize("scene", _SCENES)
+def test_liburing(host: Host, build: Build, scene: str) -> None:
+    """An io_uring for files alone leaves connections on shared memory; all else is noticed in time."""
+    if not Path("/usr/include/liburing.h").exists():
+        pytest.skip("liburing-dev is not installed")
+    said = host.run([build("uring_files", "uring"), scene, host.dir / "file"])
+    if said == "no io_uring here\n":
+        pytest.skip("this system forbids io_uring")
+    assert said == "ok\n"
+    if host.rehearse:
+        return
+    (mine,) = [c for c in connections(host.finish(), role="client") if c.tx_bytes > 4]
+    assert mine.implementation == "shm" and ("io_uring" in (mine.reason or "")) == (scene != "files")
