@@ -139,7 +139,7 @@ class Offers:
         def usable(kind: ChunnelType, implementation: Implementation) -> bool:
             if kind.name == "encrypt" and not has_key and not own_certificate:
                 return False
-            if proto == "udp" and implementation.carrier == "native" and not implementation.native_datagrams:
+            if not implementation.carries(proto):
                 return False
             if implementation.carrier == "native" and native_path() is None:
                 return False

@@ -309,6 +309,10 @@ class Implementation:
     #: Part of this package, so that it needs no process of its own.
     builtin: bool = False
 
+    def carries(self, proto: str) -> bool:
+        """Whether its carrier has it for "tcp" (connections), "udp" (datagrams)."""
+        return proto != "udp" or self.carrier != "native" or self.native_datagrams
+
 
 @dataclass
 class ChunnelType:

@@ -75,8 +75,8 @@ def _chunnel(chunnel: Chunnel, rules: Rules, here: Here, carrier: str | None = N
             why = "the rule requires another"
         elif why is None and chunnel.type == "encrypt" and here.why_no_key is not None:
             why = here.why_no_key
-        elif why is None and here.proto == "udp" and i.carrier == "native":
-            why = "the carriers of datagrams are those in Python"
+        elif why is None and not i.carries(here.proto):
+            why = "the native carrier has it for connections alone"
         elif carrier not in (None, i.carrier):
             why = f"it does not run in the {carrier} carrier, which runs what is around it"
         elif not near_enough(chunnel.scope, i.where):

@@ -10,6 +10,11 @@ from typing import Any
 import pytest
 
 from bertha_socket import keys
+from bertha_socket.agent.authors import Brought
+from bertha_socket.chunnels import ChunnelType, Implementation
+from bertha_socket.chunnels._types import wires
+from bertha_socket.cli._would import Here, chunnels_of
+from bertha_socket.policy import Rule
 from tests.cli.conftest import Launcher
 from tests.cli.fake_agent import fake_agent
 
@@ -142,6 +147,31 @@ def test_datagrams_have_rules_of_their_own(asked: Asked) -> None:
     asked.rules("dag = 'compress()'", "")
     found = asked.json(0, "--proto", "udp")
     assert (found["negotiation"]["verdict"], found["pick"]["implementation"]) == ("plain", "udp")
+
+
+def test_an_end_says_of_datagrams_what_the_plan_says(asked: Asked) -> None:
+    """The native carrier has all of these for datagrams, too (decision 0022)."""
+    asked.with_key()
+    rule = "proto = 'udp'\ndag = 'frame() |> compress() |> encrypt() |> reliable()'"
+    asked.rules(rule, rule)
+    found = asked.json(0, "--proto", "udp")
+    assert [c["client"] for c in found["negotiation"]["chunnels"]] == ["native"] * 4
+    for end in found["ends"]:
+        assert [(c["implementation"], c["not"]) for c in end["chunnels"]] == [("native", {})] * 4, end
+    assert "not native" not in asked.text(0, "--proto", "udp")
+
+
+def test_what_the_native_carrier_has_for_connections_alone() -> None:
+    both = tuple(
+        Implementation(name, "own", wires("own/1"), carrier=name, priority=priority)
+        for name, priority in (("native", 100), ("python", 10))
+    )
+    here = Here(Brought(types=(ChunnelType("own", "", implementations=both),)))
+    rule = Rule(dag="own()")
+    (own,) = chunnels_of(rule, here)
+    assert (own["implementation"], own["not"]) == ("native", {})
+    (own,) = chunnels_of(rule, here._replace(proto="udp"))
+    assert own["implementation"] == "python" and "connections alone" in own["not"]["native"]
 
 
 def test_tcp_at_the_right_end(asked: Asked) -> None:
