@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Final
 
-__all__ = ["find_file"]
+__all__ = ["SYSTEM_FILE", "find_file"]
+
+SYSTEM_FILE: Final = "/etc/bertha/bertha.toml"
 
 
 def find_file(environ: Mapping[str, str] | None = None) -> str | None:
@@ -18,7 +21,7 @@ def find_file(environ: Mapping[str, str] | None = None) -> str | None:
     config = env.get("XDG_CONFIG_HOME", "")
     if not os.path.isabs(config):
         config = os.path.join(env.get("HOME") or os.path.expanduser("~"), ".config")
-    for path in (os.path.join(config, "bertha", "bertha.toml"), "/etc/bertha/bertha.toml"):
+    for path in (os.path.join(config, "bertha", "bertha.toml"), SYSTEM_FILE):
         if os.path.isfile(path):
             return path
     return None

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from bertha_socket import policy
+from bertha_socket._policy_file import SYSTEM_FILE
 from bertha_socket.agent.errands import Errands, tell_all
 from bertha_socket.agent.sockets import Peer
 
@@ -23,7 +24,6 @@ from bertha_socket.agent.sockets import Peer
 _SECONDS: Final = 1.5
 _SO_PEERGROUPS: Final = 59
 _GROUPS_MAX: Final = 1024
-SYSTEM_FILE: Final = "/etc/bertha/bertha.toml"
 
 
 class Loaded(NamedTuple):

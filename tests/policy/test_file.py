@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bertha_socket import policy
+from bertha_socket import _policy_file, policy
 from bertha_socket._native import lib
 from bertha_socket.negotiation.pick import Wishes
 from bertha_socket.policy import PolicyError, Rule, Subject
@@ -237,13 +237,17 @@ def test_files_that_are_none(tmp_path: Path, kind: str) -> None:
         policy.load(str(path))
 
 
-def test_where_the_file_is_looked_for(tmp_path: Path) -> None:
+def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's real path is in test_in_force.py."""
     config = tmp_path / "config"
     (config / "bertha").mkdir(parents=True)
     mine = config / "bertha" / "bertha.toml"
     env = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(config)}
-    system = "/etc/bertha/bertha.toml" if os.path.exists("/etc/bertha/bertha.toml") else None
-    assert policy.find_file(env) == system
+    system = tmp_path / "system.toml"
+    monkeypatch.setattr(_policy_file, "SYSTEM_FILE", str(system))
+    assert policy.find_file(env) is None
+    system.write_text("")
+    assert policy.find_file(env) == str(system)
     mine.write_text("")
     assert policy.find_file(env) == str(mine)
     assert policy.find_file(env | {"BERTHA_POLICY": "/not/there"}) == "/not/there"
