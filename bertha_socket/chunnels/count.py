@@ -1,7 +1,7 @@
 """`count(name="")`: how many items and bytes go by, in each direction.
 
 Arguments: `name`, under which they are counted.
-Endpoints: either; it puts nothing on the wire.  The numbers are in the connection's context as `NAME.sent`,
+Endpoints: either.  Wire: "none".  The numbers are in the connection's context as `NAME.sent`,
 `NAME.sent_bytes`, `NAME.received`, `NAME.received_bytes`; the connection log and `bertha ps` show them with
 this chunnel, and a carrier logs them when the connection ends.
 """

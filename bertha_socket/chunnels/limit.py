@@ -2,8 +2,8 @@
 
 Arguments: `rate`, bytes per second; `burst`, bytes that may go at once after a pause (a tenth of a second's
 worth, and at least 4096, if not given); `direction`, "send", "receive" or "both", each by itself.
-Endpoints: either; it puts nothing on the wire.  What is over the rate waits, and whoever sends waits with it:
-nothing is lost.
+Endpoints: either.  Wire: "none".  What is over the rate waits, and whoever sends waits with it: nothing is
+lost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""`local_or_remote`: shared memory where both ends are on one host, else the kernel's TCP carries the bytes.
+"""`local_or_remote()`: shared memory where both ends are on one host, else the kernel's TCP.
 
-At the right end of a DAG, as the carrier of bytes (left out: `local_or_remote`).  It has no arguments, and no
-implementation among the chunnels': the shim and the kernel do it.
+Arguments: none.
+Endpoints: none: the shim and the kernel do it, no chunnel's implementation.  Wire: "none": nothing is added
+to what the chunnel above puts there.
+At the right end of a DAG, as the carrier of bytes, and of datagrams, for which UDP stands in TCP's place; it
+is what is meant where none is named.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """`mirror(to, direction="both")`: a copy of what goes by, to another place.
 
 Arguments: `to`, "HOST:PORT" or the path of a file; `direction`, "send", "receive" or "both".
-Endpoints: either, at the end whose own DAG names it; it puts nothing on the connection's wire.  The copy is a
-pcap file (raw IP; addresses and ports are the connection's, the TCP headers are made up), or over TCP the
-same bytes, so that `nc -l -p 9999 | tcpdump -r -` shows it.  It never makes the connection wait: what
-the other place does not take in time is left out, and counted as `mirror.lost`.
+Endpoints: either, at the end whose own DAG names it.  Wire: "none".  The copy is a pcap file (raw IP;
+addresses and ports are the connection's, the TCP headers are made up), or over TCP the same bytes, so that
+`nc -l -p 9999 | tcpdump -r -` shows it.  It never makes the connection wait: what the other place does not
+take in time is left out, and counted as `mirror.lost`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""`tcp`: the kernel's TCP carries the bytes.
+"""`tcp()`: the kernel's TCP carries the bytes, also on one host.
 
-At the right end of a DAG, as the carrier of bytes (left out: `local_or_remote`).  It has no arguments, and no
-implementation among the chunnels': the shim and the kernel do it.
+Arguments: none.
+Endpoints: none: the shim and the kernel do it, no chunnel's implementation.  Wire: "none": nothing is added
+to what the chunnel above puts there.
+At the right end of a DAG, as the carrier of bytes (left out: `local_or_remote`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""`udp`: the kernel's UDP carries the datagrams.
+"""`udp()`: the kernel's UDP carries the datagrams.
 
-At the right end of a DAG, as the carrier of bytes (left out: `local_or_remote`).  It has no arguments, and no
-implementation among the chunnels': the shim and the kernel do it.
+Arguments: none.
+Endpoints: none: the shim and the kernel do it, no chunnel's implementation.  Wire: "none": nothing is added
+to what the chunnel above puts there.
+At the right end of a DAG, as the carrier of datagrams (left out: `local_or_remote`).
 """
 
 from __future__ import annotations

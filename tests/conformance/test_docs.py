@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,25 @@ def test_every_type_is_in_the_table_with_its_arguments() -> None:
         assert ends.strip() == (types[name].endpoints if types[name].implementations else ""), name
 
 
-def test_every_type_has_its_file_with_a_docstring_that_names_it() -> None:
-    for name in BUILTIN:
-        path = DOCS.parent / "bertha_socket" / "chunnels" / f"{name}.py"
-        assert path.read_text(encoding="utf-8").startswith(f'"""`{name}')
-        assert len(path.read_text(encoding="utf-8").splitlines()) < 500
+def _first_docstring(name: str) -> str:
+    path = DOCS.parent / "bertha_socket" / "chunnels" / f"{name}.py"
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 500, name
+    return ast.get_docstring(ast.parse(text)) or ""
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_types_file_says_what_it_is(name: str) -> None:
+    """Its call, its arguments by name, which ends take part, and what crosses the network."""
+    said, kind = _first_docstring(name), get(name)
+    assert re.match(rf"`{name}\(([^)]*)\)`: ", said), said
+    found = re.search(r"^Arguments: (.*?)^Endpoints: (\w+)(.*?)\bWires?: (.+)", said, flags=re.M | re.S)
+    assert found is not None, said
+    arguments, endpoints, _, wire = found.groups()
+    assert [p.name for p in kind.parameters if p.name not in arguments] == []
+    assert kind.parameters or arguments == "none.\n"
+    assert endpoints == kind.endpoints
+    if not kind.sub_dags:  # there they depend on the sub-DAGs
+        given = {p.name: p.default for p in kind.parameters}
+        wires = {w for i in kind.implementations for w in i.wires(given)} or {"none"}
+        assert [w for w in wires if f'"{w}"' not in wire] == [], said
