@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ ROWS = {
         "udp/two",
         "idle",
     ),
+    "chunnels": ("two/c4", "one/c50"),
     "python": ("asyncio/c1",),
     "datagrams": ("reliable", "compress+encrypt"),
 }
@@ -156,6 +158,27 @@ def _fig3_has_every_cell_and_percentile(found: dict[str, Any]) -> None:
         assert not any("loopback" in note for note in found["notes"])
 
 
+def _chunnels_has_what_was_chosen(found: dict[str, Any]) -> None:
+    """Those rows, in each variant; and each of two hosts has its target."""
+    rows = {("one", 50, 1)} | ({("two", 4, 1)} if netns.available() else set())
+    variants = ("tcp", "redis-tls", "encrypt", "compress+encrypt")
+    params = [(c["variant"], c["params"]) for c in found["cells"]]
+    assert sorted((v, p["hosts"], p["clients"], p["pipeline"]) for v, p in params) == sorted(
+        (variant, *row) for variant in variants for row in rows
+    )
+    wanted = {f["what"] for f in found["figures"] if f["target"]}
+    assert wanted == {
+        f"redis {test} c{clients} P{pipeline}, two hosts: encrypt/redis-tls"
+        for test in ("SET", "GET")
+        for hosts, clients, pipeline in rows
+        if hosts == "two"
+    }
+
+
+def test_a_full_run_of_chunnels_has_the_rows_that_are_worst_for_us() -> None:
+    assert {"two/c1", "two/c4", "two/c8", "two/c50", "two/c50-P16"} <= set(registry.rows("chunnels"))
+
+
 @pytest.mark.program
 @pytest.mark.parametrize("name", list(registry.BENCHES))
 def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, Any]]], tmp_path: Path) -> None:
@@ -198,7 +221,15 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         assert by_kernel["udp"] == 2
         assert by_kernel["shm"] < 2
     if name == "chunnel-cost":
-        assert len(cells) == 32
+        assert sorted((c["variant"], c["params"]["kind"], c["params"]["size"]) for c in cells) == sorted(
+            product(
+                ("chunnel", "library"),
+                ("zstd", "lz4", "encrypt", "frame", "reliable"),
+                (64, 1024, 16384, 65536),
+            )
+        )
+        wanted = {f["what"].split("(")[0].split(",")[0] for f in found["figures"] if f["target"]}
+        assert wanted == {"compress", "encrypt"}
         return
     if name == "new":
         assert names == {"new", "bare-cffi", "socket"}
@@ -217,6 +248,8 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         tools.shim_library()
     except tools.Unavailable:
         return
+    if name == "chunnels":
+        _chunnels_has_what_was_chosen(found)
     if name.startswith("chunnel"):
         assert "compress+encrypt" in names
     elif name != "plain-overhead":

@@ -1,10 +1,11 @@
 /* What a chunnel's C implementation costs beside the library that it calls:
- *                                       chunnel_cost zstd|lz4|frame|encrypt SIZE MILLISECONDS [CERTIFICATE KEY]
+ *                              chunnel_cost zstd|lz4|frame|encrypt|reliable SIZE MILLISECONDS [CERTIFICATE KEY]
  *
  * Messages of SIZE bytes of text go down through one end and up through another, in memory: by the functions that
  * the carrier calls (native/chunnels/), and by the library alone in a loop, a group of messages of each in turn.
  * The library's way has buffers of its own that are large enough, reuses its contexts, and has no head before a
- * message.  For frame, which has no library, it is memcpy.
+ * message.  For frame and reliable, which have no library, it is memcpy: that bounds neither, for frame has a length to
+ * write and to read, and reliable's datagrams (of which none is lost here) to be cut, numbered, kept and acknowledged.
  *
  * Prints one JSON object: {"chunnel": {"down": NS, "up": NS}, "library": {...}}, a message, medians of the groups.
  */
@@ -16,12 +17,13 @@
 #include <zstd.h>
 
 #include "chunnels/chunnel.h"
+#include "chunnels/reliable.h"
 
 enum { LEVEL = 3, GROUP_BYTES = 128 * 1024, GROUP_MOST = 256, SAMPLES = 65536, TLS_PIECE = 16 * 1024 };
 
-enum kind { ZSTD, LZ4, FRAME, ENCRYPT, KINDS };
-static const char *const names[KINDS] = {"zstd", "lz4", "frame", "encrypt"};
-static const char *const wires[KINDS] = {"zstd/1", "lz4/1", "u32be/1", "tls/1.3"};
+enum kind { ZSTD, LZ4, FRAME, ENCRYPT, RELIABLE, KINDS };
+static const char *const names[KINDS] = {"zstd", "lz4", "frame", "encrypt", "reliable"};
+static const char *const wires[KINDS] = {"zstd/1", "lz4/1", "u32be/1", "tls/1.3", "brel/1"};
 
 static enum kind kind;
 static size_t size, count;
@@ -119,6 +121,75 @@ static void chunnel_up(void) {
 
 static const uint8_t *chunnel_got(void) {
   return buffer_size(&out) == count * size ? buffer_data(&out) : NULL;
+}
+
+/* ---- by reliable, which is of datagrams ---- */
+
+enum { MTU = 1200, UNDER_WAY = 2 * RELIABLE_WINDOW, PATIENCE = 1000 };
+
+struct flight { /* datagrams on their way, one behind the other */
+  uint8_t bytes[UNDER_WAY * MTU];
+  size_t sizes[UNDER_WAY];
+  size_t count, end;
+};
+
+static struct reliable *sender, *receiver;
+static struct flight there, answers;
+static double seconds; /* nothing is lost, so its own time need not go on as ours does */
+
+static void depart(struct reliable *from, struct flight *f) {
+  size_t n;
+  while ((n = reliable_datagram(from, f->bytes + f->end, sizeof f->bytes - f->end)) > 0) {
+    must(f->count < UNDER_WAY, "more is under way than the window has room for");
+    f->sizes[f->count++] = n;
+    f->end += n;
+  }
+}
+
+static void arrive(struct reliable *to, struct flight *f, struct flight *answer) {
+  const uint8_t *at = f->bytes, *message;
+  size_t n;
+  for (size_t i = 0; i < f->count; at += f->sizes[i++]) {
+    must(reliable_came(to, at, f->sizes[i], seconds), reliable_why(to));
+    while (reliable_message(to, &message, &n)) {
+      must(buffer_add(&out, message, n), "no memory");
+    }
+    depart(to, answer);
+  }
+  f->count = f->end = 0;
+}
+
+static void reliable_begin(void) {
+  struct reliable_config config = {.mtu = MTU, .connection = 1, .give_up = 30, .first = 1};
+  sender = reliable_open(&config);
+  config.server = true;
+  receiver = reliable_open(&config);
+  must(sender != NULL && receiver != NULL, "no memory");
+  must(reliable_start(sender, seconds) && reliable_start(receiver, seconds), "no start");
+  depart(sender, &there);
+  arrive(receiver, &there, &answers);
+}
+
+static void reliable_down(void) { /* and what has been acknowledged meanwhile */
+  seconds += 0.0001;
+  arrive(sender, &answers, &there);
+  for (size_t i = 0; i < count; i++) {
+    must(reliable_send(sender, plain, size, seconds), reliable_why(sender));
+    depart(sender, &there);
+  }
+}
+
+static void reliable_up(void) {
+  refill(&out, 0);
+  arrive(receiver, &there, &answers);
+  /* As long as the window has not grown (the groups that are not counted), a part waits for acknowledgements. */
+  for (int i = 0; i < PATIENCE && buffer_size(&out) < count * size; i++) {
+    seconds += 0.02; /* after which the last one is due */
+    must(reliable_tick(receiver, seconds), reliable_why(receiver));
+    depart(receiver, &answers);
+    arrive(sender, &answers, &there);
+    arrive(receiver, &there, &answers);
+  }
 }
 
 /* ---- by the library ---- */
@@ -233,8 +304,9 @@ static const struct way {
   void (*down)(void);
   void (*up)(void);
   const uint8_t *(*got)(void);
-} ways[] = {{"chunnel", chunnel_begin, chunnel_down, chunnel_up, chunnel_got},
-            {"library", library_begin, library_down, library_up, library_got}};
+} by_chunnel = {"chunnel", chunnel_begin, chunnel_down, chunnel_up, chunnel_got},
+  by_reliable = {"chunnel", reliable_begin, reliable_down, reliable_up, chunnel_got},
+  by_library = {"library", library_begin, library_down, library_up, library_got};
 
 static uint64_t spent[2][2][SAMPLES];
 
@@ -250,7 +322,8 @@ static double median(uint64_t *of, size_t n) {
 
 int main(int argc, char **argv) {
   if (argc != 4 && argc != 6) {
-    fprintf(stderr, "usage: chunnel_cost zstd|lz4|frame|encrypt SIZE MILLISECONDS [CERTIFICATE KEY]\n");
+    fprintf(stderr,
+            "usage: chunnel_cost zstd|lz4|frame|encrypt|reliable SIZE MILLISECONDS [CERTIFICATE KEY]\n");
     return 2;
   }
   for (kind = 0; kind < KINDS && strcmp(names[kind], argv[1]) != 0; kind++) {
@@ -269,19 +342,20 @@ int main(int argc, char **argv) {
   plain = malloc(size);
   must(plain != NULL, "no memory");
   write_text();
+  const struct way *ways[2] = {kind == RELIABLE ? &by_reliable : &by_chunnel, &by_library};
   for (int w = 0; w < 2; w++) {
-    ways[w].begin();
+    ways[w]->begin();
   }
   size_t groups = 0;
   for (size_t warm = 3; groups < SAMPLES && (groups < 3 || now_ns() < until); groups += warm == 0) {
     for (int w = 0; w < 2; w++) {
       uint64_t begin = now_ns();
-      ways[w].down();
+      ways[w]->down();
       uint64_t half = now_ns();
-      ways[w].up();
+      ways[w]->up();
       spent[w][0][groups] = half - begin;
       spent[w][1][groups] = now_ns() - half;
-      const uint8_t *got = ways[w].got();
+      const uint8_t *got = ways[w]->got();
       for (size_t i = 0; i < count; i++) {
         must(got != NULL && memcmp(got + i * size, plain, size) == 0, "what came up is not what went down");
       }
@@ -290,7 +364,7 @@ int main(int argc, char **argv) {
   }
   printf("{");
   for (int w = 0; w < 2; w++) {
-    printf("%s\"%s\": {\"down\": %.2f, \"up\": %.2f}", w > 0 ? ", " : "", ways[w].name,
+    printf("%s\"%s\": {\"down\": %.2f, \"up\": %.2f}", w > 0 ? ", " : "", ways[w]->name,
            median(spent[w][0], groups), median(spent[w][1], groups));
   }
   printf("}\n");
