@@ -101,6 +101,7 @@ look() {
         need tshark "tests that look at what crosses the network" has tshark
         need liburing-dev "tests of io_uring" links liburing.h uring
         need mariadb-server "program tests" has mariadbd
+        need sockperf "program tests" has sockperf
         need strace "tests that count system calls" has strace
         need clang "fuzzers" has clang
         need "libclang-rt-$(clang_version)-dev" "fuzzers" \
