@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from socket import *  # noqa: F403
 
     from bertha_socket._endpoint import new as new
+    from bertha_socket.chunnels import register_chunnel as register_chunnel
+    from bertha_socket.chunnels.serialize import register_codec as register_codec
     from bertha_socket.dag import parse as parse
     from bertha_socket.dag import wrap as wrap
 
@@ -24,6 +26,7 @@ _OWN = {
     "wrap": ("bertha_socket.dag", "wrap"),
     "parse": ("bertha_socket.dag", "parse"),
     "register_chunnel": ("bertha_socket.chunnels", "register_chunnel"),
+    "register_codec": ("bertha_socket.chunnels.serialize", "register_codec"),
 }
 
 

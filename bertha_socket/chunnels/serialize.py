@@ -1,7 +1,7 @@
 """`serialize(codec=None)`: the application sends and receives objects instead of bytes.
 
 Arguments: `codec`, "msgpack", "json", or one that the application has registered (`register_codec`).  Not
-given: msgpack, or JSON with an end that has no other.
+given: the one that the other end names, if it is here, else msgpack.
 Endpoints: both.  Wires: "msgpack/1" (values one after the other), "json/1" (UTF-8, a value a line), and
 "NAME/1" for a registered one (u32 big-endian length, then so many bytes).  Values delimit themselves, so it
 needs no `frame` below.  Programs with ordinary sockets cannot use it: they send bytes.
@@ -10,6 +10,7 @@ needs no `frame` below.  Programs with ordinary sockets cannot use it: they send
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
@@ -29,7 +30,12 @@ from bertha_socket.chunnels._types import (
 
 #: Bytes of one value, at most.
 VALUE_MAX: Final = 16 * 1024 * 1024
+#: How many codecs of its own an application may have: with msgpack and JSON they are as many wires as an
+#: offer has room for (negotiation.offer.WIRES_MAX).
+CODECS_MAX: Final = 6
 _HEADER: Final = struct.Struct(">I")
+#: It is a part of the wire's name (negotiation._codec.check_wire).
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,59}")
 
 
 class Codec(NamedTuple):
@@ -43,19 +49,35 @@ _codecs: dict[str, Codec] = {}
 
 
 def register_codec(name: str, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:
-    """Makes `serialize(codec=name)` possible in this process.  Raises ChunnelArgumentError: not a name."""
-    if not name.isidentifier() or name in ("msgpack", "json"):
+    """Makes `serialize(codec=name)` possible in this process, and for who connects to one that names it.
+
+    `dumps` makes an object's bytes, `loads` the object again; a value has 16 MiB at the most, and what either
+    raises ends the connection.  To be called before `listen` or `connect`, which settle what is offered.  One
+    of the same name is replaced.  Raises ChunnelArgumentError (an OSError): no name, or a seventh codec.
+    """
+    if not _NAME.fullmatch(name) or name in ("msgpack", "json"):
         raise ChunnelArgumentError(f"serialize: {name!r} is no name for a codec of your own")
+    if name not in _codecs and len(_codecs) >= CODECS_MAX:
+        raise ChunnelArgumentError(f"serialize: {CODECS_MAX} codecs are registered; no room for {name}")
     _codecs[name] = Codec(dumps, loads)
 
 
 def _wires(args: Mapping[str, Any]) -> tuple[str, ...]:
+    """Raises ChunnelArgumentError: a codec that is not here, before somebody agrees on it."""
     codec = args.get("codec")
-    return ("msgpack/1", "json/1") if codec is None else (f"{codec}/1",)
+    if codec is None:  # the other end may name one
+        return ("msgpack/1", "json/1", *(f"{name}/1" for name in list(_codecs)))
+    if codec not in ("msgpack", "json", *_codecs):
+        raise ChunnelArgumentError(_missing(codec))
+    return (f"{codec}/1",)
+
+
+def _missing(codec: str) -> str:
+    return f"serialize: no codec {codec!r} here; bertha_socket.register_codec() it first"
 
 
 def _codec_problem(value: Any) -> str | None:
-    return None if str(value).isidentifier() else "msgpack, json, or the name of a registered codec"
+    return None if _NAME.fullmatch(str(value)) else "msgpack, json, or the name of a registered codec"
 
 
 class _Msgpack(Pipe):
@@ -139,7 +161,7 @@ class _Own(Pipe):
         super().__init__(args, wire, side, context)
         name = wire.partition("/")[0]
         if name not in _codecs:
-            raise ChunnelArgumentError(f"serialize: no codec {name!r} here; register_codec() it first")
+            raise ChunnelArgumentError(_missing(name))
         self._codec = _codecs[name]
         self._got = bytearray()
 

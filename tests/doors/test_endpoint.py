@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import signal
 import socket
 import threading
@@ -18,6 +19,7 @@ import bertha_socket
 from bertha_socket import _endpoint, keys
 from bertha_socket._endpoint import EndpointError, Listener
 from bertha_socket._endpoint_offer import Terms, offer_for, required_of
+from bertha_socket.chunnels import serialize
 from bertha_socket.dag import parse
 
 
@@ -127,6 +129,65 @@ def test_messages_and_objects(dag: str, items: list[Any]) -> None:
         connection.end()
         with pytest.raises(EOFError):
             connection.recv(10)
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "wire"),
+    [
+        ('serialize(codec="json")', None, "json/1"),
+        ('serialize(codec="reversed")', None, "reversed/1"),
+        ('serialize(codec="reversed") |> compress()', "serialize()", "reversed/1"),
+        ("serialize()", 'serialize(codec="reversed")', "reversed/1"),
+        ("serialize()", None, "msgpack/1"),
+    ],
+)
+def test_codecs(monkeypatch: pytest.MonkeyPatch, own: str, others: str | None, wire: str) -> None:
+    """An end that names none takes the other's: JSON, or one that both have registered."""
+    monkeypatch.setattr(serialize, "_codecs", {})
+    bertha_socket.register_codec(
+        "reversed", lambda o: json.dumps(o).encode()[::-1], lambda b: json.loads(b[::-1])
+    )
+    with _echo(own) as listener, bertha_socket.new("client", others).connect(listener.address) as connection:
+        for item in ({"a": [1, 2.5, None]}, "text", [], list(range(5000))):
+            connection.send(item)
+            assert connection.recv(10) == item
+        assert connection.plan is not None
+        assert connection.plan.chunnels[0].wire == wire
+
+
+def test_a_codec_that_only_one_end_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason says what each has.  (Both ends are this process: the server has settled its own.)"""
+    monkeypatch.setattr(serialize, "_codecs", {})
+    bertha_socket.register_codec("mine", json.dumps, json.loads)  # type: ignore[arg-type]
+    with _echo('serialize(codec="mine")', "no wire in common") as listener:
+        monkeypatch.setattr(serialize, "_codecs", {})
+        with pytest.raises(EndpointError, match=r"serialize.*msgpack/1,json/1\).*mine/1\)"):
+            bertha_socket.new("client").connect(listener.address)
+
+
+def test_a_codec_that_is_not_registered_is_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither end gets as far as a connection with it."""
+    monkeypatch.setattr(serialize, "_codecs", {})
+    with pytest.raises(OSError, match=r"no codec 'mine' here; bertha_socket\.register_codec\(\) it first"):
+        bertha_socket.new("server", 'serialize(codec="mine")').listen(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        with pytest.raises(OSError, match="no codec 'mine' here"):
+            bertha_socket.new("client", 'prefer serialize(codec="mine")').connect(server.getsockname())
+
+
+def test_registering_codecs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of which a wire can be made, and so many as an offer has room for."""
+    monkeypatch.setattr(serialize, "_codecs", {})
+    for name in ("json", "msgpack", "", "a b", "n\xe4he", "x" * 61, "1st"):
+        with pytest.raises(OSError, match="no name for a codec"):
+            bertha_socket.register_codec(name, bytes, bytes)
+    for name in (*"abcde", "f" * 60, "a"):
+        bertha_socket.register_codec(name, bytes, bytes)
+    with pytest.raises(OSError, match="6 codecs are registered"):
+        bertha_socket.register_codec("g", bytes, bytes)
+    (able,) = [t for t in offer_for("x", parse(""), "client", ("127.0.0.1", 1)).able if t.type == "serialize"]
+    assert able.implementations[0].wires[:3] == ("msgpack/1", "json/1", "a/1")
+    assert f"{'f' * 60}/1" in able.implementations[0].wires
 
 
 @pytest.mark.parametrize("dag", [None, "local_or_remote()", "compress()"])
