@@ -6,9 +6,11 @@ import _socket
 import contextlib
 import dataclasses
 import errno
+import logging
 import os
 import select
 import socket as _stdlib
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -22,9 +24,13 @@ from bertha_socket.negotiation.plan import Plan
 
 __all__ = ["SECONDS", "Connection", "EndpointError", "Judge"]
 
+log: Final = logging.getLogger(__name__)
+
 #: In which both ends must have agreed.
 SECONDS: Final = 10.0
 _CHUNK: Final = 65536
+#: struct linger, by which closing a connection resets it.
+_RESETS: Final = struct.pack("ii", 1, 0)
 #: About a plan that a client shows: None, or one line why it may not run.
 Judge = Callable[[bytes], str | None]
 
@@ -101,7 +107,7 @@ class Connection:
             key = keys.find()
             context = Context(side, material, _text(sock.getpeername()), _text(sock.getsockname()))
             data = plan.encode() if plan is not None else b""
-            self._session = _Session(mode, context, key, data)
+            self._session = _Session(mode, context, key, data, self._changed)
             self._agree(self._session, judge, timeout)
         if self.plan is not None and self.plan.chunnels:
             _door.name_chunnels(sock.fileno(), log_text(self.plan))
@@ -179,7 +185,9 @@ class Connection:
             self._pipe.close()  # its methods are this connection's, and may have been kept by somebody
         session = self._session
         with contextlib.suppress(OSError):
-            if session is not None and not session.over and not session.network_ended:
+            if session is not None and session.state in (State.RESET, State.RAISED):  # it is no whole one
+                self._sock.setsockopt(_stdlib.SOL_SOCKET, _stdlib.SO_LINGER, _RESETS)
+            elif session is not None and not session.over and not session.network_ended:
                 self.end()
         if session is not None:
             session.close()
@@ -201,6 +209,14 @@ class Connection:
         self.close()
 
     # -- inside -------------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        """What a chunnel raises that it should not ends its own connection; the program may be told of it as
+        of any other end, and its author wants to know where it was."""
+        session = self._session
+        if session is not None and session.state is State.RAISED:
+            peer = session.context.peer
+            log.error("%s: %s %s: %s", self._name, session.side, peer, session.traceback)
 
     def _go_direct(self) -> None:
         """Where nothing is done to the bytes, the session goes, and `send` and `recv` become calls in C; not

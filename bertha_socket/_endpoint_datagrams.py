@@ -21,7 +21,7 @@ from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import EndpointError
 from bertha_socket._endpoint_datagram_connection import DatagramConnection, endpoint_recipe
 from bertha_socket._endpoint_loop import SharedLoop
-from bertha_socket._endpoint_offer import Terms, Wanted, required_of, wanted_for
+from bertha_socket._endpoint_offer import Terms, Wanted, has_foreign, required_of, wanted_for
 from bertha_socket._endpoint_peers import EndpointPeers
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import envelope
@@ -97,14 +97,13 @@ def _opened(
 ) -> DatagramConnection:
     """Takes the socket over.  Raises OSError."""
     try:
-        if plan is not None:
-            endpoint_recipe(plan, "client")
+        foreign = plan is not None and endpoint_recipe(plan, "client").foreign
     except OSError as error:
         sock.close()
         raise EndpointError(f"{name}: {error.strerror or error}") from None
     found = Secrets(wanted.material, keys.find())
     mode = Mode.MAYBE if plan is None else Mode.REQUIRED
-    loop = SharedLoop.join()
+    loop = SharedLoop.join(alone=foreign)
     try:
         with loop.lock:
             peers = EndpointPeers(loop, sock, "client", mode, name, lambda: found)
@@ -186,17 +185,14 @@ class DatagramListener:
             address[0] or None, address[1], type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
         )
         family, _, _, _, where = found[0]
-        loop = SharedLoop.join()
-        try:
-            self._sock = sock = _socket(family)
-        except BaseException:
-            loop.leave()
-            raise
+        self._sock = sock = _socket(family)
+        loop: SharedLoop | None = None
         try:
             sock.bind(where)
             self.address: Address = sock.getsockname()[:2]
             host, port = address[0], self.address[1]
             self._terms = terms = Terms(name, dag, (host, port), "udp")
+            loop = SharedLoop.join(alone=has_foreign(terms.offer))
             required = [*required_of(terms.offer)]
             material = terms.material(*self.address)
             with contextlib.suppress(OSError):  # before anybody can have come
@@ -204,7 +200,8 @@ class DatagramListener:
             judge = terms.judge(*self.address)
         except BaseException:
             sock.close()
-            loop.leave()
+            if loop is not None:
+                loop.leave()
             raise
         with loop.lock:
             self._peers = EndpointPeers(

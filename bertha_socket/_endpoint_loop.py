@@ -2,7 +2,8 @@
 
 Acknowledgements and retransmissions need somebody who is awake when the application is not (decision 0009).
 One thread does it for all endpoints of a process, while there are any; the application's threads go in under
-the same lock, so that what they send leaves at once.
+the same lock, so that what they send leaves at once.  A socket beneath which code may run that is not ours
+has a thread of its own: what such a chunnel blocks is then no other socket's.
 """
 
 from __future__ import annotations
@@ -36,19 +37,22 @@ class SharedLoop(Loop):
         self.watch(self._wake, READ, self._woken)
 
     @classmethod
-    def join(cls) -> SharedLoop:
-        """This process's; `leave` it once what it was for is over.  Raises EndpointError: gevent is here."""
+    def join(cls, *, alone: bool = False) -> SharedLoop:
+        """This process's, or (`alone`) a new one that nobody else joins; `leave` it once what it was for is
+        over.  Raises EndpointError: gevent is here."""
         global _shared
         if not hasattr(select, "epoll"):
             raise EndpointError("endpoints of datagrams need select.epoll, which gevent's patches take away")
         with _making:
-            if _shared is None:
-                _shared = cls()
-                _shared._users = 1
-                _shared._thread.start()
-            else:
+            if _shared is not None and not alone:
                 _shared._users += 1
-            return _shared
+                return _shared
+            made = cls()
+            made._users = 1
+            if not alone:
+                _shared = made
+            made._thread.start()
+            return made
 
     def leave(self) -> None:
         """One user less; the last one ends the thread.  May be called by the thread itself."""

@@ -19,12 +19,12 @@ from bertha_socket.agent.offers import checker, chunnel_rules
 from bertha_socket.agent.plans import make_subject
 from bertha_socket.agent.secrets import named_files
 from bertha_socket.agent.secrets import read as read_files
-from bertha_socket.chunnels import ChunnelType, Implementation, all_types, encrypt
+from bertha_socket.chunnels import ChunnelType, Implementation, all_types, encrypt, get
 from bertha_socket.dag import Chunnel, Dag, Need, Scope, parse
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.plan import Plan, acceptable
 
-__all__ = ["Terms", "Wanted", "offer_for", "required_of", "wanted_for"]
+__all__ = ["Terms", "Wanted", "has_foreign", "offer_for", "required_of", "wanted_for"]
 
 _WILDCARDS = ("", "0.0.0.0", "::")
 
@@ -132,6 +132,18 @@ def _here(offer: Offer) -> Offer:
 def required_of(offer: Offer) -> list[str]:
     """The types of the chunnels without which there is no connection."""
     return [c.type for c in offer.chunnels if c.need is Need.REQUIRE]
+
+
+def has_foreign(offer: Offer) -> bool:
+    """Whether code that is not ours (or that touches files) may run here, whatever a client asks for."""
+    entries: list[OfferedType | OfferedChunnel] = [*offer.able, *offer.chunnels]
+    while entries:
+        entry = entries.pop()
+        if isinstance(entry, OfferedChunnel):
+            entries += entry.inner
+        if entry.implementations and not all(i.builtin for i in get(entry.type).implementations):
+            return True
+    return False
 
 
 class Terms:
