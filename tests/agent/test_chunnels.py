@@ -448,3 +448,22 @@ def test_another_users_namespace_decides_only_for_who_names_him(
         assert same.negotiate(address, port, netns=netns.client.name).verdict == Verdict.PLAN
         found = client.negotiate(address, port, netns=netns.client.name)
         assert found.verdict == (Verdict.PLAN if says else Verdict.PLAIN)
+
+
+@pytest.mark.parametrize("key", [True, False])
+def test_mirror_for_another_user(start_agent: StartAgent, room: Path, other_uid: int, key: bool) -> None:
+    """It writes files, so that it runs in a carrier of the program's user, who does not get the key."""
+    (room / "key").touch(mode=0o600)
+    (room / "key").write_bytes(os.urandom(32))
+    agent = start_agent(BERTHA_CLUSTER_KEY=str(room / "key")) if key else start_agent()
+    policy = write_policy(room, "client.toml", client_rule(f'mirror("{room}/copy")'))
+    with agent.shim() as server, listen() as sock:
+        _, _, claims = server.listen_with(sock)
+        os.close(claims)
+        for uid in (os.geteuid(), other_uid):
+            with agent.shim(uid=uid, policy=policy) as client:
+                found = client.negotiate(LOCAL, sock.getsockname()[1])
+            if key and uid == other_uid:
+                assert found.verdict == Verdict.REFUSED and "mirror cannot be had" in found.detail
+            else:
+                assert (found.verdict, found.types()) == (Verdict.PLAN, ["mirror"]), found

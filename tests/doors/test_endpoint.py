@@ -118,6 +118,16 @@ def test_a_signal_interrupts_a_recv() -> None:
         ("serialize()", [{"a": [1, 2.5, None]}, "text", b"bytes"]),
         ("serialize() |> compress()", [list(range(2000))]),
         ("frame() |> compress()", [b"message"]),
+        ("http2()", [b"one", b"", b"x" * 200_000]),
+        ("http2() |> compress()", [b"message"]),
+        (
+            "branch(by=len(payload) % 2, choices=[count(), frame() |> compress()]) |> frame()",
+            [b"odd", b"even", b"", b"x" * 100_001],
+        ),
+        (
+            "serialize() |> branch(by=len(payload) % 3, choices=[count(), compress(), frame()])",
+            [{"a": [1, 2.5, None]}, "text", "te", "t", list(range(3000))],
+        ),
     ],
 )
 def test_messages_and_objects(dag: str, items: list[Any]) -> None:
