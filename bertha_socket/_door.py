@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import logging
 import os
+import sys
 import threading
 from enum import IntEnum, IntFlag
 from functools import cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from bertha_socket._required import required
 from bertha_socket.cli._preload import find_library
@@ -28,6 +30,7 @@ __all__ = [
     "open_door",
     "original",
     "state",
+    "tell_registered",
 ]
 
 
@@ -59,7 +62,21 @@ class Patched(NamedTuple):
     entries: int
 
 
+log: Final = logging.getLogger(__name__)
+
 _lock = threading.Lock()
+_telling = threading.Lock()
+#: Whether connections here may have chunnels that run beside the agent; what it was told of those of ours.
+_tells = False
+_told = ""
+
+
+def _forget_lock() -> None:
+    global _telling
+    _telling = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_lock)
 
 
 @cache
@@ -73,6 +90,7 @@ def _library() -> ctypes.CDLL:
         library.bertha_door_original.argtypes = [ctypes.c_char_p]
         library.bertha_door_ledger.restype = ctypes.c_size_t
         library.bertha_door_ledger.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
+        library.bertha_door_bring.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
     except (OSError, AttributeError) as error:
         raise DoorError(errno.ELIBACC, f"{found.path} does not load: {error}") from None
     return library
@@ -102,8 +120,9 @@ def disabled() -> bool:
     return os.environ.get("BERTHA_DISABLE", "0") not in ("", "0")
 
 
-def open_door(origins: Origin) -> State:
+def open_door(origins: Origin, *, own: bool = False) -> State:
     """Makes the shim serve this process's calls; connections of `origins` begin in it.  May be called again.
+    `own`: for somebody who runs his chunnels himself.
 
     Raises DoorError (an OSError) when the library is missing or this C library is not one that it knows;
     PolicyError (also one) when the policy file makes no sense.
@@ -118,7 +137,32 @@ def open_door(origins: Origin) -> State:
         if result < 0:
             why = os.strerror(-result)
             raise DoorError(-result, f"calls cannot be redirected ({why}): run the program under bertha-run")
-        return State.LATE
+    global _tells
+    if not own:
+        _tells = True
+        tell_registered()
+    return State.LATE
+
+
+def tell_registered() -> None:
+    """The agent learns which chunnels this program has registered, if the shim is here and there are any; it
+    is waited for while it looks at them (two seconds at the most)."""
+    registered = sys.modules.get("bertha_socket.chunnels._registered")  # where it is not, nothing is
+    if registered is None:
+        return
+    global _told
+    with _telling:
+        pairs = "".join(f"{name}\0{source}\0" for name, source in registered.sources().items())
+        if pairs == _told or disabled() or not (_tells or state() is State.PRELOADED):
+            return
+        _told = pairs
+        try:
+            data = pairs.encode()
+        except UnicodeEncodeError:
+            log.warning("a chunnel's file has a name that is not UTF-8; the agent is not told of any")
+            return
+        if _library().bertha_door_bring(data, len(data)) != 0:
+            log.warning("too many chunnels are registered for the agent to be told")
 
 
 def ledger() -> tuple[Patched, ...]:

@@ -83,7 +83,7 @@ def own_listening() -> Iterator[None]:
 
 def _opted() -> _door.connecting:
     try:
-        _door.open_door(_door.Origin.NONE)
+        _door.open_door(_door.Origin.NONE, own=_own.get())
     except _door.DoorError:
         # The invariants: never break the program (`bertha doctor` says what is wrong), but what is required
         # is never dropped.

@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgpack
 
 from bertha_socket.agent import memory
-from bertha_socket.chunnels import ChunnelType, load_chunnel
+from bertha_socket.chunnels import ChunnelArgumentError, ChunnelType, load_chunnel
 from bertha_socket.chunnels._types import REQUIRED
 
 _SCALARS: Final = (bool, int, float, str, bytes, type(None))
@@ -37,6 +37,9 @@ def describe(sources: Iterable[tuple[str, str]]) -> None:
             if kind.name != name:
                 raise ValueError(f"its class calls itself {kind.name!r}; write that as its name")
             found[name] = _described(kind)
+        except ChunnelArgumentError as error:
+            said = error.strerror or ""
+            found[name] = {"error": said if said.startswith(source) else f"{source}: {said}"}
         except BaseException as error:  # also one that calls sys.exit()
             found[name] = {
                 "error": f"{source}: {error}" if str(error) else f"{source}: {type(error).__name__}"

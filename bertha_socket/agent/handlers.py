@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 from bertha_socket.agent import limits, memory, messages, sockets
@@ -85,6 +85,9 @@ class Service(Protocol):
     def greet(self, caller: Caller, hello: messages.Hello, table_fd: int) -> Answer | None:
         """Takes a process in, now or (None) later."""
 
+    def bring(self, caller: Caller, process: Process, sources: Mapping[str, str]) -> Answer | None:
+        """Has the classes looked at that a process has registered, now or (None) later."""
+
     def negotiate(
         self, caller: Caller, process: Process, wish: messages.Negotiate, socks: Ways
     ) -> Answer | None:
@@ -152,6 +155,12 @@ def _offer(service: Service, caller: Caller, request: Request, fds: Descriptors)
     except NegotiationError as error:
         raise BadMessage(str(error)) from None
     return Answer()
+
+
+def _bring(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer | None:
+    process = _greeted(caller)
+    _need(fds, 0)
+    return service.bring(caller, process, messages.parse_bring(request.body))
 
 
 def _listen(service: Service, caller: Caller, request: Request, fds: Descriptors) -> Answer:
@@ -324,6 +333,7 @@ _HANDLERS: dict[Op, _Handler] = {
     Op.RESOLVE: _resolve,
     Op.NEGOTIATE: _negotiate,
     Op.CARRIER: _carrier,
+    Op.BRING: _bring,
     Op.OFFER: _offer,
     Op.STATUS: _status,
     Op.STOP: _stop,

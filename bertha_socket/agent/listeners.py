@@ -127,7 +127,7 @@ class Listeners:
                 self._remove_entry(listener, addr)
         if process.peer.uid == listener.uid:  # not a worker that has changed its user
             listener.subject, listener.policy = process.subject, process.policy
-            listener.brought = process.brought
+            listener.brought, listener.sources = process.brought, process.sources
         self._orphans.discard(listener)
         process.listeners.add(listener)
         self._place(listener, offered)
@@ -178,6 +178,7 @@ class Listeners:
             process.subject,
             process.policy,
             process.brought,
+            process.sources,
         )
         space.listeners += 1
         self._by_id[number] = listener

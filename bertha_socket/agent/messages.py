@@ -6,6 +6,7 @@ message comes from a process that may be hostile.  No I/O here.
 
 from __future__ import annotations
 
+import re
 import struct
 from enum import IntEnum
 from typing import Final, NamedTuple
@@ -50,6 +51,7 @@ NEGOTIATE_FRESH: Final = 1
 NEGOTIATE_DATAGRAMS: Final = 2
 #: Who asks requires chunnels, whatever his policy file says now.
 NEGOTIATE_MUST: Final = 4
+BRING_MAX: Final = 8192
 PLAN_MAX: Final = 8192  # BERTHA_CARRIER_PLAN_MAX
 _DETAIL_MAX: Final = 399
 
@@ -68,6 +70,7 @@ class Op(IntEnum):
     NEGOTIATE = 9
     CARRIER = 10
     UNLINK = 11
+    BRING = 12
     OFFER = 20
     STATUS = 100
     STOP = 101
@@ -157,6 +160,10 @@ class Negotiate(NamedTuple):
     proto: str = "tcp"
     #: Who asks requires chunnels, whatever his policy file says now.
     must: bool = False
+
+
+_CHUNNEL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_SOURCE: Final = re.compile(r"(?:/[^\0]*\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*(?:\.[^\W\d]\w*)*")
 
 
 class Proof(IntEnum):
@@ -307,6 +314,23 @@ def parse_carrier(body: bytes) -> CarrierKind:
         return CarrierKind(kind)
     except ValueError:
         raise BadMessage(f"no carrier {kind}") from None
+
+
+def parse_bring(body: bytes) -> dict[str, str]:
+    """Where classes of chunnels are, by name.  Raises BadMessage."""
+    if len(body) > BRING_MAX or body[-1:] not in (b"", b"\0"):
+        raise BadMessage(f"{len(body)} bytes about chunnels")
+    try:
+        words = body.decode("utf-8").split("\0")[:-1]
+    except UnicodeDecodeError:
+        raise BadMessage("chunnels that are no text") from None
+    found = dict(zip(words[::2], words[1::2], strict=False))
+    if len(words) != 2 * len(found):
+        raise BadMessage("chunnels without a source, or twice")
+    for name, source in found.items():
+        if not _CHUNNEL.fullmatch(name) or not _SOURCE.fullmatch(source):
+            raise BadMessage("a chunnel whose name or source is none")
+    return found
 
 
 def one_line(text: str) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bertha_socket.agent import addresses
@@ -34,7 +35,9 @@ class Process:
     policy: Policy = EMPTY
     #: Why the policy file is not in force; then nothing is negotiated, for it may have forbidden it.
     policy_error: str | None = None
-    #: The chunnel types that its policy brings itself.
+    #: Where the classes of chunnels are that the program has registered itself, by name.
+    registered: Mapping[str, str] = field(default_factory=dict)
+    #: The chunnel types that these and its policy bring.
     brought: Brought = NOTHING
     #: What it offers, where it runs its chunnels itself; None: what its policy says.
     offer: Offer | None = None
@@ -47,6 +50,11 @@ class Process:
     links: dict[tuple[int, int], Link] = field(default_factory=dict)
     served: set[Link] = field(default_factory=set)
     bells: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """Where the classes of its chunnels are; of one name the policy's counts."""
+        return {**self.registered, **self.policy.sources} if self.registered else self.policy.sources
 
 
 @dataclass(eq=False, slots=True)
@@ -63,6 +71,7 @@ class Listener:
     subject: Subject
     policy: Policy
     brought: Brought = NOTHING
+    sources: Mapping[str, str] = field(default_factory=dict)
     #: The application that runs its chunnels itself, and what it offers.
     application: Process | None = None
     offer: Offer | None = None

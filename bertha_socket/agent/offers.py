@@ -45,6 +45,8 @@ _PAIRS: Final = (
 #: Seconds for which a probe's finding is believed.
 _PROBE_SECONDS: Final = 60.0
 _OFFERS_MAX: Final = 512
+#: For a chunnel that is not here.
+REMEDY: Final = "name its class by a [[chunnel]] in the policy file"
 
 
 class Choice(NamedTuple):
@@ -248,6 +250,8 @@ class Offers:
         if isinstance(found, Refusal) and found.chunnel == "encrypt" and _nobody_runs_it(found.why):
             why = self.why_no_key()
             return found if why is None else dataclasses.replace(found, why=why)
+        if isinstance(found, Refusal) and found.chunnel not in BUILTIN and _nobody_runs_it(found.why):
+            return dataclasses.replace(found, why=f"{found.why}; {REMEDY}")
         return found
 
     def judge_for(self, registry: Registry) -> Judge:

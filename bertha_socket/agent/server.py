@@ -10,11 +10,11 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from bertha_socket.agent import limits, memory, messages, plans, sockets, status
-from bertha_socket.agent.authors import Authors, Brought
+from bertha_socket.agent.authors import NOTHING, Authors, Brought
 from bertha_socket.agent.carriers import Carriers
 from bertha_socket.agent.connection import Connection
 from bertha_socket.agent.errands import Errands
@@ -22,13 +22,14 @@ from bertha_socket.agent.handlers import Answer, Caller, Ways
 from bertha_socket.agent.loop import READ, Ticker
 from bertha_socket.agent.memory import within_netns
 from bertha_socket.agent.model import Listener, Process
-from bertha_socket.agent.offers import Offers
+from bertha_socket.agent.offers import REMEDY, Offers
 from bertha_socket.agent.policies import Loaded, Policies, groups_of
 from bertha_socket.agent.reach import NO_OTHERS, Others, open_letters, open_port
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.remote import Remote
 from bertha_socket.agent.responder import Responder
 from bertha_socket.agent.secrets import Secrets
+from bertha_socket.chunnels import all_types
 from bertha_socket.reasons import Reason as Why
 
 BACKLOG: Final = 1024
@@ -283,7 +284,7 @@ class Server:
     def _enter(self, connection: Connection, process: Process, loaded: Loaded) -> Answer | None:
         """Takes it in, unless its policy brings chunnels that must be looked at first: then later."""
         process.policy, process.policy_error = loaded
-        sources = process.policy.sources
+        sources = process.sources
         if sources:
             groups = groups_of(connection.sock, connection.peer)
             known = self._authors.look(
@@ -323,6 +324,43 @@ class Server:
         process.brought = brought
         loaded = Loaded(process.policy, process.policy_error)
         self._enter_late(connection, process, loaded)
+
+    def bring(self, caller: Caller, process: Process, sources: Mapping[str, str]) -> Answer | None:
+        """Has the classes looked at that a process has registered, as its user; the answer comes then.
+
+        It could as well name them in a policy file of its own, so it gains no rights by that."""
+        assert isinstance(caller, Connection)
+        ours = {t.name for t in all_types()}
+        process.registered = {name: source for name, source in sources.items() if name not in ours}
+        groups = groups_of(caller.sock, caller.peer)
+
+        def looked(found: Brought) -> None:
+            if caller.closed:
+                return
+            try:
+                self._bring(process, found)
+            except Exception:
+                self._end(caller)  # and not left without an answer
+                raise
+            self._answer_late(caller, Answer())
+
+        known: Brought | None = NOTHING
+        if process.sources:
+            known = self._authors.look(caller.peer, groups, process.sources, looked)
+        if known is None:
+            return None
+        self._bring(process, known)
+        return Answer()
+
+    def _bring(self, process: Process, found: Brought) -> None:
+        own = process.registered.keys() - process.policy.sources.keys()
+        # The remedy first: what is too long for a reply is cut off.
+        errors = tuple((n, f"{REMEDY}: {why}" if n in own else why) for n, why in found.errors)
+        process.brought = found._replace(errors=errors)
+        for listener in process.listeners:
+            if listener.uid == process.peer.uid and listener.offer is None:
+                listener.brought, listener.sources = process.brought, process.sources
+                self.settle(listener)
 
     def _answer_late(self, connection: Caller, answer: Answer) -> None:
         assert isinstance(connection, Connection)
@@ -383,13 +421,13 @@ class Server:
         process = caller.process
         assert process is not None
         peer = owner = caller.peer
-        sources = process.policy.sources
+        sources = process.sources
         if peer.uid != os.geteuid():
             # A worker that has changed its user serves with what its listener's owner has.
             owners = [x for x in process.listeners if x.uid == os.geteuid()]
             if owners:
                 owner = peer._replace(uid=os.geteuid(), gid=os.getegid())
-                sources = {n: s for x in owners for n, s in x.policy.sources.items()}
+                sources = {n: s for x in owners for n, s in x.sources.items()}
         assert isinstance(caller, Connection)
         groups = groups_of(caller.sock, peer)
         return self._carriers.shim_socket(kind, peer, sources, owner, groups)

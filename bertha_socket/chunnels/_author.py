@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar, overload
 
+from bertha_socket.chunnels import _registered
 from bertha_socket.chunnels._types import (
     DEFAULT_LAYER,
     ENDPOINTS,
@@ -114,6 +115,10 @@ def register_chunnel(
 ) -> Any:
     """Makes a class of pipes known as a chunnel type: a decorator, or the paper's call.
 
+    In a program under bertha-run, or with `bertha_socket.monkey` or `.socket`, the agent is told of it too so
+    that a policy's rules may name it (and is waited for, two seconds at the most); not of a class of the main
+    script, or within a function.
+
     Raises ChunnelArgumentError when what the class says about itself cannot be.
     """
     from bertha_socket.chunnels._registry import register
@@ -122,7 +127,8 @@ def register_chunnel(
     where = _text(scope) if scope is not None else None
 
     def add(pipe: type[Pipe], title: str | None) -> type[Pipe]:
-        register(type_of_class(pipe, title, endpoints=ends, scope=where, **said))
+        made = register(type_of_class(pipe, title, endpoints=ends, scope=where, **said))
+        _registered.note(made.name, pipe)
         return pipe
 
     if isinstance(name, type):
@@ -146,9 +152,11 @@ def chunnel_type_of(what: Any, name: str | None = None) -> ChunnelType:
 def load_chunnel(source: str, name: str | None = None) -> ChunnelType:
     """The type that "module:Class" or "/path/to/file.py:Class" names, registered.
 
+    What its module has said of it, when it was imported, to `register_chunnel` holds.
+
     Raises ChunnelArgumentError: there is no such thing, or importing it raised.
     """
-    from bertha_socket.chunnels._registry import register
+    from bertha_socket.chunnels._registry import known, register
 
     place, colon, attribute = source.rpartition(":")
     if not colon or not place or not attribute:
@@ -160,6 +168,9 @@ def load_chunnel(source: str, name: str | None = None) -> ChunnelType:
             found = getattr(found, part)
     except Exception as error:
         raise ChunnelArgumentError(f"{source}: {type(error).__name__}: {error}") from error
+    said = known().get(name) if name is not None else None
+    if said is not None and any(i.make is found for i in said.implementations):
+        return said
     return register(chunnel_type_of(found, name))
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Final
 
+from bertha_socket.chunnels import _registered
 from bertha_socket.chunnels._author import chunnel_type_of
 from bertha_socket.chunnels._types import ChunnelType, UnknownChunnel
 
@@ -117,6 +118,7 @@ def register(chunnel_type: ChunnelType) -> ChunnelType:
 
 def unregister(name: str) -> None:
     """Forgets a type that was registered; our own come back."""
+    _registered.forget(name)
     with _lock:
         _types.pop(name, None)
         _looked.discard(name)

@@ -21,6 +21,11 @@ static struct {
   int64_t silence;      /* how long it is left alone after its next failure to answer */
   int patience_ms;      /* as set on the socket */
   _Atomic uint32_t dag; /* BERTHA_HELLO_* */
+  bool brings;          /* there is something that BRING says */
+  bool told;            /* it, by this connection */
+  int hung_up;          /* agents at it, one after the other */
+  size_t brought;
+  char pairs[BERTHA_BRING_MAX];
 } agent = {.fd = -1};
 
 void bertha_close_hidden(int fd);
@@ -198,10 +203,33 @@ static void fill_hello(struct bertha_hello *hello) {
 #endif
 }
 
+/* What the program has registered is told once by each connection: also by a forked child's, and to an agent that
+ * came later.  One of another version, which does not know the message, hangs up: then it is not said any more. */
+static uint32_t tell_brought(void) {
+  if (agent.told || !agent.brings) {
+    return 0;
+  }
+  uint32_t status;
+  agent.told = true;
+  be_patient(agent.fd, ANSWER_MS); /* the classes are imported meanwhile */
+  errno = 0;
+  if (exchange(BERTHA_OP_BRING, agent.pairs, agent.brought, NULL, 0, NULL, 0, NULL, 0, &status) != 0) {
+    bool silent = errno == EAGAIN;
+    hang_up(silent);
+    errno = silent ? EAGAIN : 0;
+    if (++agent.hung_up >= 2) {
+      agent.brings = false;
+    }
+    return BERTHA_WHY_NO_AGENT;
+  }
+  agent.hung_up = 0;
+  return 0;
+}
+
 /* 0 when connected and greeted. */
 static uint32_t dial(int patience_ms) {
   if (agent.fd >= 0 && agent.pid == bertha.pid) {
-    return 0;
+    return tell_brought();
   }
   if (bertha_now_ns() < agent.not_before) {
     return BERTHA_WHY_NO_AGENT;
@@ -235,14 +263,14 @@ static uint32_t dial(int patience_ms) {
     hang_up(errno == EAGAIN);
     return BERTHA_WHY_NO_AGENT;
   }
-  if (status == 0) {
-    atomic_store(&agent.dag, answer.dag);
-  }
   if (status != 0) {
     hang_up(false);
     agent.not_before = bertha_now_ns() + 10 * (int64_t)RETRY_NS;
+    return status;
   }
-  return status;
+  atomic_store(&agent.dag, answer.dag);
+  agent.told = false;
+  return tell_brought();
 }
 
 /* Asked for each connection of a plain peer, for the reason in the log alone: so not more than once in a millisecond. */
@@ -271,6 +299,27 @@ void agent_greet(void) {
     bertha_unlock(&agent.lock);
     errno = saved;
   }
+}
+
+bool agent_bring(const char *pairs, size_t size) {
+  if (size > sizeof agent.pairs) {
+    return false;
+  }
+  if (bertha_in_forked_stranger() || !bertha_lock(&agent.lock)) {
+    return false;
+  }
+  int saved = errno;
+  memcpy(agent.pairs, pairs, size);
+  agent.brought = size;
+  agent.brings = true;
+  agent.told = false;
+  agent.hung_up = 0;
+  if (agent.fd >= 0 && agent.pid == bertha.pid && tell_brought() != 0 && errno != EAGAIN) {
+    agent.not_before = 0; /* that agent has ended; another may have taken its place */
+  }
+  bertha_unlock(&agent.lock);
+  errno = saved;
+  return true;
 }
 
 bool agent_client_dags(void) {

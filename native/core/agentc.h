@@ -11,6 +11,8 @@ void agent_greet(void);          /* so that agent_client_dags() knows */
 bool agent_client_dags(void);    /* this process's policy has chunnels for its connections as a client */
 bool agent_dags(uint32_t which); /* BERTHA_HELLO_*: what the agent has said of its policy */
 bool agent_has_gone(void);       /* it has answered this process once, and is not there any more */
+bool agent_bring(const char *pairs,
+                 size_t size); /* BRING to this agent and all later ones; false: too much */
 void agent_after_fork(void);
 void agent_fd_moved(int from, int to);
 

@@ -30,6 +30,7 @@ enum bertha_op {
   BERTHA_OP_NEGOTIATE = 9,
   BERTHA_OP_CARRIER = 10,
   BERTHA_OP_UNLINK = 11,
+  BERTHA_OP_BRING = 12,
   BERTHA_OP_OFFER = 20,
   BERTHA_OP_STATUS = 100,
   BERTHA_OP_STOP = 101,
@@ -200,6 +201,11 @@ struct bertha_carrier_request {
   uint32_t carrier;
   uint32_t rings; /* reply: 1: it can be reached over rings, 0: by socketpairs alone */
 };
+
+/* BRING: where the classes of chunnels are that the program has registered itself, as if its policy file had a
+ * [[chunnel]] for each that it does not name: "NAME\0SOURCE\0" for each of them, all of them each time.  The reply, which
+ * has no body, comes when the agent has looked at them. */
+#define BERTHA_BRING_MAX 8192u /* bytes of all */
 
 /* OFFER: an application that runs its chunnels itself (bertha_socket.new) says what it brings; once, after HELLO.  The
  * body is an offer as agents exchange it (msgpack, negotiation/offer.py); the reply has none.  From then on LISTEN and

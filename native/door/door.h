@@ -24,6 +24,9 @@ int bertha_door_redirect(unsigned origins);
 size_t bertha_door_ledger(char *to, size_t size);
 /* What the policy requires of this process, in the form of BERTHA_MUST: without an agent that is refused, not plain. */
 void bertha_door_musts(const char *musts);
+/* Chunnels that the program has registered itself, as BERTHA_OP_BRING has them (core/protocol.h): told to the agent now,
+ * if one is known, and to those that come.  Returns 0, or -1 when they are too many. */
+int bertha_door_bring(const char *pairs, size_t size);
 /* In this thread, from now on: Python's connect and listen, and UDP sockets that it makes, begin in the shim (DOOR_OPT),
  * or only where the origins say so (0); with DOOR_OWN they get no chunnels there, because the caller runs his own.
  * Returns what was before. */

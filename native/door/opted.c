@@ -1,6 +1,7 @@
 /* Sockets that ask for it one by one (bertha_socket.socket), in a process whose other sockets stay the kernel's. */
 #include "opted.h"
 
+#include "../core/agentc.h"
 #include "../core/carried.h"
 #include "../core/conn.h"
 #include "../core/dgram.h"
@@ -74,6 +75,10 @@ bool opted_is_instead(uintptr_t target) {
 
 DOOR_API void bertha_door_musts(const char *musts) {
   bertha_read_musts(musts);
+}
+
+DOOR_API int bertha_door_bring(const char *pairs, size_t size) {
+  return agent_bring(pairs, size) ? 0 : -1;
 }
 
 DOOR_API int bertha_door_opt(int in) {

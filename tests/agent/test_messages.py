@@ -22,6 +22,7 @@ _PARSERS = (
     messages.parse_resolve,
     messages.parse_negotiate,
     messages.parse_carrier,
+    messages.parse_bring,
 )
 
 
@@ -55,6 +56,7 @@ def test_numbers_are_those_of_the_header() -> None:
     assert messages.LAYOUT_VERSION == lib.BERTHA_LAYOUT_VERSION
     assert messages.MESSAGE_MAX == lib.BERTHA_MSG_MAX
     assert messages.RESOLVE_MAX == lib.BERTHA_RESOLVE_MAX
+    assert messages.BRING_MAX == lib.BERTHA_BRING_MAX
     for op in Op:
         assert op == getattr(lib, f"BERTHA_OP_{op.name}")
     for name in ("SHM", "UNIX", "TCP"):
@@ -136,3 +138,32 @@ def test_a_detail_is_one_line_that_fits(text: str) -> None:
     packed = messages.pack_negotiate_reply(Verdict.PLAIN, CarrierKind.NATIVE, 5, b"plan", text, 7)
     assert len(packed) == messages.NEGOTIATE_REPLY.size + 4
     assert messages.NEGOTIATE_REPLY.unpack_from(packed)[-1][-1:] == b"\0"
+
+
+def test_where_registered_classes_are() -> None:
+    body = b"rot\0/usr/lib/a b.py:Rot\0other\0their.module:Outer.Inner\0"
+    assert messages.parse_bring(body) == {"rot": "/usr/lib/a b.py:Rot", "other": "their.module:Outer.Inner"}
+    assert messages.parse_bring(b"") == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"rot\0/a.py:Rot",
+        b"rot\0",
+        b"rot\0/a.py:Rot\0rot\0/b.py:Rot\0",
+        b"rot\0a.py/b:Rot\0",
+        b"rot\0../a.py:Rot\0",
+        b"rot\0/a.so:Rot\0",
+        b"rot\0/a.py:Rot()\0",
+        b"rot\0a..b:Rot\0",
+        b"rot\0:Rot\0",
+        b"a/b\0/a.py:Rot\0",
+        b"\xff\0/a.py:Rot\0",
+        b"r" * 65 + b"\0/a.py:Rot\0",
+        b"rot\0/" + b"a" * 8192 + b".py:Rot\0",
+    ],
+)
+def test_what_is_no_class(body: bytes) -> None:
+    with pytest.raises(BadMessage):
+        messages.parse_bring(body)
