@@ -62,7 +62,7 @@ static bool is_udp(int fd, int *family) {
   return REAL(getsockopt)(fd, SOL_SOCKET, SO_DOMAIN, family, &size) == 0;
 }
 
-static int64_t timeout_of(int fd, int name) {
+int64_t dgram_timeout(int fd, int name) {
   struct timeval t = {0, 0};
   socklen_t size = sizeof t;
   REAL(getsockopt)(fd, SOL_SOCKET, name, &t, &size);
@@ -81,8 +81,8 @@ static struct conn *track(int fd, int family, uint32_t side) {
   c->info.role = side;
   c->info.family = (uint32_t)family | BERTHA_FAMILY_DATAGRAMS;
   c->info.opened_ns = connlog_clock();
-  c->rcv_timeout_ns = timeout_of(fd, SO_RCVTIMEO);
-  c->snd_timeout_ns = timeout_of(fd, SO_SNDTIMEO);
+  c->rcv_timeout_ns = dgram_timeout(fd, SO_RCVTIMEO);
+  c->snd_timeout_ns = dgram_timeout(fd, SO_SNDTIMEO);
   if (side == BERTHA_SIDE_SERVER) { /* for bertha ps: it has its name already */
     connlog_addresses(c, fd);
   }

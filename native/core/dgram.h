@@ -51,6 +51,7 @@ ssize_t dgram_send(struct conn *c, int fd, const struct msghdr *msg, int flags);
 struct bertha_dgram;
 void dgram_put_name(const struct conn *c, const struct bertha_dgram *head,
                     struct msghdr *msg);  /* its origin */
+int64_t dgram_timeout(int fd, int name);  /* SO_RCVTIMEO or SO_SNDTIMEO, ns; 0: none */
 int dgram_unread(struct conn *c, int fd); /* FIONREAD: the next one's bytes */
 void dgram_closed(struct conn *c);
 

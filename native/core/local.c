@@ -179,6 +179,7 @@ static struct local *make(int fd, int family, uint32_t side) {
   c->info.role = side;
   c->info.family = (uint32_t)family | BERTHA_FAMILY_DATAGRAMS;
   c->info.opened_ns = connlog_clock();
+  c->rcv_timeout_ns = dgram_timeout(fd, SO_RCVTIMEO);
   c->info.reason = BERTHA_WHY_ALL_BY_UDP; /* unless */
   if (side == BERTHA_SIDE_SERVER) {
     connlog_addresses(c, fd);

@@ -218,14 +218,6 @@ static ssize_t spin(const struct call *k, struct msghdr *msg, int flags) {
   return n;
 }
 
-static int64_t patience_of(int fd) { /* SO_RCVTIMEO; -1: without end */
-  struct timeval t = {0, 0};
-  socklen_t size = sizeof t;
-  REAL(getsockopt)(fd, SOL_SOCKET, SO_RCVTIMEO, &t, &size);
-  int64_t ns = (int64_t)t.tv_sec * 1000000000 + (int64_t)t.tv_usec * 1000;
-  return ns > 0 ? ns : -1;
-}
-
 /* Until the kernel has something, but no longer than what others have not read may lie there: as ppoll(2). */
 static int sleep_briefly(int fd, int64_t deadline, int64_t watch) {
   struct pollfd p = {.fd = fd, .events = POLLIN};
@@ -257,8 +249,8 @@ static ssize_t sleep_and_take(const struct call *k, struct msghdr *msg, int flag
       continue;
     }
     if (watch > 0 && !ours) {
-      int64_t patience = patience_of(fd);
-      deadline = patience >= 0 ? bertha_now_ns() + patience : -1;
+      int64_t patience = k->c->rcv_timeout_ns;
+      deadline = patience > 0 ? bertha_now_ns() + patience : -1;
       ours = true;
     }
     bool brief = watch > 0 || deadline >= 0;
