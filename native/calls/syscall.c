@@ -194,6 +194,10 @@ static long process_call(long number, const long *a, const void *caller) {
     bertha_uring_begins();
     break;
   case SYS_io_uring_enter:
+    if (a[1] > 0 && uring_barred()) {
+      errno = EPERM;
+      return -1;
+    }
     if (a[1] > 0) { /* not liburing, which looks at what it hands over */
       bertha_uring_begins();
     }

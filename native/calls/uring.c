@@ -55,7 +55,7 @@ static int look_for_libuv(struct dl_phdr_info *o, size_t size, void *given) {
 }
 
 /* Where chunnels are required nothing may pass us by (connect() and accept() among a ring's operations). */
-static bool barred(void) {
+bool uring_barred(void) {
   return bertha.must_serve || bertha.must_connect || bertha.must_serve_datagrams ||
          bertha.must_send_datagrams;
 }
@@ -69,7 +69,7 @@ static uint32_t flags_of(const void *params) {
 
 /* Whether this io_uring_setup() is one that libuv can do without, or one that may not be. */
 bool bertha_uring_declined(const void *caller, unsigned entries, const void *params) {
-  if (UNLIKELY(barred())) {
+  if (UNLIKELY(uring_barred())) {
     return true;
   }
   if (params == NULL) {
@@ -110,10 +110,13 @@ void bertha_uring_begins(void) {
   BERTHA_EXPORT int name params;                                                                             \
   int name params {                                                                                          \
     int(*real) params = (int(*) params)dlsym(RTLD_NEXT, #name);                                              \
-    if (real == NULL || barred()) {                                                                          \
+    if (real == NULL) {                                                                                      \
       return -ENOSYS;                                                                                        \
     }                                                                                                        \
     if (begins) {                                                                                            \
+      if (uring_barred()) {                                                                                  \
+        return -ENOSYS;                                                                                      \
+      }                                                                                                      \
       bertha_uring_begins();                                                                                 \
     }                                                                                                        \
     return real arguments;                                                                                   \

@@ -2,7 +2,7 @@
  *
  * liburing hands entries to the kernel in a few calls of its own, and before each of them what is about to be handed over is
  * looked at: an operation of another kind, or on a descriptor that is ours, and the program is one that uses io_uring (uring.c),
- * before the kernel sees it.  So it is where entries may go by without these calls: a thread of the kernel takes them
+ * before the kernel sees it; where the policy requires chunnels, it never does (EPERM).  So it is where entries may go by without these calls: a thread of the kernel takes them
  * (IORING_SETUP_SQPOLL), the program enters the kernel by itself, or its liburing is newer than those whose calls are known here. */
 #include <dlfcn.h>
 #include <linux/time_types.h>
@@ -45,17 +45,22 @@ static bool is_of_files(const uint8_t *entry) {
   return entry[0] < 64 && (of_files >> entry[0] & 1) && !(entry[1] & FIXED_FILE) && conn_of(fd) == NULL;
 }
 
-static void look(const struct io_uring *ring) {
+/* False: they may not go to the kernel. */
+static bool look(const struct io_uring *ring) {
   if (!bertha.enabled || atomic_load_explicit(&bertha.io_uring, memory_order_relaxed)) {
-    return;
+    return true;
   }
   unsigned mask = *ring->kring_mask;
   for (unsigned i = ring->first; i != ring->behind; i++) {
     if (!is_of_files(ring->entries + (size_t)(i & mask) * ENTRY)) {
+      if (uring_barred()) {
+        return false;
+      }
       bertha_uring_begins();
-      return;
+      break;
     }
   }
+  return true;
 }
 
 bool uring_may_be_for_files(uint32_t flags) {
@@ -80,8 +85,7 @@ bool uring_may_be_for_files(uint32_t flags) {
     if (UNLIKELY(real == NULL)) {                                                                            \
       return -ENOSYS;                                                                                        \
     }                                                                                                        \
-    look(ring);                                                                                              \
-    return real arguments;                                                                                   \
+    return look(ring) ? real arguments : -EPERM;                                                             \
   }
 
 HANDS_OVER(io_uring_submit, (struct io_uring * ring), (ring))

@@ -49,11 +49,15 @@ def test_what_lies_in_a_ring_when_a_program_sets_up_an_io_uring(host: Host, buil
 _SCENES = ["files", "receives", "reads what lies there", "sends", "polls", "by number", "accepts", "enters"]
 
 
+def _need_liburing() -> None:
+    if not Path("/usr/include/liburing.h").exists():
+        pytest.skip("liburing-dev is not installed")
+
+
 @pytest.mark.parametrize("scene", _SCENES)
 def test_liburing(host: Host, build: Build, scene: str) -> None:
     """An io_uring for files alone leaves connections on shared memory; all else is noticed in time."""
-    if not Path("/usr/include/liburing.h").exists():
-        pytest.skip("liburing-dev is not installed")
+    _need_liburing()
     said = host.run([build("uring_files", "uring"), scene, host.dir / "file"])
     if said == "no io_uring here\n":
         pytest.skip("this system forbids io_uring")
@@ -62,3 +66,20 @@ def test_liburing(host: Host, build: Build, scene: str) -> None:
         return
     (mine,) = [c for c in connections(host.finish(), role="client") if c.tx_bytes > 4]
     assert mine.implementation == "shm" and ("io_uring" in (mine.reason or "")) == (scene != "files")
+
+
+def test_liburing_where_chunnels_are_required(host: Host, build: Build) -> None:
+    """Files go by the ring as ever, connections through the chunnels, and an operation on one not at all."""
+    _need_liburing()
+    host.set_policy('[[rule]]\ndag = "compress()"\n')
+    program = build("uring_files", "uring")
+    said = host.run([program, "files", host.dir / "file"])
+    if said == "no io_uring here\n":
+        pytest.skip("this system forbids io_uring")
+    assert said == "ok\n"
+    if host.rehearse:
+        return
+    said = host.run([program, "sends", host.dir / "file"], check=False)
+    assert "uring_submit(&ring) == 1" in said and "ok" not in said
+    for c in connections(host.finish(), role="client"):
+        assert c.raw["chunnels"][0]["type"] == "compress"
