@@ -9,12 +9,47 @@ from pathlib import Path
 import pytest
 
 from tests.datagrams.conftest import Capture, Pair
-from tests.harness import Connection, Host, Program, connections, eventually, free_port, require_program
+from tests.harness import (
+    Connection,
+    Host,
+    Program,
+    connections,
+    eventually,
+    free_port,
+    require_program,
+)
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
 _CLIENT = Path(__file__).parent / "memcached_udp.py"
 _PYTHON = Path(sys.executable).name
+_CHAINS = {
+    "reliable": "reliable()",
+    "encrypt": "frame() |> encrypt() |> reliable()",
+}
+chains = pytest.mark.parametrize("dag", _CHAINS.values(), ids=_CHAINS)
+
+# A client by new(), which names no chunnel; a fifth of what comes to it is lost: FOLDER ADDRESS PORT COUNT.
+_BY_NEW = """
+import struct, sys
+import bertha_socket
+sys.path.insert(0, sys.argv[1])
+from lossy import lose
+frame = struct.Struct(">HHHH")
+with bertha_socket.new("client").connect((sys.argv[2], int(sys.argv[3]))) as connection:
+    lose(connection._peers.udp, 0.2)
+    def ask(number, line):
+        connection.send(frame.pack(number, 0, 1, 0) + line)
+        said = connection.recv(30)
+        assert frame.unpack_from(said) == (number, 0, 1, 0), said
+        return said[frame.size:]
+    for i in range(int(sys.argv[4])):
+        value = b"%d" % i * 300
+        assert ask(2 * i, b"set key 0 0 %d\\r\\n%s\\r\\n" % (len(value), value)) == b"STORED\\r\\n"
+        found = ask(2 * i + 1, b"get key\\r\\n")
+        assert found == b"VALUE key 0 %d\\r\\n%s\\r\\nEND\\r\\n" % (len(value), value), found
+print("ok")
+"""
 
 
 def _types(connection: Connection) -> list[str]:
@@ -71,26 +106,46 @@ def _through(log: list[Connection], program: str, types: list[str]) -> list[Conn
     return found
 
 
-def test_whole_on_a_lossy_network(pair: Pair) -> None:
+def _whole(dag: str) -> list[str]:
+    """The types of a chain, as the log has them."""
+    return [*(word.strip(" ()") for word in dag.split("|>")), "local_or_remote"]
+
+
+@chains
+def test_whole_on_a_lossy_network(pair: Pair, dag: str) -> None:
     """A fifth of what comes to the client is lost; each request is sent once, and answered once."""
-    pair.dictate("reliable()", proto="udp")
+    pair.dictate(dag, proto="udp")
     _, port = _start(pair.server, pair.address)
     for mode in ("connected", "unconnected"):
         assert _ask(pair.client, pair.address, port, mode, 8, loss=0.2) == "ok"
-    found = _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
+    found = _through(pair.client.finish(), _PYTHON, _whole(dag))
     assert f"{pair.address}:{port}" in [c.peer for c in found]
-    _through(pair.server.finish(), "memcached", ["reliable", "local_or_remote"])
+    _through(pair.server.finish(), "memcached", _whole(dag))
 
 
-def test_client_by_monkey(pair: Pair) -> None:
+@chains
+def test_client_by_monkey(pair: Pair, dag: str) -> None:
     """The same program, whose calls are redirected late."""
-    pair.dictate("reliable()", proto="udp")
+    pair.dictate(dag, proto="udp")
     _, port = _start(pair.server, pair.address)
     for mode in ("connected", "unconnected"):
         door = ("-m", "bertha_socket.monkey")
         assert _ask(pair.client, pair.address, port, mode, 8, loss=0.2, shim=False, door=door) == "ok"
-    _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
-    _through(pair.server.finish(), "memcached", ["reliable", "local_or_remote"])
+    _through(pair.client.finish(), _PYTHON, _whole(dag))
+    _through(pair.server.finish(), "memcached", _whole(dag))
+
+
+@chains
+def test_client_by_new(pair: Pair, dag: str) -> None:
+    """Its chunnels run in itself; that they are there is the server's policy's word alone."""
+    pair.dictate(dag, proto="udp")
+    _, port = _start(pair.server, pair.address)
+    command = [sys.executable, "-c", _BY_NEW, _CLIENT.parent, pair.address, port, 8]
+    assert pair.client.run(command, shim=False, timeout=60).strip() == "ok"
+    for connection in _through(pair.client.finish(), _PYTHON, _whole(dag)):
+        assert {c["where"] for c in connection.raw["chunnels"][:-1]} == {"application"}, connection
+    for connection in _through(pair.server.finish(), "memcached", _whole(dag)):
+        assert connection.raw["carried_by"] == "native", connection
 
 
 def test_plain_clients_of_a_preferred_chunnel_are_served(pair: Pair) -> None:
