@@ -13,6 +13,7 @@ from tests.harness import (
     Connection,
     Host,
     Program,
+    assert_only_tls_by_datagrams,
     connections,
     eventually,
     free_port,
@@ -193,18 +194,44 @@ def test_another_cluster_key(pair: Pair) -> None:
     assert all(c.rx_bytes == 0 for c in connections(pair.server.finish(), program="memcached"))
 
 
-def test_nothing_readable_crosses_the_wire(pair: Pair, capture: Capture) -> None:
+@pytest.mark.parametrize(
+    "dag",
+    ["frame() |> compress() |> encrypt() |> reliable() |> udp()", "frame() |> encrypt() |> reliable()"],
+    ids=["compress+encrypt", "encrypt"],
+)
+def test_nothing_readable_crosses_the_wire(pair: Pair, capture: Capture, dag: str) -> None:
     """TLS over a stream of datagrams, carried as the DAG says, and each comes out as it went in."""
-    pair.dictate("frame() |> compress() |> encrypt() |> reliable() |> udp()", proto="udp")
+    pair.dictate(dag, proto="udp")
     _, port = _start(pair.server, pair.address)
-    assert _ask(pair.client, pair.address, port, "unconnected", 20) == "ok"
-    packets = capture.stop()
-    assert packets.count(b"\xbeBRD") > 40, "the capture has nothing of it"
-    for part in (b"STORED\r\n", b"VALUE key", b"get key", b"CCCCCCCCCCCC"):
-        assert part not in packets
-    types = ["frame", "compress", "encrypt", "reliable", "local_or_remote"]
+    for mode in ("connected", "unconnected"):
+        assert _ask(pair.client, pair.address, port, mode, 300) == "ok"
+    command = [sys.executable, "-c", _BY_NEW, _CLIENT.parent, pair.address, port, 20]
+    assert pair.client.run(command, shim=False, timeout=60).strip() == "ok"
+    without = (b"STORED\r\n", b"VALUE key", b"get key", b"set key", b"CCCCCCCCCCCC")
+    assert_only_tls_by_datagrams(capture, port, at_least=50_000, sessions=3, without=without)
+    types = _whole(dag.removesuffix(" |> udp()"))
     _through(pair.client.finish(), _PYTHON, types)
     _through(pair.server.finish(), "memcached", types)
+
+
+def test_what_crosses_plain_is_seen(pair: Pair, capture: Capture) -> None:
+    """By `reliable` alone, and beside our envelope: neither is TLS, whatever words are not in it."""
+    pair.dictate("prefer reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    assert _ask(pair.client, pair.address, port, "connected", 5) == "ok"
+    with pytest.raises(AssertionError, match="crosses the network"):
+        assert_only_tls_by_datagrams(capture, port, at_least=1, without=[b"STORED\r\n"])
+    with pytest.raises(AssertionError, match=r"outside of TLS|no type of TLS"):
+        assert_only_tls_by_datagrams(capture, port, at_least=0)
+    _through(pair.client.finish(), _PYTHON, ["reliable", "local_or_remote"])
+
+
+def test_what_crosses_beside_is_seen(pair: Pair, capture: Capture) -> None:
+    pair.dictate("prefer reliable()", proto="udp")
+    _, port = _start(pair.server, pair.address)
+    assert _ask(pair.client, pair.address, port, "unconnected", 1, shim=False) == "ok"
+    with pytest.raises(AssertionError, match="not of our envelope"):
+        assert_only_tls_by_datagrams(capture, port, at_least=0, sessions=0)
 
 
 def test_many_clients(pair: Pair) -> None:

@@ -20,6 +20,7 @@ from .hosts import Host, free_port
 from .namespaces import Namespace, NamespaceTrio, namespaces_unavailable
 from .poll import eventually
 from .programs import Program, require_program
+from .reassembly import assert_only_tls_by_datagrams
 
 __all__ = [
     "Capture",
@@ -32,6 +33,7 @@ __all__ = [
     "assert_carried",
     "assert_mostly_carried",
     "assert_only_tls",
+    "assert_only_tls_by_datagrams",
     "assert_plain",
     "connections",
     "eventually",

@@ -119,8 +119,13 @@ def assert_only_tls(
     packets = capture.stop()
     for marker in without:
         assert marker not in packets, f"{marker!r} crosses the network"
+    assert_tls_in(capture.path, port, at_least=at_least, connections=connections)
+
+
+def assert_tls_in(path: Path, port: int, *, at_least: int, connections: int) -> None:
+    """`assert_only_tls` of a file that is whole."""
     found: dict[tuple[str, str], _Direction] = defaultdict(_Direction)
-    for row in _rows(capture.path, port):
+    for row in _rows(path, port):
         (stream, source, sequence, length, malformed, kinds, hidden, lengths, hello, version) = row
         assert not malformed, f"Wireshark finds something malformed: {row}"
         one = found[stream, source]
