@@ -104,14 +104,24 @@ def _need(package: str) -> None:
 
 
 _UVLOOP_REDIS = _ASYNC_REDIS.replace("asyncio.run(", "import uvloop\nuvloop.run(")
+# Threads are greenlets, and sockets are gevent's own: whoever patches first.
+_GEVENT = "import gevent.monkey\ngevent.monkey.patch_all()\n"
+_IS_GEVENT = "import socket\nassert socket.socket.__module__.startswith('gevent.'), socket.socket\n"
+_CLIENTS = {
+    "threads": ("redis", _REDIS),
+    "asyncio": ("redis", _ASYNC_REDIS),
+    "uvloop": ("uvloop", _UVLOOP_REDIS),
+    "gevent's first": ("gevent", _GEVENT + _REDIS.replace("import redis", _IS_GEVENT + "import redis")),
+    "ours first": ("gevent", _REDIS.replace("import redis", _GEVENT + _IS_GEVENT + "import redis")),
+}
 
 
-@pytest.mark.parametrize("code", [_REDIS, _ASYNC_REDIS, _UVLOOP_REDIS], ids=["threads", "asyncio", "uvloop"])
-def test_redis_py(pair: Pair, start_redis: StartRedis, capture: Capture, code: str) -> None:
+@pytest.mark.parametrize("client", _CLIENTS)
+def test_redis_py(pair: Pair, start_redis: StartRedis, capture: Capture, client: str) -> None:
     """The server's policy alone says that there are chunnels."""
+    package, code = _CLIENTS[client]
     _need("redis")
-    if code is _UVLOOP_REDIS:
-        _need("uvloop")
+    _need(package)
     pair.dictate("compress(level=3) |> encrypt()")
     _, port = start_redis(pair.server, pair.address)
     command = [sys.executable, "-c", code, pair.address, port, _SECRET]
@@ -133,11 +143,16 @@ def test_requests(pair: Pair) -> None:
     assert_through(pair.server.finish(), "nginx", ["encrypt", "local_or_remote"], 1)
 
 
-def test_python_server(pair: Pair, capture: Capture) -> None:
+@pytest.mark.parametrize("threads", ["the system's", "gevent's"])
+def test_python_server(pair: Pair, capture: Capture, threads: str) -> None:
     """redis-cli and redis-benchmark know of nothing; the policy names the Python program."""
+    code = _SERVER
+    if threads == "gevent's":
+        _need("gevent")
+        code = _GEVENT + _SERVER.replace("import socketserver", _IS_GEVENT + "import socketserver")
     pair.dictate("compress() |> encrypt()", program=_PYTHON)
     port = free_port()
-    server = [sys.executable, "-c", _SERVER, pair.address, port]
+    server = [sys.executable, "-c", code, pair.address, port]
     pair.server.server(server, port, shim=False)
     cli = [require_program("redis-cli"), "-h", pair.address, "-p", str(port)]
     assert pair.client.run([*cli, "set", "key", _SECRET]).strip() == "OK"
