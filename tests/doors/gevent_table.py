@@ -1,9 +1,11 @@
 """gevent's own socket tests: plain, and with both libraries patched in either order.
 
-    python -m tests.doors.gevent_table [MODULE]...
+    python -m tests.doors.gevent_table [--source DIRECTORY] [MODULE]...
 
 Prints a table in Markdown, as in docs/users/late-suites.md.  Its exit code is 1 when a test that passes plain
 does not pass with both patched.  In a network namespace of its own where that can be had.  Some minutes.
+
+Tests of gevent's examples need those, which are in its source distribution only: DIRECTORY is one, unpacked.
 """
 
 from __future__ import annotations
@@ -26,16 +28,21 @@ MODULES: Final = (
     *("test__socket_send_memoryview", "test__socket_ssl", "test__socket_timeout", "test__server"),
     *("test__server_pywsgi", "test__pywsgi", "test__ssl", "test__select", "test__selectors"),
     *("test__subprocess", "test__monkey", "test__monkey_select"),
+    *("test__makefile_ref", "test__greenio", "test__greenness", "test__backdoor", "test__refcount"),
+    *("test__socket_dns", "test__socket_dns6", "test__ares_timeout"),
+    *("test__example_udp_client", "test__example_udp_server", "test__example_portforwarder"),
+    *("test__example_echoserver", "test__example_wsgiserver"),
 )
+_PLAIN: Final = [sys.executable]
 FIRST: Final = [sys.executable, "-m", "bertha_socket.monkey"]
 #: gevent has patched by then, but does it again when a test asks: that does nothing.
 _GEVENT: Final = "import gevent.monkey\ngevent.monkey.patch_all()\nimport runpy, sys\n"
-_LAST: Final = [
+LAST: Final = [
     *(sys.executable, "-c"),
     _GEVENT + "runpy.run_module('bertha_socket.monkey', run_name='__main__', alter_sys=True)",
 ]
 #: What the second order is compared with: some tests want to be the first to patch.
-_LAST_PLAIN: Final = [
+LAST_PLAIN: Final = [
     *(sys.executable, "-c"),
     _GEVENT + "del sys.argv[0]\nrunpy.run_path(sys.argv[0], run_name='__main__')",
 ]
@@ -67,17 +74,35 @@ def _run(text: str, shm: int, plain: int) -> Run:
     return Run(max(0, ran - skipped - len(bad)), skipped, bad, shm, plain)
 
 
-def run(file: Path, before: list[str], folder: Path) -> Run:
-    """Runs the tests of one file."""
+def source_tree(folder: Path, source: Path | None) -> Path:
+    """gevent as in its source tree, where the tests look for the examples; without `source` they find none,
+    and skip, instead of taking ours for them."""
+    tree = folder / "tree"
+    tree.mkdir()
+    spec = importlib.util.find_spec("gevent")
+    assert spec is not None and spec.origin is not None
+    (tree / "gevent").symlink_to(Path(spec.origin).parent)
+    if source is not None:
+        (tree / "examples").symlink_to((source / "examples").resolve(strict=True))
+        (tree / "setup.py").touch()
+    return tree
+
+
+def run(file: Path, before: list[str], folder: Path, tree: Path | None = None) -> Run:
+    """Runs the tests of one file; with `tree`, of the file of that name there."""
     log = folder / "log"
     log.unlink(missing_ok=True)
     environ = {k: v for k, v in os.environ.items() if not k.startswith("BERTHA_")}
     environ |= {"BERTHA_AGENT": str(folder / "agent.sock"), "BERTHA_CONNLOG": str(log)}
     environ |= {"GEVENTTEST_COVERAGE": "0", "PYTHONWARNINGS": "ignore"}
+    where = file.parent
+    if tree is not None:
+        environ["PYTHONPATH"] = str(tree)
+        file, where = tree / "gevent" / "tests" / file.name, tree
     command = [*before, str(file), "-v"]
     try:
         done = subprocess.run(
-            command, env=environ, cwd=file.parent, capture_output=True, timeout=_SECONDS, check=False
+            command, env=environ, cwd=where, capture_output=True, timeout=_SECONDS, check=False
         )
         text = (done.stdout + done.stderr).decode("utf-8", "replace")
     except subprocess.TimeoutExpired as error:
@@ -89,6 +114,7 @@ def run(file: Path, before: list[str], folder: Path) -> Run:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--source", type=Path, help="gevent's source distribution, unpacked")
     parser.add_argument("modules", nargs="*", default=list(MODULES))
     args = parser.parse_args()
     spec = importlib.util.find_spec("gevent.tests")
@@ -97,19 +123,10 @@ def main() -> int:
         return 2
     if "BERTHA_TABLE" not in os.environ and os.geteuid() == 0 and shutil.which("unshare"):
         inside = 'ip link set lo up; exec "$@"'
-        command = [
-            "unshare",
-            "-n",
-            "sh",
-            "-c",
-            inside,
-            "sh",
-            sys.executable,
-            "-m",
-            "tests.doors.gevent_table",
-        ]
+        again = [sys.executable, "-m", "tests.doors.gevent_table", *sys.argv[1:]]
+        command = ["unshare", "-n", "sh", "-c", inside, "sh", *again]
         environ = {**os.environ, "BERTHA_TABLE": "inside"}
-        return subprocess.run([*command, *args.modules], env=environ, check=False).returncode
+        return subprocess.run(command, env=environ, check=False).returncode
     print(
         "| module | plain: ok | skipped | ours first: ok | lost | shm | plain | gevent's first: ok | lost |"
     )
@@ -117,15 +134,18 @@ def main() -> int:
     worse: list[str] = []
     with tempfile.TemporaryDirectory(prefix="bertha-gevent-") as name:
         folder = Path(name)
+        examples = source_tree(folder, args.source)
         agent = [str(Path(sys.executable).parent / "bertha"), "agent", "--foreground"]
         environ = {**os.environ, "BERTHA_AGENT": str(folder / "agent.sock")}
         with subprocess.Popen(agent, env=environ) as serving:
             try:
                 for module in args.modules:
                     file = Path(spec.origin).parent / f"{module}.py"
-                    plain = run(file, [sys.executable], folder)
-                    first, last = run(file, FIRST, folder), run(file, _LAST, folder)
-                    lost = [first.bad - plain.bad, last.bad - run(file, _LAST_PLAIN, folder).bad]
+                    tree = examples if module.startswith("test__example_") else None
+                    plain, first, last, last_plain = (
+                        run(file, before, folder, tree) for before in (_PLAIN, FIRST, LAST, LAST_PLAIN)
+                    )
+                    lost = [first.bad - plain.bad, last.bad - last_plain.bad]
                     cells = [f"gevent `{module}`", plain.ok, plain.skipped]
                     cells += [first.ok, len(lost[0]), first.shm, first.plain, last.ok, len(lost[1])]
                     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
