@@ -110,7 +110,7 @@ class Connection:
             self._session = _Session(mode, context, key, data, self._changed)
             self._agree(self._session, judge, timeout)
         if self.plan is not None and self.plan.chunnels:
-            _door.name_chunnels(sock.fileno(), log_text(self.plan))
+            _door.name_chunnels(sock.fileno(), log_text(self.plan, side))
         sock.settimeout(None)
         self._go_direct()
 

@@ -55,7 +55,7 @@ class Counted:
         self._text = bytearray()
         free = [n for n in counts if "." in n][:_COUNTERS_MAX]
         parts = []
-        for chunnel, entry in zip(plan.chunnels, entries_of(plan), strict=True):
+        for chunnel, entry in zip(plan.chunnels, entries_of(plan, side), strict=True):
             own: list[str] = []
             if chunnel.implementation(side) is not None:
                 prefix = f"{chunnel.kwargs.get('name') or chunnel.type}."
@@ -65,7 +65,7 @@ class Counted:
         self._lay_out(parts)
         if len(self._text) > TEXT_MAX:  # the chunnels themselves matter more
             self._places.clear()
-            self._text = bytearray(log_text(plan).encode("ascii"))
+            self._text = bytearray(log_text(plan, side).encode("ascii"))
         for place in self._places:
             self._shown[place.name] = b"0"
         self.changes()

@@ -242,7 +242,7 @@ class Exchange:
     def _make(self) -> None:
         """The pipes; then `_begin`, perhaps later."""
         recipe = self._recipe(self.plan, self.side)
-        self.chunnels = log_text(recipe.plan)
+        self.chunnels = log_text(recipe.plan, self.side)
         if recipe.foreign and self._make_aside is not None:
             self._aside = self._make_aside(recipe, self)
             return

@@ -127,8 +127,9 @@ def recipe_of(data: bytes, side: str) -> Recipe:
     return Recipe(plan, side, plan.chunnels[first:], plan.chunnels[:first])
 
 
-def entries_of(plan: Plan) -> list[dict[str, str | None]]:
-    """{type, implementation, where} of each chunnel, for both ends."""
+def entries_of(plan: Plan, side: str) -> list[dict[str, str | None]]:
+    """{type, implementation, where} of each chunnel: what both ends run, and where this one does ("client" or
+    "server"; the other, where this one does not run it)."""
     entries = []
     for c in plan.chunnels:
         entry: dict[str, str | None] = {"type": c.type}
@@ -138,14 +139,15 @@ def entries_of(plan: Plan) -> list[dict[str, str | None]]:
             entry["implementation"] = c.client or c.server
         else:
             entry["implementation"] = f"{c.client}/{c.server}"
-        entry["where"] = c.client_where or c.server_where
+        entry["where"] = c.where(side) or c.client_where or c.server_where
         entries.append(entry)
     return entries
 
 
-def log_text(plan: Plan, limit: int = TEXT_MAX) -> str:
-    """A JSON array for the connection log; the last chunnels are left out where it would be too long."""
-    entries = entries_of(plan)
+def log_text(plan: Plan, side: str, limit: int = TEXT_MAX) -> str:
+    """A JSON array for that end's line in the connection log; without the last chunnels where it would be too
+    long."""
+    entries = entries_of(plan, side)
     while True:
         text = json.dumps(entries, separators=(",", ":"))
         if len(text.encode("utf-8")) <= limit or not entries:

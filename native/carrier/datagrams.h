@@ -216,7 +216,7 @@ void beside_closed(struct datagrams *d); /* the program has */
 
 /* dgram_log.c */
 void dgram_text(struct datagrams *d, const char *text, size_t size, const char *detail, size_t detail_size);
-void dgram_show(struct datagrams *d, const uint8_t *plan, size_t size);
+void dgram_show(struct datagrams *d, const uint8_t *plan, size_t size, bool server);
 void dgram_tell(struct datagrams *d);
 void dgram_tell_soon(struct datagrams *d);
 void dgram_stranger(struct datagrams *d, const struct place *who); /* was kept out */

@@ -6,7 +6,7 @@
 
 #define STATUS_NS (SECOND_NS / 10)
 
-void dgram_show(struct datagrams *d, const uint8_t *plan, size_t size) {
+void dgram_show(struct datagrams *d, const uint8_t *plan, size_t size, bool server) {
   if (d->shown != NULL && d->shown_size == size && memcmp(d->shown, plan, size) == 0) {
     return;
   }
@@ -16,7 +16,7 @@ void dgram_show(struct datagrams *d, const uint8_t *plan, size_t size) {
     free(d->shown);
     d->shown = copy;
     d->shown_size = size;
-    plan_text(plan, size, d->text, sizeof d->text);
+    plan_text(plan, size, server, d->text, sizeof d->text);
     d->news = true;
   }
 }

@@ -235,7 +235,7 @@ static void settle(struct exchange *x) {
   struct datagrams *d = x->owner;
   if (x->step == STEP_READY && !x->shown) {
     x->shown = true;
-    dgram_show(d, x->plan, x->plan_size);
+    dgram_show(d, x->plan, x->plan_size, x->server);
     dgram_tell(d);
   }
   if (x->step != STEP_FAILED && !timer_set(&x->timer, deadline(x))) {

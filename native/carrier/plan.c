@@ -92,7 +92,7 @@ static size_t put(char *to, size_t room, size_t at, const char *text, bool quote
   return n;
 }
 
-void plan_text(const uint8_t *plan, size_t size, char *to, size_t room) {
+void plan_text(const uint8_t *plan, size_t size, bool at_server, char *to, size_t room) {
   struct pack_value chunnels;
   size_t n = put(to, room, 0, "[", false);
   for (uint64_t i = 0; chunnels_of(plan, size, &chunnels) && i < chunnels.number; i++) {
@@ -104,9 +104,9 @@ void plan_text(const uint8_t *plan, size_t size, char *to, size_t room) {
     field(&c, "type", type, sizeof type);
     field(&c, "client", client, sizeof client);
     field(&c, "server", server, sizeof server);
-    field(&c, "client_where", where, sizeof where);
-    if (where[0] == '\0') {
-      field(&c, "server_where", where, sizeof where);
+    field(&c, at_server ? "server_where" : "client_where", where, sizeof where);
+    if (where[0] == '\0') { /* the other end alone runs it */
+      field(&c, at_server ? "client_where" : "server_where", where, sizeof where);
     }
     size_t before = n;
     n = put(to, room, n, i > 0 ? ",{\"type\":\"" : "{\"type\":\"", false);

@@ -20,7 +20,7 @@ void session_state(struct session *s, uint32_t state, const char *why) {
     return; /* another connection's by now */
   }
   if (state == BERTHA_CARRIED_READY) {
-    plan_text(s->plan, s->plan_size, to->chunnels, sizeof to->chunnels);
+    plan_text(s->plan, s->plan_size, s->server, to->chunnels, sizeof to->chunnels);
   }
   snprintf(to->detail, sizeof to->detail, "%s", why);
   __atomic_store_n(&to->state, state, __ATOMIC_RELEASE);

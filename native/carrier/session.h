@@ -112,7 +112,8 @@ struct plan_chunnel { /* as one end has it */
 };
 /* Chunnel number `i`, from the application downwards; false: there are not so many, or this is no plan. */
 bool plan_chunnel(const uint8_t *plan, size_t size, bool server, unsigned i, struct plan_chunnel *c);
-void plan_text(const uint8_t *plan, size_t size, char *to, size_t room); /* JSON, for the log */
+/* JSON, for the log: what both ends run, and where this one does. */
+void plan_text(const uint8_t *plan, size_t size, bool at_server, char *to, size_t room);
 
 /* rings.c: the programs' links (core/hop.h) */
 bool rings_init(void);

@@ -22,7 +22,7 @@ bool session_push(struct session *s, const char *type, const char *wire, const s
 
 void session_state(struct session *s, uint32_t state, const char *why) {
   char text[616]; /* as much as there is in the status */
-  plan_text(s->plan, s->plan_size, text, sizeof text);
+  plan_text(s->plan, s->plan_size, s->server, text, sizeof text);
   if (strlen(text) < 2 || text[strlen(text) - 1] != ']' || strlen(why) > 399) {
     abort();
   }

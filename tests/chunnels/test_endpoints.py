@@ -11,7 +11,16 @@ import pytest
 
 from tests.chunnels.conftest import Capture, Pair, StartRedis
 from tests.chunnels.test_redis import assert_through
-from tests.harness import Host, Program, assert_only_tls, connections, eventually, free_port, require_program
+from tests.harness import (
+    Connection,
+    Host,
+    Program,
+    assert_only_tls,
+    connections,
+    eventually,
+    free_port,
+    require_program,
+)
 
 pytestmark = [pytest.mark.program, pytest.mark.net]
 
@@ -91,6 +100,14 @@ def _named(host: Host, program: str, types: list[str], least: int) -> None:
     assert_through(host.finish(), program, types, least)
 
 
+def _ran_at(log: list[Connection], program: str, where: str) -> None:
+    """The program's lines say where its own end ran the chunnels, not where the other one did."""
+    found = [c for c in connections(log, program=program) if c.rx_bytes]
+    assert found
+    for connection in found:
+        assert {c["where"] for c in connection.raw["chunnels"][:-1]} == {where}, connection
+
+
 @pytest.mark.parametrize(
     ("dag", "types"), [("encrypt()", _ENCRYPT), ("compress(level=3) |> encrypt()", _WHOLE)]
 )
@@ -104,6 +121,8 @@ def test_server(pair: Pair, capture: Capture, dag: str, types: list[str]) -> Non
     assert_only_tls(capture, port, at_least=1000, connections=4, without=without)
     assert_through(pair.client.finish(), "redis-cli", types, 4)
     _named(pair.server, _PYTHON, types, 4)
+    _ran_at(pair.client.connlog(), "redis-cli", "host")
+    _ran_at(pair.server.connlog(), _PYTHON, "application")
 
 
 def test_server_refuses_who_knows_of_no_chunnels(pair: Pair) -> None:
@@ -148,6 +167,8 @@ def test_client(pair: Pair, start_redis: StartRedis, capture: Capture, dag: str)
     assert_only_tls(capture, port, at_least=600, connections=3, without=without)
     assert_through(pair.server.finish(), "redis-server", _WHOLE, 3)
     assert_through(pair.client.finish(), _PYTHON, _WHOLE, 3)
+    _ran_at(pair.server.connlog(), "redis-server", "host")
+    _ran_at(pair.client.connlog(), _PYTHON, "application")
 
 
 def test_client_with_a_dag(pair: Pair, start_redis: StartRedis) -> None:

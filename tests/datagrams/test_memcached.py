@@ -146,6 +146,7 @@ def test_client_by_new(pair: Pair, dag: str) -> None:
     for connection in _through(pair.client.finish(), _PYTHON, _whole(dag)):
         assert {c["where"] for c in connection.raw["chunnels"][:-1]} == {"application"}, connection
     for connection in _through(pair.server.finish(), "memcached", _whole(dag)):
+        assert {c["where"] for c in connection.raw["chunnels"][:-1]} == {"host"}, connection
         assert connection.raw["carried_by"] == "native", connection
 
 
