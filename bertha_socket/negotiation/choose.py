@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from bertha_socket.dag import Need, Scope
 from bertha_socket.negotiation._codec import Args, NegotiationError, printable, same
@@ -16,6 +17,7 @@ from bertha_socket.negotiation.offer import WHERES, Offer, OfferedChunnel, Offer
 from bertha_socket.negotiation.order import Pair, union
 from bertha_socket.negotiation.plan import (
     NO_WIRE,
+    OMITTED_MAX,
     WHY_MAX,
     Omitted,
     Plan,
@@ -25,6 +27,11 @@ from bertha_socket.negotiation.plan import (
     near_enough,
 )
 from bertha_socket.negotiation.rules import About
+
+#: Bytes of the reason why a chunnel was left out, where there are very many of them; of what both ends have,
+#: where there is more to say than there is room.
+_BRIEF: Final = 40
+_ENDS_MAX: Final = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +87,37 @@ def choose(client: Offer, server: Offer, policy: Policy | None = None) -> Plan |
         except _Left as why:
             if required:
                 return _refusal(pair, str(why), client, server)
-            omitted.append(Omitted(pair.type, printable(str(why), WHY_MAX)))
-    plan = Plan(tuple(planned), tuple(omitted))
-    try:
-        plan.encode()
-    except NegotiationError as error:
-        return Refusal("the DAG", str(error.strerror))
-    return plan
+            omitted.append(_omission(pair, str(why), client, server))
+    return _within_limits(Plan(tuple(planned), tuple(omitted[:OMITTED_MAX])))
+
+
+def without_a_plan(own: Offer, side: str, why: str) -> Plan:
+    """What the end `side` ("client" or "server") goes without where the other one brings no plan: all that it
+    prefers.  (What it requires it does not go without.)"""
+    nobody = Offer()
+    omitted = []
+    for chunnel in own.wanted():
+        if chunnel.need is not Need.PREFER:
+            continue
+        if side == "server":
+            omitted.append(_omission(Pair(None, chunnel), why, nobody, own))
+        else:
+            omitted.append(_omission(Pair(chunnel, None), why, own, nobody))
+    return Plan(omitted=tuple(omitted[:OMITTED_MAX]))
+
+
+def _within_limits(plan: Plan) -> Plan | Refusal:
+    """What was left out is told as far as there is room: it is no reason to refuse what can be had."""
+    brief = tuple(Omitted(o.type, printable(o.why, _BRIEF)) for o in plan.omitted)
+    for omitted in (plan.omitted, brief, ()):
+        found = Plan(plan.chunnels, omitted)
+        try:
+            found.encode()
+        except NegotiationError as error:
+            problem = error
+        else:
+            return found
+    return Refusal("the DAG", str(problem.strerror))
 
 
 _Planned = tuple[PlannedChunnel, list[Omitted]]
@@ -154,7 +185,7 @@ def _within(
             if required:
                 raise _Left(_lost_within(one, place, str(why), client, server)) from None
             found.append(None)
-            omitted.append(Omitted(sub.type, printable(f"in {place} of {pair.type}: {why}", WHY_MAX)))
+            omitted.append(_omission(one, f"in {place} of {pair.type}: {why}", client, server))
     return tuple(found), omitted
 
 
@@ -296,6 +327,22 @@ def _refusal(pair: Pair, why: str, client: Offer, server: Offer) -> Refusal:
         _alternatives_text(_runnable(pair.client, pair.type, client)),
         _alternatives_text(_runnable(pair.server, pair.type, server)),
     )
+
+
+def _omission(pair: Pair, why: str, client: Offer, server: Offer) -> Omitted:
+    """As a refusal says it, within the room that there is: names alone where all would be too long."""
+    ends = (_runnable(pair.client, pair.type, client), _runnable(pair.server, pair.type, server))
+    # It is part of the plan, which does not depend on the order of what is offered.
+    ours, theirs = (sorted(e, key=lambda i: (-i.priority, i.name, i.wires)) for e in ends)
+    line = f"{why}; client has {_alternatives_text(ours)}, server has {_alternatives_text(theirs)}"
+    if len(line.encode("utf-8", "replace")) > WHY_MAX:
+        has = printable(f"; client has {_names(ours)}, server has {_names(theirs)}", _ENDS_MAX)
+        line = printable(why, WHY_MAX - len(has.encode())) + has
+    return Omitted(pair.type, printable(line, WHY_MAX))
+
+
+def _names(implementations: Sequence[OfferedImplementation]) -> str:
+    return ", ".join(i.name for i in implementations) or "nothing"
 
 
 def _alternatives_text(implementations: Sequence[OfferedImplementation]) -> str:

@@ -31,6 +31,11 @@ NO_WIRE: Final = "none"
 #: Bytes of the reason why a chunnel was left out; below, of a refusal's parts, which must fit into the line
 #: that a carrier or the shim can show.
 WHY_MAX: Final = 160
+#: How the line about all of them begins, and its bytes (carrier.h: bertha_carrier_status).
+LEFT_OUT: Final = "left out: "
+LEFT_OUT_MAX: Final = 399
+#: Chunnels of which a plan says that they were left out.
+OMITTED_MAX: Final = 2 * CHUNNELS_MAX
 _NAME_SHOWN: Final = 40
 _REASON_MAX: Final = 120
 _ALTERNATIVES_MAX: Final = 64
@@ -129,6 +134,12 @@ class Plan:
         }
 
     @property
+    def left_out(self) -> str:
+        """What was preferred and could not be had, and why: a line for the log; "": nothing was left out."""
+        line = "; ".join(str(o) for o in self.omitted)
+        return printable(LEFT_OUT + line, LEFT_OUT_MAX) if line else ""
+
+    @property
     def digest(self) -> bytes:
         """SHA-256 of the encoding: 32 bytes."""
         return hashlib.sha256(self.encode()).digest()
@@ -140,7 +151,7 @@ class Plan:
         version = f.whole("v", 0, 2**32)
         if version != PLAN_VERSION:
             fail(f"plan: of version {version}, not {PLAN_VERSION}; run the same release at both ends")
-        return cls(f.list("chunnels", CHUNNELS_MAX, _chunnel), f.list("omitted", 2 * CHUNNELS_MAX, _omitted))
+        return cls(f.list("chunnels", CHUNNELS_MAX, _chunnel), f.list("omitted", OMITTED_MAX, _omitted))
 
 
 def walk(chunnels: Iterable[PlannedChunnel | None]) -> Iterator[PlannedChunnel]:

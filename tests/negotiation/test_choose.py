@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertha_socket.dag import Need, Scope
-from bertha_socket.negotiation.choose import Alternative, Wish, choose
+from bertha_socket.negotiation.choose import Alternative, Policy, Wish, choose, without_a_plan
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedImplementation, OfferedType
-from bertha_socket.negotiation.plan import Plan, PlannedChunnel, Refusal, acceptable
+from bertha_socket.negotiation.plan import PLAN_MAX, WHY_MAX, Plan, PlannedChunnel, Refusal, acceptable
 from bertha_socket.negotiation.rules import Rules
 from tests.negotiation import reference
 from tests.negotiation.strategies import ABLE, ENCRYPT, both, compress, encrypt, offers
@@ -113,7 +113,50 @@ def test_a_preferred_chunnel_that_cannot_be_had_is_left_out_and_told() -> None:
     server = Offer((compress(need=Need.PREFER), encrypt()))
     plan = planned(Offer(able=ABLE[1:]), server)
     assert [c.type for c in plan.chunnels] == ["encrypt"]
-    assert [str(o) for o in plan.omitted] == ["compress: no implementation at the client"]
+    (left,) = plan.omitted
+    why = "no implementation at the client; client has nothing, server has "
+    assert str(left).startswith(f"compress: {why}native@host (")
+    assert plan.left_out == f"left out: {left}"
+
+
+def test_what_was_left_out_is_told_within_the_room_that_there_is() -> None:
+    """Names alone where wires would be too much; the reason is cut before what both ends have is."""
+    many = tuple(both(f"implementation-{i}", "a-wire-with-a-long-name/1") for i in range(4))
+    able = (OfferedType("compress", many, "both"),)
+    server = Offer((OfferedChunnel("compress", need=Need.PREFER, implementations=many),))
+    (left,) = planned(Offer((), able, Rules(prohibit=("compress/*",))), server).omitted
+    assert left.why.startswith("rules leave no implementation; client has implementation-0, implementation")
+    assert len(left.why.encode()) <= WHY_MAX and "@" not in left.why
+    found = choose(Offer(able=ABLE), Offer((encrypt(Need.PREFER),)), policy=_says("why " * 100))
+    assert isinstance(found, Plan)
+    assert found.omitted[0].why.endswith("...; client has openssl, python, server has openssl, python")
+    assert len(found.omitted[0].why.encode()) <= WHY_MAX
+
+
+def _says(words: str) -> Policy:
+    def policy(wish: Wish, alternatives: Sequence[Alternative]) -> Alternative | None:
+        raise ValueError(words)
+
+    return policy
+
+
+def test_what_was_left_out_is_no_reason_to_refuse() -> None:
+    """Where telling of all would make the plan too long, less is told, and the connection is there."""
+    text = "x" * 3000
+    branchy = [OfferedChunnel("compress", need=Need.PREFER) for _ in range(31)]
+    secret = dataclasses.replace(encrypt(), args=(("a", text), ("b", text)))
+    plan = planned(Offer(able=ABLE[1:]), Offer((*branchy, secret)))
+    assert [c.type for c in plan.chunnels] == ["encrypt"]
+    assert len(plan.omitted) == 31 and len(plan.encode()) <= PLAN_MAX
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_who_brings_no_plan_goes_without_what_is_preferred(side: str) -> None:
+    own = Offer((compress(need=Need.PREFER), encrypt()))
+    (left,) = without_a_plan(own, side, "nobody is there").omitted
+    other = "server" if side == "client" else "client"
+    assert left.type == "compress"
+    assert left.why.startswith("nobody is there; ") and f"{other} has nothing" in left.why
 
 
 def test_avoided_gives_way_to_required_alone() -> None:
@@ -222,7 +265,8 @@ def test_a_policy_function_that_fails_never_makes_a_connection_plain(function: o
     assert refusal.why == why
     left = choose(Offer(able=ABLE), Offer((encrypt(Need.PREFER),)), policy=function)  # type: ignore[arg-type]
     assert isinstance(left, Plan)
-    assert [o.why for o in left.omitted] == [why]
+    (omitted,) = left.omitted
+    assert omitted.why.startswith(f"{why}; client has openssl")
 
 
 # -- any two offers -----------------------------------------------------------------------------------------
