@@ -186,10 +186,11 @@ def original(call: str) -> int | None:
     return address
 
 
-def name_chunnels(fd: int, chunnels: str) -> None:
-    """For the connection log: what the caller runs on this connection, a JSON array."""
+def name_chunnels(fd: int, chunnels: str, left_out: str = "") -> None:
+    """For the connection log: what the caller runs on this connection, a JSON array, and in one line what was
+    left out, and why."""
     if _loaded():
-        _library().bertha_door_name(fd, chunnels.encode())
+        _library().bertha_door_name(fd, chunnels.encode(), left_out.encode("utf-8", "replace"))
 
 
 class connecting:

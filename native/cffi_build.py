@@ -80,7 +80,7 @@ _RELIABLE_PIPE = "native/cffi/reliable_pipe.h"
 _CDEF = (
     """
 struct bertha_claims_header { ...; };
-struct bertha_link_header { uint64_t total_size; ...; };
+struct bertha_link_header { uint64_t total_size; uint32_t left_out_offset; ...; };
 struct reliable_held { size_t early; size_t begun; size_t early_max; };
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
 // What `bertha bench new` compares with: the calls themselves.

@@ -48,7 +48,10 @@ class Carried(NamedTuple):
 
     chunnels: list[dict[str, Any]]
     plain: bool
+    #: Why it is plain, or has ended.
     reason: str | None
+    #: Of one that runs: what was left out of its plan, and of datagrams what was dropped.
+    remark: str | None = None
 
 
 def look(fd: int, index: int, proto: str = "tcp") -> Carried | None:
@@ -71,15 +74,11 @@ def parse(data: bytes, proto: str = "tcp") -> Carried | None:
     if state == State.PENDING:
         return None
     upper = _chunnels(_text(chunnels)) if state in (State.READY, State.RESET, State.RAISED) else []
-    why = _WHY.get(state)
-    reason = None
-    if why is not None:
-        reason = text_of(why)
-        if _text(detail):
-            reason += f": {_text(detail)}"
-    elif proto == "udp":
-        reason = _text(detail) or None  # what was dropped, and why
-    return Carried([*upper, BOTTOMS[proto]], state == State.PLAIN, reason)
+    why, remark = _WHY.get(state), _text(detail) or None
+    reason = text_of(why) if why is not None else None
+    if reason is not None and remark and state != State.PLAIN:
+        reason, remark = f"{reason}: {remark}", None
+    return Carried([*upper, BOTTOMS[proto]], state == State.PLAIN, reason, remark)
 
 
 def _text(raw: bytes) -> str:

@@ -26,6 +26,7 @@ from bertha_socket.agent.interpreter import ROOT, import_path
 from bertha_socket.agent.loop import READ, WRITE, Loop
 from bertha_socket.agent.messages import CarrierKind
 from bertha_socket.agent.model import Refused
+from bertha_socket.agent.omissions import Omission, Omissions
 from bertha_socket.agent.sockets import Peer
 from bertha_socket.reasons import Reason as Why
 
@@ -200,13 +201,17 @@ class Carriers:
         *,
         command: Callable[[CarrierKind], list[str] | None] | None = None,
         log: str | None = None,
+        omissions: Omissions | None = None,
     ) -> None:
-        """`log`: a file for what carriers write to their standard error; None: it goes where ours goes."""
+        """`log`: a file for what carriers write to their standard error; None: it goes where ours goes.
+        `omissions`: what they are told for the connection log."""
         self._loop = loop
         self._command = command or command_of
         self._log = log
         self._judge = judge
         self._contexts = contexts
+        self._omissions = omissions or Omissions()
+        self._omissions.changed = self._tell_omission
         self._running: dict[_Place, list[Carrier]] = {}
         #: All children not yet buried.
         self._children: set[Carrier] = set()
@@ -263,6 +268,11 @@ class Carriers:
             for carrier in list(carriers):
                 self._give(carrier, context)
 
+    def _tell_omission(self, omission: Omission) -> None:
+        for carriers in list(self._running.values()):
+            for carrier in list(carriers):
+                self._send(carrier, omission.encode())
+
     def _get(self, kind: CarrierKind, peer: Peer, groups: tuple[int, ...]) -> Carrier:
         place = _Place(kind, os.geteuid(), os.getegid(), ())
         # The others run our own code alone, and serve everybody.
@@ -284,6 +294,8 @@ class Carriers:
             carriers.insert(0, carrier)
         for context in self._contexts():
             self._give(carrier, context)
+        for omission in self._omissions:
+            self._send(carrier, omission.encode())
         return carrier if carrier.alive or turn is None else turn
 
     def _make_room(self, place: _Place) -> None:

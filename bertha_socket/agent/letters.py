@@ -108,11 +108,11 @@ class Letterbox:
         loop: Loop,
         secrets: Secrets,
         reach: Reach,
-        decide: Callable[[int, Responder, Asked, bool], Answer | None],
+        decide: Callable[[int, Responder, Asked, bytes | None], Answer | None],
         heard: Callable[[int, bytes], None],
     ) -> None:
         """`decide`, `heard`: as of a connection's question.  The latter only where nobody can pretend; the
-        former is told whether that is so, and may have no answer."""
+        former is told the host where that is so, else None, and may have no answer."""
         self._loop = loop
         self._secrets = secrets
         self._reach = reach
@@ -194,12 +194,13 @@ class Letterbox:
         event = machine.event()
         if not isinstance(event, Asked) or not machine.alone:
             return None  # who has the wrong key is told so by a connection
-        answer = self._decide(netns, machine, event, key is not None)
+        genuine = addresses.from_text(host) if key is not None else None
+        answer = self._decide(netns, machine, event, genuine)
         if answer is None:
             return None
         machine.answer(answer)
-        if key is not None:
-            self._heard(netns, addresses.from_text(host))
+        if genuine is not None:
+            self._heard(netns, genuine)
         return datagram.answer(machine.outgoing())
 
 

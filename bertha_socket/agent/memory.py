@@ -163,6 +163,15 @@ def make_link(listener: int, index: int, client_pid: int, rings: bool = True) ->
     return _sealed("bertha-link", int(head.total_size), bytes(ffi.buffer(head)), _SEALS)
 
 
+def tell_left_out(fd: int, why: str) -> None:
+    """For the log of the server's side: what the client's connections go without, and why."""
+    head = ffi.new("struct bertha_link_header *")
+    lib.agent_link_header(head, 1, 1, 1, True)  # the text's place is the same in all
+    size = int(lib.BERTHA_LEFT_OUT_SIZE)
+    text = why.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
+    os.pwrite(fd, text, int(head.left_out_offset))
+
+
 def link_size() -> int:
     """Bytes of addresses that a link with rings takes."""
     return int(lib.agent_link_size())

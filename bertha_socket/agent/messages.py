@@ -161,6 +161,11 @@ class Negotiate(NamedTuple):
     #: Who asks requires chunnels, whatever his policy file says now.
     must: bool = False
 
+    @property
+    def place(self) -> tuple[str, bytes, int]:
+        """What it is about: protocol, address and port."""
+        return self.proto, self.server_addr, self.server_port
+
 
 _CHUNNEL: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 _SOURCE: Final = re.compile(r"(?:/[^\0]*\.py|[^\W\d]\w*(?:\.[^\W\d]\w*)*):[^\W\d]\w*(?:\.[^\W\d]\w*)*")

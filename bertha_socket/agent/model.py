@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
-from bertha_socket.agent import addresses
+from bertha_socket.agent import addresses, memory
 from bertha_socket.agent.authors import NOTHING, Brought
 from bertha_socket.agent.messages import CarrierKind, Claimant, DagNeed, Hello, WirePlan
 from bertha_socket.agent.sockets import Listening, Peer
 from bertha_socket.agent.spaces import Namespace
 from bertha_socket.negotiation.offer import Offer
+from bertha_socket.negotiation.plan import LEFT_OUT
 from bertha_socket.policy import EMPTY, Policy, Subject
 from bertha_socket.reasons import Reason as Why
+
+#: Destinations of which a process's last answer is kept.
+_TOLD_MAX: Final = 64
 
 
 class Refused(Exception):
@@ -50,6 +56,19 @@ class Process:
     links: dict[tuple[int, int], Link] = field(default_factory=dict)
     served: set[Link] = field(default_factory=set)
     bells: dict[int, int] = field(default_factory=dict)
+    #: Why it got no chunnels, by protocol, address and port; the last said comes last.
+    told: dict[tuple[str, bytes, int], str] = field(default_factory=dict)
+
+    def note_told(self, place: tuple[str, bytes, int], why: str) -> None:
+        """What it has been told now of a destination; "": nothing, or of chunnels that it gets."""
+        if self.told.pop(place, "") != why:
+            for link in self.links.values():
+                if link.place == place:
+                    link.tell_left_out(why)
+        if why:
+            self.told[place] = why
+        if len(self.told) > _TOLD_MAX:
+            del self.told[next(iter(self.told))]
 
     @property
     def sources(self) -> Mapping[str, str]:
@@ -113,11 +132,18 @@ class Link:
     plan: WirePlan
     #: What servers are told of the client.
     claimant: Claimant
+    #: How the client has reached the listener: protocol, address and port.
+    place: tuple[str, bytes, int]
     servers: set[Process] = field(default_factory=set)
     #: For `unix`: the way by which the client hands over descriptors.  The servers' end stays here, the
     #: client's end is the client's alone, so that its end is seen.
     mailbox: socket.socket | None = None
     client_mailbox: socket.socket | None = None
+
+    def tell_left_out(self, why: str) -> None:
+        """For the log of the server's side: why the client has no chunnels, where some were preferred."""
+        with contextlib.suppress(OSError):  # no memory for it
+            memory.tell_left_out(self.fd, why if why.startswith(LEFT_OUT) else "")
 
     def open_mailbox(self) -> None:
         """Raises OSError."""

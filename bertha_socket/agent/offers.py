@@ -21,6 +21,7 @@ from bertha_socket.agent.authors import Brought
 from bertha_socket.agent.carriers import Judge, native_path
 from bertha_socket.agent.messages import CarrierKind, DagNeed
 from bertha_socket.agent.model import Listener, Process
+from bertha_socket.agent.omissions import Omissions
 from bertha_socket.agent.registry import Registry
 from bertha_socket.agent.secrets import SecretError, Secrets, named_files
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types, get
@@ -63,6 +64,8 @@ class Offers:
     def __init__(self, secrets: Secrets, policy: ChoicePolicy | None = None) -> None:
         """`policy`: an operator's order of preference."""
         self._secrets = secrets
+        #: For the log of servers' ends.
+        self.omissions = Omissions()
         self._policy = policy
         self._probes: dict[tuple[str, str], tuple[float, str | None]] = {}
         self._made: dict[tuple[object, ...], tuple[float, Offer, object]] = {}
@@ -204,6 +207,7 @@ class Offers:
                 need = DagNeed.REQUIRED if DagNeed.REQUIRED in (need, found) else DagNeed.MAYBE
         if problem:  # what the rule for another address says is not for this one
             self._secrets.refuse(listener.id, (listener.uid, *listener.users))
+        self.omissions.settled(listener, offers if need == DagNeed.MAYBE else [])
         if need == DagNeed.NONE and listener.need == DagNeed.MAYBE:
             # Clients have brought chunnels, and keep them.
             if before != listener.spin_us:

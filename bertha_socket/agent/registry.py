@@ -139,7 +139,10 @@ class Registry:
             )
             rings = plan.implementation == messages.IMPL_SHM
             fd = memory.make_link(listener.id, index, process.peer.pid, rings)
-            return Link(listener, index, process, fd, plan, claimant)
+            link = Link(listener, index, process, fd, plan, claimant, (listener.where.proto, *where))
+            if why := process.told.get(link.place):
+                link.tell_left_out(why)
+            return link
 
         possible = room.available(p.peer.pid for p in (process, *listener.members))
         try:

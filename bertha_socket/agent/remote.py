@@ -216,7 +216,11 @@ class Remote:
             there = plans.spin_bound(listener, (wish.server_addr,))
             own = own._replace(spin_us=least(own.spin_us, there))
             chosen = self._offers.choose(offer, listener, wish.server_addr)
-            return self._outcome(chosen, offer, where, _LOCAL_SECONDS, wish.proto).reply(now, own)
+            if isinstance(chosen, Choice) and wish.netns == listener.where.netns:
+                # There is no other address that it comes from.
+                self._offers.omissions.answered(listener, wish.server_addr, chosen.plan)
+            outcome = self._outcome(chosen, offer, where, _LOCAL_SECONDS, wish.proto)
+            return self._say(outcome, process, wish.place, own)
         via = self._kept.via(caller, wish.netns, socks)
         key = _Key(wish.netns, wish.server_addr, wish.server_port, offer, wish.proto, via)
         known = None if wish.fresh else self._look_up(key, where)
@@ -225,12 +229,19 @@ class Remote:
                 self._silent.asked(key.host, now)
                 with contextlib.suppress(OSError):
                     self._put(caller, process, wish, key, socks)
-            return known.reply(now, own, application=application)
+            return self._say(known, process, wish.place, own)
         question = self._asked.get(key) or self._put(caller, process, wish, key, socks)
         if isinstance(question, Outcome):
-            return question.reply(now, application=application)
+            return self._say(question, process, wish.place)
         question.waiting.append((caller, own))
         return None
+
+    def _say(
+        self, outcome: Outcome, process: Process, place: tuple[str, bytes, int], own: Own | None = None
+    ) -> Answer:
+        """The answer, which is remembered for `bertha ps` where it says why there are no chunnels."""
+        process.note_told(place, outcome.detail if outcome.verdict == Verdict.PLAIN else "")
+        return outcome.reply(self._loop.now, own, application=process.offer is not None)
 
     def _put(
         self, caller: Caller, process: Process, wish: Negotiate, key: _Key, socks: Ways
@@ -327,9 +338,9 @@ class Remote:
         belief, refused = _firm(now, seconds), _firm(now, REFUSED_SECONDS)
         if isinstance(chosen, Refusal):
             return Outcome(Verdict.REFUSED, refused, detail=f"{where}: {chosen}")
-        omitted = "; ".join(str(o) for o in chosen.plan.omitted)
+        left_out = chosen.plan.left_out
         if not chosen.plan.chunnels:
-            return Outcome(Verdict.PLAIN, belief, detail=f"{where}: left out: {omitted}" if omitted else "")
+            return Outcome(Verdict.PLAIN, belief, detail=left_out)
         try:
             plan = chosen.plan.encode()
         except NegotiationError as error:
@@ -337,7 +348,7 @@ class Remote:
         carrier = chosen.client
         if proto == "udp":
             carrier = carrier_of_datagrams(chosen.plan, offer, "client")
-        return Outcome(Verdict.PLAN, belief, plan, carrier)
+        return Outcome(Verdict.PLAN, belief, plan, carrier, left_out)
 
     @staticmethod
     def _nobody(offer: Offer, where: str, why: str, belief: Belief) -> Outcome:
@@ -394,9 +405,13 @@ class Remote:
         """Those who have been waiting."""
         outcome = self._conclude(question, event, error)
         waiting, question.waiting = question.waiting, []
+        place = question.key.proto, question.key.addr, question.key.port
         for caller, own in waiting:
-            application = caller.process is not None and caller.process.offer is not None
-            self._answer(caller, outcome.reply(self._loop.now, own, application=application))
+            process = caller.process
+            if process is not None:
+                self._answer(caller, self._say(outcome, process, place, own))
+            else:  # it has ended
+                self._answer(caller, outcome.reply(self._loop.now, own))
 
     def _told(self, question: _Question, error: OSError | None) -> None:
         """The conversation has ended."""

@@ -28,7 +28,7 @@ from bertha_socket.keys import KeyFileError
 from bertha_socket.negotiation.machine import NO_LISTENER, Answer, Asked
 from bertha_socket.negotiation.machine import Responder as Machine
 from bertha_socket.negotiation.offer import Offer
-from bertha_socket.negotiation.plan import Refusal
+from bertha_socket.negotiation.plan import Plan, Refusal
 
 _AT_ONCE: Final = 64
 _AT_ONCE_PER_HOST: Final = 8
@@ -194,32 +194,46 @@ class Responder:
         event = machine.event()
         if isinstance(event, Asked):
             guest = self._talks[talk]
-            machine.answer(self._decide(guest.netns, machine, event))
+            machine.answer(self._decide(guest, machine, event))
             self.heard(guest.netns, guest.host)
 
-    def _decide(self, netns: int, machine: Machine, asked: Asked) -> Answer:
+    def _decide(self, guest: _Guest, machine: Machine, asked: Asked) -> Answer:
         """The plan for a client of another host.  A question that comes twice has one answer."""
-        answer = self._answer(netns, machine, asked, self._offers.choose)
+        answer = self._answer(guest.netns, machine, asked, self._offers.choose, guest.host)
         assert answer is not None
         return answer
 
-    def _decide_letter(self, netns: int, machine: Machine, asked: Asked, genuine: bool) -> Answer | None:
-        """The same for a datagram.  Anybody may have written the address on one that is not `genuine`: it
-        changes nothing for the listener, and where that would be needed the connection is waited for."""
-        choose = self._offers.choose if genuine else self._offers.choose_for_anybody
-        return self._answer(netns, machine, asked, choose)
+    def _decide_letter(
+        self, netns: int, machine: Machine, asked: Asked, genuine: bytes | None
+    ) -> Answer | None:
+        """The same for a datagram, of the host `genuine`.  None: anybody may have written the address on it.
+        Then it changes nothing for the listener, and where that would be needed the connection is waited
+        for."""
+        choose = self._offers.choose_for_anybody if genuine is None else self._offers.choose
+        return self._answer(netns, machine, asked, choose, genuine)
 
-    def _answer(self, netns: int, machine: Machine, asked: Asked, choose: _Choose) -> Answer | None:
+    def _answer(
+        self, netns: int, machine: Machine, asked: Asked, choose: _Choose, host: bytes | None
+    ) -> Answer | None:
         now = self._loop.now
         known = self._answers.get((netns, machine.question))
         if known is not None and known[0] > now:
-            return known[1]
-        answer = self._choose(netns, asked, choose)
-        if answer is not None:
-            self._answers[netns, machine.question] = (now + _SECONDS, answer)
-        if len(self._answers) > _ANSWERS_MAX:
-            self._answers.popitem(last=False)
+            answer: Answer | None = known[1]
+        else:
+            answer = self._choose(netns, asked, choose)
+            if answer is not None:
+                self._answers[netns, machine.question] = (now + _SECONDS, answer)
+            if len(self._answers) > _ANSWERS_MAX:
+                self._answers.popitem(last=False)
+        if host is not None and isinstance(answer, Plan):
+            self._note(netns, asked, host, answer)
         return answer
+
+    def _note(self, netns: int, asked: Asked, host: bytes, plan: Plan) -> None:
+        """For the log of the listener's end, before the client can come."""
+        listener = self._find(netns, addresses.from_text(asked.addr), asked.port, asked.proto)
+        if listener is not None:
+            self._offers.omissions.answered(listener, host, plan)
 
     def _choose(self, netns: int, asked: Asked, choose: _Choose) -> Answer | None:
         try:

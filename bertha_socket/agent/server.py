@@ -69,10 +69,18 @@ class Server:
         self._others = others
         secrets = Secrets()
         self._offers = Offers(secrets, others.choice)
+        omissions = self._offers.omissions
         judge = self._offers.judge_for(registry)
-        self._carriers = Carriers(self, judge, secrets.contexts, log=others.carrier_log)
+        self._carriers = Carriers(
+            *(self, judge, secrets.contexts), log=others.carrier_log, omissions=omissions
+        )
         secrets.changed = self._carriers.context_changed
-        registry.listeners.forgotten = secrets.drop
+
+        def forgotten(number: int) -> None:
+            secrets.drop(number)
+            omissions.drop(number)
+
+        registry.listeners.forgotten = forgotten
         registry.listeners.moved = self.settle
         registry.listeners.shown = self._offers.settle
         self._remote = Remote(self, registry, self._offers, secrets, others, self._answer_late)

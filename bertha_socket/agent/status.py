@@ -16,6 +16,7 @@ from bertha_socket._version import __version__
 from bertha_socket.agent import addresses, carried, plans
 from bertha_socket.agent.model import Link, Listener, Process
 from bertha_socket.agent.registry import Registry
+from bertha_socket.negotiation.plan import LEFT_OUT
 from bertha_socket.reasons import Reason, text_of
 
 _CHUNK: Final = 1 << 20
@@ -34,7 +35,11 @@ def _reason_text(kind: int, code: int) -> str | None:
     return text_of(why) if why else None
 
 
-def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
+def _joined(*parts: str | None) -> str | None:
+    return "; ".join(filter(None, parts)) or None
+
+
+def _connection(conn: Any, index: int, process: Process) -> dict[str, Any]:
     """The connection log's object (native/core/connlog.c) of a connection that is still there."""
     proto = "udp" if conn.family & lib.BERTHA_FAMILY_DATAGRAMS else "tcp"
     implementation = "shm" if conn.boxed else _IMPLEMENTATION.get(conn.kind, proto)
@@ -46,8 +51,14 @@ def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
     swapped = conn.kind in (lib.BERTHA_CONN_UNIX, lib.BERTHA_CONN_CARRIED) and process.carried_fd >= 0
     told = carried.look(process.carried_fd, index, proto) if swapped else None
     if told is not None:
-        chunnels, plain, why = told
-        reason = why or reason
+        chunnels, plain, why, remark = told
+        reason = _joined(why or reason, remark)
+    elif conn.role == lib.BERTHA_SIDE_CLIENT:
+        said = process.told.get((proto, bytes(conn.peer_addr), conn.peer_port), "")
+        if said.startswith(LEFT_OUT):
+            reason = _joined(reason, said)
+        elif plain and reason and said:  # as connlog.c
+            reason = f"{reason}; chunnels: {said}"
     carriers: dict[str, object] = {}
     if 0 < conn.carried_by <= len(_CARRIERS):
         carriers["carried_by"] = _CARRIERS[conn.carried_by - 1]
@@ -71,12 +82,12 @@ def _connection(conn: Any, index: int, process: Process) -> dict[str, object]:
     }
 
 
-def connections(process: Process, most: int) -> list[dict[str, object]]:
+def connections(process: Process, most: int) -> list[dict[str, Any]]:
     """The live connections in a process's table; none when it has no table or one that makes no sense."""
     fd = process.table_fd
     if fd < 0 or most <= 0:
         return []
-    found: list[dict[str, object]] = []
+    found: list[dict[str, Any]] = []
     try:
         size = os.fstat(fd).st_size
         header = os.pread(fd, lib.SIZEOF_bertha_table_header, 0)
@@ -99,6 +110,21 @@ def connections(process: Process, most: int) -> list[dict[str, object]]:
     except (OSError, ValueError):
         pass
     return found
+
+
+def _tell_servers(live: list[dict[str, Any]]) -> None:
+    """A server's end has what was left out from the client's, where both are here: the program cannot know
+    it of a connection without a plan."""
+    told: dict[tuple[str, str, str], str | None] = {}
+    for c in live:
+        if c["role"] == "client" and c["reason"] and LEFT_OUT in c["reason"]:
+            ends = c["proto"], c["local"], c["peer"]
+            # Two namespaces may have the same addresses: then it is not known whose it is.
+            told[ends] = None if ends in told else c["reason"][c["reason"].index(LEFT_OUT) :]
+    for c in live:
+        said = told.get((c["proto"], c["peer"], c["local"]))
+        if c["role"] == "server" and said and LEFT_OUT not in (c["reason"] or ""):
+            c["reason"] = _joined(c["reason"], said)
 
 
 def _process(process: Process) -> dict[str, object]:
@@ -166,9 +192,10 @@ def describe(registry: Registry, agent: dict[str, object], uid: int) -> bytes:
     processes = [p for p in registry.processes if sees_all or p.peer.uid == uid]
     processes.sort(key=lambda p: p.peer.pid)
     listeners = [x for x in registry.listeners if sees_all or x.uid == uid]
-    live: list[dict[str, object]] = []
+    live: list[dict[str, Any]] = []
     for process in processes:
         live += connections(process, _CONNECTIONS_MAX - len(live))
+    _tell_servers(live)
     document = {
         "version": __version__,
         "agent": agent,

@@ -64,7 +64,10 @@ def start(processes: Processes, connection: Connection, status: Status, user: Us
 def _fail(connection: Connection, status: Status, was_ready: bool, why: str, state: State) -> None:
     session = connection.session
     log.error("%s %s: %s", session.side, session.context.peer, why)
-    ran = log_text(session.recipe.plan, session.side) if session.recipe is not None and was_ready else ""
+    ran = ""
+    if session.recipe is not None and was_ready:
+        ran = log_text(session.recipe.plan, session.side)
+        why = "; ".join(filter(None, (why, session.recipe.plan.left_out)))
     status.write(state, ran, why)
     reset(connection.tcp.fileno())
     connection.tcp.close()

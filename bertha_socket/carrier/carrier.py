@@ -123,7 +123,10 @@ class Carrier:
                 log.log(level, "%s %s: %s %s", side, peer, session.state.name.lower(), session.detail)
             if session.traceback:
                 log.error("%s %s: %s", side, peer, session.traceback)
-            carry.status.write(session.state, session.chunnels, session.detail)
+            told = session.told
+            if session.state == State.PLAIN:
+                told = self.control.why_plain(carry.listener, peer)
+            carry.status.write(session.state, session.chunnels, told)
 
         session = Session(Mode(carry.mode), context, secrets.key, carry.plan, changed)
 

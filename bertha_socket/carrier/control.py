@@ -15,11 +15,14 @@ from typing import Any, Final
 
 import msgpack
 
+from bertha_socket.agent.addresses import from_text
 from bertha_socket.carrier.process import User
 
 #: The most that an agent says at once (agent/carriers.py).
 _MESSAGE_MAX: Final = 1 << 17
 _REMEMBERED_MAX: Final = 1024
+#: As many as an agent tells (agent/omissions.py).
+_PLAIN_MAX: Final = 512
 #: Seconds for which a judgement is believed while there is an agent to ask again.
 _BELIEVED: Final = 30.0
 #: Seconds for which others wait while the agent has not said all.
@@ -71,6 +74,8 @@ class Control:
         self._asked: dict[int, tuple[tuple[int, bytes], Verdict]] = {}
         self._waiting: dict[tuple[int, bytes], list[Verdict]] = {}
         self._known: OrderedDict[tuple[int, bytes], float] = OrderedDict()
+        #: Why clients come without a plan, by listener and host.
+        self._plain: dict[tuple[int, bytes], str] = {}
         self._next = 0
         self._behind: mmap.mmap | None = None
 
@@ -100,6 +105,14 @@ class Control:
         if found is not None and found.are_of(uid):
             return found
         return Secrets(None, self._secrets.get(0, Secrets()).key)
+
+    def why_plain(self, listener: int, peer: str) -> str:
+        """Why a client at that address (`host:port`) has brought no plan to that listener; "": nothing is
+        known."""
+        host = b""
+        with contextlib.suppress(OSError):
+            host = from_text(peer.rpartition(":")[0].strip("[]"))
+        return self._plain.get((listener, host)) or self._plain.get((listener, b""), "")
 
     def ask(self, listener: int, plan: bytes, peer: str, verdict: Verdict) -> None:
         """Calls `verdict(None)` if the plan may run, else with one line why not; perhaps at once."""
@@ -169,6 +182,8 @@ class Control:
             self._verdict(message)
         elif op == "chunnels":
             self._chunnels(message)
+        elif op == "plain":
+            self._omission(message)
         elif op == "behind" and fds and self._behind is None:
             with contextlib.suppress(OSError, ValueError):  # no memory of a page
                 self._behind = mmap.mmap(fds[0], mmap.PAGESIZE, prot=mmap.PROT_READ)
@@ -199,6 +214,13 @@ class Control:
                 key if isinstance(key, bytes) else None,
                 None if listener == 0 else _uids(message.get("uids")),
             )
+
+    def _omission(self, message: Mapping[str, Any]) -> None:
+        listener, host, why = message.get("listener"), message.get("host"), message.get("why")
+        if isinstance(listener, int) and isinstance(host, bytes) and isinstance(why, str):
+            self._plain.pop((listener, host), None)
+            if why and len(self._plain) < _PLAIN_MAX:
+                self._plain[listener, host] = why
 
     def _chunnels(self, message: Mapping[str, Any]) -> None:
         """Where the chunnels of policy files are; loaded when one is needed, in the process that needs it."""

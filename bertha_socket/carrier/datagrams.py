@@ -383,7 +383,10 @@ class Datagrams(Peers):
             self._loop.set(self._tell_timer, self._told_at + _STATUS_SECONDS)
 
     def _tell(self) -> None:
-        words = [self._detail] if self._detail else []
+        left_out = self._sums.left_out
+        if self._side == "server" and self._passed and not self._sums.text:
+            left_out = self._control.why_plain(self._carry.listener, "")
+        words = [text for text in (self._detail, left_out) if text]
         if self._kept_out:
             count = len(self._strangers)
             words.append(

@@ -106,6 +106,13 @@ class Session:
         """JSON for the log, once READY."""
         return "" if self.counted is None else self.counted.text
 
+    @property
+    def told(self) -> str:
+        """For the log: `detail`, and behind what has ended the connection what was left out of its plan."""
+        if self.state not in (State.RESET, State.RAISED) or self.counted is None or self.recipe is None:
+            return self.detail
+        return "; ".join(filter(None, (self.detail, self.recipe.plan.left_out)))
+
     # -- what its owner asks --------------------------------------------------------------------------
 
     @property
@@ -404,7 +411,7 @@ class Session:
     def _ready(self) -> None:
         assert self.recipe is not None
         self.counted = Counted(self.recipe.plan, self.side, self.context.counts)
-        self._set(State.READY)
+        self._set(State.READY, self.recipe.plan.left_out)
 
     # -- data -----------------------------------------------------------------------------------------
 

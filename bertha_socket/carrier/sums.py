@@ -19,6 +19,8 @@ class Sums:
         self._sums: dict[str, int] = {}
         self._counted: Counted | None = None
         self._plan = b""
+        #: What was left out of the plan that is shown.
+        self.left_out = ""
         #: Goes up when another plan is shown.
         self.version = 0
 
@@ -49,7 +51,9 @@ class Sums:
         """That exchanges by this plan are shown from now on."""
         if plan != self._plan:
             self._plan = plan
-            self._counted = Counted(Plan.decode(plan), self._side, self._sums)
+            decoded = Plan.decode(plan)
+            self._counted = Counted(decoded, self._side, self._sums)
+            self.left_out = decoded.left_out
             self.version += 1
 
     def changes(self) -> list[tuple[int, bytes]]:

@@ -102,6 +102,8 @@ void control_speaks(void) {
         learn_behind(fds[0]);
       } else if (pack_is(&op, "context")) {
         trust_learn(&message);
+      } else if (pack_is(&op, "plain")) {
+        unplanned_learn(&message);
       } else if (pack_is(&op, "verdict")) {
         verdict(&message);
       }

@@ -129,6 +129,7 @@ struct datagrams { /* one carried socket */
   bool news;                 /* another text is to be shown */
   char detail[DETAIL_MAX];
   char beside_detail[DETAIL_MAX];
+  char left_out[DETAIL_MAX]; /* of the plan that is shown */
   char told[DETAIL_MAX];
   uint32_t told_state;
   int64_t told_at;

@@ -17,6 +17,7 @@ void dgram_show(struct datagrams *d, const uint8_t *plan, size_t size, bool serv
     d->shown = copy;
     d->shown_size = size;
     plan_text(plan, size, server, d->text, sizeof d->text);
+    plan_left_out(plan, size, d->left_out, sizeof d->left_out);
     d->news = true;
   }
 }
@@ -28,6 +29,7 @@ void dgram_text(struct datagrams *d, const char *text, size_t size, const char *
     d->text[size] = '\0';
     free(d->shown);
     d->shown = NULL;
+    d->left_out[0] = '\0';
     d->news = true;
   }
   snprintf(d->beside_detail, sizeof d->beside_detail, "%.*s", (int)detail_size, detail);
@@ -54,8 +56,17 @@ void dgram_stranger(struct datagrams *d, const struct place *who) {
 }
 
 static void words_of(const struct datagrams *d, char to[DETAIL_MAX]) {
-  int n = snprintf(to, DETAIL_MAX, "%s%s%s", d->detail,
-                   d->detail[0] != '\0' && d->beside_detail[0] != '\0' ? "; " : "", d->beside_detail);
+  int n = 0;
+  char unplanned[DETAIL_MAX] = "";
+  if (d->server && d->passed && d->text[0] == '\0') {
+    unplanned_why(d->listener, -1, unplanned, sizeof unplanned);
+  }
+  const char *parts[] = {d->detail, d->left_out, unplanned, d->beside_detail};
+  for (unsigned i = 0; i < sizeof parts / sizeof *parts && n < DETAIL_MAX; i++) {
+    if (parts[i][0] != '\0') {
+      n += snprintf(to + n, (size_t)(DETAIL_MAX - n), "%s%s", n > 0 ? "; " : "", parts[i]);
+    }
+  }
   if (d->kept_out > 0 && n < DETAIL_MAX) {
     n += snprintf(to + n, (size_t)(DETAIL_MAX - n),
                   "%s%" PRIu64 " datagrams dropped that did not go by the chunnels (%u addresses)",

@@ -127,3 +127,23 @@ void plan_text(const uint8_t *plan, size_t size, bool at_server, char *to, size_
   }
   put(to, room, n, "]", false);
 }
+
+void plan_left_out(const uint8_t *plan, size_t size, char *to, size_t room) {
+  struct pack_value map, omitted;
+  size_t n = 0;
+  to[0] = '\0';
+  if (pack_read(plan, size, &map) != size || !pack_get(&map, "omitted", &omitted)) {
+    return;
+  }
+  struct pack_value one;
+  for (uint64_t i = 0; n + 1 < room && pack_at(&omitted, i, &one); i++) {
+    char type[64], why[200];
+    field(&one, "type", type, sizeof type);
+    field(&one, "why", why, sizeof why);
+    n = put(to, room, n, i == 0 ? "left out: " : "; ", false);
+    n = put(to, room, n, type, false);
+    n = put(to, room, n, ": ", false);
+    n = put(to, room, n, why, false);
+  }
+  pack_printable(to);
+}

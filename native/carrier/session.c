@@ -19,10 +19,17 @@ void session_state(struct session *s, uint32_t state, const char *why) {
   if (__atomic_load_n(&to->life, __ATOMIC_ACQUIRE) != s->life) {
     return; /* another connection's by now */
   }
+  char left_out[sizeof to->detail] = "";
+  if (state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_RESET) {
+    plan_left_out(s->plan, s->plan_size, left_out, sizeof left_out);
+  } else if (state == BERTHA_CARRIED_PLAIN && s->server) {
+    unplanned_why(s->listener, s->tcp, left_out, sizeof left_out);
+  }
   if (state == BERTHA_CARRIED_READY) {
     plan_text(s->plan, s->plan_size, s->server, to->chunnels, sizeof to->chunnels);
   }
-  snprintf(to->detail, sizeof to->detail, "%s", why);
+  snprintf(to->detail, sizeof to->detail, "%s%s%s", why, why[0] != '\0' && left_out[0] != '\0' ? "; " : "",
+           left_out);
   __atomic_store_n(&to->state, state, __ATOMIC_RELEASE);
 }
 

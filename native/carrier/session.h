@@ -114,6 +114,8 @@ struct plan_chunnel { /* as one end has it */
 bool plan_chunnel(const uint8_t *plan, size_t size, bool server, unsigned i, struct plan_chunnel *c);
 /* JSON, for the log: what both ends run, and where this one does. */
 void plan_text(const uint8_t *plan, size_t size, bool at_server, char *to, size_t room);
+/* What was preferred and could not be had, and why, in one line; empty: nothing was left out. */
+void plan_left_out(const uint8_t *plan, size_t size, char *to, size_t room);
 
 /* rings.c: the programs' links (core/hop.h) */
 bool rings_init(void);
@@ -145,6 +147,12 @@ void trust_learn(const struct pack_value *message);
 bool trust_knows(uint64_t listener, const uint8_t *plan, size_t size, bool agent);
 uint64_t trust_salt(void); /* something that strangers do not know, never 0 */
 void trust_remember(uint64_t listener, const uint8_t *plan, size_t size, bool good);
+
+/* unplanned.c: why clients come without a plan */
+enum { UNPLANNED_MAX = 512 /* agent/omissions.py */ };
+void unplanned_learn(const struct pack_value *message);
+/* Of who is at the other end of that socket; empty: nothing is known. */
+void unplanned_why(uint64_t listener, int tcp, char *to, size_t room);
 
 /* warm.c: who keeps buffers while there is nothing in them */
 void warm_add(struct session *s);

@@ -184,6 +184,8 @@ void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32
     out->dirty_offset[side] = at;
     at = round_up(at + BERTHA_LINK_SLOTS / 8, BERTHA_CACHELINE);
   }
+  out->left_out_offset = (uint32_t)at; /* in the page that the header takes anyway */
+  at += BERTHA_LEFT_OUT_SIZE;
   for (int side = 0; side < 2; side++) {
     at = round_up(at, PAGE);
     out->sleeper_offset[side] = at;

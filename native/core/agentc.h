@@ -51,6 +51,8 @@ void links_hold_again(
     void); /* a descriptor that may have been a link's is closed: a lock on it is gone (fcntl(2)) */
 void link_after_fork(void);
 bool link_held(const struct link *link); /* its client process lives */
+/* For the log of a server's connection: what the client's go without, and why.  `link` may be no link of this process's. */
+bool link_left_out(const struct link *link, char *to, size_t size);
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
 int slot_take(struct link *link); /* -1: none free */
 void slot_give_back(struct link *link, uint32_t slot);

@@ -48,12 +48,13 @@ bool carried_owns(void) {
   return own_chunnels;
 }
 
-bool carried_name(struct conn *c, const char *chunnels) {
+bool carried_name(struct conn *c, const char *chunnels, const char *left_out) {
   struct bertha_carrier_status *s = conn_flags(c) & CONN_CARRIED ? NULL : new_status(c);
   if (s == NULL || strlen(chunnels) >= sizeof s->chunnels) {
     return false;
   }
   strcpy(s->chunnels, chunnels);
+  snprintf(s->detail, sizeof s->detail, "%s", left_out);
   __atomic_store_n(&s->state, BERTHA_CARRIED_READY, __ATOMIC_RELEASE);
   conn_set_flag(c, CONN_NAMED);
   return true;

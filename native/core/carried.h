@@ -30,8 +30,8 @@ void carried_refuse(struct conn *c, int fd, uint32_t why);
  * himself.  Returns what was before. */
 bool carried_own(bool own);
 bool carried_owns(void);
-/* For the log: the chunnels that the program itself runs on its connection, a JSON array. */
-bool carried_name(struct conn *c, const char *chunnels);
+/* For the log: the chunnels that the program itself runs on its connection, a JSON array, and what was left out. */
+bool carried_name(struct conn *c, const char *chunnels, const char *left_out);
 /* The last descriptor is closed: a plan that the server has refused is not tried again. */
 void carried_ended(struct conn *c);
 /* For the log, at the end: NULL where the carrier said nothing. */

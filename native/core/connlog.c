@@ -6,6 +6,7 @@
 
 #include "../carrier/carrier.h"
 #include "abroad.h"
+#include "agentc.h"
 #include "carried.h"
 #include "conn.h"
 #include "local.h"
@@ -121,6 +122,14 @@ static const char bottom_of_streams[] =
 static const char bottom_of_datagrams[] =
     "{\"type\":\"local_or_remote\",\"implementation\":\"udp\",\"where\":\"global\"}";
 
+/* Behind what it says already, if that is something. */
+static void add_reason(struct line *l, const char *more, const char *between) {
+  size_t n = strlen(l->reason);
+  if (more[0] != '\0') {
+    snprintf(l->reason + n, sizeof l->reason - n, "%s%s", n > 0 ? between : "", more);
+  }
+}
+
 /* A carrier has told what runs, or why nothing does; its texts are checked, for it shares its memory with us. */
 static void carried_line(struct line *l, const struct bertha_carrier_status *s) {
   uint32_t state = s != NULL ? __atomic_load_n(&s->state, __ATOMIC_ACQUIRE) : BERTHA_CARRIED_PENDING;
@@ -156,12 +165,14 @@ static void carried_line(struct line *l, const struct bertha_carrier_status *s) 
   if (why == NULL && l->c->info.reason != 0) {
     why = bertha_reason_text(l->c->info.reason);
   }
-  if (why != NULL && detail[0] != '\0') {
-    snprintf(l->reason, sizeof l->reason, "%s: %s", why, detail);
-  } else if (why != NULL) {
-    snprintf(l->reason, sizeof l->reason, "%s", why);
-  } else if (l->c->info.family & BERTHA_FAMILY_DATAGRAMS) { /* what was dropped, and why */
-    snprintf(l->reason, sizeof l->reason, "%s", detail);
+  /* Of one that runs, the detail is about something else: what was left out, and of datagrams what was dropped. */
+  const char *between = state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_PLAIN ? "; " : ": ";
+  if (why != NULL || (l->c->info.family & BERTHA_FAMILY_DATAGRAMS)) {
+    l->reason[0] = '\0';
+  }
+  add_reason(l, why != NULL ? why : "", "");
+  if (why != NULL || state == BERTHA_CARRIED_READY || (l->c->info.family & BERTHA_FAMILY_DATAGRAMS)) {
+    add_reason(l, detail, between);
   }
 }
 
@@ -174,6 +185,9 @@ static void named_line(struct line *l, const struct bertha_carrier_status *s) {
     snprintf(l->chunnels, sizeof l->chunnels, "%.*s,%.120s", (int)(n - 1), s->chunnels, below + 1);
     l->plain = false;
     l->reason[0] = '\0';
+  }
+  if (s != NULL) {
+    add_reason(l, s->detail, "; ");
   }
 }
 
@@ -218,6 +232,25 @@ void connlog_killed(struct conn *c, int pid) {
   errno = saved;
 }
 
+/* Why no carrier has it.  What a client goes without is told of one that is not plain as well, and at the server's end. */
+static void add_why_not(struct line *l, uint32_t kind, uint32_t why) {
+  static const char left_out[] = "left out: "; /* negotiation/plan.py */
+  char text[BERTHA_LEFT_OUT_SIZE];
+  bool tied = (kind == BERTHA_CONN_SHM || kind == BERTHA_CONN_UNIX) && !(conn_flags(l->c) & CONN_CARRIED);
+  if (l->c->info.role == BERTHA_SIDE_SERVER) {
+    if (tied && link_left_out(l->c->link, text, sizeof text)) {
+      add_reason(l, text, "; ");
+    }
+    return;
+  }
+  carried_why_not(l->c, text, sizeof text);
+  if (strstr(text, left_out) == text) {
+    add_reason(l, text, "; ");
+  } else if (l->plain && why != 0) {
+    add_reason(l, text, "; chunnels: ");
+  }
+}
+
 void connlog_write(struct conn *c, int fd) {
   conn_ripe(c, fd); /* a client that only wrote may not have looked since the server came */
   uint32_t kind = conn_kind(c);
@@ -238,11 +271,7 @@ void connlog_write(struct conn *c, int fd) {
   if (why != 0) {
     snprintf(l.reason, sizeof l.reason, "%s", bertha_reason_text(why));
   }
-  char why_not[400];
-  carried_why_not(c, why_not, sizeof why_not);
-  if (l.plain && why != 0 && why_not[0] != '\0') {
-    snprintf(l.reason, sizeof l.reason, "%s; chunnels: %.399s", bertha_reason_text(why), why_not);
-  }
+  add_why_not(&l, kind, why);
   if (conn_flags(c) & CONN_CARRIED) {
     carried_line(&l, carried_status(c));
   } else if (conn_flags(c) & CONN_NAMED) {

@@ -205,6 +205,9 @@ struct bertha_slot {
   struct bertha_direction dir[2]; /* [side that produces] */
 };
 
+/* For the connection log: which chunnels the client's connections to this listener go without, and why. */
+#define BERTHA_LEFT_OUT_SIZE 400u
+
 struct bertha_link_header {
   uint32_t magic;
   uint32_t version;
@@ -218,8 +221,9 @@ struct bertha_link_header {
   uint64_t slot_offset;
   uint64_t ring_offset; /* ring of slot s, side d: ring_offset + (2 * s + d) * ring_max */
   uint64_t total_size;
-  _Atomic uint32_t dead; /* set by the agent: the client process is gone */
-  uint8_t pad[BERTHA_CACHELINE * 2 - 92];
+  _Atomic uint32_t dead;    /* set by the agent: the client process is gone */
+  uint32_t left_out_offset; /* a text that ends with NUL, written by the agent; 0: there is none */
+  uint8_t pad[BERTHA_CACHELINE * 2 - 96];
 };
 
 /* ---- table -------------------------------------------------------------------------------------- */

@@ -554,3 +554,24 @@ void slot_give_back(struct link *l, uint32_t slot) {
   }
   bertha_unlock(&l->lock);
 }
+
+bool link_left_out(const struct link *link, char *to, size_t size) {
+  to[0] = '\0';
+  if (link == NULL || !bertha_lock(&mapped.lock)) {
+    return false;
+  }
+  const struct link *l = mapped.links;
+  while (l != NULL && l != link) {
+    l = l->next;
+  }
+  if (l != NULL) { /* the other side may write there as well */
+    uint32_t at = *(const volatile uint32_t *)&l->header->left_out_offset;
+    if (at != 0 && l->size >= BERTHA_LEFT_OUT_SIZE && at <= l->size - BERTHA_LEFT_OUT_SIZE) {
+      size_t n = size - 1 < BERTHA_LEFT_OUT_SIZE ? size - 1 : BERTHA_LEFT_OUT_SIZE;
+      memcpy(to, l->base + at, n);
+      to[n] = '\0';
+    }
+  }
+  bertha_unlock(&mapped.lock);
+  return to[0] != '\0';
+}

@@ -32,9 +32,9 @@ int bertha_door_bring(const char *pairs, size_t size);
  * Returns what was before. */
 enum { DOOR_OPT = 1, DOOR_OWN = 2 };
 int bertha_door_opt(int in);
-/* For the log: the chunnels that the caller runs on this connection, a JSON array of {type, implementation, where}.
- * Returns 0, or -1 when the connection is not one that the shim knows. */
-int bertha_door_name(int fd, const char *chunnels);
+/* For the log: the chunnels that the caller runs on this connection, a JSON array of {type, implementation, where}, and in one
+ * line what was left out, and why (empty: nothing).  Returns 0, or -1 when the connection is not one that the shim knows. */
+int bertha_door_name(int fd, const char *chunnels, const char *left_out);
 /* The C library's own function behind a redirected name, or NULL. */
 void *bertha_door_original(const char *name);
 

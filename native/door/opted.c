@@ -88,7 +88,7 @@ DOOR_API int bertha_door_opt(int in) {
   return before;
 }
 
-DOOR_API int bertha_door_name(int fd, const char *chunnels) {
+DOOR_API int bertha_door_name(int fd, const char *chunnels, const char *left_out) {
   struct conn *c = conn_of(fd);
-  return c != NULL && carried_name(c, chunnels) ? 0 : -1;
+  return c != NULL && carried_name(c, chunnels, left_out) ? 0 : -1;
 }

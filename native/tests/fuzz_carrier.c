@@ -146,9 +146,17 @@ static const uint8_t *agent_message(int to, const uint8_t *data, const uint8_t *
   int fds[6], count = how >> 6;
   static const char *const ops[] = {"shim", "context", "verdict", "other"};
   size_t length = (size_t)(end - data) < 40 ? (size_t)(end - data) : 40;
-  bool good = pack_map(&b, 4) && pack_text(&b, "op") && pack_text(&b, ops[how % 4]) && pack_text(&b, "id") &&
-              pack_uint(&b, length > 0 ? data[0] % 4 : 0) && pack_text(&b, how & 4 ? "ok" : "key") &&
-              pack_bytes(&b, data, length);
+  bool plain = how % 4 == 3 && (how & 8); /* why clients have no plan */
+  char why[41] = "";
+  memcpy(why, data, length);
+  bool good = pack_map(&b, 4) && pack_text(&b, "op") && pack_text(&b, plain ? "plain" : ops[how % 4]) &&
+              pack_text(&b, plain ? "listener" : "id") && pack_uint(&b, length > 0 ? data[0] % 4 : 0);
+  if (plain) {
+    good = good && pack_text(&b, "host") && pack_bytes(&b, data, length >= 16 ? 16 : length / 8) &&
+           pack_text(&b, "why") && pack_text(&b, why);
+  } else {
+    good = good && pack_text(&b, how & 4 ? "ok" : "key") && pack_bytes(&b, data, length);
+  }
   rig_check(good, "pack");
   size_t size = buffer_size(&b);
   uint8_t *bytes = malloc(size + length + 1);

@@ -26,6 +26,13 @@ void session_state(struct session *s, uint32_t state, const char *why) {
   if (strlen(text) < 2 || text[strlen(text) - 1] != ']' || strlen(why) > 399) {
     abort();
   }
+  char left_out[400];
+  plan_left_out(s->plan, s->plan_size, left_out, s->plan_size % 2 ? sizeof left_out : 20);
+  for (const char *p = left_out; *p != '\0'; p++) {
+    if ((unsigned char)*p < 0x20) {
+      abort();
+    }
+  }
   s->state = state;
 }
 

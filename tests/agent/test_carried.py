@@ -26,15 +26,15 @@ def test_size() -> None:
 
 def test_states() -> None:
     assert carried.parse(record(State.PENDING, _GOOD)) is None
-    ready = carried.parse(record(State.READY, _GOOD, "not told"))
-    assert ready == ([*_GOOD, BOTTOMS["tcp"]], False, None)
+    ready = carried.parse(record(State.READY, _GOOD, "left out: y: no"))
+    assert ready == ([*_GOOD, BOTTOMS["tcp"]], False, None, "left out: y: no")
     refused = carried.parse(record(State.REFUSED, _GOOD, "no key"))
     assert refused is not None and refused.chunnels == [BOTTOMS["tcp"]]
     assert refused.reason is not None and refused.reason.endswith(": no key")
     raised = carried.parse(record(State.RAISED, _GOOD, "ValueError"))
-    assert raised == ([*_GOOD, BOTTOMS["tcp"]], False, "a chunnel's own code failed: ValueError")
-    plain = carried.parse(record(State.PLAIN))
-    assert plain is not None and plain.plain and plain.reason
+    assert raised == ([*_GOOD, BOTTOMS["tcp"]], False, "a chunnel's own code failed: ValueError", None)
+    plain = carried.parse(record(State.PLAIN, detail="left out: y: no"))
+    assert plain is not None and plain.plain and plain.reason and plain.remark == "left out: y: no"
     assert carried.parse(record(6)) is None
     assert carried.parse(b"") is None
 
