@@ -22,7 +22,7 @@ import socket as _stdlib
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from bertha_socket import _drop_in, keys
@@ -150,7 +150,8 @@ class Endpoint(NamedTuple):
                 plan = Plan.decode(advice.plan) if advice.verdict == Verdict.PLAN else None
                 try:
                     mode = Mode.PLAN if plan is not None else None
-                    return self._opened(address, timeout, plan, mode, wanted.material)
+                    how = plan, mode, wanted.material
+                    return self._opened(address, timeout, *how, advice.left_out)
                 except EndpointError:
                     if fresh or plan is None:
                         raise  # else the server has another policy by now: what does it say today?
@@ -163,11 +164,17 @@ class Endpoint(NamedTuple):
         plan: Plan | None,
         mode: Mode | None,
         material: Mapping[str, str] | None = None,
+        left_out: Callable[[], str] = str,
     ) -> Connection:
         sock = self._dial(address, timeout)
         try:
             return Connection(
-                self.name, sock, "client", plan=plan, mode=mode, material=material, timeout=timeout
+                *(self.name, sock, "client"),
+                plan=plan,
+                mode=mode,
+                material=material,
+                timeout=timeout,
+                left_out=left_out,
             )
         except BaseException:
             sock.close()
@@ -185,7 +192,7 @@ class Endpoint(NamedTuple):
         one that is not, if nothing is required."""
         required = required_of(wanted.offer)
         if not required and _is_stranger(address):
-            return self._opened(address, timeout, None, None)
+            return self._opened(address, timeout, None, None, left_out=wanted.alone)
         try:
             return self._agreed(wanted, address, timeout, not required)
         except _Stranger as stranger:
@@ -197,7 +204,7 @@ class Endpoint(NamedTuple):
                 raise EndpointError(f"{problem}: run bertha_socket.new() or bertha-run there") from None
             if stranger.sure:
                 _note_stranger(address)
-        return self._opened(address, timeout, None, None)
+        return self._opened(address, timeout, None, None, left_out=wanted.alone)
 
     def _agreed(self, wanted: Wanted, address: Address, timeout: float, impatient: bool) -> Connection:
         """Raises _Stranger: there is no endpoint."""
@@ -415,7 +422,14 @@ class Listener:
         mode = Mode.REQUIRED if required else Mode.MAYBE
         judge = self._terms.judge(*here)
         material = self._terms.material(*here)
-        return Connection(self._name, sock, "server", mode=mode, material=material, judge=judge, early=first)
+        return Connection(
+            *(self._name, sock, "server"),
+            mode=mode,
+            material=material,
+            judge=judge,
+            early=first,
+            left_out=lambda: self._terms.alone(*here),
+        )
 
     def _opening(self, sock: _stdlib.socket, *, quiet: bool) -> bytes:
         """What the client says first; who waits for our first word says nothing, where he may (`quiet`)."""

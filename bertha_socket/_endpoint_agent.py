@@ -20,6 +20,7 @@ from bertha_socket.agent import addresses, client, messages, netlink, paths, rea
 from bertha_socket.agent.memory import netns_cookie
 from bertha_socket.agent.messages import DagNeed, Op, Verdict
 from bertha_socket.negotiation.offer import Offer
+from bertha_socket.negotiation.plan import LEFT_OUT
 
 __all__ = ["Advice", "Agent"]
 
@@ -34,6 +35,10 @@ class Advice(NamedTuple):
     plan: bytes = b""
     #: One line: why there is no plan.
     detail: str = ""
+
+    def left_out(self) -> str:
+        """For the log: what goes without a plan that was preferred, and why."""
+        return self.detail if self.detail.startswith(LEFT_OUT) else ""
 
 
 class Agent:

@@ -91,9 +91,11 @@ class Connection:
         judge: Judge | None = None,
         early: bytes = b"",
         timeout: float = SECONDS,
+        left_out: Callable[[], str] = str,
     ) -> None:
         """`mode`: how the plan is agreed on; None: there is none.  `material`: for `encrypt`.  `judge`: of
-        the plan that a client shows.  `early`: what came already."""
+        the plan that a client shows.  `early`: what came already.  `left_out`: for the log, where there is no
+        plan."""
         #: What was agreed; None with an end that knows of no chunnels.
         self.plan = plan
         self.interface = Interface.STREAM
@@ -109,8 +111,10 @@ class Connection:
             data = plan.encode() if plan is not None else b""
             self._session = _Session(mode, context, key, data, self._changed)
             self._agree(self._session, judge, timeout)
-        if self.plan is not None and self.plan.chunnels:
-            _door.name_chunnels(sock.fileno(), log_text(self.plan, side))
+        said = self.plan.left_out if self.plan is not None else left_out()
+        if said or (self.plan is not None and self.plan.chunnels):
+            chunnels = log_text(self.plan, side) if self.plan is not None else "[]"
+            _door.name_chunnels(sock.fileno(), chunnels, said)
         sock.settimeout(None)
         self._go_direct()
 

@@ -13,7 +13,7 @@ import errno
 import secrets
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from bertha_socket import keys
@@ -75,7 +75,7 @@ def connect(
                 raise EndpointError(f"{name}: {advice.detail}")
             plan = advice.plan if advice.verdict == Verdict.PLAN else None
             try:
-                return _opened(name, wanted, _dial(family, address), plan, timeout)
+                return _opened(name, wanted, _dial(family, address), plan, timeout, advice.left_out)
             except EndpointError:
                 if fresh or plan is None:
                     raise  # else the server has another policy by now: what does it say today?
@@ -93,7 +93,12 @@ def _dial(family: int, address: Address) -> socket.socket:
 
 
 def _opened(
-    name: str, wanted: Wanted, sock: socket.socket, plan: bytes | None, timeout: float
+    name: str,
+    wanted: Wanted,
+    sock: socket.socket,
+    plan: bytes | None,
+    timeout: float,
+    left_out: Callable[[], str],
 ) -> DatagramConnection:
     """Takes the socket over.  Raises OSError."""
     try:
@@ -106,7 +111,7 @@ def _opened(
     loop = SharedLoop.join(alone=foreign)
     try:
         with loop.lock:
-            peers = EndpointPeers(loop, sock, "client", mode, name, lambda: found)
+            peers = EndpointPeers(*(loop, sock, "client", mode, name, lambda: found), left_out=left_out)
     except BaseException:
         loop.leave()
         sock.close()
@@ -137,7 +142,8 @@ def _negotiate(
                 f"{where} does not answer as an endpoint of datagrams, {what}: run bertha_socket.new() "
                 "there, or bertha-run with an agent here too",
             )
-    return _opened(name, wanted, sock, plan.encode() if plan is not None else None, timeout)
+    data = plan.encode() if plan is not None else None
+    return _opened(name, wanted, sock, data, timeout, wanted.alone)
 
 
 def _agreed(name: str, wanted: Wanted, sock: socket.socket, address: Address, patience: float) -> Plan | None:
@@ -214,6 +220,7 @@ class DatagramListener:
                 judge=judge,
                 answer=self._answer,
                 backlog=max(1, backlog),
+                left_out=lambda: self._terms.alone(*sock.getsockname()[:2]),
             )
         if self._agent is not None:
             self._peers.watch_agent(self._agent.fileno())

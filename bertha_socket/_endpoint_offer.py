@@ -16,11 +16,13 @@ from bertha_socket._bottom import upper
 from bertha_socket.agent import addresses, netlink
 from bertha_socket.agent.authors import NOTHING
 from bertha_socket.agent.offers import checker, chunnel_rules
+from bertha_socket.agent.omissions import NO_PLAN
 from bertha_socket.agent.plans import make_subject
 from bertha_socket.agent.secrets import named_files
 from bertha_socket.agent.secrets import read as read_files
 from bertha_socket.chunnels import ChunnelType, Implementation, all_types, encrypt, get
 from bertha_socket.dag import Chunnel, Dag, Need, Scope, parse
+from bertha_socket.negotiation.choose import without_a_plan
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.plan import Plan, acceptable
 
@@ -35,6 +37,10 @@ class Wanted(NamedTuple):
     offer: Offer
     #: PEM texts for `encrypt`: of the certificates that its arguments name, else of the cluster's key.
     material: dict[str, str] | None
+
+    def alone(self) -> str:
+        """For the log: what a client goes without at a server that has no plan."""
+        return without_a_plan(self.offer, "client", "the server does not speak of chunnels").left_out
 
 
 def offer_for(name: str, dag: Dag, side: str, address: tuple[str, int], proto: str = "tcp") -> Offer:
@@ -183,6 +189,10 @@ class Terms:
     def required(self, host: str, port: int) -> list[str]:
         """The types of the chunnels without which nobody is served there."""
         return [*dict.fromkeys([*required_of(self.offer), *required_of(self.at(host, port))])]
+
+    def alone(self, host: str, port: int) -> str:
+        """For the log: what goes without a plan there.  Raises OSError."""
+        return without_a_plan(self.at(host, port), "server", NO_PLAN).left_out
 
     def judge(self, host: str, port: int) -> Callable[[bytes], str | None]:
         """Whether a plan that a client shows may run there: None, or one line why not."""

@@ -67,9 +67,11 @@ class EndpointPeers(Peers):
         judge: Judge | None = None,
         answer: Callable[[bytes], bytes] | None = None,
         backlog: int = 0,
+        left_out: Callable[[], str] = str,
     ) -> None:
         """`judge`: of the plans that clients show.  `answer`: to clients without an agent, in the words of
-        `negotiation.machine`.  `backlog`: connections that wait to be accepted."""
+        `negotiation.machine`.  `backlog`: connections that wait to be accepted.  `left_out`: for the log, of
+        those without a plan."""
         super().__init__(loop, udp, side, mode)
         self.name = name
         self.changed = threading.Condition(loop.lock)
@@ -82,6 +84,7 @@ class EndpointPeers(Peers):
         self._judge = judge
         self._answer = answer
         self._backlog = backlog
+        self._left_out = left_out
         self._listening = side == "server"
         self._by_exchange: dict[Exchange, DatagramConnection] = {}
         self._plain: OrderedDict[Place, DatagramConnection] = OrderedDict()
@@ -375,12 +378,14 @@ class EndpointPeers(Peers):
         if text or connection._rx or connection._tx:
             plain = None if text else "the other end knows of no chunnels"
             with suppress(OSError):
+                plan = connection.plan
+                left_out = self._left_out() if plan is None else plan.left_out
                 line = _endpoint_log.Line(
                     self._side,
                     self.local,
                     connection.peer,
                     text,
-                    reason or plain,
+                    "; ".join(filter(None, (reason or plain, left_out))) or None,
                     connection._tx,
                     connection._rx,
                     connection._setup_us,

@@ -41,6 +41,24 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2])), 10) as s:
     sys.stdin.read()
 """
 
+_ENDPOINT_SERVER = """
+import sys, bertha_socket
+with bertha_socket.new("server", sys.argv[3] or None).listen((sys.argv[1], int(sys.argv[2]))) as listener:
+    for connection in listener:
+        with connection:
+            for data in connection:
+                connection.send(data)
+"""
+
+_ENDPOINT_CLIENT = """
+import sys, bertha_socket
+with bertha_socket.new("client", sys.argv[3] or None).connect((sys.argv[1], int(sys.argv[2]))) as c:
+    c.send(b"words")
+    assert c.recv(10) == b"words"
+    print("answered", flush=True)
+    sys.stdin.read()
+"""
+
 
 def serve(host: Host, address: str, script: str = _SERVER, *more: str) -> int:
     port = free_port()
@@ -173,6 +191,39 @@ def test_of_one_in_shared_memory(host: Host, implementation: str) -> None:
             "server has native",
         )
         _agree(seen, logged)
+
+
+@pytest.mark.parametrize("dag", ["prefer compress() |> encrypt()", "prefer compress()"])
+@pytest.mark.parametrize("endpoint", ["client", "server", "both"])
+def test_of_programs_that_run_their_chunnels(pair: Pair, dag: str, endpoint: str) -> None:
+    """By bertha_socket.new() at either end, with a program under bertha-run at the other."""
+    pair.client.set_policy('[[rule]]\nside = "client"\ndag = "prohibit compress()"\n')
+    pair.dictate(dag)
+    server = (_ENDPOINT_SERVER, dag) if endpoint != "client" else (_SERVER,)
+    client = (_ENDPOINT_CLIENT, "") if endpoint != "server" else (_CLIENT,)
+    port = serve(pair.server, pair.address, *server)
+    _leave(_connected(pair.client, pair.address, port, *client))
+    for host, role in ((pair.client, "client"), (pair.server, "server")):
+        logged = _logged(host, role, port)
+        assert _types(logged) == (["encrypt"] if "encrypt" in dag else []), logged
+        has = "native@host" if endpoint == "client" else "python@application"
+        says(logged.reason, "left out: compress:", "client has", f"server has {has}")
+        if role == "client" or "encrypt" in dag:
+            says(logged.reason, "the client prohibits it")
+
+
+def test_of_endpoints_of_datagrams(pair: Pair) -> None:
+    pair.client.set_policy('[[rule]]\nside = "client"\nproto = "udp"\ndag = "prohibit compress()"\n')
+    port = free_port()
+    dag = "frame() |> prefer compress() |> reliable()"
+    command = [sys.executable, "-c", _ENDPOINT_SERVER, pair.address, port, dag]
+    pair.server.spawn(command, shim=False, label="server")
+    eventually(lambda: _bound(pair.server, port), "the agent's knowing of the server")
+    _leave(_connected(pair.client, pair.address, port, _ENDPOINT_CLIENT, "udp()"))
+    for host, role in ((pair.client, "client"), (pair.server, "server")):
+        logged = _logged(host, role, port)
+        assert not logged.plain and _types(logged) == ["frame", "reliable"], logged
+        says(logged.reason, "left out: compress: the client prohibits it; client has", "server has python@")
 
 
 _UDP_SERVER = """
