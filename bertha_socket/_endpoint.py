@@ -33,6 +33,7 @@ from bertha_socket._endpoint_connection import SECONDS, Connection, EndpointErro
 from bertha_socket._endpoint_datagram_connection import DatagramConnection
 from bertha_socket._endpoint_datagrams import DatagramListener
 from bertha_socket._endpoint_datagrams import connect as connect_datagrams
+from bertha_socket._endpoint_log import note_refusal, refused
 from bertha_socket._endpoint_offer import Terms, Wanted, required_of, wanted_for
 from bertha_socket.agent.messages import Verdict
 from bertha_socket.carrier import preamble
@@ -146,6 +147,7 @@ class Endpoint(NamedTuple):
                 if advice.verdict == Verdict.NOBODY:
                     return self._negotiate(wanted, address, timeout)
                 if advice.verdict == Verdict.REFUSED:
+                    refused("tcp", address, advice.detail)
                     raise EndpointError(f"{self.name}: {advice.detail}")
                 plan = Plan.decode(advice.plan) if advice.verdict == Verdict.PLAN else None
                 try:
@@ -219,6 +221,7 @@ class Endpoint(NamedTuple):
                 machine.receive(_exactly(sock))
             event = machine.event()
             if not isinstance(event, Plan):
+                note_refusal(sock.fileno(), _why(event))
                 raise EndpointError(f"{self.name}: {_why(event)}")
             return Connection(
                 self.name,
@@ -463,6 +466,7 @@ class Listener:
                 sock.sendall(greeting + said)
                 greeting = b""
             if event is not None:
+                note_refusal(sock.fileno(), _why(event))
                 raise EndpointError(f"{self._name}: {_why(event)}")
         if plan is None:
             raise EndpointError(f"{self._name}: the client did not ask for a plan")

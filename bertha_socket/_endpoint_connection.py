@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from bertha_socket import _door, keys
 from bertha_socket._direct import Pipe
+from bertha_socket._endpoint_log import note_refusal
 from bertha_socket.carrier.plans import Recipe, log_text
 from bertha_socket.carrier.session import Mode, Session, State
 from bertha_socket.chunnels import Context, Interface, get
@@ -133,6 +134,7 @@ class Connection:
             if session.state in (State.READY, State.PLAIN):
                 break
             if session.over:
+                note_refusal(self._sock.fileno(), session.detail)
                 raise EndpointError(f"{self._name}: {session.detail}")
             if not self._read(session, until):
                 raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))

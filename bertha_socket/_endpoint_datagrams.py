@@ -20,6 +20,7 @@ from bertha_socket import keys
 from bertha_socket._endpoint_agent import Agent
 from bertha_socket._endpoint_connection import EndpointError
 from bertha_socket._endpoint_datagram_connection import DatagramConnection, endpoint_recipe
+from bertha_socket._endpoint_log import refused
 from bertha_socket._endpoint_loop import SharedLoop
 from bertha_socket._endpoint_offer import Terms, Wanted, has_foreign, required_of, wanted_for
 from bertha_socket._endpoint_peers import EndpointPeers
@@ -72,6 +73,7 @@ def connect(
             if advice.verdict == Verdict.NOBODY:
                 return _negotiate(name, wanted, family, address, timeout, sure)
             if advice.verdict == Verdict.REFUSED:
+                refused("udp", address, advice.detail)
                 raise EndpointError(f"{name}: {advice.detail}")
             plan = advice.plan if advice.verdict == Verdict.PLAN else None
             try:
@@ -163,7 +165,9 @@ def _agreed(name: str, wanted: Wanted, sock: socket.socket, address: Address, pa
     if event is None or isinstance(event, Plan):
         return event
     why = event.why if isinstance(event, Failed) else "the other end knows of no such endpoint"
-    raise EndpointError(f"{name}: {event if isinstance(event, Refusal) else why}")
+    why = str(event) if isinstance(event, Refusal) else why
+    refused("udp", address, why)
+    raise EndpointError(f"{name}: {why}")
 
 
 def _answered(sock: socket.socket, session: int, until: float) -> bytes:

@@ -1,5 +1,5 @@
-"""The connection log's lines about datagram endpoints, which the preload library does not see
-(docs/users/connection-log.md)."""
+"""The connection log's lines about what the preload library does not see: datagram endpoints, and endpoints'
+connections that may not be (docs/users/connection-log.md)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import time
 from typing import Any, Final, NamedTuple
 
 from bertha_socket import _door
+from bertha_socket.reasons import Reason, text_of
 
-__all__ = ["Line", "write"]
+__all__ = ["Line", "note_refusal", "refused", "write"]
 
 _BOTTOM: Final = {"type": "local_or_remote", "implementation": "udp", "where": "global"}
 
@@ -28,6 +29,25 @@ class Line(NamedTuple):
     tx_bytes: int
     rx_bytes: int
     setup_us: int
+    proto: str = "udp"
+    #: There is no connection.
+    refused: bool = False
+
+
+def refused(proto: str, address: tuple[str, int], why: str) -> None:
+    """Adds the line of a client's connection to `address` (numeric) that is not made."""
+    host, port = address
+    text, nowhere = (f"[{host}]:{port}", "[::]:0") if ":" in host else (f"{host}:{port}", "0.0.0.0:0")
+    write(Line("client", nowhere, text, "", _reason(why), 0, 0, 0, proto, refused=True))
+
+
+def note_refusal(fd: int, why: str) -> None:
+    """Puts into a connection's own line why its ends do not agree."""
+    _door.name_chunnels(fd, "[]", _reason(why))
+
+
+def _reason(why: str) -> str:
+    return f"{text_of(Reason.CHUNNEL_REFUSED)}: {why}"
 
 
 def write(line: Line) -> None:
@@ -41,11 +61,11 @@ def write(line: Line) -> None:
         "pid": os.getpid(),
         "program": os.path.basename(sys.orig_argv[0]) if sys.orig_argv else "",
         "role": line.role,
-        "proto": "udp",
+        "proto": line.proto,
         "local": line.local,
         "peer": line.peer,
-        "chunnels": [*upper, _BOTTOM],
-        "plain": not upper,
+        "chunnels": [] if line.refused else [*upper, _BOTTOM],
+        "plain": not (upper or line.refused),
         "reason": line.reason,
         "tx_bytes": line.tx_bytes,
         "rx_bytes": line.rx_bytes,
