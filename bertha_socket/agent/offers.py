@@ -29,7 +29,7 @@ from bertha_socket.chunnels._native import native_probe
 from bertha_socket.chunnels._registry import BUILTIN
 from bertha_socket.dag import Chunnel, Dag, Need, Value
 from bertha_socket.negotiation.choose import Policy as ChoicePolicy
-from bertha_socket.negotiation.choose import choose
+from bertha_socket.negotiation.choose import choose, omission, within_limits
 from bertha_socket.negotiation.offer import Offer, OfferedChunnel, OfferedType, offer_of
 from bertha_socket.negotiation.pick import IMPLEMENTATIONS
 from bertha_socket.negotiation.plan import Check, Plan, Refusal, acceptable, walk
@@ -329,7 +329,17 @@ def pick(client: Offer, server: Offer, policy: ChoicePolicy | None = None) -> Ch
             continue
         elif best is None or len(found.chunnels) > len(best.plan.chunnels):
             best = _chosen(found, at_client, at_server)
-    return best or refusal
+    return _told_truly(best, free, client, server) if best is not None else refusal
+
+
+def _told_truly(choice: Choice, free: Plan, client: Offer, server: Offer) -> Choice:
+    """What was left out for want of a carrier for all says that, and not what restricted offers lack."""
+    possible = {c.type for c in walk(free.chunnels)}
+    why = "no carrier runs it together with the others"
+    omitted = [*free.omitted]
+    omitted += (omission(o.type, why, client, server) for o in choice.plan.omitted if o.type in possible)
+    told = within_limits(dataclasses.replace(choice.plan, omitted=tuple(omitted)))
+    return choice._replace(plan=told) if isinstance(told, Plan) else choice
 
 
 def _only(offer: Offer, carrier: CarrierKind) -> Offer:

@@ -88,7 +88,13 @@ def choose(client: Offer, server: Offer, policy: Policy | None = None) -> Plan |
             if required:
                 return _refusal(pair, str(why), client, server)
             omitted.append(_omission(pair, str(why), client, server))
-    return _within_limits(Plan(tuple(planned), tuple(omitted[:OMITTED_MAX])))
+    return within_limits(Plan(tuple(planned), tuple(omitted)))
+
+
+def omission(kind: str, why: str, client: Offer, server: Offer) -> Omitted:
+    """A chunnel that both ends could have, and that is left out for another reason than those known here."""
+    ends = (next((c for c in o.chunnels if c.type == kind and c.wanted), None) for o in (client, server))
+    return _omission(Pair(*ends), why, client, server)
 
 
 def without_a_plan(own: Offer, side: str, why: str) -> Plan:
@@ -106,10 +112,11 @@ def without_a_plan(own: Offer, side: str, why: str) -> Plan:
     return Plan(omitted=tuple(omitted[:OMITTED_MAX]))
 
 
-def _within_limits(plan: Plan) -> Plan | Refusal:
+def within_limits(plan: Plan) -> Plan | Refusal:
     """What was left out is told as far as there is room: it is no reason to refuse what can be had."""
-    brief = tuple(Omitted(o.type, printable(o.why, _BRIEF)) for o in plan.omitted)
-    for omitted in (plan.omitted, brief, ()):
+    whole = plan.omitted[:OMITTED_MAX]
+    brief = tuple(Omitted(o.type, printable(o.why, _BRIEF)) for o in whole)
+    for omitted in (whole, brief, ()):
         found = Plan(plan.chunnels, omitted)
         try:
             found.encode()

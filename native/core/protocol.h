@@ -188,7 +188,7 @@ struct bertha_negotiate_reply {
   uint64_t context; /* what the carrier calls the client's own certificates; 0: the default ones */
   uint32_t spin_us; /* bound by policy on spinning for a ring to the carrier; UINT32_MAX: none given */
   uint32_t reserved;
-  char detail[400]; /* REFUSED and PLAIN: one line, NUL-terminated */
+  char detail[400]; /* one line, NUL-terminated: why not; PLAN: what was left out, empty if nothing */
 };
 
 /* CARRIER: the caller's end of a SOCK_SEQPACKET pair to a carrier, which the agent starts if need be (carrier.h). */

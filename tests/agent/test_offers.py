@@ -115,6 +115,16 @@ def test_a_preferred_chunnel_is_worth_python() -> None:
     assert (found.client, found.server) == (CarrierKind.PYTHON, CarrierKind.PYTHON)
 
 
+def test_what_no_carrier_runs_with_the_others_is_left_out_and_told() -> None:
+    """And not as if there were no implementation."""
+    prefers = replace(offer(PYTHON, kinds=("b",)).chunnels[0], need=offers.Need.PREFER)
+    both = Offer((*offer(NATIVE).chunnels, prefers))
+    found = pick(both, both)
+    assert isinstance(found, Choice) and [c.type for c in found.plan.chunnels] == ["a"]
+    ends = "client has slow@host (x/1), server has slow@host (x/1)"
+    assert found.plan.left_out == f"left out: b: no carrier runs it together with the others; {ends}"
+
+
 @pytest.mark.usefixtures("ours")
 def test_what_an_end_prefers_comes_first() -> None:
     prefers = replace(offer(NATIVE, PYTHON), rules=Rules(prefer=("a/slow",)))
