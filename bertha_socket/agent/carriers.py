@@ -271,7 +271,12 @@ class Carriers:
     def _tell_omission(self, omission: Omission) -> None:
         for carriers in list(self._running.values()):
             for carrier in list(carriers):
-                self._send(carrier, omission.encode())
+                self._tell(carrier, omission)
+
+    def _tell(self, carrier: Carrier, omission: Omission) -> None:
+        """Who comes to one user's listener is no affair of another user's process."""
+        if carrier.uid in (os.geteuid(), omission.uid):
+            self._send(carrier, omission.encode())
 
     def _get(self, kind: CarrierKind, peer: Peer, groups: tuple[int, ...]) -> Carrier:
         place = _Place(kind, os.geteuid(), os.getegid(), ())
@@ -295,7 +300,7 @@ class Carriers:
         for context in self._contexts():
             self._give(carrier, context)
         for omission in self._omissions:
-            self._send(carrier, omission.encode())
+            self._tell(carrier, omission)
         return carrier if carrier.alive or turn is None else turn
 
     def _make_room(self, place: _Place) -> None:

@@ -32,10 +32,13 @@ class Omission(NamedTuple):
     host: bytes
     #: One line; "": no reason any more.
     why: str
+    #: Whose listener it is.
+    uid: int
 
     def encode(self) -> bytes:
         """For a carrier."""
-        data: bytes = msgpack.packb({"op": "plain", **self._asdict()})
+        message = {"op": "plain", "listener": self.listener, "host": self.host, "why": self.why}
+        data: bytes = msgpack.packb(message)
         return data
 
 
@@ -54,7 +57,7 @@ class Omissions:
     def settled(self, listener: Listener, offers: list[Offer]) -> None:
         """A listener offers this, under its addresses, to who knows of no chunnels as well."""
         said = (without_a_plan(offer, "server", NO_PLAN).left_out for offer in offers)
-        self._note(Omission(listener.id, b"", next(filter(None, said), "")))
+        self._note(Omission(listener.id, b"", next(filter(None, said), ""), listener.uid))
 
     def answered(self, listener: Listener, host: bytes, plan: Plan) -> None:
         """A client of that host has this plan for the listener."""
@@ -62,14 +65,8 @@ class Omissions:
         if place in self._known or (not plan.chunnels and plan.omitted):
             # Others of that host may never have asked.
             why = printable(f"{plan.left_out} (as was last agreed with its host)", LEFT_OUT_MAX)
-            self._note(Omission(*place, "" if plan.chunnels or not plan.omitted else why))
-
-    def why(self, listener: Listener, host: bytes) -> str:
-        """Why that host's clients come plainly; "": nothing is known."""
-        for who in (host, b""):
-            if (listener.id, who) in self._known:
-                return self._known[listener.id, who].why
-        return ""
+            why = "" if plan.chunnels or not plan.omitted else why
+            self._note(Omission(*place, why, listener.uid))
 
     def drop(self, number: int) -> None:
         """That listener is no more."""
@@ -83,7 +80,8 @@ class Omissions:
         if omission.why:
             self._known[place] = omission
         if len(self._known) > _MOST:
-            _, oldest = self._known.popitem(last=False)
-            self.changed(oldest._replace(why=""))
+            # Anybody may ask; what is said of everybody stays.
+            oldest = next((p for p in self._known if p[1]), next(iter(self._known)))
+            self.changed(self._known.pop(oldest)._replace(why=""))
         if omission.why != (before.why if before is not None else ""):
             self.changed(omission)

@@ -23,7 +23,11 @@ from bertha_socket.agent import carriers
 from bertha_socket.agent.carriers import Carriers, Context
 from bertha_socket.agent.messages import CarrierKind
 from bertha_socket.agent.model import Refused
+from bertha_socket.agent.omissions import Omission, Omissions
 from bertha_socket.agent.sockets import Peer
+from bertha_socket.dag import Need
+from bertha_socket.negotiation.offer import Offer, OfferedChunnel
+from bertha_socket.negotiation.plan import Omitted, Plan
 from tests.harness import eventually
 
 #: A carrier that tells its shims what it hears on its control socket, and asks what they tell it to ask.
@@ -108,6 +112,7 @@ class Rig:
         self.judged: list[tuple[int, bytes]] = []
         self.answer: str | None = None
         self.known = [Context(0, {"certificate": "c"}, b"k" * 32)]
+        self.omissions = Omissions()
         self.program: list[str] | None = [sys.executable, "-c", _FAKE]
         self.carriers = Carriers(
             loop,
@@ -115,6 +120,7 @@ class Rig:
             lambda: self.known,
             command=lambda kind: list(self.program) if self.program else None,
             log=str(log),
+            omissions=self.omissions,
         )
         self.peer = Peer(os.getpid(), os.geteuid(), os.getegid())
         self.pids: set[int] = set()
@@ -213,6 +219,46 @@ def test_secrets_come_first_and_again_when_they_change(rig: Rig) -> None:
         rig.carriers.context_changed(rig.known[0])  # the same: nothing to tell
         rig.carriers.context_changed(Context(7, None, None))
         assert rig.hear(sock) == {"op": "context", "listener": 7, "material": None, "key": None, "uids": []}
+
+
+def test_why_clients_come_plainly_is_told_beforehand_and_when_it_changes(rig: Rig) -> None:
+    """For the connection log; of one that is no more, that there is nothing to say of it any more."""
+    listener = type("Listener", (), {"id": 7, "uid": os.geteuid()})()
+    omitted = Plan(omitted=(Omitted("compress", "no wire in common"),))
+    rig.omissions.answered(listener, bytes(16), omitted)
+    why = "left out: compress: no wire in common (as was last agreed with its host)"
+    with rig.shim() as sock:
+        told = {"op": "plain", "listener": 7, "host": bytes(16)}
+        heard = [rig.hear(sock) for _ in range(3)]
+        assert [m["op"] for m in heard] == ["context", "plain", "shim"]
+        assert heard[1] == told | {"why": why}
+        rig.omissions.answered(listener, bytes(16), omitted)  # the same: nothing to tell
+        rig.omissions.answered(listener, bytes(16), Plan())
+        assert rig.hear(sock) == told | {"why": ""}
+        rig.omissions.answered(listener, b"x" * 16, omitted)
+        rig.omissions.drop(7)
+        assert [rig.hear(sock)["why"] for _ in range(2)] == [why, ""]
+
+
+def test_who_asks_makes_nobody_forget_what_is_said_of_everybody(rig: Rig) -> None:
+    listener = type("Listener", (), {"id": 7, "uid": os.geteuid()})()
+    server = Offer((OfferedChunnel("compress", need=Need.PREFER),))
+    rig.omissions.settled(listener, [server])
+    for number in range(600):
+        plan = Plan(omitted=(Omitted("compress", "x"),))
+        rig.omissions.answered(listener, number.to_bytes(16, "big"), plan)
+    known = [omission.host for omission in rig.omissions]
+    assert len(known) == 512 and b"" in known and (599).to_bytes(16, "big") in known
+
+
+@pytest.mark.parametrize(("uid", "told"), [(65534, 1), (65533, 0)])
+def test_whose_clients_are_told_of(rig: Rig, monkeypatch: pytest.MonkeyPatch, uid: int, told: int) -> None:
+    """Another user's carrier hears of that user's listeners alone."""
+    sent: list[bytes] = []
+    monkeypatch.setattr(rig.carriers, "_send", lambda carrier, data: sent.append(data))
+    theirs = type("Carrier", (), {"uid": 65534})()
+    rig.carriers._tell(theirs, Omission(7, b"", "left out: x: y", uid))
+    assert len(sent) == told
 
 
 def test_a_policys_own_chunnels_are_told_first(rig: Rig) -> None:
