@@ -335,6 +335,11 @@ static int shutdown_datagrams(struct conn *c, int fd, int how) {
   return result;
 }
 
+/* By this call, or by this and an earlier one. */
+static bool shut_both_ways(const struct conn *c, int how) {
+  return how == SHUT_RDWR || (conn_flags(c) & (how == SHUT_WR ? CONN_RD_SHUT : CONN_WR_SHUT)) != 0;
+}
+
 BERTHA_EXPORT int shutdown(int fd, int how) {
   struct conn *c = stream_of(fd);
   struct conn *d = c == NULL ? dgram_of(fd) : NULL;
@@ -372,10 +377,11 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX) {
     unix_shutdown(c, fd, how); /* the socket that takes this one's place ends as well */
   }
-  if (result == 0 && ring &&
-      (how == SHUT_RDWR || (how == SHUT_WR && (conn_flags(c) & CONN_RD_SHUT)) ||
-       (how == SHUT_RD && (conn_flags(c) & CONN_WR_SHUT)))) {
-    atomic_store(&conn_rx(c)->want_kernel, 1); /* which resets a connection that still sends to us */
+  if (result == 0 && c != NULL && shut_both_ways(c, how)) {
+    /* The kernel resets a connection that still sends to us, so it has to see what comes. */
+    if (conn_decide(c, fd, BERTHA_WHY_KERNEL_ASKED) == BERTHA_CONN_SHM) {
+      atomic_store(&conn_rx(c)->want_kernel, BERTHA_WANT_KERNEL);
+    }
   }
   return result;
 }

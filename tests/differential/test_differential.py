@@ -22,6 +22,10 @@ from tests.harness import Host, free_port
 _SEQUENCES = int(os.environ.get("BERTHA_DIFFERENTIAL_SEQUENCES", "120"))
 _SEED = int(os.environ.get("BERTHA_DIFFERENTIAL_SEED", "0"))
 _CHUNKS = 4
+#: Seeds by which faults were found that are mended.
+_ONCE = (
+    *(50040, 50157),  # shut down in both directions before it is accepted
+)
 
 
 def _report(comparison: Comparison, steps: list[Step], seed: int) -> str:
@@ -84,6 +88,14 @@ def test_same_over_shared_memory(chunk: int, host: Host, comparison: Comparison)
     assert carried >= len(seeds), f"{carried} ends on shared memory of {len(log)}, in {len(seeds)} sequences"
     # what is plain was never accepted, or had ended by then
     assert carried >= 0.7 * len(log), sorted({str(c.reason) for c in log if c.plain})
+
+
+def test_sequences_that_once_differed(host: Host, comparison: Comparison) -> None:
+    for seed in (*_ONCE, 0):  # one more, on rings
+        steps = Generator(seed).sequence()
+        assert comparison.lasting(steps) is None, _report(comparison, steps, seed)
+    comparison.close()
+    assert host.rehearse or any(c.implementation == "shm" for c in host.connlog())
 
 
 def test_a_difference_is_noticed_and_made_small(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> None:

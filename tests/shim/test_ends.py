@@ -55,6 +55,20 @@ def test_dissolved_while_a_child_has_it(host: Host, build: Build, way: str) -> N
     assert host.rehearse or bool(by) == (way != "tcp"), lines
 
 
+@pytest.mark.parametrize("way", ["tcp", "shm", "unix"])
+@pytest.mark.parametrize("name", ["shut_at_once", "shut_half_by_half"])
+def test_shut_before_it_is_accepted(host: Host, build: Build, name: str, way: str) -> None:
+    if way == "unix":
+        host.set_policy('[[rule]]\nprohibit = ["shm"]\n')
+    told = host.run([build("ends"), name], shim=way != "tcp").splitlines()
+    assert told == ["asked: 3", "answered: 6", "the answer: ECONNRESET", "the other end: 0"]
+    if way == "tcp" or host.rehearse:
+        return
+    lines = connections(host.finish(), program="ends")
+    # The other connection of the program, and this one, which has nothing to carry any more.
+    assert sorted(str(c.implementation) for c in lines) == sorted(["tcp", "tcp", way, way]), lines
+
+
 @pytest.mark.parametrize("name", _SAYS)
 def test_by_tcp(host: Host, build: Build, name: str) -> None:
     """What is expected below is the kernel's word."""

@@ -229,6 +229,29 @@ static void dissolved_for_a_child(void) {
   MUST(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
 }
 
+/* Before the other end is accepted: what it sends then is answered with a reset, and never read. */
+static void shut_early(int first, int second) {
+  int to, from = socket(AF_INET, SOCK_STREAM, 0);
+  MUST(connect(from, (struct sockaddr *)&at, sizeof at) == 0 && write(from, "ask", 3) == 3);
+  MUST(shutdown(from, first) == 0 && shutdown(from, second) == 0);
+  MUST((to = accept(listener, NULL, NULL)) >= 0);
+  say("asked", recv(to, bytes, 8, 0));
+  say("answered", write(to, "answer", 6));
+  moment(50);
+  say("the answer", recv(from, bytes, 8, MSG_DONTWAIT));
+  say("the other end", recv(to, bytes, 8, MSG_DONTWAIT));
+  close(from);
+  close(to);
+}
+
+static void shut_at_once(void) {
+  shut_early(SHUT_RDWR, SHUT_RDWR);
+}
+
+static void shut_half_by_half(void) {
+  shut_early(SHUT_RD, SHUT_WR);
+}
+
 static void forked_by_number(void) {
 #ifdef SYS_fork
   pid_t child = (pid_t)syscall(SYS_fork);
@@ -275,6 +298,8 @@ static const struct named all[] = {
     {"error_queue", error_queue},
     {"dissolved", dissolved},
     {"dissolved_for_a_child", dissolved_for_a_child},
+    {"shut_at_once", shut_at_once},
+    {"shut_half_by_half", shut_half_by_half},
     {"forked_by_number", forked_by_number},
     {"refused", refused},
 };
