@@ -132,6 +132,13 @@ static inline uint32_t ring_bound(const struct conn *c) {
   return c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
 }
 
+/* Whoever takes from the ring tells us from now on. */
+static inline void conn_want_space(struct conn *c) {
+  atomic_fetch_add_explicit(&c->room_wanted, 1, memory_order_relaxed);
+  atomic_store(&conn_tx(c)->space_wanted, 1);
+  atomic_thread_fence(memory_order_seq_cst);
+}
+
 /* look.c */
 /* As the kernel: nothing to be had is waited for, or EAGAIN where nobody waits. */
 ssize_t look_for_nothing(struct conn *c, int fd, int flags);

@@ -38,7 +38,10 @@ struct reg {
       lent : 1; /* asked of the kernel as writable, too, because nothing else tells it that the ring has data */
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
-  uint32_t ready;         /* as last judged */
+  uint8_t fresh : 1;      /* EPOLLET: there is something to be told of since the program was last told */
+  uint32_t ready;         /* what holds of what it was, or is about to be, told of */
+  uint64_t tail;          /* EPOLLET: how far the other end had written when that was last looked at */
+  uint32_t wanted;        /* and the connection's room_wanted */
   struct eset *inner;     /* REG_SET */
   uint32_t seen;          /* and its `news` when it was last looked at */
   uint8_t just;           /* and told of in this call, because of the kernel */
@@ -169,6 +172,7 @@ static inline void slink_warm(struct slink *k) {
 
 static inline void slink_mark(struct slink *l, uint32_t slot) {
   l->set->news++;
+  l->set->regs[l->fd[slot]].fresh = 1;
   slink_warm(l);
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);
 }

@@ -8,13 +8,31 @@
 
 enum { LOOK_LINKS = 4, LATELY = 64 };
 
+#define ANY_INPUT (EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI)
+#define ANY_OUTPUT (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND)
+
+/* With EPOLLET, what wakes depends on what was asked for, as in the kernel: data wakes who asked for input, room who asked for
+ * output and has lacked it, an end everybody.  Who is woken is then told of all that holds.  The counts are read before what they
+ * count is looked at. */
+bool eset_news(struct reg *r, struct conn *c) {
+  uint32_t wanted = atomic_load_explicit(&c->room_wanted, memory_order_acquire);
+  uint64_t tail = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire);
+  uint32_t ends = conn_flags(c) & ENDS;
+  r->fresh |= (tail != r->tail && (r->events & ANY_INPUT)) ||
+              (wanted != r->wanted && (r->events & ANY_OUTPUT)) || (ends & ~r->ends) != 0;
+  r->tail = tail;
+  r->wanted = wanted;
+  r->ends = ends;
+  return r->fresh;
+}
+
 /* What holds of one member, as far as it was asked for; it is pending no longer if nothing does, and would if it were
  * looked at again. */
 static uint32_t judge(struct eset *s, struct slink *k, uint32_t slot) {
   int fd = k->fd[slot];
   struct reg *r = &s->regs[fd];
   struct conn *c = conn_by_index(r->conn - 1);
-  r->ends = conn_flags(c) & ENDS;
+  bool news = eset_news(r, c) || !edge_only(r);
   uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
   ready &= r->events | EPOLLERR | EPOLLHUP;
   if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
@@ -28,7 +46,12 @@ static uint32_t judge(struct eset *s, struct slink *k, uint32_t slot) {
       bell_on_connection(c, fd);
     }
   }
+  if (UNLIKELY((ready & ~r->ready) != 0)) { /* whatever has brought that about */
+    r->fresh = 1;
+    news = true;
+  }
   r->ready = ready;
+  ready = news ? ready : 0;
   /* One that waits for space is looked at again: who makes room may have no way to ring (our bell was known to an agent
      * that has ended, and the other end has shut down the connection that would carry a byte). */
   bool again = starves && c->tx_phase == PHASE_RING;
@@ -57,7 +80,7 @@ static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t pa
     uint32_t slot = i * 64 + (unsigned)__builtin_ctzll(todo);
     uint64_t bit = todo & -todo;
     uint32_t ready = judge(s, k, slot);
-    const struct reg *r = &s->regs[k->fd[slot]];
+    struct reg *r = &s->regs[k->fd[slot]];
     if (ready == 0) {
       continue;
     }
@@ -65,6 +88,7 @@ static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t pa
     events[n++].data.u64 = r->data;
     if (r->events & (EPOLLET | EPOLLONESHOT)) {
       k->pending[i] &= ~bit;
+      r->fresh = 0;
     }
     if (r->events & EPOLLONESHOT) {
       k->mask[i] &= ~bit;

@@ -15,10 +15,6 @@ enum {
 #define KERNEL_EVERY_NS 50000
 #define KERNEL_SELDOM_NS 400000
 
-static bool edge_only(const struct reg *r) {
-  return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;
-}
-
 /* The kernel serves this registration, but its connection may be on a ring (or come to it): what the kernel
  * saw may be a bell byte, and its room for output is not ours. */
 static uint32_t judged(struct reg *r, int fd, uint32_t seen) {
@@ -71,8 +67,8 @@ static bool kernel_news(struct reg *r, struct conn *c, uint32_t events, bool sha
   bool first = r->first;
   r->first = 0;
   bool in = (events & EPOLLIN) && c->rx_phase != PHASE_RING && !(first && (r->ready & EPOLLIN));
-  bool wanted = !(r->ready & EPOLLOUT) || (conn_flags(c) & CONN_TX_SHORT);
-  bool out = (events & EPOLLOUT) && c->tx_phase != PHASE_RING && wanted;
+  bool lacked = conn_flags(c) & CONN_TX_SHORT; /* it may have come to the ring since */
+  bool out = (events & EPOLLOUT) && (lacked || (c->tx_phase != PHASE_RING && !(r->ready & EPOLLOUT)));
   if (out && !shared) { /* else another set has to be told, too */
     conn_clear_flag(c, CONN_TX_SHORT);
   }

@@ -11,6 +11,10 @@
 /* What the rings have, up to `max` events, which may be none.  `all`: not just of the warm links, while those have something. */
 int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all);
 bool eset_peek(struct eset *s);
+static inline bool edge_only(const struct reg *r) {
+  return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;
+}
+bool eset_news(struct reg *r, struct conn *c); /* whether there is something that an edge tells of */
 bool eset_changed(const struct eset *s);
 void eset_rotate(struct eset *s);
 int64_t eset_spin_bound(struct eset *s);

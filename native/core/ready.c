@@ -67,8 +67,7 @@ static short tx_events(struct conn *c, int fd) {
     if (used > c->tx_size || (used < size && size - used >= enough)) {
       return POLLOUT; /* nonsense counts as writable: the send then tells */
     }
-    atomic_store(&d->space_wanted, 1);
-    atomic_thread_fence(memory_order_seq_cst);
+    conn_want_space(c);
   }
   return 0;
 }

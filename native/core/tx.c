@@ -216,8 +216,7 @@ static bool on_ring(struct conn *c, int fd) {
 
 /* A full ring: ask to be told, then look again (the consumer does it in the other order). */
 static bool ask_for_space(struct conn *c) {
-  atomic_store(&conn_tx(c)->space_wanted, 1);
-  atomic_thread_fence(memory_order_seq_cst);
+  conn_want_space(c);
   return ring_room(c) > 0;
 }
 

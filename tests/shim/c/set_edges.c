@@ -141,6 +141,63 @@ static void poll_for_normal_space(void) {
   MUST(pthread_join(thread, NULL) == 0);
 }
 
+static void drain(int fd) {
+  struct pollfd p = {.fd = fd, .events = POLLIN};
+  while (poll(&p, 1, 100) == 1) {
+    MUST(recv(fd, words, sizeof words, MSG_DONTWAIT) > 0);
+  }
+}
+
+/* ---- what is an edge for whom --------------------------------------------------------------------- */
+
+static void data_is_no_room(void) {
+  MUST(add(set, to, EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT);
+  for (int i = 0; i < 3; i++) {
+    tell();
+    moment(10);
+    MUST(told(set, to, 0) == 0);
+    take();
+    MUST(told(set, to, 20) == 0);
+  }
+  fill(to);
+  tell();
+  moment(10);
+  while (told(set, to, 30) != 0) { /* what was taken over while it was filled */
+    fill(to);
+  }
+  drain(from);
+  MUST(told(set, to, 1000) == EPOLLOUT && told(set, to, 20) == 0);
+  MUST(shutdown(from, SHUT_WR) == 0); /* of an end everybody is told */
+  MUST(told(set, to, 1000) == EPOLLOUT && told(set, to, 20) == 0);
+}
+
+static void room_is_no_data(void) {
+  MUST(add(set, to, EPOLLIN | EPOLLET) == 0 && told(set, to, 20) == 0);
+  tell();
+  MUST(told(set, to, 1000) == EPOLLIN && told(set, to, 20) == 0);
+  fill(to);
+  MUST(told(set, to, 0) == 0);
+  drain(from);
+  MUST(told(set, to, 20) == 0);
+  tell();
+  MUST(told(set, to, 1000) == EPOLLIN && told(set, to, 20) == 0);
+}
+
+/* Who asks for both is told of both, whichever it was. */
+static void both_at_once(void) {
+  MUST(add(set, to, EPOLLIN | EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT);
+  tell();
+  MUST(told(set, to, 1000) == (EPOLLIN | EPOLLOUT) && told(set, to, 20) == 0);
+  fill(to);
+  while (told(set, to, 30) != 0) {
+    fill(to);
+  }
+  tell();
+  MUST(told(set, to, 1000) == EPOLLIN && told(set, to, 20) == 0);
+  drain(from);
+  MUST(told(set, to, 1000) == (EPOLLIN | EPOLLOUT) && told(set, to, 20) == 0);
+}
+
 /* Of more sets than a link has names for. */
 static void many_sets(void) {
   static int clients[MANY], servers[MANY], sets[MANY];
@@ -169,6 +226,9 @@ int main(int argc, char **argv) {
                 {"number-comes-again", number_comes_again},
                 {"no-bell", no_bell},
                 {"poll-for-normal-space", poll_for_normal_space},
+                {"data-is-no-room", data_is_no_room},
+                {"room-is-no-data", room_is_no_data},
+                {"both-at-once", both_at_once},
                 {"many-sets", many_sets}};
   MUST(argc == 2);
   pair_make(&from, &to);
