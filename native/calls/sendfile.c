@@ -142,7 +142,7 @@ static ssize_t sendfile_any(int out, int in, off64_t *offset, size_t count) {
   if (counted) {
     int saved = errno;
     if (LIKELY(conn_life(c) == k.life)) {
-      conn_set_flag(c, CONN_TX_SHORT); /* or the file has ended: then an edge too many is no harm */
+      tx_cut_short(c, out); /* or the file has ended: then an edge too many is no harm */
     }
     tx_kernel_end(c, &k, n);
     errno = saved;

@@ -137,7 +137,12 @@ static ssize_t kernel_splice(struct conn *to, int in, int out, size_t size, unsi
   ssize_t n;
   if (counted != NULL) {
     n = REAL(splice)(in, NULL, out, NULL, size, flags);
+    int saved = errno;
+    if (LIKELY(conn_life(to) == counted->life)) {
+      tx_cut_short(to, out); /* or the pipe is empty: then an edge too many is no harm */
+    }
     tx_kernel_end(to, counted, n);
+    errno = saved;
   } else {
     struct unix_tx t;
     int end = unix_tx_begin(to, out, &t);

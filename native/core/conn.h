@@ -120,7 +120,8 @@ struct tx_kernel { /* whose books it stands in: a record may be another connecti
 };
 bool tx_kernel_begin(struct conn *c, int fd, struct tx_kernel *k);
 void tx_kernel_end(struct conn *c, const struct tx_kernel *k, ssize_t sent);
-void tx_to_kernel(struct conn *c); /* with the tx lock held: from here on, for good */
+void tx_cut_short(struct conn *c, int fd); /* the kernel has not taken all of it */
+void tx_to_kernel(struct conn *c);         /* with the tx lock held: from here on, for good */
 /* In the kernel just now, bells among them, by all who have the connection: those of other families change at home. */
 static inline uint32_t tx_kernel_sends(const struct conn *c) {
   return atomic_load(c->home != NULL ? &c->home->kernel_sends : &c->kernel_sends);

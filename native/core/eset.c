@@ -1,5 +1,6 @@
 /* Who is in which epoll set, and who serves it: the kernel or the rings. */
 #include "eset_members.h"
+#include "eset_wait.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -214,6 +215,7 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   r->slink = k;
   r->conn = conn_index(c) + 1;
   r->first = 1;
+  r->held = 0;
   r->ready = 0;
   struct pollfd now = {.fd = fd, .events = POLLRDHUP}; /* an end that came before we were told of it */
   if (QUIET(poll)(&now, 1, 0) > 0) {
@@ -247,12 +249,21 @@ static bool untold(struct conn *c, int fd, uint32_t events) {
   return atomic_load(&conn_rx(c)->bell_out) == 0 && conn_events(c, fd, POLLIN) != 0;
 }
 
+/* A member that was on a ring has been told of all that there is: to ask the kernel for it would tell of it again.  Who watches
+ * the set sees that, too, so it is not enough to leave it out afterwards. */
+static bool all_was_told(struct reg *r, struct conn *c) {
+  return edge_only(r) && c->tx_phase == PHASE_RING && c->rx_phase == PHASE_RING && !eset_news(r, c);
+}
+
 /* What the kernel is asked of a member that it serves.  One that has fired its one shot: nothing but errors, which are
  * left out when they come.  One whose data the kernel has not been told of: also whether it is writable, which it is; what
  * it then reports is judged by the ring (eset_wait.c), and the loan given back when there is nothing left. */
 struct epoll_event eset_kernel_event(struct reg *r, int fd) {
   uint32_t events = r->fired ? EPOLLONESHOT | EPOLLET : r->events;
-  r->lent = !r->fired && untold(conn_of(fd), fd, r->events);
+  if (r->held) { /* an end it has to be told of */
+    events = (events & ~(uint32_t)EPOLL_ROOM) | EPOLLRDHUP;
+  }
+  r->lent = !r->fired && !r->held && untold(conn_of(fd), fd, r->events);
   if (r->lent) {
     events |= EPOLLOUT;
   }
@@ -288,6 +299,8 @@ void eset_to_kernel(struct eset *s, int fd) {
   eset_leave_ring(s, r, c);
   eset_kernel_reg(s, c, 1);
   conn_watch_kernel(c);
+  atomic_thread_fence(memory_order_seq_cst); /* what comes from now on rings */
+  r->held = all_was_told(r, c);
   r->state = REG_KERNEL;
   struct epoll_event e = eset_kernel_event(r, fd);
   eset_kernel_mod(s, fd, &e);

@@ -36,6 +36,8 @@ struct reg {
       fired : 1; /* EPOLLONESHOT in the kernel's keeping: gone off, and some thread's until its next epoll_ctl */
   uint8_t
       lent : 1; /* asked of the kernel as writable, too, because nothing else tells it that the ring has data */
+  uint8_t
+      held : 1; /* EPOLLET: not asked of the kernel as writable, of which it would tell again, until room is lacking */
   uint8_t kernel_out : 1; /* on a ring, but its output is the kernel's: asked of the kernel, too */
   uint8_t first;          /* the kernel's first edge of our registration is yet to come */
   uint8_t fresh : 1;      /* EPOLLET: there is something to be told of since the program was last told */
@@ -121,8 +123,11 @@ void eset_forget(int fd); /* the program closes this descriptor: a member, or a 
 void eset_dup(int from, int to);
 void eset_swap(int fd, bool begin);
 bool eset_wants_upgrade(struct conn *c, int fd);
-bool eset_kernel_for_good(int fd); /* this connection's registrations will not come to the rings */
-void eset_polled(int fd);          /* the program waits for this descriptor by poll, select or another set */
+bool eset_kernel_for_good(const struct conn *c,
+                          int fd); /* a registration of its will not come to the rings */
+/* What it has sent was cut short, and the kernel carries it: who waits for room is told by the kernel.  `anew`: it has room. */
+void eset_lacks_room(const struct conn *c, int fd, bool anew);
+void eset_polled(int fd); /* the program waits for this descriptor by poll, select or another set */
 void eset_after_fork(void);
 void eset_fd_moved(int from, int to);
 

@@ -5,6 +5,7 @@
 #include "agentc.h"
 #include "conn.h"
 #include "eset_members.h"
+#include "eset_wait.h"
 
 extern void bertha_close_hidden(int fd);
 
@@ -26,10 +27,10 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
   }
   if (kernel && lives_on) { /* the other end goes on ringing for it */
     s->kernel_streams--;
-    if (r->lent) { /* nobody could give it back */
+    if (r->lent || r->held) { /* nobody could give it back */
       struct epoll_event e = {.events = r->events, .data.u64 = reg_data(r, fd)};
       eset_kernel_mod(s, fd, &e);
-      r->lent = 0;
+      r->lent = r->held = 0;
     }
   } else if (kernel) {
     eset_kernel_reg(s, c, -1);
@@ -185,7 +186,7 @@ void eset_dup(int from, int to) {
   }
 }
 
-bool eset_kernel_for_good(int fd) {
+static bool kernel_for_good(int fd) {
   uint32_t e = eset_entry(fd);
   for (uint32_t i = e == SET_MANY ? 0 : e - 1; fd < ESET_FDS && i < eset_count(); i++) {
     const struct eset *s = eset_by_entry(i + 1);
@@ -198,6 +199,51 @@ bool eset_kernel_for_good(int fd) {
     }
   }
   return false;
+}
+
+/* The next of its descriptors, from `from` on, that is in a set; -1: none.  `fd`: one of them. */
+static int next_in_sets(const struct conn *c, int fd, int from) {
+  if (LIKELY(atomic_load(&c->info.refs) == 1)) {
+    return from <= fd && fd < ESET_FDS && eset_entry(fd) != 0 ? fd : -1;
+  }
+  for (; (uint32_t)from < bertha.max_fd && from < ESET_FDS; from++) {
+    if (conn_of(from) == c && eset_entry(from) != 0) {
+      return from;
+    }
+  }
+  return -1;
+}
+
+bool eset_kernel_for_good(const struct conn *c, int fd) {
+  bool good = false;
+  for (int i = next_in_sets(c, fd, 0); i >= 0 && !good; i = next_in_sets(c, fd, i + 1)) {
+    good = kernel_for_good(i);
+  }
+  return good;
+}
+
+static void ask_for_room(struct eset *s, int fd, const struct conn *c, bool anew) {
+  struct reg *r = &s->regs[fd];
+  if (!bertha_lock(&s->lock)) {
+    return;
+  }
+  bool edges = r->state == REG_KERNEL && r->conn == conn_index(c) + 1 && edge_only(r);
+  if (s->epfd >= 0 && edges && (r->events & EPOLL_ROOM) && (anew || r->held)) {
+    r->held = 0;
+    struct epoll_event e = eset_kernel_event(r, fd);
+    eset_kernel_mod(s, fd, &e);
+  }
+  bertha_unlock(&s->lock);
+}
+
+void eset_lacks_room(const struct conn *c, int fd, bool anew) {
+  for (int i = next_in_sets(c, fd, 0); i >= 0; i = next_in_sets(c, fd, i + 1)) {
+    uint32_t e = eset_entry(i);
+    uint32_t last = e == SET_MANY ? eset_count() : e;
+    for (uint32_t k = e == SET_MANY ? 1 : e; k <= last && eset_by_entry(k) != NULL; k++) {
+      ask_for_room(eset_by_entry(k), i, c, anew);
+    }
+  }
 }
 
 /* The kernel alone can tell others that this set has events: its members go back to it. */

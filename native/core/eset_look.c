@@ -9,7 +9,6 @@
 enum { LOOK_LINKS = 4, LATELY = 64 };
 
 #define ANY_INPUT (EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI)
-#define ANY_OUTPUT (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND)
 
 /* With EPOLLET, what wakes depends on what was asked for, as in the kernel: data wakes who asked for input, room who asked for
  * output and has lacked it, an end everybody.  Who is woken is then told of all that holds.  The counts are read before what they
@@ -19,7 +18,7 @@ bool eset_news(struct reg *r, struct conn *c) {
   uint64_t tail = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire);
   uint32_t ends = conn_flags(c) & ENDS;
   r->fresh |= (tail != r->tail && (r->events & ANY_INPUT)) ||
-              (wanted != r->wanted && (r->events & ANY_OUTPUT)) || (ends & ~r->ends) != 0;
+              (wanted != r->wanted && (r->events & EPOLL_ROOM)) || (ends & ~r->ends) != 0;
   r->tail = tail;
   r->wanted = wanted;
   r->ends = ends;

@@ -220,6 +220,33 @@ static bool ask_for_space(struct conn *c) {
   return ring_room(c) > 0;
 }
 
+void tx_cut_short(struct conn *c, int fd) {
+  conn_set_flag(c, CONN_TX_SHORT);
+  if (UNLIKELY(atomic_load(&c->kernel_regs) != 0)) {
+    eset_lacks_room(c, fd, false);
+  }
+}
+
+/* A send to the ring was cut short.  Whoever waits for room in the kernel's terms (a set that is watched) has to be told in them. */
+static void lacked_room(struct conn *c, int fd) {
+  if (LIKELY(atomic_load(&c->kernel_regs) == 0) || !eset_kernel_for_good(c, fd)) {
+    return;
+  }
+  bool abroad = abroad_enter(c);
+  bool ring = false;
+  if (bertha_lock(&c->tx_lock)) {
+    ring = c->tx_phase == PHASE_RING;
+    if (ring) {
+      tx_to_kernel(c);
+    }
+    bertha_unlock(&c->tx_lock);
+  }
+  abroad_leave(c, abroad);
+  if (ring) {
+    eset_lacks_room(c, fd, true);
+  }
+}
+
 static ssize_t send_by_kernel(struct conn *c, uint32_t life, int fd, const struct iovec *iov, int count,
                               int flags) {
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
@@ -231,7 +258,7 @@ static ssize_t send_by_kernel(struct conn *c, uint32_t life, int fd, const struc
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
   }
   if (n < 0 || (size_t)n < iov_bytes(iov, count)) {
-    conn_set_flag(c, CONN_TX_SHORT);
+    tx_cut_short(c, fd);
   }
   return n;
 }
@@ -274,8 +301,8 @@ static ssize_t send_ring(struct conn *c, int fd, const struct iovec *iov, int co
   }
   if (n > 0) {
     count_bytes(&c->info.tx_bytes, (uint64_t)n);
-  } else if (n == 0 && atomic_load(&c->kernel_regs) != 0 && eset_kernel_for_good(fd)) {
-    tx_to_kernel(c); /* whoever waits for space in the kernel's terms has to be told in them */
+  } else if (n == 0 && atomic_load(&c->kernel_regs) != 0 && eset_kernel_for_good(c, fd)) {
+    tx_to_kernel(c); /* as lacked_room(), but the kernel may take it all */
     kernel_begins(c, k);
     n = -EINPROGRESS;
   }
@@ -343,6 +370,9 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     if (n > 0) {
       sent += (size_t)n;
       if (sent == want || !patient) {
+        if (UNLIKELY(sent < want)) {
+          lacked_room(c, fd);
+        }
         return (ssize_t)sent;
       }
       continue;
@@ -448,6 +478,9 @@ uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
   uint8_t *to = reserve(c, fd, room, error);
   if (to == NULL) {
     abroad_leave(c, abroad);
+    if (*error == EAGAIN) {
+      lacked_room(c, fd);
+    }
   }
   return to;
 }

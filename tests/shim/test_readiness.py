@@ -41,7 +41,7 @@ def test_a_set_that_is_watched(host: Host, build: Build, scene: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["poll", "select", "set", "duplicate"])
-@pytest.mark.parametrize("scene", ["input", "asleep", "space", "both"])
+@pytest.mark.parametrize("scene", ["input", "asleep", "space", "both", "later", "cut-short"])
 def test_edges_of_a_set_that_is_watched(host: Host, build: Build, scene: str, way: str) -> None:
     """Each message is an edge, whatever is left unread; so is room."""
     _both_ways(host, build, "watched_edges", scene, way)

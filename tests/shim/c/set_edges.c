@@ -20,6 +20,13 @@ static void take(void) {
   MUST(read(to, text, sizeof text) == 5);
 }
 
+static void drain(int fd) {
+  struct pollfd p = {.fd = fd, .events = POLLIN};
+  while (poll(&p, 1, 100) == 1) {
+    MUST(recv(fd, words, sizeof words, MSG_DONTWAIT) > 0);
+  }
+}
+
 /* ---- not watched while the other end ends -------------------------------------------------------- */
 
 static void removed(int how) {
@@ -46,15 +53,23 @@ static void reset_meanwhile(void) {
 /* ---- duplicates ---------------------------------------------------------------------------------- */
 
 /* How many events there are; both[0]: of `to`, both[1]: of the duplicate. */
-static int both_told(int copy, int both[2]) {
+static int both_in(int copy, int both[2], int ms) {
   struct epoll_event e[4];
-  int n = epoll_wait(set, e, 4, 10000);
+  int n = epoll_wait(set, e, 4, ms);
   both[0] = both[1] = 0;
   for (int i = 0; i < n; i++) {
     MUST(e[i].data.fd == to || e[i].data.fd == copy);
     both[e[i].data.fd == copy]++;
   }
   return n;
+}
+
+static int both_told(int copy, int both[2]) {
+  return both_in(copy, both, 10000);
+}
+
+static int both_told_now(int copy, int both[2]) {
+  return both_in(copy, both, 0);
 }
 
 static void one_shot_has_fired(void) {
@@ -75,6 +90,29 @@ static void one_shot_has_fired(void) {
   tell();
   moment(50);
   MUST(both_told(copy, both) == 1 && both[0] == 1);
+}
+
+/* What was told of stays told when a duplicate comes, or goes. */
+static void told_before_the_duplicate(void) {
+  int both[2];
+  MUST(add(set, to, EPOLLIN | EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT);
+  tell();
+  MUST(told(set, to, 1000) == (EPOLLIN | EPOLLOUT));
+  int copy = dup(to);
+  MUST(add(set, copy, EPOLLIN) == 0);
+  MUST(both_told(copy, both) == 1 && both[1] == 1);
+  take();
+  MUST(both_told_now(copy, both) == 0);
+  tell();
+  moment(50);
+  MUST(both_told(copy, both) == 2);
+  take();
+  fill(copy);
+  while (told(set, to, 30) != 0) {
+    fill(copy);
+  }
+  drain(from);
+  MUST(told(set, to, 1000) == EPOLLOUT && told(set, to, 20) == 0);
 }
 
 static void number_comes_again(void) {
@@ -139,13 +177,6 @@ static void poll_for_normal_space(void) {
   struct pollfd p = {.fd = from, .events = POLLWRNORM};
   MUST(poll(&p, 1, 10000) == 1 && (p.revents & POLLWRNORM));
   MUST(pthread_join(thread, NULL) == 0);
-}
-
-static void drain(int fd) {
-  struct pollfd p = {.fd = fd, .events = POLLIN};
-  while (poll(&p, 1, 100) == 1) {
-    MUST(recv(fd, words, sizeof words, MSG_DONTWAIT) > 0);
-  }
 }
 
 /* ---- what is an edge for whom --------------------------------------------------------------------- */
@@ -223,6 +254,7 @@ int main(int argc, char **argv) {
   } scenes[] = {{"end-meanwhile", end_meanwhile},
                 {"reset-meanwhile", reset_meanwhile},
                 {"one-shot-has-fired", one_shot_has_fired},
+                {"told-before-the-duplicate", told_before_the_duplicate},
                 {"number-comes-again", number_comes_again},
                 {"no-bell", no_bell},
                 {"poll-for-normal-space", poll_for_normal_space},

@@ -134,11 +134,54 @@ static void space(unsigned events) {
   }
 }
 
+/* What the set had been told of before anybody looked at it is no news afterwards. */
+static void looked_at_later(void) {
+  MUST(add(set, to, EPOLLIN | EPOLLOUT | EPOLLET) == 0 && told_here(5000) == EPOLLOUT);
+  tell();
+  MUST(told_here(5000) == (EPOLLIN | EPOLLOUT) && told_here(0) == 0 && read(to, words, 2) == 2);
+  look_from_outside();
+  for (int i = 0; i < 3; i++) {
+    nothing();
+    tell();
+    MUST(seen(5000) && told_here(0) == (EPOLLIN | EPOLLOUT));
+  }
+  do {
+    fill(to);
+  } while (told_here(30) != 0);
+  nothing();
+  drain(from);
+  MUST(seen(5000) && told_here(0) == (EPOLLIN | EPOLLOUT));
+  nothing();
+  MUST(shutdown(from, SHUT_WR) == 0);
+  MUST(seen(5000) && (told_here(0) & EPOLLIN));
+  nothing();
+}
+
+/* One send that does not go all at once, and none after it. */
+static void cut_short(void) {
+  static char much[16 << 20];
+  MUST(add(set, to, EPOLLOUT | EPOLLET) == 0);
+  MUST(told_here(5000) == EPOLLOUT && told_here(0) == 0);
+  look_from_outside();
+  nothing();
+  ssize_t n = send(to, much, sizeof much, MSG_DONTWAIT);
+  MUST(n > 0 && (size_t)n < sizeof much);
+  drain(from);
+  MUST(seen(5000) && told_here(0) == EPOLLOUT);
+  nothing();
+}
+
 int main(int argc, char **argv) {
   MUST(argc == 3);
   way = argv[2];
   pair_make(&from, &to);
   set = epoll_create1(EPOLL_CLOEXEC);
+  if (strcmp(argv[1], "later") == 0 || strcmp(argv[1], "cut-short") == 0) {
+    copy = set; /* until then */
+    strcmp(argv[1], "later") == 0 ? looked_at_later() : cut_short();
+    printf("ok\n");
+    return 0;
+  }
   look_from_outside();
   if (strcmp(argv[1], "input") == 0) {
     input();
