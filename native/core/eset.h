@@ -175,11 +175,17 @@ static inline void slink_warm(struct slink *k) {
   }
 }
 
-static inline void slink_mark(struct slink *l, uint32_t slot) {
+/* It is looked at; whether there is something to be told of, the look says. */
+static inline void slink_look(struct slink *l, uint32_t slot) {
   l->set->news++;
-  l->set->regs[l->fd[slot]].fresh = 1;
   slink_warm(l);
   l->pending[slot / 64] |= (uint64_t)1 << (slot % 64);
+}
+
+/* It is told of, whatever was told before. */
+static inline void slink_mark(struct slink *l, uint32_t slot) {
+  l->set->regs[l->fd[slot]].fresh = 1;
+  slink_look(l, slot);
 }
 
 #endif

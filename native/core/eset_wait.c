@@ -75,6 +75,11 @@ static bool kernel_news(struct reg *r, struct conn *c, uint32_t events, bool sha
   return in || out;
 }
 
+/* What comes from now on comes by the kernel. */
+static bool ring_over(const struct conn *c) {
+  return atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) == conn_rx_head(c);
+}
+
 /* What the kernel reported: our own registrations are taken note of, the program's passed on.  `from` and
  * `to` may be the same.  Does not need the lock for members that the kernel serves. */
 static int sort_out(struct eset *s, const struct epoll_event *from, int count, struct epoll_event *to) {
@@ -130,8 +135,11 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
     conn_kernel_events(c, e.events);
     bool news = !shared && conn_flags(c) != before;
     news = news || kernel_news(r, c, e.events, shared);
+    bool look = false;
     if ((e.events & EPOLLIN) && c->rx_phase == PHASE_RING) {
-      news |= conn_look_at_kernel(c, (int)fd) && !shared;
+      look = conn_look_at_kernel(c, (int)fd) && !shared;
+      news |=
+          look && ring_over(c); /* else the ring knows what is new: the byte may be for what was told of */
     }
     if (shared) { /* another set may have taken note of the end before, or told this one */
       news |= (conn_flags(c) & ENDS & ~r->ends) != 0;
@@ -145,8 +153,8 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
       to[n++].data.u64 = r->data;
     }
     /* A bell byte, or the first edge of our own registration, is no event of the program's. */
-    if (news && (r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1)) {
-      slink_mark(r->slink, c->slot_index);
+    if ((news || look) && (r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1)) {
+      (news ? slink_mark : slink_look)(r->slink, c->slot_index);
     }
   }
   return n;

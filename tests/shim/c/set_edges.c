@@ -214,6 +214,26 @@ static void room_is_no_data(void) {
   MUST(told(set, to, 1000) == EPOLLIN && told(set, to, 20) == 0);
 }
 
+/* The first message of a connection is rung for on the kernel's half, too. */
+static void told_of_the_first(void) {
+  struct sockaddr_in at;
+  char byte;
+  int listener = pair_listener(&at);
+  for (int i = 0; i < 2; i++) {
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    MUST(connect(client, (struct sockaddr *)&at, sizeof at) == 0);
+    int server = accept(listener, NULL, NULL);
+    MUST(write(server, "hello", 5) == 5);
+    moment(10);
+    MUST(recv(client, &byte, 1, MSG_PEEK) == 1);
+    MUST(add(set, client, EPOLLIN | EPOLLOUT | EPOLLET) == 0);
+    MUST(told(set, client, 1000) == (EPOLLIN | EPOLLOUT));
+    MUST(told(set, client, 0) == 0 && told(set, client, 0) == 0);
+    close(client);
+    close(server);
+  }
+}
+
 /* Who asks for both is told of both, whichever it was. */
 static void both_at_once(void) {
   MUST(add(set, to, EPOLLIN | EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT);
@@ -260,6 +280,7 @@ int main(int argc, char **argv) {
                 {"poll-for-normal-space", poll_for_normal_space},
                 {"data-is-no-room", data_is_no_room},
                 {"room-is-no-data", room_is_no_data},
+                {"told-of-the-first", told_of_the_first},
                 {"both-at-once", both_at_once},
                 {"many-sets", many_sets}};
   MUST(argc == 2);
