@@ -239,6 +239,12 @@ void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   r->slink = NULL;
 }
 
+/* The kernel is readable by itself: it holds bytes, or an end. */
+static bool kernel_tells(const struct conn *c) {
+  bool bytes = c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) != atomic_load(&conn_rx(c)->switch_at);
+  return bytes || c->rx_phase == PHASE_AFTER || (conn_flags(c) & CONN_FIN);
+}
+
 /* The ring has data, and no byte on the connection tells the kernel: it came before anybody asked for one. */
 static bool untold(struct conn *c, int fd, uint32_t events) {
   if (c == NULL || conn_kind(c) != BERTHA_CONN_SHM || !(events & (EPOLLIN | EPOLLRDNORM)) ||
@@ -246,13 +252,22 @@ static bool untold(struct conn *c, int fd, uint32_t events) {
     return false;
   }
   atomic_thread_fence(memory_order_seq_cst); /* first the watch, then the look: as before a sleep */
-  return atomic_load(&conn_rx(c)->bell_out) == 0 && conn_events(c, fd, POLLIN) != 0;
+  return atomic_load(&conn_rx(c)->bell_out) == 0 && !kernel_tells(c) && conn_events(c, fd, POLLIN) != 0;
 }
 
 /* A member that was on a ring has been told of all that there is: to ask the kernel for it would tell of it again.  Who watches
  * the set sees that, too, so it is not enough to leave it out afterwards. */
 static bool all_was_told(struct reg *r, struct conn *c) {
-  return edge_only(r) && c->tx_phase == PHASE_RING && c->rx_phase == PHASE_RING && !eset_news(r, c);
+  bool room = c->tx_phase == PHASE_RING || ((r->ready & EPOLLOUT) && !(conn_flags(c) & CONN_TX_SHORT));
+  return edge_only(r) && (room || !(r->events & EPOLL_ROOM)) && !eset_news(r, c);
+}
+
+/* What the kernel was asked of it on the ring will do, and to ask anew would tell anew of what holds: of an end, as of a byte that
+ * lies there.  One that has fired its one shot cannot leave out a reset. */
+static bool as_it_is(const struct reg *r, const struct conn *c) {
+  uint32_t flags = conn_flags(c);
+  bool gone = (flags & CONN_RST) || (flags & (CONN_FIN | CONN_WR_SHUT)) == (CONN_FIN | CONN_WR_SHUT);
+  return r->held ? (r->events & (EPOLLIN | EPOLLRDNORM)) || (flags & ENDS) : r->fired && gone;
 }
 
 /* What the kernel is asked of a member that it serves.  One that has fired its one shot: nothing but errors, which are
@@ -302,6 +317,10 @@ void eset_to_kernel(struct eset *s, int fd) {
   atomic_thread_fence(memory_order_seq_cst); /* what comes from now on rings */
   r->held = all_was_told(r, c);
   r->state = REG_KERNEL;
+  if (as_it_is(r, c)) {
+    r->lent = 0;
+    return;
+  }
   struct epoll_event e = eset_kernel_event(r, fd);
   eset_kernel_mod(s, fd, &e);
 }

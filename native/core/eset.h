@@ -44,6 +44,7 @@ struct reg {
   uint32_t ready;         /* what holds of what it was, or is about to be, told of */
   uint64_t tail;          /* EPOLLET: how far the other end had written when that was last looked at */
   uint32_t wanted;        /* and the connection's room_wanted */
+  uint64_t taken;         /* and how much we had read */
   struct eset *inner;     /* REG_SET */
   uint32_t seen;          /* and its `news` when it was last looked at */
   uint8_t just;           /* and told of in this call, because of the kernel */

@@ -8,8 +8,6 @@
 
 enum { LOOK_LINKS = 4, LATELY = 64 };
 
-#define ANY_INPUT (EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI)
-
 /* With EPOLLET, what wakes depends on what was asked for, as in the kernel: data wakes who asked for input, room who asked for
  * output and has lacked it, an end everybody.  Who is woken is then told of all that holds.  The counts are read before what they
  * count is looked at. */
@@ -17,10 +15,11 @@ bool eset_news(struct reg *r, struct conn *c) {
   uint32_t wanted = atomic_load_explicit(&c->room_wanted, memory_order_acquire);
   uint64_t tail = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire);
   uint32_t ends = conn_flags(c) & ENDS;
-  r->fresh |= (tail != r->tail && (r->events & ANY_INPUT)) ||
+  r->fresh |= (tail != r->tail && (r->events & EPOLL_DATA)) ||
               (wanted != r->wanted && (r->events & EPOLL_ROOM)) || (ends & ~r->ends) != 0;
   r->tail = tail;
   r->wanted = wanted;
+  r->taken = atomic_load_explicit(&c->info.rx_bytes, memory_order_relaxed);
   r->ends = ends;
   return r->fresh;
 }
@@ -37,6 +36,7 @@ static uint32_t judge(struct eset *s, struct slink *k, uint32_t slot) {
   if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
     struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
     r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
+    r->first = 1;
   }
   bool starves = (r->events & EPOLLOUT) && !(ready & EPOLLOUT);
   if (starves) {

@@ -64,9 +64,10 @@ static void ask_again(struct eset *s, struct reg *r, int fd) {
 /* Does the kernel's edge tell the program of something that it has not been told?  Where the kernel carries a direction,
  * its edges are the program's, but for the first, which answers our own registration. */
 static bool kernel_news(struct reg *r, struct conn *c, uint32_t events, bool shared) {
-  bool first = r->first;
+  bool first = r->first && r->taken == atomic_load_explicit(&c->info.rx_bytes, memory_order_relaxed);
   r->first = 0;
   bool in = (events & EPOLLIN) && c->rx_phase != PHASE_RING && !(first && (r->ready & EPOLLIN));
+  in = in && (r->events & EPOLL_DATA);
   bool lacked = conn_flags(c) & CONN_TX_SHORT; /* it may have come to the ring since */
   bool out = (events & EPOLLOUT) && (lacked || (c->tx_phase != PHASE_RING && !(r->ready & EPOLLOUT)));
   if (out && !shared) { /* else another set has to be told, too */

@@ -11,6 +11,7 @@
 /* What the rings have, up to `max` events, which may be none.  `all`: not just of the warm links, while those have something. */
 int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all);
 bool eset_peek(struct eset *s);
+#define EPOLL_DATA (EPOLLIN | EPOLLRDNORM | EPOLLRDBAND | EPOLLPRI)
 #define EPOLL_ROOM (EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND)
 static inline bool edge_only(const struct reg *r) {
   return (r->events & (EPOLLET | EPOLLONESHOT)) == EPOLLET;

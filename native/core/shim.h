@@ -189,10 +189,9 @@ struct conn {
   _Atomic uint16_t watch_number;   /* the last that conn_watch_kernel() gave */
   _Atomic uint32_t bell_debt;      /* bell bytes announced and not yet arrived */
   uint32_t bells_seen;
-  _Atomic int32_t error; /* errno that the kernel reported and the program has not seen */
-  _Atomic uint32_t
-      room_wanted;        /* how often there was too little in the ring for us: more of it is news then */
-  int64_t rcv_timeout_ns; /* 0: none */
+  _Atomic int32_t error;        /* errno that the kernel reported and the program has not seen */
+  _Atomic uint32_t room_wanted; /* how often there was too little in the ring for us: then more is news */
+  int64_t rcv_timeout_ns;       /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
   uint32_t sends;          /* every eighth looks whether the other end is alive */

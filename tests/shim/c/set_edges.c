@@ -4,6 +4,7 @@
 #include "pair.h"
 
 #include <fcntl.h>
+#include <stdbool.h>
 #include <sys/resource.h>
 
 enum { MANY = 300, WORDS = 65536 };
@@ -234,6 +235,27 @@ static void told_of_the_first(void) {
   }
 }
 
+/* What the kernel holds from before the ring is told of once, too. */
+static void told_of_what_was_there(void) {
+  struct sockaddr_in at;
+  int listener = pair_listener(&at);
+  for (int i = 0; i < 4; i++) {
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    MUST(connect(client, (struct sockaddr *)&at, sizeof at) == 0);
+    bool end = i % 2 == 0;
+    MUST(end ? shutdown(client, SHUT_WR) == 0 : write(client, words, 9000) == 9000);
+    int server = accept(listener, NULL, NULL);
+    moment(10);
+    unsigned wanted = i < 2 ? EPOLLOUT : EPOLLIN | EPOLLOUT;
+    MUST(add(set, server, wanted | EPOLLET) == 0);
+    MUST(told(set, server, 1000) == wanted);
+    MUST(told(set, server, 0) == 0 && told(set, server, 0) == 0);
+    MUST(write(server, "hello", 5) == 5 && read(client, words, 5) == 5 && told(set, server, 0) == 0);
+    close(client);
+    close(server);
+  }
+}
+
 /* Who asks for both is told of both, whichever it was. */
 static void both_at_once(void) {
   MUST(add(set, to, EPOLLIN | EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT);
@@ -281,6 +303,7 @@ int main(int argc, char **argv) {
                 {"data-is-no-room", data_is_no_room},
                 {"room-is-no-data", room_is_no_data},
                 {"told-of-the-first", told_of_the_first},
+                {"told-of-what-was-there", told_of_what_was_there},
                 {"both-at-once", both_at_once},
                 {"many-sets", many_sets}};
   MUST(argc == 2);

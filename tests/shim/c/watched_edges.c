@@ -1,5 +1,6 @@
 /* watched_edges SCENE WAY: members with EPOLLET of a set that is looked at from outside by poll, select or sets two levels up, or by
  * a duplicate of its descriptor.  What comes is told of each time, though what came before was not all read; and once. */
+#include "named.h"
 #include "one_event.h"
 #include "pair.h"
 
@@ -157,6 +158,38 @@ static void looked_at_later(void) {
   nothing();
 }
 
+/* So is an end, of which the kernel would tell whoever asks it. */
+static void ended_earlier(void) {
+  MUST(add(set, to, EPOLLIN | EPOLLET) == 0 && told_here(0) == 0);
+  MUST(shutdown(from, SHUT_WR) == 0);
+  MUST(told_here(5000) == EPOLLIN && told_here(0) == 0);
+  look_from_outside();
+  nothing();
+  reset_by(from);
+  MUST(seen(5000) && (told_here(0) & EPOLLERR));
+  nothing();
+}
+
+static void added_at_its_end(void) {
+  look_from_outside();
+  nothing();
+  MUST(shutdown(from, SHUT_WR) == 0);
+  moment(20);
+  MUST(add(set, to, EPOLLIN | EPOLLRDHUP | EPOLLET) == 0);
+  MUST(seen(5000) && told_here(0) == (EPOLLIN | EPOLLRDHUP));
+  nothing();
+}
+
+static void fired_earlier(void) {
+  MUST(add(set, to, EPOLLOUT | EPOLLET | EPOLLONESHOT) == 0);
+  MUST(told_here(5000) == EPOLLOUT && told_here(0) == 0);
+  reset_by(from);
+  moment(20);
+  MUST(told_here(0) == 0);
+  look_from_outside();
+  nothing();
+}
+
 /* One send that does not go all at once, and none after it. */
 static void cut_short(void) {
   static char much[16 << 20];
@@ -176,9 +209,13 @@ int main(int argc, char **argv) {
   way = argv[2];
   pair_make(&from, &to);
   set = epoll_create1(EPOLL_CLOEXEC);
-  if (strcmp(argv[1], "later") == 0 || strcmp(argv[1], "cut-short") == 0) {
-    copy = set; /* until then */
-    strcmp(argv[1], "later") == 0 ? looked_at_later() : cut_short();
+  static const struct named earlier[] = {{"later", looked_at_later},
+                                         {"cut-short", cut_short},
+                                         {"ended-earlier", ended_earlier},
+                                         {"added-at-its-end", added_at_its_end},
+                                         {"fired-earlier", fired_earlier}};
+  copy = set; /* until somebody looks from outside */
+  if (run_named(earlier, sizeof earlier / sizeof *earlier, argv[1]) == 0) {
     printf("ok\n");
     return 0;
   }
