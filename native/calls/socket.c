@@ -377,6 +377,9 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_UNIX) {
     unix_shutdown(c, fd, how); /* the socket that takes this one's place ends as well */
   }
+  if (result == 0 && c != NULL && conn_kind(c) == BERTHA_CONN_SHM) {
+    eset_shut(c, fd);
+  }
   if (result == 0 && c != NULL && shut_both_ways(c, how)) {
     /* The kernel resets a connection that still sends to us, so it has to see what comes. */
     if (conn_decide(c, fd, BERTHA_WHY_KERNEL_ASKED) == BERTHA_CONN_SHM) {

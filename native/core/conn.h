@@ -140,6 +140,12 @@ static inline void conn_want_space(struct conn *c) {
   atomic_thread_fence(memory_order_seq_cst);
 }
 
+/* Something has changed at our own end that an epoll set of ours looks at. */
+static inline void conn_changed_here(const struct conn *c) {
+  uint64_t bit = (uint64_t)1 << (c->slot_index % 64);
+  atomic_fetch_or(&c->link->dirty[c->side][c->slot_index / 64], bit);
+}
+
 /* look.c */
 /* As the kernel: nothing to be had is waited for, or EAGAIN where nobody waits. */
 ssize_t look_for_nothing(struct conn *c, int fd, int flags);

@@ -44,6 +44,7 @@ struct reg {
   uint32_t ready;         /* what holds of what it was, or is about to be, told of */
   uint64_t tail;          /* EPOLLET: how far the other end had written when that was last looked at */
   uint32_t wanted;        /* and the connection's room_wanted */
+  uint32_t shuts;         /* and `shuts` */
   uint64_t taken;         /* and how much we had read */
   struct eset *inner;     /* REG_SET */
   uint32_t seen;          /* and its `news` when it was last looked at */
@@ -128,6 +129,7 @@ bool eset_kernel_for_good(const struct conn *c,
                           int fd); /* a registration of its will not come to the rings */
 /* What it has sent was cut short, and the kernel carries it: who waits for room is told by the kernel.  `anew`: it has room. */
 void eset_lacks_room(const struct conn *c, int fd, bool anew);
+void eset_shut(struct conn *c, int fd); /* by us */
 void eset_polled(int fd); /* the program waits for this descriptor by poll, select or another set */
 void eset_after_fork(void);
 void eset_fd_moved(int from, int to);

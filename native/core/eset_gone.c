@@ -246,6 +246,14 @@ void eset_lacks_room(const struct conn *c, int fd, bool anew) {
   }
 }
 
+void eset_shut(struct conn *c, int fd) {
+  atomic_fetch_add(&c->shuts, 1);
+  conn_changed_here(c);
+  if (UNLIKELY(atomic_load(&c->kernel_regs) != 0)) {
+    eset_lacks_room(c, fd, true);
+  }
+}
+
 /* The kernel alone can tell others that this set has events: its members go back to it. */
 void eset_polled(int fd) {
   if (LIKELY(bertha.fds == NULL || (unsigned)fd >= BERTHA_FDS) || conn_of(fd) != NULL) {

@@ -15,10 +15,12 @@ bool eset_news(struct reg *r, struct conn *c) {
   uint32_t wanted = atomic_load_explicit(&c->room_wanted, memory_order_acquire);
   uint64_t tail = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire);
   uint32_t ends = conn_flags(c) & ENDS;
-  r->fresh |= (tail != r->tail && (r->events & EPOLL_DATA)) ||
+  uint32_t shuts = atomic_load_explicit(&c->shuts, memory_order_relaxed);
+  r->fresh |= shuts != r->shuts || (tail != r->tail && (r->events & EPOLL_DATA)) ||
               (wanted != r->wanted && (r->events & EPOLL_ROOM)) || (ends & ~r->ends) != 0;
   r->tail = tail;
   r->wanted = wanted;
+  r->shuts = shuts;
   r->taken = atomic_load_explicit(&c->info.rx_bytes, memory_order_relaxed);
   r->ends = ends;
   return r->fresh;

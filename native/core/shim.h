@@ -190,6 +190,7 @@ struct conn {
   _Atomic uint32_t bell_debt;      /* bell bytes announced and not yet arrived */
   uint32_t bells_seen;
   _Atomic int32_t error;        /* errno that the kernel reported and the program has not seen */
+  _Atomic uint32_t shuts;       /* how often we have shut it down: an edge for everybody */
   _Atomic uint32_t room_wanted; /* how often there was too little in the ring for us: then more is news */
   int64_t rcv_timeout_ns;       /* 0: none */
   int64_t snd_timeout_ns;

@@ -111,7 +111,7 @@ void tx_to_kernel(struct conn *c) {
     atomic_store(&conn_tx(c)->ring_end, c->tx_tail);
     await_bells(c);
     c->tx_phase = PHASE_AFTER; /* our own epoll set has to ask the kernel for room from now on */
-    atomic_fetch_or(&c->link->dirty[c->side][c->slot_index / 64], (uint64_t)1 << (c->slot_index % 64));
+    conn_changed_here(c);
   }
   c->tx_phase = PHASE_AFTER;
 }

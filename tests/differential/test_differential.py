@@ -29,6 +29,7 @@ _ONCE = (
     *(50022, 50107),  # what was told of on a ring goes to the kernel
     *(50102, 50103),  # a byte for data that was told of
     *(60464, 70080, 70153, 70207, 70213),  # an end, or bytes that the kernel holds, that was told of
+    60428,  # its own shutdown
 )
 
 

@@ -256,6 +256,18 @@ static void told_of_what_was_there(void) {
   }
 }
 
+static void own_shutdown(void) {
+  static const int hows[] = {SHUT_WR, SHUT_WR, SHUT_RD, SHUT_RD, SHUT_RDWR};
+  MUST(add(set, to, EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT && told(set, to, 0) == 0);
+  for (int i = 0; i < 5; i++) {
+    MUST(shutdown(to, hows[i]) == 0);
+    MUST(told(set, to, 0) == (i < 2 ? EPOLLOUT : EPOLLOUT | EPOLLHUP));
+    while (told(set, to, 60) !=
+           0) { /* by TCP it is told once more when the other end's kernel has acknowledged it */
+    }
+  }
+}
+
 /* Who asks for both is told of both, whichever it was. */
 static void both_at_once(void) {
   MUST(add(set, to, EPOLLIN | EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT);
@@ -304,6 +316,7 @@ int main(int argc, char **argv) {
                 {"room-is-no-data", room_is_no_data},
                 {"told-of-the-first", told_of_the_first},
                 {"told-of-what-was-there", told_of_what_was_there},
+                {"own-shutdown", own_shutdown},
                 {"both-at-once", both_at_once},
                 {"many-sets", many_sets}};
   MUST(argc == 2);
