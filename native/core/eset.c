@@ -230,6 +230,15 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
   return 0;
 }
 
+void eset_kernels_room(struct eset *s, int fd, const struct conn *c) {
+  struct reg *r = &s->regs[fd];
+  if (c->tx_phase != PHASE_RING && (r->events & EPOLL_ROOM) && !r->kernel_out) {
+    struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
+    r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0;
+    r->first = 1;
+  }
+}
+
 void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   struct slink *k = r->slink;
   ring_off(k, c->slot_index);

@@ -227,8 +227,10 @@ static void ask_for_room(struct eset *s, int fd, const struct conn *c, bool anew
   if (!bertha_lock(&s->lock)) {
     return;
   }
-  bool edges = r->state == REG_KERNEL && r->conn == conn_index(c) + 1 && edge_only(r);
-  if (s->epfd >= 0 && edges && (r->events & EPOLL_ROOM) && (anew || r->held)) {
+  bool mine = s->epfd >= 0 && r->conn == conn_index(c) + 1 && (r->events & EPOLL_ROOM);
+  if (mine && r->state == REG_RING) {
+    eset_kernels_room(s, fd, c);
+  } else if (mine && r->state == REG_KERNEL && edge_only(r) && (anew || r->held)) {
     r->held = 0;
     struct epoll_event e = eset_kernel_event(r, fd);
     eset_kernel_mod(s, fd, &e);

@@ -4,6 +4,7 @@
  * something it is looked at only now and then, as often as the kernel's members are at most.  When they have nothing, all
  * are looked at. */
 #include "conn.h"
+#include "eset_members.h"
 #include "eset_wait.h"
 
 enum { LOOK_LINKS = 4, LATELY = 64 };
@@ -35,13 +36,9 @@ static uint32_t judge(struct eset *s, struct slink *k, uint32_t slot) {
   bool news = eset_news(r, c) || !edge_only(r);
   uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
   ready &= r->events | EPOLLERR | EPOLLHUP;
-  if (UNLIKELY((r->events & EPOLLOUT) && c->tx_phase != PHASE_RING && !r->kernel_out)) {
-    struct epoll_event e = {.events = eset_sticky(r->events) | EPOLLOUT, .data.u64 = reg_data(r, fd)};
-    r->kernel_out = REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, &e) == 0; /* it is the kernel's room */
-    r->first = 1;
-  }
   bool starves = (r->events & EPOLLOUT) && !(ready & EPOLLOUT);
   if (starves) {
+    eset_kernels_room(s, fd, c);
     s->starved = true;
     if (conn_flags(c) & CONN_FIN) {
       bell_on_connection(c, fd);

@@ -24,6 +24,8 @@ void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c);
 void eset_to_kernel(struct eset *s, int fd);
 struct epoll_event eset_kernel_event(struct reg *r, int fd);
 int eset_kernel_mod(struct eset *s, int fd, struct epoll_event *event);
+/* One on a ring whose output is the kernel's lacks room: only the kernel can tell of it. */
+void eset_kernels_room(struct eset *s, int fd, const struct conn *c);
 void eset_kernel_reg(struct eset *s, struct conn *c, int by);
 void eset_queue_upgrade(struct eset *s, int fd);
 

@@ -222,9 +222,7 @@ static bool ask_for_space(struct conn *c) {
 
 void tx_cut_short(struct conn *c, int fd) {
   conn_set_flag(c, CONN_TX_SHORT);
-  if (UNLIKELY(atomic_load(&c->kernel_regs) != 0)) {
-    eset_lacks_room(c, fd, false);
-  }
+  eset_lacks_room(c, fd, false);
 }
 
 /* A send to the ring was cut short.  Whoever waits for room in the kernel's terms (a set that is watched) has to be told in them. */

@@ -11,6 +11,7 @@ enum { MANY = 300, WORDS = 65536 };
 
 static int from, to, set;
 static char words[WORDS];
+static volatile int tid;
 
 static void tell(void) {
   MUST(write(from, "hello", 5) == 5);
@@ -132,8 +133,6 @@ static void number_comes_again(void) {
 
 /* ---- no descriptor is left for a bell ------------------------------------------------------------- */
 
-static volatile int tid;
-
 static void *sleeps(void *argument) {
   (void)argument;
   tid = gettid();
@@ -250,9 +249,56 @@ static void told_of_what_was_there(void) {
     MUST(add(set, server, wanted | EPOLLET) == 0);
     MUST(told(set, server, 1000) == wanted);
     MUST(told(set, server, 0) == 0 && told(set, server, 0) == 0);
+    struct pollfd p = {.fd = set, .events = POLLIN};
+    MUST(i < 3 || poll(&p, 1, 0) == 0);
     MUST(write(server, "hello", 5) == 5 && read(client, words, 5) == 5 && told(set, server, 0) == 0);
     close(client);
     close(server);
+  }
+}
+
+/* Not looked at by the set before: who watches it would see what the kernel had been asked. */
+static void told_before_it_is_watched(void) {
+  struct sockaddr_in at;
+  int client, server, listener = pair_listener(&at);
+  client = socket(AF_INET, SOCK_STREAM, 0);
+  MUST(connect(client, (struct sockaddr *)&at, sizeof at) == 0);
+  MUST((server = accept(listener, NULL, NULL)) >= 0 && write(client, "hello", 5) == 5);
+  MUST(add(set, server, EPOLLIN | EPOLLOUT | EPOLLET) == 0);
+  moment(10);
+  MUST(told(set, server, 1000) == (EPOLLIN | EPOLLOUT));
+  struct pollfd p = {.fd = set, .events = POLLIN};
+  MUST(poll(&p, 1, 0) == 0 && told(set, server, 0) == 0);
+}
+
+static void *waits_for_room(void *none) {
+  tid = gettid();
+  MUST(told(set, to, 10000) == EPOLLOUT);
+  return none;
+}
+
+/* Of a connection that the kernel carries again. */
+static void room_of_the_kernel(void) {
+  pthread_t thread;
+  int on = 1;
+  MUST(setsockopt(to, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on) == 0);
+  MUST(write(to, "hello", 5) == 5 && read(from, words, 5) == 5);
+  MUST(add(set, to, EPOLLOUT | EPOLLET) == 0 && told(set, to, 1000) == EPOLLOUT && told(set, to, 0) == 0);
+  for (int i = 0; i < 4; i++) {
+    fill(to);
+    while (told(set, to, 30) != 0) {
+      fill(to);
+    }
+    if (i < 2) {
+      drain(from);
+      MUST(told(set, to, 1000) == EPOLLOUT && told(set, to, 20) == 0);
+      continue;
+    }
+    tid = 0;
+    MUST(pthread_create(&thread, NULL, waits_for_room, NULL) == 0);
+    wait_until_asleep(&tid);
+    drain(from);
+    MUST(pthread_join(thread, NULL) == 0);
   }
 }
 
@@ -316,6 +362,8 @@ int main(int argc, char **argv) {
                 {"room-is-no-data", room_is_no_data},
                 {"told-of-the-first", told_of_the_first},
                 {"told-of-what-was-there", told_of_what_was_there},
+                {"told-before-it-is-watched", told_before_it_is_watched},
+                {"room-of-the-kernel", room_of_the_kernel},
                 {"own-shutdown", own_shutdown},
                 {"both-at-once", both_at_once},
                 {"many-sets", many_sets}};
