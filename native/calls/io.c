@@ -309,16 +309,22 @@ BERTHA_EXPORT ssize_t sendto(int fd, const void *buf, size_t n, int flags, const
   return errno_result(stream_send(c, fd, &iov, 1, flags));
 }
 
-static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int flags) {
-  ssize_t n = stream_recv(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags);
+/* Of a stream there is nothing to say but its bytes. */
+static ssize_t bytes_alone(struct msghdr *msg, ssize_t n) {
   if (n >= 0) {
     msg->msg_namelen = msg->msg_name != NULL ? 0 : msg->msg_namelen;
+    msg->msg_controllen = 0;
     msg->msg_flags = 0;
-    if (UNLIKELY(conn_flags(c) & CONN_INQ)) {
-      inq_tell(c, fd, msg, n);
-    } else {
-      msg->msg_controllen = 0;
-    }
+  }
+  return n;
+}
+
+static ssize_t recvmsg_stream(struct conn *c, int fd, struct msghdr *msg, int flags) {
+  size_t space = msg->msg_controllen;
+  ssize_t n = bytes_alone(msg, stream_recv(c, fd, msg->msg_iov, (int)msg->msg_iovlen, flags));
+  if (UNLIKELY(conn_flags(c) & CONN_INQ) && n >= 0) {
+    msg->msg_controllen = space;
+    inq_tell(c, fd, msg, n);
   }
   return n;
 }
@@ -342,12 +348,15 @@ BERTHA_EXPORT ssize_t recvmsg(int fd, struct msghdr *msg, int flags) {
     if (UNLIKELY(d != NULL) && !(flags & KERNELS_OWN)) {
       return errno_result(dgram_recv(d, fd, msg, flags));
     }
-    size_t room = msg->msg_controllen;
-    ssize_t got = REAL(recvmsg)(kernels_fd(d, fd, flags), msg, flags);
+    size_t space = msg->msg_controllen;
+    bool thrown = UNLIKELY(discards(fd, flags)) && !bad_vector(msg->msg_iov, (int)msg->msg_iovlen);
+    size_t room = thrown ? iov_bytes(msg->msg_iov, (int)msg->msg_iovlen) : 0;
+    ssize_t got = thrown ? errno_result(bytes_alone(msg, unix_discard(fd, room, flags)))
+                         : REAL(recvmsg)(kernels_fd(d, fd, flags), msg, flags);
     if (UNLIKELY(got >= 0 && msg->msg_controllen > 0)) {
       rights_received(msg);
-    } else if (UNLIKELY(got >= 0 && room > 0)) {
-      inq_by_unix(fd, msg, room, got);
+    } else if (UNLIKELY(got >= 0 && space > 0)) {
+      inq_by_unix(fd, msg, space, got);
     }
     bool bytes = got == 0 && !(flags & (MSG_PEEK | KERNELS_OWN)) && msg->msg_iovlen > 0;
     return plain_received(fd, got, bytes ? iov_bytes(msg->msg_iov, (int)msg->msg_iovlen) : 0);
@@ -404,11 +413,23 @@ static int error_before_data(struct conn *c, int fd) {
   return error;
 }
 
+static int throw_away_many(int fd, struct mmsghdr *messages, unsigned int count, int flags) {
+  unsigned int done = 0;
+  for (ssize_t n; done < count && (n = recvmsg(fd, &messages[done].msg_hdr, flags & ~MSG_WAITFORONE)) >= 0;) {
+    messages[done++].msg_len = (unsigned int)n;
+    flags |= flags & MSG_WAITFORONE ? MSG_DONTWAIT : 0;
+  }
+  return done > 0 || count == 0 ? (int)done : -1;
+}
+
 BERTHA_EXPORT int recvmmsg(int fd, struct mmsghdr *messages, unsigned int count, int flags,
                            struct timespec *timeout) {
   struct conn *c = stream_of(fd);
   struct conn *d = c == NULL && !(flags & KERNELS_OWN) ? dgram_of(fd) : NULL;
   if (LIKELY(d == NULL) && (LIKELY(c == NULL) || rx_special(c, fd, flags))) {
+    if (UNLIKELY(discards(fd, flags))) {
+      return throw_away_many(fd, messages, count, flags);
+    }
     int got = REAL(recvmmsg)(kernels_fd(dgram_of(fd), fd, flags), messages, count, flags, timeout);
     for (int i = 0; i < got; i++) {
       if (!(flags & (MSG_PEEK | KERNELS_OWN))) {

@@ -20,6 +20,9 @@ _SAYS = {
     "own_shutdown": ["recv: 0", "error: 0 end: 1"],
     "reader_shut": ["send: 1", "writable: 1 readable: 0", "the other way: 2", "its end: 0"],
     "thrown_away": ["thrown away: 3", "to nowhere: 2", "counted: 3", "....", "left: 3", "fgh"],
+    "thrown_away_by_message": [
+        *("looked at: 4", "thrown away: 4", "messages: 2", "4 and 2: ....", "none: EAGAIN"),
+    ],
     "error_queue": ["errors: EAGAIN", "errors: EAGAIN", "data: 4"],
     "dissolved": ["dissolved: 0", "the other end: ECONNRESET", "again"],
     "forked_by_number": ["still there"],

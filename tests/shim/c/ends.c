@@ -198,6 +198,19 @@ static void thrown_away(void) {
   printf("%.3s\n", bytes);
 }
 
+static void thrown_away_by_message(void) {
+  struct iovec parts[2] = {{bytes, 2}, {bytes + 2, 2}};
+  struct mmsghdr m[2] = {{.msg_hdr = {.msg_iov = parts, .msg_iovlen = 2}},
+                         {.msg_hdr = {.msg_iov = parts, .msg_iovlen = 1}}};
+  MUST(write(client, "abcdefghij", 10) == 10);
+  strcpy(bytes, "....");
+  say("looked at", recvmsg(server, &m[0].msg_hdr, MSG_PEEK | MSG_TRUNC));
+  say("thrown away", recvmsg(server, &m[0].msg_hdr, MSG_TRUNC));
+  say("messages", recvmmsg(server, m, 2, MSG_TRUNC | MSG_DONTWAIT, NULL));
+  printf("%u and %u: %s\n", m[0].msg_len, m[1].msg_len, bytes);
+  say("none", recvmmsg(server, m, 2, MSG_TRUNC | MSG_DONTWAIT, NULL));
+}
+
 static void error_queue(void) {
   struct iovec part = {bytes, 8};
   char space[100];
@@ -295,6 +308,7 @@ static const struct named all[] = {
     {"own_shutdown", own_shutdown},
     {"reader_shut", reader_shut},
     {"thrown_away", thrown_away},
+    {"thrown_away_by_message", thrown_away_by_message},
     {"error_queue", error_queue},
     {"dissolved", dissolved},
     {"dissolved_for_a_child", dissolved_for_a_child},
