@@ -328,7 +328,8 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
   bool patient = !(flags & MSG_DONTWAIT) && !(conn_flags(c) & CONN_NONBLOCK);
   int64_t deadline = patient && c->snd_timeout_ns > 0 ? bertha_now_ns() + c->snd_timeout_ns : -1;
   if (want == 0) {
-    return kernel_verdict(fd, flags);
+    int error = conn_take_error(c);
+    return error != 0 ? -error : kernel_verdict(fd, flags);
   }
   if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
     relay_await(c);

@@ -25,11 +25,12 @@ _SAYS = {
     ],
     "error_queue": ["errors: EAGAIN", "errors: EAGAIN", "data: 4"],
     "dissolved": ["dissolved: 0", "the other end: ECONNRESET", "again"],
+    "nothing_sent_to_the_reset": ["nothing: ECONNRESET", "told once: EPIPE"],
     "forked_by_number": ["still there"],
     "refused": ["a bad timeout: EINVAL"] * 3 + ["unknown flags: EOPNOTSUPP"] * 2 + ["there: 1"],
 }
 #: By a unix socket: not what the kernel's unix sockets cannot tell (docs/users/limits.md).
-_UNIX = sorted(_SAYS.keys() - {"send_reset"})
+_UNIX = sorted(_SAYS.keys() - {"send_reset", "nothing_sent_to_the_reset"})
 #: With a carrier: not what depends on when it, or the other end's, has got so far.
 _CARRIED = [
     "waitall_reset",

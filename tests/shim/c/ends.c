@@ -6,6 +6,7 @@
 #include <sys/uio.h>
 
 #include "named.h"
+#include "one_event.h"
 #include "pair.h"
 
 static int listener, client, server;
@@ -265,6 +266,18 @@ static void shut_half_by_half(void) {
   shut_early(SHUT_RD, SHUT_WR);
 }
 
+/* Of a reset, a send of nothing tells as any other. */
+static void nothing_sent_to_the_reset(void) {
+  int set = epoll_create1(EPOLL_CLOEXEC);
+  MUST(write(client, "unread", 6) == 6 && write(server, "read", 4) == 4);
+  close(server);
+  moment(20);
+  MUST(add(set, client, EPOLLIN) == 0);
+  MUST((told(set, client, 1000) & EPOLLERR) && (told(set, client, 1000) & EPOLLERR));
+  say("nothing", send(client, "", 0, MSG_NOSIGNAL));
+  say("told once", send(client, "", 0, MSG_NOSIGNAL));
+}
+
 static void forked_by_number(void) {
 #ifdef SYS_fork
   pid_t child = (pid_t)syscall(SYS_fork);
@@ -314,6 +327,7 @@ static const struct named all[] = {
     {"dissolved_for_a_child", dissolved_for_a_child},
     {"shut_at_once", shut_at_once},
     {"shut_half_by_half", shut_half_by_half},
+    {"nothing_sent_to_the_reset", nothing_sent_to_the_reset},
     {"forked_by_number", forked_by_number},
     {"refused", refused},
 };
