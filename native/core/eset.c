@@ -344,6 +344,21 @@ void eset_queue_upgrade(struct eset *s, int fd) {
   }
 }
 
+/* What the program was told of by the kernel, and has not lacked since. */
+static uint32_t told_of_room(const struct reg *r, const struct conn *c) {
+  return edge_only(r) && !(conn_flags(c) & CONN_TX_SHORT) ? r->ready & EPOLL_ROOM : 0;
+}
+
+/* With EPOLLET: of what has just come to the ring, room alone may have been told of; all the rest is news. */
+static void only_news(struct reg *r, struct conn *c, uint32_t told) {
+  r->tail = c->rx_head;
+  r->wanted = atomic_load(&c->room_wanted);
+  r->shuts = atomic_load(&c->shuts);
+  r->ends = 0;
+  r->ready = told;
+  r->fresh = 0;
+}
+
 /* True: one of them is in other sets, too. */
 static bool upgrade(struct eset *s) {
   uint32_t next = atomic_exchange(&s->upgrades, 0);
@@ -359,7 +374,11 @@ static bool upgrade(struct eset *s) {
       continue; /* one shot: it may have been fired, and be some thread's: at its next epoll_ctl */
     }
     bool among = eset_entry(fd) == SET_MANY;
+    uint32_t room = told_of_room(r, c);
     if (eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
+      if (room != 0 || !(r->events & EPOLL_ROOM)) {
+        only_news(r, c, room);
+      }
       eset_kernel_reg(s, c, -1);
       conn_refresh_watch(c);
       many |= among;

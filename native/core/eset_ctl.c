@@ -91,6 +91,7 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   }
   uint8_t before = r->state;
   r->fired = r->held = 0;
+  r->ready = 0;
   struct epoll_event e = eset_kernel_event(r, fd);
   r->state = REG_KERNEL; /* first: a thread that sleeps in the set may have the event before we are back */
   int result = was_off ? eset_kernel_mod(s, fd, &e) : real_ctl(s->epfd, op, fd, &e);
@@ -120,6 +121,7 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     r->events = event->events;
     r->data = event->data.u64;
     r->fired = r->held = 0;
+    r->ready = 0;
     if (conn_kind(c) == BERTHA_CONN_SHM && !s->plain && !r->stays &&
         eset_to_ring(s, fd, c, EPOLL_CTL_MOD) == 0) {
       eset_kernel_reg(s, c, -1);

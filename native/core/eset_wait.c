@@ -121,6 +121,7 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
         e.events &= r->events | EPOLLERR | EPOLLHUP;
       }
       e.data.u64 = r->data;
+      r->ready |= e.events;
       if (e.events != 0) {
         to[n++] = e;
       }

@@ -48,6 +48,7 @@ def test_a_set_within_a_set(host: Host, build: Build, scene: str) -> None:
         *((scene, 1) for scene in ("told-before-the-duplicate", "told-of-the-first")),
         *((scene, 1) for scene in ("told-of-what-was-there", "own-shutdown")),
         *((scene, 1) for scene in ("told-before-it-is-watched", "room-of-the-kernel")),
+        ("told-before-the-ring", 1),
         *((scene, 1) for scene in ("data-is-no-room", "room-is-no-data", "both-at-once")),
         ("many-sets", 300),
     ],

@@ -271,6 +271,27 @@ static void told_before_it_is_watched(void) {
   MUST(poll(&p, 1, 0) == 0 && told(set, server, 0) == 0);
 }
 
+/* Told of by the kernel, before the other end has come: no news on the ring. */
+static void told_before_the_ring(void) {
+  struct sockaddr_in at;
+  int listener = pair_listener(&at);
+  for (int i = 0; i < 2; i++) {
+    int client = socket(AF_INET, SOCK_STREAM, 0);
+    MUST(connect(client, (struct sockaddr *)&at, sizeof at) == 0);
+    unsigned wanted = i == 0 ? EPOLLOUT : EPOLLIN | EPOLLOUT;
+    MUST(add(set, client, wanted | EPOLLET) == 0);
+    MUST(told(set, client, 1000) == EPOLLOUT && told(set, client, 0) == 0);
+    int server = accept(listener, NULL, NULL);
+    MUST(add(set, client, EPOLLIN) == -1 && errno == EEXIST && told(set, client, 0) == 0);
+    MUST(write(server, "hello", 5) == 5);
+    moment(10);
+    MUST(told(set, client, 0) == (i == 0 ? 0 : wanted) && told(set, client, 0) == 0);
+    MUST(read(client, words, 5) == 5 && told(set, client, 0) == 0);
+    close(client);
+    close(server);
+  }
+}
+
 static void *waits_for_room(void *none) {
   tid = gettid();
   MUST(told(set, to, 10000) == EPOLLOUT);
@@ -363,6 +384,7 @@ int main(int argc, char **argv) {
                 {"told-of-the-first", told_of_the_first},
                 {"told-of-what-was-there", told_of_what_was_there},
                 {"told-before-it-is-watched", told_before_it_is_watched},
+                {"told-before-the-ring", told_before_the_ring},
                 {"room-of-the-kernel", room_of_the_kernel},
                 {"own-shutdown", own_shutdown},
                 {"both-at-once", both_at_once},
