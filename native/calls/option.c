@@ -177,13 +177,21 @@ BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, soc
   return result;
 }
 
+/* What the program has set, where a bell needed it otherwise (also one before a unix socket took the place); else -1. */
+static int own_nodelay(const struct conn *c) {
+  if (c == NULL || !(conn_flags(c) & CONN_NODELAY_FORCED)) {
+    return -1;
+  }
+  return conn_flags(c) & CONN_NODELAY_SET ? 1 : 0;
+}
+
 BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t *size) {
   struct conn *c = stream_of(fd);
-  int answer = -1;
-  if (c != NULL && conn_kind(c) == BERTHA_CONN_SHM && value != NULL && size != NULL && *size >= sizeof(int)) {
-    if (level == IPPROTO_TCP && name == TCP_NODELAY && (conn_flags(c) & CONN_NODELAY_FORCED)) {
-      answer = conn_flags(c) & CONN_NODELAY_SET ? 1 : 0;
-    } else if (level == IPPROTO_TCP && name == TCP_CORK) {
+  bool room = value != NULL && size != NULL && *size >= sizeof(int);
+  bool nodelay = level == IPPROTO_TCP && name == TCP_NODELAY;
+  int answer = nodelay && room ? own_nodelay(conn_of(fd)) : -1;
+  if (c != NULL && conn_kind(c) == BERTHA_CONN_SHM && room) {
+    if (level == IPPROTO_TCP && name == TCP_CORK) {
       answer = conn_flags(c) & CONN_CORK_SET ? 1 : 0;
     } else if (level == SOL_SOCKET && name == SO_RCVLOWAT) {
       answer = c->rcv_lowat;
@@ -192,7 +200,7 @@ BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t
     }
   }
   struct conn *d = dgram_of(fd);
-  if (d != NULL && is_segment(d, level, name) && value != NULL && size != NULL && *size >= sizeof(int)) {
+  if (d != NULL && is_segment(d, level, name) && room) {
     answer = d->segment;
   }
   if (answer < 0) {

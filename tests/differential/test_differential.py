@@ -39,6 +39,8 @@ _ONCE = (
     # a send of nothing after a reset
     100229,
 )
+#: MSG_TRUNC by recvmmsg; TCP_NODELAY where a bell needs it.
+_ONCE_BY_UNIX = (60001, 61090)
 
 
 def _report(comparison: Comparison, steps: list[Step], seed: int) -> str:
@@ -101,6 +103,17 @@ def test_same_over_shared_memory(chunk: int, host: Host, comparison: Comparison)
     assert carried >= len(seeds), f"{carried} ends on shared memory of {len(log)}, in {len(seeds)} sequences"
     # what is plain was never accepted, or had ended by then
     assert carried >= 0.7 * len(log), sorted({str(c.reason) for c in log if c.plain})
+
+
+def test_sequences_that_once_differed_over_unix_sockets(host: Host) -> None:
+    comparison = Comparison(host.environment(prefer_unix(host.dir)), free_port)
+    try:
+        for seed in _ONCE_BY_UNIX:
+            steps = Generator(seed, gentle=True).sequence()
+            assert comparison.lasting(steps) is None, _report(comparison, steps, seed)
+    finally:
+        comparison.close()
+    assert host.rehearse or any(c.implementation == "unix" for c in host.connlog())
 
 
 def test_sequences_that_once_differed(host: Host, comparison: Comparison) -> None:
