@@ -72,6 +72,17 @@ class _Actor:
             return True
 
 
+def _is_to_settle(step: Step, reply: Reply) -> bool:
+    """What the kernel has to do yet is a matter of time, and seen.
+
+    Nagle's algorithm holds bytes back, and the other end's kernel the acknowledgement of a FIN, up to 40 ms:
+    when that comes, who has the connection in an epoll set is woken once more (tcp_rcv_state_process).
+    """
+    if step["op"] == "shutdown":
+        return step["how"] != 0 and reply.get("ret") == 0
+    return step["op"] == "send" and reply.get("ret", 0) > 0
+
+
 class Pair:
     """The two programs, plain or behind `wrapper` (bertha-run)."""
 
@@ -146,7 +157,7 @@ class Pair:
             while not waiter.asleep() and time.monotonic() < deadline:
                 pass
             ended = self._call(end)
-            if end["op"] == "send":
+            if _is_to_settle(end, ended):
                 self._call({"who": end["who"], "op": "settle", "h": end["h"], "ms": 60})
             return [self._same(waiter.answer(wait)), self._same(ended)]
         if "pump" in step:
@@ -154,7 +165,7 @@ class Pair:
         if "address" in step:
             step = {**step, "address": [port if a == "PORT" else a for a in step["address"]]}
         reply = self._call(step)
-        if step["op"] == "send" and reply.get("ret", 0) > 0:
+        if _is_to_settle(step, reply):
             self._call({"who": step["who"], "op": "settle", "h": step["h"], "ms": 60})
         if step["op"] == "fork" and "pid" in reply:
             self.actors[step["who"] + 2] = _Actor(self.second[step["who"]], reply["pid"])

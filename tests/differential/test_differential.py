@@ -36,6 +36,8 @@ _ONCE = (
     *(60464, 70080, 70153, 70207, 70213, 70338, 70500, 90248),
     # its own shutdown
     60428,
+    # after its own FIN
+    *(60116, 60218),
     # a send of nothing after a reset
     100229,
 )
