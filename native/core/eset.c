@@ -272,11 +272,9 @@ static bool all_was_told(struct reg *r, struct conn *c) {
 }
 
 /* What the kernel was asked of it on the ring will do, and to ask anew would tell anew of what holds: of an end, as of a byte that
- * lies there.  One that has fired its one shot cannot leave out a reset. */
+ * lies there. */
 static bool as_it_is(const struct reg *r, const struct conn *c) {
-  uint32_t flags = conn_flags(c);
-  bool gone = (flags & CONN_RST) || (flags & (CONN_FIN | CONN_WR_SHUT)) == (CONN_FIN | CONN_WR_SHUT);
-  return r->held ? (r->events & (EPOLLIN | EPOLLRDNORM)) || (flags & ENDS) : r->fired && gone;
+  return r->held && ((r->events & (EPOLLIN | EPOLLRDNORM)) || (conn_flags(c) & ENDS));
 }
 
 /* What the kernel is asked of a member that it serves.  One that has fired its one shot: nothing but errors, which are
@@ -294,12 +292,12 @@ struct epoll_event eset_kernel_event(struct reg *r, int fd) {
   return (struct epoll_event){.events = events, .data.u64 = reg_data(r, fd)};
 }
 
-/* One with EPOLLEXCLUSIVE cannot be modified. */
+/* One with EPOLLEXCLUSIVE cannot be modified; one that had fired on its ring is not there (eset_to_kernel). */
 int eset_kernel_mod(struct eset *s, int fd, struct epoll_event *event) {
   if (REAL(epoll_ctl)(s->epfd, EPOLL_CTL_MOD, fd, event) == 0) {
     return 0;
   }
-  if (errno != EINVAL) {
+  if (errno != EINVAL && errno != ENOENT) {
     return -errno;
   }
   REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
@@ -326,6 +324,11 @@ void eset_to_kernel(struct eset *s, int fd) {
   atomic_thread_fence(memory_order_seq_cst); /* what comes from now on rings */
   r->held = all_was_told(r, c);
   r->state = REG_KERNEL;
+  if (r->fired) { /* of which nothing is told: not even of a reset, which cannot be left out */
+    r->lent = 0;
+    REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
+    return;
+  }
   if (as_it_is(r, c)) {
     r->lent = 0;
     return;

@@ -129,7 +129,7 @@ static int ctl_mod(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       return 0;
     }
     struct epoll_event e = eset_kernel_event(r, fd);
-    int result = real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
+    int result = before.fired ? eset_kernel_mod(s, fd, &e) : real_ctl(s->epfd, EPOLL_CTL_MOD, fd, &e);
     if (result != 0) {
       *r = before;
     }
@@ -154,6 +154,7 @@ static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   }
   if (r->state == REG_KERNEL) {
     int result = real_ctl(s->epfd, EPOLL_CTL_DEL, fd, event);
+    result = result == -ENOENT && r->fired ? 0 : result;
     r->state = REG_NONE;
     eset_kernel_reg(s, c, -1);
     if (eset_entry(fd) != SET_MANY) {

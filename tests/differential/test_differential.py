@@ -34,6 +34,8 @@ _ONCE = (
     *(50102, 50103),
     # an end, or bytes that the kernel holds, that was told of
     *(60464, 70080, 70153, 70207, 70213, 70338, 70500, 90248),
+    # a reset of one whose one shot has gone off
+    *(7178, 100447),
     # its own shutdown
     60428,
     # after its own FIN

@@ -40,7 +40,8 @@ def test_a_set_that_is_watched(host: Host, build: Build, scene: str) -> None:
     _both_ways(host, build, "nested", scene)
 
 
-_EARLIER = ["later", "cut-short", "ended-earlier", "added-at-its-end", "fired-earlier"]
+_FIRED = ["reset-after-it-fired", "out-after-it-fired"]
+_EARLIER = ["later", "cut-short", "ended-earlier", "added-at-its-end", "fired-earlier", *_FIRED]
 
 
 @pytest.mark.parametrize("way", ["poll", "select", "set", "duplicate"])

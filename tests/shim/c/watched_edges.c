@@ -190,6 +190,33 @@ static void fired_earlier(void) {
   nothing();
 }
 
+/* The same, the reset not seen by the set; and it can be armed again, or taken out. */
+static void reset_after_it_fired(void) {
+  MUST(add(set, to, EPOLLOUT | EPOLLET | EPOLLONESHOT) == 0 && told_here(5000) == EPOLLOUT);
+  reset_by(from);
+  moment(20);
+  look_from_outside();
+  nothing();
+  MUST(change(EPOLL_CTL_MOD, set, to, EPOLLIN | EPOLLONESHOT) == 0);
+  MUST(seen(5000) && (told_here(0) & EPOLLIN));
+  nothing();
+  MUST(change(EPOLL_CTL_DEL, set, to, 0) == 0);
+  MUST(change(EPOLL_CTL_DEL, set, to, 0) == -1 && errno == ENOENT);
+}
+
+static void out_after_it_fired(void) {
+  MUST(add(set, to, EPOLLOUT | EPOLLONESHOT) == 0 && told_here(5000) == EPOLLOUT);
+  look_from_outside();
+  nothing();
+  MUST(add(set, to, EPOLLIN) == -1 && errno == EEXIST);
+  MUST(change(EPOLL_CTL_DEL, set, to, 0) == 0);
+  MUST(change(EPOLL_CTL_MOD, set, to, EPOLLIN) == -1 && errno == ENOENT);
+  MUST(add(set, to, EPOLLIN) == 0);
+  nothing();
+  tell();
+  MUST(seen(5000) && told_here(0) == EPOLLIN);
+}
+
 /* One send that does not go all at once, and none after it. */
 static void cut_short(void) {
   static char much[16 << 20];
@@ -213,7 +240,9 @@ int main(int argc, char **argv) {
                                          {"cut-short", cut_short},
                                          {"ended-earlier", ended_earlier},
                                          {"added-at-its-end", added_at_its_end},
-                                         {"fired-earlier", fired_earlier}};
+                                         {"fired-earlier", fired_earlier},
+                                         {"reset-after-it-fired", reset_after_it_fired},
+                                         {"out-after-it-fired", out_after_it_fired}};
   copy = set; /* until somebody looks from outside */
   if (run_named(earlier, sizeof earlier / sizeof *earlier, argv[1]) == 0) {
     printf("ok\n");
