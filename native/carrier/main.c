@@ -425,7 +425,6 @@ static void run_ready(void) {
       ready_last = NULL;
     }
     s->queued = false;
-    awake_ran(s);
     session_run(s);
     if (last) {
       break;

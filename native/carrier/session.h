@@ -167,7 +167,6 @@ enum { CARRIER_FDS_MAX = 4 };
 ssize_t carrier_receive(int from, void *to, size_t room, int fds[CARRIER_FDS_MAX], int *count, bool *cut);
 
 /* awake.c */
-void awake_ran(const struct session *s);
 struct epoll_event;
 /* epoll's events; 0: there are none, and nothing that `something` finds, or there is that. */
 int awake_look(int poller, struct epoll_event *events, int most, bool (*something)(void));
