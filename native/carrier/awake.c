@@ -13,8 +13,8 @@
 #include "../core/waiter.h"
 
 #define TAKEN_NS INT64_C(1000000) /* longer than a station's turn, and about a time slice of Linux' */
-#define KEEP_NS INT64_C(50000000)
-#define KEEP_MOST_NS INT64_C(2000000000)
+#define KEEP_NS INT64_C(10000000)
+#define KEEP_MOST_NS INT64_C(100000000)
 
 enum { LOOKS_PER_POLL = 8 };
 
