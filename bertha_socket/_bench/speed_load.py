@@ -121,6 +121,8 @@ class PingPong:
     cores: str = "two"
     think_us: int = 0
     processes: int = 1
+    #: As many times more requests as elsewhere: where the scheduler takes its time to settle.
+    times: int = 1
     requests: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -137,7 +139,7 @@ class PingPong:
             processes=self.processes,
         )
         ground.begin(self.pinger.running)
-        self.requests = max(20, int(20000 * ground.seconds / self.processes))
+        self.requests = max(20, int(20000 * self.times * ground.seconds / self.processes))
         if self.think_us > 0:
             self.requests = max(20, int(ground.seconds * 1e6 / (self.think_us + 60)))
 

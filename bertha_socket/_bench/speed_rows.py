@@ -317,7 +317,7 @@ ROWS: tuple[Row, ...] = (
     Row(
         "floor/hogs-pingpong",
         "C ping-pong 64 B, two CPU hogs beside",
-        _beside(partial(PingPong, cores="any")),
+        _beside(partial(PingPong, cores="any", times=5)),
         floor("p50", "p99", "rate", "cpu"),
         choose=TRIO,
     ),
