@@ -91,24 +91,24 @@ bool uring_may_be_for_files(uint32_t flags) {
 HANDS_OVER(io_uring_submit, (struct io_uring * ring), (ring))
 HANDS_OVER(io_uring_submit_and_wait, (struct io_uring * ring, unsigned count), (ring, count))
 HANDS_OVER(io_uring_submit_and_get_events, (struct io_uring * ring), (ring))
-HANDS_OVER(io_uring_submit_and_wait_timeout,
-           (struct io_uring * ring, struct io_uring_cqe **done, unsigned count, struct __kernel_timespec *t,
-            sigset_t *mask),
-           (ring, done, count, t, mask))
-HANDS_OVER(io_uring_submit_and_wait_min_timeout,
-           (struct io_uring * ring, struct io_uring_cqe **done, unsigned count, struct __kernel_timespec *t,
-            unsigned least, sigset_t *mask),
-           (ring, done, count, t, least, mask))
 HANDS_OVER(io_uring_submit_and_wait_reg,
            (struct io_uring * ring, struct io_uring_cqe **done, unsigned count, int index),
            (ring, done, count, index))
-HANDS_OVER(io_uring_wait_cqes,
-           (struct io_uring * ring, struct io_uring_cqe **done, unsigned count, struct __kernel_timespec *t,
-            sigset_t *mask),
-           (ring, done, count, t, mask))
-HANDS_OVER(io_uring_wait_cqes_min_timeout,
-           (struct io_uring * ring, struct io_uring_cqe **done, unsigned count, struct __kernel_timespec *t,
-            unsigned least, sigset_t *mask),
-           (ring, done, count, t, least, mask))
+
+/* These come in pairs: with a hand-over always, and where there is something to hand over. */
+#define WAITS(name)                                                                                          \
+  HANDS_OVER(name,                                                                                           \
+             (struct io_uring * ring, struct io_uring_cqe * *done, unsigned count,                           \
+              struct __kernel_timespec *t, sigset_t *mask),                                                  \
+             (ring, done, count, t, mask))
+#define WAITS_FOR_LEAST(name)                                                                                \
+  HANDS_OVER(name,                                                                                           \
+             (struct io_uring * ring, struct io_uring_cqe * *done, unsigned count,                           \
+              struct __kernel_timespec *t, unsigned least, sigset_t *mask),                                  \
+             (ring, done, count, t, least, mask))
+WAITS(io_uring_submit_and_wait_timeout)
+WAITS(io_uring_wait_cqes)
+WAITS_FOR_LEAST(io_uring_submit_and_wait_min_timeout)
+WAITS_FOR_LEAST(io_uring_wait_cqes_min_timeout)
 HANDS_OVER(io_uring_wait_cqe_timeout,
            (struct io_uring * ring, struct io_uring_cqe **done, struct __kernel_timespec *t), (ring, done, t))

@@ -45,6 +45,15 @@ _PROHIBITS = "the client prohibits it"
 _RULES = "rules leave no implementation"
 
 
+def _told(said: list[str], shim: bool, parts: tuple[str, ...]) -> None:
+    """The program's errno; who asked by `new()` is told the reason, too."""
+    if shim:
+        assert said == [str(errno.ECONNREFUSED)]
+    else:
+        assert said[0] == str(errno.EPROTO)
+        says(" ".join(said), *parts)
+
+
 @pytest.mark.parametrize("door", ["bertha-run", "new"])
 @pytest.mark.parametrize(
     ("server", "client", "why"),
@@ -68,11 +77,7 @@ def test_a_required_chunnel_cannot_be_had(pair: Pair, door: str, server: str, cl
     says(logged.reason, "a required chunnel cannot be had", f"{pair.address}:{port}: ", *parts)
     assert not logged.plain and logged.raw["chunnels"] == [] and logged.tx_bytes == 0
     assert f"{pair.address}:{port}" == logged.peer
-    if shim:
-        assert said == [str(errno.ECONNREFUSED)]
-    else:
-        assert said[0] == str(errno.EPROTO)
-        says(" ".join(said), *parts)
+    _told(said, shim, parts)
     pair.server.finish()
     assert all(c.rx_bytes == 0 for c in pair.server.connlog()), "nothing has reached the server's program"
 
@@ -103,11 +108,7 @@ def test_of_datagrams(pair: Pair, door: str) -> None:
     parts = (f"reliable cannot be had: {_RULES}; client has ", "server has ")
     says(logged.reason, "a required chunnel cannot be had", f"{pair.address}:{port}: ", *parts)
     assert not logged.plain and logged.raw["chunnels"] == [] and logged.raw["proto"] == "udp"
-    if shim:
-        assert said == [str(errno.ECONNREFUSED)]
-    else:
-        assert said[0] == str(errno.EPROTO)
-        says(" ".join(said), *parts)
+    _told(said, shim, parts)
 
 
 @pytest.mark.parametrize(

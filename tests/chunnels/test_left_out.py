@@ -117,6 +117,16 @@ def _types(connection: Connection) -> list[str]:
     return [c["type"] for c in connection.raw["chunnels"]][:-1]
 
 
+def _both_ends(pair: Pair) -> list[tuple[dict[str, Any], Connection]]:
+    """Of one connection, the client's end first: what `ps` says while it lives, and its line in the log."""
+    port = serve(pair.server, pair.address)
+    client = _connected(pair.client, pair.address, port)
+    hosts = ((pair.client, "client"), (pair.server, "server"))
+    live = [_live(host, role, port) for host, role in hosts]
+    _leave(client)
+    return list(zip(live, [_logged(host, role, port) for host, role in hosts], strict=True))
+
+
 @pytest.mark.parametrize(
     ("carrier", "dag"),
     [("native", "encrypt()"), ("python", "count()"), ("authors", "rot()")],
@@ -126,12 +136,7 @@ def test_of_one_that_has_others(pair: Pair, carrier: str, dag: str) -> None:
     table = f'[[chunnel]]\nname = "rot"\nsource = "{ROT}:Rot"\n\n'
     pair.server.set_policy(f'{table}[[rule]]\nside = "server"\ndag = "prefer compress() |> {dag}"\n')
     pair.client.set_policy(f'{table}[[rule]]\nside = "client"\nprohibit = ["compress/*"]\n')
-    port = serve(pair.server, pair.address)
-    client = _connected(pair.client, pair.address, port)
-    live = _live(pair.client, "client", port), _live(pair.server, "server", port)
-    _leave(client)
-    for host, role, seen in ((pair.client, "client", live[0]), (pair.server, "server", live[1])):
-        logged = _logged(host, role, port)
+    for seen, logged in _both_ends(pair):
         assert not logged.plain and _types(logged) == [dag.removesuffix("()")], logged
         assert logged.raw["carried_by"] == carrier
         says(logged.reason, "left out: compress: rules leave no implementation", "client has", "server has")
@@ -145,12 +150,7 @@ def test_of_a_plain_one(pair: Pair) -> None:
     """Nothing else was wanted, so it is plain.  A client that knows of nothing has no reason of its own."""
     pair.dictate("prefer compress()")
     pair.client.set_policy('[[rule]]\nside = "client"\ndag = "prohibit compress()"\n')
-    port = serve(pair.server, pair.address)
-    client = _connected(pair.client, pair.address, port)
-    live = _live(pair.client, "client", port), _live(pair.server, "server", port)
-    _leave(client)
-    for host, role, seen in ((pair.client, "client", live[0]), (pair.server, "server", live[1])):
-        logged = _logged(host, role, port)
+    for seen, logged in _both_ends(pair):
         assert logged.plain and _types(logged) == []
         says(
             logged.reason, "left out: compress: the client prohibits it; client has", "server has native@host"
