@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from bertha_socket.carrier.ends import CHUNK, End, some
 from bertha_socket.carrier.loop import READ, WRITE, Loop, Timer
-from bertha_socket.carrier.reset import reset
+from bertha_socket.carrier.reset import end, reset
 from bertha_socket.carrier.session import Session, State
 
 #: Bytes in a queue above which nothing more is read for it.
@@ -211,8 +211,7 @@ class Connection:
             return
         if not session.to_network and session.network_ended and not self._fin_sent:
             self._fin_sent = True
-            with contextlib.suppress(OSError):
-                self.tcp.shutdown(socket.SHUT_WR)
+            end(self.tcp)
         if not session.to_program and session.program_ended and not self._eof_sent:
             self._eof_sent = True
             self.program.end()
@@ -249,8 +248,7 @@ class Connection:
     def _end_badly(self) -> None:
         """A connection that failed: both ends see a reset, as far as that can be."""
         if self.session.network_ended:  # a refusal that the other end was told of
-            with contextlib.suppress(OSError):
-                self.tcp.shutdown(socket.SHUT_WR)
+            end(self.tcp)
         else:
             reset(self.tcp.fileno())
         self._close()

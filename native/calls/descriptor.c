@@ -8,6 +8,7 @@
 #include "../core/abroad.h"
 #include "../core/agentc.h"
 #include "../core/local.h"
+#include "../core/guard.h"
 #include "../core/stdfile.h"
 #include "calls.h"
 
@@ -30,6 +31,7 @@ static struct conn *forget_at(int fd, bool gone) {
   }
   if (last) {
     connlog_write(c, unix_tcp_fd(c, kernel));
+    guard_last_close(c, kernel);
   } else if (UNLIKELY(conn_flags(c) & CONN_LOCAL)) {
     local_forgotten(c, fd, !gone);
   }

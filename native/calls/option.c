@@ -10,6 +10,7 @@
 
 #include "../core/abroad.h"
 #include "../core/local.h"
+#include "../core/guard.h"
 #include "calls.h"
 
 static int64_t timeout_ns(const void *value, socklen_t size) {
@@ -166,7 +167,9 @@ BERTHA_EXPORT int setsockopt(int fd, int level, int name, const void *value, soc
   if (UNLIKELY(c != NULL) && is_segment(c, level, name)) {
     return (int)errno_result(set_segment(c, value, size));
   }
-  int result = REAL(setsockopt)(option_fd(c, fd, level, name), level, name, value, size);
+  bool linger = UNLIKELY(c != NULL) && level == SOL_SOCKET && name == SO_LINGER && guard_stands(c);
+  int result = UNLIKELY(linger) ? (int)errno_result(guard_set_linger(c, value, size))
+                                : REAL(setsockopt)(option_fd(c, fd, level, name), level, name, value, size);
   if (result == 0 && c != NULL) {
     note_option(c, fd, level, name, value, size);
   }
@@ -199,7 +202,11 @@ BERTHA_EXPORT int getsockopt(int fd, int level, int name, void *value, socklen_t
       answer = conn_take_error(c);
     }
   }
-  struct conn *d = dgram_of(fd);
+  struct conn *d = conn_of(fd);
+  if (UNLIKELY(d != NULL) && level == SOL_SOCKET && name == SO_LINGER && guard_stands(d)) {
+    return (int)errno_result(guard_get_linger(d, value, size));
+  }
+  d = dgram_of(fd);
   if (d != NULL && is_segment(d, level, name) && room) {
     answer = d->segment;
   }

@@ -68,6 +68,13 @@ void session_reset(int tcp) {
   (void)!connect(tcp, &nowhere, sizeof nowhere);
 }
 
+/* Until now, whoever closed the socket last would have reset the connection (core/guard.c). */
+void session_end(int tcp) {
+  struct linger none = {.l_onoff = 0};
+  setsockopt(tcp, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+  shutdown(tcp, SHUT_WR);
+}
+
 static void reset(struct session *s) {
   session_reset(s->tcp);
   session_free(s);
@@ -79,7 +86,7 @@ void session_fail(struct session *s, const char *why) {
   size_t n = buffer_size(&s->down[0]);
   if (!began && n > 0) { /* a TLS alert tells the other end more than a reset */
     (void)!send(s->tcp, buffer_data(&s->down[0]), n, MSG_NOSIGNAL | MSG_DONTWAIT);
-    shutdown(s->tcp, SHUT_WR);
+    session_end(s->tcp);
     session_free(s);
     return;
   }
@@ -247,7 +254,7 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
     busy |= program_left(s, program_error);
   }
   if (s->down_end[0] && buffer_size(&s->down[0]) == 0 && !s->tcp_shut) {
-    shutdown(s->tcp, SHUT_WR);
+    session_end(s->tcp);
     s->tcp_shut = busy = true;
   }
   if (s->up_open && s->up_end[s->stages] && buffer_size(&s->up[s->stages]) == 0 && !s->program_shut &&
@@ -276,7 +283,7 @@ void session_run(struct session *s) {
       return;
     }
     if (s->parting && buffer_size(&s->down[0]) == 0 && s->down_end[0]) {
-      shutdown(s->tcp, SHUT_WR);
+      session_end(s->tcp);
       session_free(s);
       return;
     }

@@ -5,6 +5,7 @@
 #include "connlog.h"
 #include "eset.h"
 #include "orphans.h"
+#include "guard.h"
 #include "unixpair.h"
 
 #include <netinet/in.h>
@@ -77,6 +78,7 @@ void conn_dissolved(struct conn *c, int fd) {
     }
     if (conn_flags(c) & CONN_CARRIED) {
       await_carrier(fd);
+      guard_lift(c, unix_tcp_fd(c, fd));
     }
     unix_undo(c);
   }

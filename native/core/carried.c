@@ -10,6 +10,7 @@
 #include "hop.h"
 #include "plans.h"
 #include "reason.h"
+#include "guard.h"
 #include "unixpair.h"
 
 enum { BUSY_LOOKS = 20000 };
@@ -85,7 +86,11 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
   struct place place = {.link = ring ? &any : NULL,
                         .why = bertha.io_uring && type == SOCK_STREAM ? BERTHA_WHY_IO_URING : 0,
                         .spin_us = spin_us};
-  bool good = carrier_carry(which, head, plan, unix_tcp_fd(c, fd), pair[1], &place);
+  int tcp = unix_tcp_fd(c, fd);
+  if (type == SOCK_STREAM) {
+    guard_set(c, tcp);
+  }
+  bool good = carrier_carry(which, head, plan, tcp, pair[1], &place);
   QUIET(close)(pair[1]);
   if (!good) {
     QUIET(close)(pair[0]);
@@ -109,6 +114,9 @@ static bool hand_over(struct conn *c, int fd, uint32_t which, struct bertha_carr
       slot_give_back(place.link, (uint32_t)place.slot);
     }
     c->info.reason = place.why != 0 ? place.why : c->info.reason;
+  }
+  if (!good && type == SOCK_STREAM) {
+    guard_lift(c, tcp);
   }
   if (ring) {
     bertha_unlock(&c->tx_lock);
@@ -187,16 +195,16 @@ void carried_connecting(struct conn *c, int fd) {
   carried_settle(c, fd);
 }
 
-/* Sends a RST, whoever else has the socket (tcp(7)). */
-static void reset(int fd) {
+/* By dissolving the association (tcp(7)). */
+void carried_reset(int tcp) {
   struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
-  QUIET(connect)(fd, &nowhere, sizeof nowhere);
+  QUIET(connect)(tcp, &nowhere, sizeof nowhere);
 }
 
 /* With the rx lock held. */
 static void refuse(struct conn *c, int fd, uint32_t why) {
   c->info.reason = why;
-  reset(fd);
+  carried_reset(fd);
   int pair[2];
   if (REAL(socketpair)(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0) {
     if (QUIET(write)(pair[0], "", 1) < 0) {
@@ -215,7 +223,7 @@ void carried_refuse(struct conn *c, int fd, uint32_t why) {
     refuse(c, fd, why);
     bertha_unlock(&c->rx_lock);
   } else {
-    reset(fd);
+    carried_reset(fd);
   }
 }
 
@@ -322,7 +330,7 @@ bool carried_accepted(struct conn *c, int fd, struct listener *l) {
   bool required = need == BERTHA_DAG_REQUIRED;
   if (!bertha_lock(&c->rx_lock)) {
     if (required) {
-      reset(fd);
+      carried_reset(fd);
     }
     return required;
   }

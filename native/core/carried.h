@@ -26,6 +26,7 @@ int carried_await(struct conn *c, int fd, int flags, int64_t timeout_ns);
 bool carried_accepted(struct conn *c, int fd, struct listener *l);
 /* Nobody can carry it, and its chunnels are required: the program sees a connection that was reset. */
 void carried_refuse(struct conn *c, int fd, uint32_t why);
+void carried_reset(int tcp); /* sends a RST, whoever else has the socket */
 /* In this thread, from now on: connections that it makes get no chunnels here, for whoever makes them runs their chunnels
  * himself.  Returns what was before. */
 bool carried_own(bool own);

@@ -195,6 +195,7 @@ struct conn {
   int64_t rcv_timeout_ns;       /* 0: none */
   int64_t snd_timeout_ns;
   int32_t rcv_lowat;
+  struct linger linger;    /* the program's SO_LINGER, where the socket has the guard's (guard.c) */
   uint32_t sends;          /* every eighth looks whether the other end is alive */
   uint64_t chosen;         /* client: the listener that was chosen for it; 0: none (core/brief.h) */
   _Atomic uint32_t life;   /* another one for each connection that has this record */

@@ -25,6 +25,10 @@ def _read_all(end: socket.socket) -> bytes:
     return b"".join(parts)
 
 
+def _linger(end: socket.socket) -> tuple[int, ...]:
+    return struct.unpack("ii", end.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8))
+
+
 def _duplex(end: socket.socket) -> None:
     """Both send much at once, and end their halves."""
     data = _pattern(_BULK)[:_BULK]
@@ -123,7 +127,10 @@ def connect(case: str, port: int) -> None:
                 print("reset")
         elif case == "reset":
             assert end.recv(1) == b"+"
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            assert _linger(end) == (0, 0)  # which it has beneath is not the program's
+            for setting in ((1, 30), (1, 0)):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", *setting))
+                assert _linger(end) == setting
         elif case == "exec":
             data = _pattern(400_000)[:400_000]
             assert end.recv(1) == b"*"

@@ -108,12 +108,15 @@ def test_more_than_a_link_has_places_for(host: Host, kind: Kind, count: int) -> 
     assert all(c.raw["carrier"] == "ring" for c in log)
 
 
-def test_a_killed_carrier_resets(host: Host, kind: Kind) -> None:
+@pytest.mark.parametrize("which", [slice(None), slice(1), slice(1, None)], ids=["all", "first", "others"])
+def test_a_killed_carrier_resets(host: Host, kind: Kind, which: slice) -> None:
+    """At both ends: what it had not sent is lost, and the other end is not to take what came for all."""
     port = free_port()
     server = host.server(command("serve", "killed", port), port)
     client = host.spawn(command("connect", "killed", port))
     client.wait_text("ready")
-    for pid in kind.carriers(host):
+    carriers = kind.carriers(host)
+    for pid in carriers[which] or carriers:  # Python's is one for all
         with contextlib.suppress(ProcessLookupError):  # the other end's process has ended with its connection
             os.kill(pid, signal.SIGKILL)
     assert "reset" in client.wait(30)

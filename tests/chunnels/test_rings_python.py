@@ -148,12 +148,14 @@ _WITHOUT = (
 )
 
 
-def _talks_by_pairs(host: Host, why: Reason, under: tuple[str, ...] = ()) -> None:
+def _talks_by_pairs(
+    host: Host, why: Reason, under: tuple[str, ...] = (), case: str = "half", says: str = ""
+) -> None:
     port = free_port()
-    server = host.server(command("serve", "half", port), port)
-    client = host.spawn(command("connect", "half", port), under=under)
-    client.wait(60)
-    server.wait(60)
+    server = host.server(command("serve", case, port), port)
+    client = host.spawn(command("connect", case, port), under=under)
+    assert client.wait(60) == ""
+    assert server.wait(60) == says
     log = [c for c in host.finish() if c.role == "client"]
     assert [(c.raw["carrier"], c.reason) for c in log] == [("socketpair", text_of(why))]
 
@@ -166,8 +168,9 @@ def test_a_carrier_without_the_extension(make_host: MakeHost) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name, indirect=True)
-def test_a_program_without_room_for_a_link(host: Host, kind: Kind) -> None:
-    _talks_by_pairs(host, Reason.NO_MEMORY, (require_program("prlimit"), _LITTLE))
+@pytest.mark.parametrize(("case", "says"), [("half", ""), ("reset", "reset\n")], ids=["half", "reset"])
+def test_a_program_without_room_for_a_link(host: Host, kind: Kind, case: str, says: str) -> None:
+    _talks_by_pairs(host, Reason.NO_MEMORY, (require_program("prlimit"), _LITTLE), case, says)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
