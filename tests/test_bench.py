@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from itertools import product
@@ -24,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bertha_socket._bench import (
+    ceiling,
     connlog,
     datagrams,
     host,
@@ -61,6 +63,7 @@ PLAIN_CELLS = {
     "chunnel-cost": {"chunnel", "library"},
     "chunnel-setup": {"tcp"},
     "datagrams": {"udp"},
+    "ceiling": {"bare", "tcp"},
 }
 # Of the benches that have rows: one of each kind, since all of them would take too long here.
 ROWS = {
@@ -77,9 +80,10 @@ ROWS = {
     "chunnels": ("two/c4", "one/c50"),
     "python": ("asyncio/c1",),
     "datagrams": ("reliable", "compress+encrypt"),
+    "ceiling": ("pingpong/two", "redis/c50"),
 }
 # Variants whose programs have no shim, or (of plain-overhead) whose connections are nobody's to check.
-PLAIN = {"tcp", "tcp-alone", "tcp-nagle", "udp", "unix-socket", "none", "control", "redis-tls"}
+PLAIN = {"bare", "tcp", "tcp-alone", "tcp-nagle", "udp", "unix-socket", "none", "control", "redis-tls"}
 METRICS = {
     "fig3": {"request_p50", "with_setup_p50", "setup_p50"},
     "redis": {"get_rps", "set_rps", "get_p50", "get_p99"},
@@ -424,6 +428,18 @@ def test_parts_of_a_profile() -> None:
         "redis-server": "other",
     }
     assert {name: profile.kind_of(name) for name in names} == names
+
+
+def test_what_a_row_could_reach() -> None:
+    """Its ends at work at the same time, in turn, and as many processes on two processors."""
+    sample = Sample({"cpu": 10.0})
+    found = (Counter(other=3, libc=1, ours=2), Counter(other=1, kernel=2, ours=1))
+    names = ("redis/c50", "redis/c1", "postgres/select")
+    values = {name: ceiling.shared_out(name, sample, found, 2).values for name in names}
+    assert [round(values[name]["without_ours"]) for name in names] == [250_000, 142_857, 285_714]
+    assert [round(values[name]["without_kernel"]) for name in names] == [250_000, 200_000, 400_000]
+    assert values["redis/c50"]["server_ours"] == 2.0 and values["redis/c50"]["client_kernel"] == 2.0
+    assert round(ceiling.shared_out("redis/c50", sample, found, 1).values["without_ours"]) == 142_857
 
 
 def test_a_peer_whose_bytes_went_by_ip_is_a_failure() -> None:

@@ -59,7 +59,7 @@ def _hosts(stage: Stage, hosts: str) -> tuple[netns.Host, netns.Host]:
 def _chosen(options: interleave.Options) -> list[str]:
     if not options.only:
         return list(_QUICK if options.quick else ROW_NAMES)
-    return [row for row in ROW_NAMES if any(row == o or row.startswith(f"{o}/") for o in options.only)]
+    return [row for row in ROW_NAMES if options.chooses(row)]
 
 
 def _fill(

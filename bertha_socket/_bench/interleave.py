@@ -40,6 +40,10 @@ class Options:
     def rounds_or(self, quick: int, full: int) -> int:
         return self.rounds or (quick if self.quick else full)
 
+    def chooses(self, name: str) -> bool:
+        """Whether a row is to be measured."""
+        return not self.only or any(name == o or name.startswith(f"{o}/") for o in self.only)
+
     def amount(self, quick: int, full: int, least: int = 1) -> int:
         return max(least, int((quick if self.quick else full) * self.scale))
 

@@ -58,27 +58,37 @@ def read(data: Path) -> Counter[str]:
     return found
 
 
-def profiled(stage: Stage, load: Load, use: Callable[[], Sample]) -> Sample:
-    """A run of a load, and what it gave; its `cpu` is shared out among the parts (microseconds a request) as
-    the samples of a second run are, for perf costs something."""
-    sample = use()
+def split(stage: Stage, load: Load, use: Callable[[], Sample]) -> tuple[Counter[str], Counter[str]]:
+    """The samples of one run: of those who serve, and of those who ask."""
     serving, asking = stage.path(".perf"), stage.path(".perf")
     perf = tools.find("perf")
+    record = (perf, *_RECORD, "-D", str(_STARTING))
     pids = ",".join(map(str, family(load.pids)))
-    argv = [perf, *_RECORD, "-o", str(serving), "-p", pids]
     recorder = subprocess.Popen(
-        argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*record, "-o", str(serving), "-p", pids],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    stage.before = (perf, *_RECORD, "-D", str(_STARTING), "-o", str(asking), "--")
+    stage.before = (*record, "-o", str(asking), "--")
     try:
         use()
     finally:
         stage.before = ()
         recorder.send_signal(signal.SIGINT)
         recorder.wait(timeout=20)
-    found = read(serving) + read(asking)
-    if not found:
+    found = read(serving), read(asking)
+    if not sum(map(sum, (f.values() for f in found))):
         raise Failed("perf record took no sample")
+    return found
+
+
+def profiled(stage: Stage, load: Load, use: Callable[[], Sample]) -> Sample:
+    """A run of a load, and what it gave; its `cpu` is shared out among the parts (microseconds a request) as
+    the samples of a second run are, for perf costs something."""
+    sample = use()
+    serving, asking = split(stage, load, use)
+    found = serving + asking
     whole = sum(found.values())
     cpu = sample.values["cpu"]
     return Sample(sample.values | {part: cpu * found[part] / whole for part in PARTS}, sample.pooled)

@@ -53,14 +53,6 @@ LOADS: dict[str, Make] = {
 ROW_NAMES = tuple(LOADS)
 
 
-def _chosen(only: tuple[str, ...]) -> dict[str, Make]:
-    return {
-        name: make
-        for name, make in LOADS.items()
-        if not only or any(name == want or name.startswith(f"{want}/") for want in only)
-    }
-
-
 def run(options: interleave.Options) -> Report:
     rounds = options.rounds_or(2, 5)
     seconds = max(0.5, (1.0 if options.quick else 3.0) * options.scale)
@@ -69,12 +61,13 @@ def run(options: interleave.Options) -> Report:
         "processor time of a message in Python programs, by whose code it is: TCP and shm",
         options={"rounds": rounds, "seconds": seconds},
     )
+    chosen = {name: make for name, make in LOADS.items() if options.chooses(name)}
     refusal = profile.unavailable()
     if refusal is not None:
         report.notes.append(refusal)
     with Stage() as stage, ExitStack() as opened:
         ground = Ground(stage, tools.build(), stage.one_host(), seconds, options.scale, opened)
-        for program, make in _chosen(options.only).items():
+        for program, make in chosen.items():
             for variant in variants.standard(stage, NAMES, report):
                 try:
                     load = make(ground, variant)

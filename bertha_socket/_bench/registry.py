@@ -32,6 +32,7 @@ BENCHES: dict[str, tuple[str, str]] = {
         "python_cost",
         "processor time of a message in Python programs: interpreter, us, kernel",
     ),
+    "ceiling": ("ceiling", "what the rows of speed could reach at the most, by a profile, and what they do"),
     "speed": ("speed", "everything that is to be fast, against TCP: rates, latency, CPU time, system calls"),
 }
 

@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 
 from bertha_socket._bench import (
-    host,
     interleave,
     peers,
     speed_datagrams,
@@ -42,20 +41,6 @@ _LABELS = {"rate": "rate", "p50": "p50", "p99": "p99", "cpu": "CPU time"}
 _COUNTING = 0.3
 #: The time for a row's rounds, where the caller chose no budget for all of them.
 _ROW_SECONDS = 60.0
-
-
-def _usable(row: Row) -> str | None:
-    """Why a row cannot be measured here; None when it can."""
-    try:
-        for program in row.programs:
-            tools.find(program)
-        if row.needs is not None:
-            row.needs()
-    except tools.Unavailable as missing:
-        return str(missing)
-    if row.two_processors and len(host.cpus()) < 2:
-        return "it needs two processors"
-    return None
 
 
 def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> Load | None:
@@ -174,8 +159,8 @@ def _idle(stage: Stage, report: Report, options: interleave.Options) -> None:
 
 
 def run(options: interleave.Options) -> Report:
-    chosen = [row for row in ROWS if row.chosen(options.only)]
-    idle = not options.only or IDLE in options.only or "idle" in options.only
+    chosen = [row for row in ROWS if options.chooses(row.name)]
+    idle = options.chooses(IDLE)
     report = Report(
         "speed",
         "many programs, plain TCP (or UDP) against shm: ratios in favour of shm, above 1 is better",
@@ -188,7 +173,7 @@ def run(options: interleave.Options) -> Report:
     share = replace(options, budget_s=options.budget(_ROW_SECONDS * rows) / rows)
     with Stage() as stage:
         for row in chosen:
-            why = _usable(row)
+            why = row.unusable()
             if why is not None:
                 report.skipped[row.name] = why
                 continue

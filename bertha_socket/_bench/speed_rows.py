@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bertha_socket._bench import host, peers, variants
+from bertha_socket._bench import host, peers, tools, variants
 from bertha_socket._bench.bulk import RING_SIZES, SPINS
 from bertha_socket._bench.report import Report
 from bertha_socket._bench.speed_load import (
@@ -91,8 +91,18 @@ class Row:
     #: How much of the usual time a round of it takes.
     share: float = 1.0
 
-    def chosen(self, only: tuple[str, ...]) -> bool:
-        return not only or any(self.name == want or self.name.startswith(f"{want}/") for want in only)
+    def unusable(self) -> str | None:
+        """Why it cannot be measured here; None when it can."""
+        try:
+            for program in self.programs:
+                tools.find(program)
+            if self.needs is not None:
+                self.needs()
+        except tools.Unavailable as missing:
+            return str(missing)
+        if self.two_processors and len(host.cpus()) < 2:
+            return "it needs two processors"
+        return None
 
 
 def _every_setting(ground: Ground, report: Report) -> list[Variant]:

@@ -1,0 +1,189 @@
+"""How fast the rows of ``speed`` that have a figure to reach could be here, if what is ours took no time.
+
+A row's programs run over TCP and over shm, and over shm once more under `perf record`.  The processor time of
+a request is that of both ends, shared out by whose code the samples were taken in.  Without the part of the
+preload library, and then without the kernel's too, a request takes what is left; no way of carrying bytes
+can be faster than programs that do nothing but their own work.
+
+Ping-pong does no work of its own.  What is left there is the machine: `bare` is a round trip of two processes
+that share a cache line for each direction, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from contextlib import ExitStack
+from functools import partial
+
+from bertha_socket._bench import host, interleave, profile, tools, variants
+from bertha_socket._bench.pinger import placements
+from bertha_socket._bench.report import Cell, Report, Sample
+from bertha_socket._bench.speed_load import Ground, Load, unprivileged
+from bertha_socket._bench.speed_rows import ROWS as ALL
+from bertha_socket._bench.speed_rows import UNITS, Row
+from bertha_socket._bench.stage import Failed, Shim, Stage
+from bertha_socket._bench.variants import Variant
+
+PROGRAMS: tuple[str, ...] = ()
+BARE = "bare"
+#: Rows in which one of the two ends works at a time, or both have one processor.
+_IN_TURN = frozenset({"redis/c1", "iperf3/one", "connect/w1", "asyncio/c1"})
+#: Rows of which an end is more than one process: the processors are all that bounds them.
+_MANY = frozenset({"postgres/select"})
+_ENDS = ("server", "client")
+_OWN = "own"
+_PARTS = (_OWN, profile.OURS, profile.KERNEL)
+_UNITS = UNITS | {f"{end}_{part}": "us" for end in _ENDS for part in _PARTS}
+_UNITS |= {"without_ours": "1/s", "without_kernel": "1/s"}
+
+
+def _has_figure(row: Row) -> bool:
+    return any(w.variant == variants.SHM and w.bound is not None and not w.absolute for w in row.wants)
+
+
+ROWS = tuple(
+    row for row in ALL if _has_figure(row) and not row.name.startswith(("floor/", "pingpong/", "crowd/"))
+)
+PLACES = tuple(f"pingpong/{place}" for place in ("two", "one"))
+ROW_NAMES = (*PLACES, *(row.name for row in ROWS))
+
+
+def most(name: str, ends: list[float], processors: int) -> float:
+    """Requests a second at the most, when each end of a row takes so many microseconds for one."""
+    if name in _IN_TURN or processors == 1:
+        longest = sum(ends)
+    elif name in _MANY:
+        longest = sum(ends) / processors
+    else:
+        longest = max(ends)
+    return 1e6 / longest if longest > 0 else float("inf")
+
+
+def shared_out(
+    name: str, sample: Sample, found: tuple[Counter[str], Counter[str]], processors: int
+) -> Sample:
+    """What a run gave, and what the samples of another one say of its processor time."""
+    whole = sum(found[0].values()) + sum(found[1].values())
+    values = dict(sample.values)
+    for end, counts in zip(_ENDS, found, strict=True):
+        us = {part: values["cpu"] * counts[part] / whole for part in profile.PARTS}
+        values[f"{end}_{profile.OURS}"] = us[profile.OURS]
+        values[f"{end}_{profile.KERNEL}"] = us[profile.KERNEL]
+        values[f"{end}_{_OWN}"] = sum(us.values()) - us[profile.OURS] - us[profile.KERNEL]
+    own = [values[f"{end}_{_OWN}"] for end in _ENDS]
+    kernel = [values[f"{end}_{profile.KERNEL}"] for end in _ENDS]
+    values["without_ours"] = most(name, [a + b for a, b in zip(own, kernel, strict=True)], processors)
+    values["without_kernel"] = most(name, own, processors)
+    return Sample(values, sample.pooled)
+
+
+def _profiled(ground: Ground, name: str, load: Load, shim: Shim | None) -> Sample:
+    sample = load.run(shim)
+    found = profile.split(ground.stage, load, partial(load.run, shim))
+    return shared_out(name, sample, found, len(host.cpus()))
+
+
+def _plain(load: Load) -> Sample:
+    sample = load.run()
+    rate = sample.values["rate"]
+    return Sample(sample.values | {"without_ours": rate, "without_kernel": rate}, sample.pooled)
+
+
+def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> None:
+    load = row.make(ground, variant)
+    if variant.shim is None:
+        measure = partial(_plain, load)
+    elif row.logged:
+        use = partial(_profiled, ground, row.name, load)
+        measure = partial(variants.measured, ground.stage, report, variant, use)
+    else:
+        measure = partial(_profiled, ground, row.name, load, None)
+    report.cells.append(Cell(variant.name, {"row": row.name}, measure, _UNITS))
+
+
+def _row(stage: Stage, report: Report, row: Row, options: interleave.Options) -> None:
+    with ExitStack() as opened:
+        if row.unprivileged:
+            stage = opened.enter_context(Stage(user=unprivileged()))
+        seconds = max(0.7, (1.0 if options.quick else 2.0) * options.scale)  # perf leaves the start out
+        ground = Ground(stage, tools.build(), stage.one_host(), seconds, options.scale, opened)
+        part = Report(report.bench, "")
+        for variant in variants.standard(stage, (variants.TCP, variants.SHM), part):
+            try:
+                _add(ground, part, row, variant)
+            except Failed as failed:
+                part.fail(f"{row.name} {variant.name}: {failed}")
+        interleave.run(part, options.rounds_or(2, 3), options)
+    report.cells += part.cells
+    report.skipped |= part.skipped
+    for name, counts in part.carried.items():
+        report.carried.setdefault(name, variants.nothing()).update(counts)
+    for failure in part.failures:
+        report.fail(f"{row.name}: {failure}")
+    _figures(report, row)
+
+
+def _figures(report: Report, row: Row) -> None:
+    over, under = (variants.SHM, {"row": row.name}), (variants.TCP, {"row": row.name})
+    wanted = next(w.bound for w in row.wants if w.variant == variants.SHM and w.bound is not None)
+    report.ratio(f"{row.title}: times TCP ({wanted:g} is wanted)", "rate", over, under)
+    report.ratio(f"{row.title}: at the most, were this library free", "without_ours", over, under)
+    report.ratio(f"{row.title}: were the kernel free too", "without_kernel", over, under)
+
+
+def _bare(ground: Ground, cpus: tuple[list[int], list[int]], requests: int) -> Sample:
+    argv = [str(ground.programs[BARE]), str(cpus[0][0]), str(cpus[1][0]), "--requests", str(requests)]
+    said: dict[str, float] = json.loads(ground.stage.run(argv, ground.host))
+    return Sample(said)
+
+
+def _pingpong(stage: Stage, report: Report, name: str, options: interleave.Options) -> None:
+    """The machine's own round trip beside that of TCP and of shm."""
+    place = name.partition("/")[2]
+    row = next(row for row in ALL if row.name == name)
+    with ExitStack() as opened:
+        ground = Ground(stage, tools.build(), stage.one_host(), options.scale, options.scale, opened)
+        requests = options.amount(20000, 50000, least=100)
+        part = Report(report.bench, "")
+        measure = partial(_bare, ground, placements()[place], requests)
+        part.cells.append(Cell(BARE, {"row": name}, measure, {"p50": "us", "p99": "us"}))
+        for variant in variants.standard(stage, (variants.TCP, variants.SHM), part):
+            use = partial(variants.measured, stage, part, variant, row.make(ground, variant).run)
+            part.cells.append(Cell(variant.name, {"row": name}, use, UNITS))
+        interleave.run(part, options.rounds_or(3, 5), options)
+    report.cells += part.cells
+    for failure in part.failures:
+        report.fail(f"{name}: {failure}")
+    params = {"row": name}
+    for metric in ("p50", "p99"):
+        cell = report.cell(BARE, **params)
+        if cell is not None and cell.samples:
+            report.spread(f"{row.title}: {metric} of the bare machine", cell.values(metric), "us")
+        report.ratio(f"{row.title}: {metric}, shm/bare", metric, (variants.SHM, params), (BARE, params))
+
+
+def run(options: interleave.Options) -> Report:
+    chosen = [name for name in ROW_NAMES if options.chooses(name)]
+    report = Report(
+        "ceiling",
+        "rows of speed: times plain TCP, and at the most if this library, and then the kernel, took no time",
+        options={"rows": chosen},
+    )
+    refusal = profile.unavailable()
+    with Stage() as stage:
+        for name in chosen:
+            options.progress(name)
+            if name in PLACES:
+                if name.partition("/")[2] in placements():
+                    _pingpong(stage, report, name, options)
+                else:
+                    report.skipped[name] = "it needs two processors"
+                continue
+            row = next(row for row in ROWS if row.name == name)
+            why = refusal or row.unusable()
+            if why is not None:
+                report.skipped[name] = why
+            else:
+                _row(stage, report, row, options)
+    return report
