@@ -35,7 +35,7 @@ _ENDS = ("server", "client")
 _OWN = "own"
 _PARTS = (_OWN, profile.OURS, profile.KERNEL)
 _UNITS = UNITS | {f"{end}_{part}": "us" for end in _ENDS for part in _PARTS}
-_UNITS |= {"without_ours": "1/s", "without_kernel": "1/s"}
+_UNITS |= {"without_ours": "1/s", "without_kernel": "1/s", "cpu_without_ours": "us/request"}
 
 
 def _has_figure(row: Row) -> bool:
@@ -73,6 +73,7 @@ def shared_out(
         values[f"{end}_{_OWN}"] = sum(us.values()) - us[profile.OURS] - us[profile.KERNEL]
     own = [values[f"{end}_{_OWN}"] for end in _ENDS]
     kernel = [values[f"{end}_{profile.KERNEL}"] for end in _ENDS]
+    values["cpu_without_ours"] = sum(own) + sum(kernel)
     values["without_ours"] = most(name, [a + b for a, b in zip(own, kernel, strict=True)], processors)
     values["without_kernel"] = most(name, own, processors)
     return Sample(values, sample.pooled)
@@ -87,7 +88,8 @@ def _profiled(ground: Ground, name: str, load: Load, shim: Shim | None) -> Sampl
 def _plain(load: Load) -> Sample:
     sample = load.run()
     rate = sample.values["rate"]
-    return Sample(sample.values | {"without_ours": rate, "without_kernel": rate}, sample.pooled)
+    same = {"without_ours": rate, "without_kernel": rate, "cpu_without_ours": sample.values["cpu"]}
+    return Sample(sample.values | same, sample.pooled)
 
 
 def _add(ground: Ground, report: Report, row: Row, variant: Variant) -> None:
@@ -109,7 +111,8 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options) ->
         seconds = max(0.7, (1.0 if options.quick else 2.0) * options.scale)  # perf leaves the start out
         ground = Ground(stage, tools.build(), stage.one_host(), seconds, options.scale, opened)
         part = Report(report.bench, "")
-        for variant in variants.standard(stage, (variants.TCP, variants.SHM), part):
+        for given in variants.standard(stage, (variants.TCP, variants.SHM), part):
+            variant = variants.brief(given) if row.brief else given
             try:
                 _add(ground, part, row, variant)
             except Failed as failed:
@@ -128,6 +131,10 @@ def _figures(report: Report, row: Row) -> None:
     over, under = (variants.SHM, {"row": row.name}), (variants.TCP, {"row": row.name})
     wanted = next(w.bound for w in row.wants if w.variant == variants.SHM and w.bound is not None)
     report.ratio(f"{row.title}: times TCP ({wanted:g} is wanted)", "rate", over, under)
+    if row.brief:  # most of its connections are TCP's, which is not bound by the processors
+        report.ratio(f"{row.title}: CPU time, times better", "cpu", under, over)
+        report.ratio(f"{row.title}: were this library free", "cpu_without_ours", under, over)
+        return
     report.ratio(f"{row.title}: at the most, were this library free", "without_ours", over, under)
     report.ratio(f"{row.title}: were the kernel free too", "without_kernel", over, under)
 

@@ -41,13 +41,14 @@ def _http(ground: Ground, variant: Variant) -> Load:
     return Pair(ground, variant, serve, ask)
 
 
+_HTTP = "http.server/urllib"
 #: What runs.
 LOADS: dict[str, Make] = {
     "asyncio/c1": Asyncio,
     "asyncio/c50": partial(Asyncio, connections=50),
     "gevent/c10": _gevent,
     "redis-py/c1": _redis_py,
-    "http.server/urllib": _http,
+    _HTTP: _http,
 }
 
 ROW_NAMES = tuple(LOADS)
@@ -78,7 +79,8 @@ def run(options: interleave.Options) -> Report:
                     report.fail(f"{program} {variant.name}: {failed}")
                     continue
                 use = partial(_one, stage, load, refusal is None)
-                measure = partial(variants.measured, stage, report, variant, use)
+                said = variants.brief(variant) if program == _HTTP else variant
+                measure = partial(variants.measured, stage, report, said, use)
                 report.cells.append(Cell(variant.name, {"program": program}, measure, _UNITS))
         interleave.run(report, rounds, options)
     for program in LOADS:

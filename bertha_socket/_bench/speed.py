@@ -22,7 +22,6 @@ from bertha_socket._bench import (
     tools,
     variants,
 )
-from bertha_socket._bench.connlog import BRIEF
 from bertha_socket._bench.idle import UNITS as IDLE_UNITS
 from bertha_socket._bench.idle import Crowd
 from bertha_socket._bench.report import Cell, Report, Sample, Target
@@ -107,8 +106,7 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, co
         part = Report(report.bench, "")
         loads: dict[str, Load] = {}
         for given in row.choose(ground, part):
-            brief = row.brief and given.shim is not None
-            variant = replace(given, expects=f"{given.expects}|{BRIEF}") if brief else given
+            variant = variants.brief(given) if row.brief else given
             load = _add(ground, part, row, variant)
             if load is not None:
                 loads[variant.name] = load

@@ -44,6 +44,11 @@ class Variant:
         return self if shim is None else replace(self, shim=shim)
 
 
+def brief(variant: Variant) -> Variant:
+    """The same where connections are over after one exchange: the shim may leave them to TCP for that."""
+    return variant if variant.shim is None else replace(variant, expects=f"{variant.expects}|{connlog.BRIEF}")
+
+
 TCP_NAGLE = "tcp-nagle"
 TCP = "tcp"
 UDP = "udp"
