@@ -5,8 +5,8 @@ a request is that of both ends, shared out by whose code the samples were taken 
 preload library, and then without the kernel's too, a request takes what is left; no way of carrying bytes
 can be faster than programs that do nothing but their own work.
 
-Ping-pong does no work of its own.  What is left there is the machine: `bare` is a round trip of two processes
-that share a cache line for each direction, and nothing else.
+Ping-pong and iperf3 do no work of their own.  There the machine is what is left: `bare` is a round trip of
+two processes that share a cache line for each direction, or bytes copied into shared memory and out of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bertha_socket._bench.variants import Variant
 PROGRAMS: tuple[str, ...] = ()
 BARE = "bare"
 #: Rows in which one of the two ends works at a time, or both have one processor.
-_IN_TURN = frozenset({"redis/c1", "iperf3/one", "connect/w1", "asyncio/c1"})
+_IN_TURN = frozenset({"redis/c1", "connect/w1", "asyncio/c1"})
 #: Rows of which an end is more than one process: the processors are all that bounds them.
 _MANY = frozenset({"postgres/select"})
 _ENDS = ("server", "client")
@@ -42,11 +42,14 @@ def _has_figure(row: Row) -> bool:
     return any(w.variant == variants.SHM and w.bound is not None and not w.absolute for w in row.wants)
 
 
+#: Their programs do nothing of their own: the machine is what bounds them.
+_MACHINE = ("pingpong/", "iperf3/")
 ROWS = tuple(
-    row for row in ALL if _has_figure(row) and not row.name.startswith(("floor/", "pingpong/", "crowd/"))
+    row
+    for row in ALL
+    if row.name.startswith(_MACHINE) or (_has_figure(row) and not row.name.startswith(("floor/", "crowd/")))
 )
-PLACES = tuple(f"pingpong/{place}" for place in ("two", "one"))
-ROW_NAMES = (*PLACES, *(row.name for row in ROWS))
+ROW_NAMES = tuple(row.name for row in ROWS)
 
 
 def most(name: str, ends: list[float], processors: int) -> float:
@@ -118,13 +121,17 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options) ->
             except Failed as failed:
                 part.fail(f"{row.name} {variant.name}: {failed}")
         interleave.run(part, options.rounds_or(2, 3), options)
+    _take(report, part, row.name)
+    _figures(report, row)
+
+
+def _take(report: Report, part: Report, row: str) -> None:
     report.cells += part.cells
     report.skipped |= part.skipped
     for name, counts in part.carried.items():
         report.carried.setdefault(name, variants.nothing()).update(counts)
     for failure in part.failures:
-        report.fail(f"{row.name}: {failure}")
-    _figures(report, row)
+        report.fail(f"{row}: {failure}")
 
 
 def _figures(report: Report, row: Row) -> None:
@@ -139,35 +146,36 @@ def _figures(report: Report, row: Row) -> None:
     report.ratio(f"{row.title}: were the kernel free too", "without_kernel", over, under)
 
 
-def _bare(ground: Ground, cpus: tuple[list[int], list[int]], requests: int) -> Sample:
-    argv = [str(ground.programs[BARE]), str(cpus[0][0]), str(cpus[1][0]), "--requests", str(requests)]
+def _bare(ground: Ground, place: str, amount: list[str]) -> Sample:
+    client, server = placements()[place]
+    argv = [str(ground.programs[BARE]), str(client[0]), str(server[0]), *amount]
     said: dict[str, float] = json.loads(ground.stage.run(argv, ground.host))
     return Sample(said)
 
 
-def _pingpong(stage: Stage, report: Report, name: str, options: interleave.Options) -> None:
-    """The machine's own round trip beside that of TCP and of shm."""
-    place = name.partition("/")[2]
-    row = next(row for row in ALL if row.name == name)
+def _beside_bare(stage: Stage, report: Report, row: Row, options: interleave.Options) -> None:
+    """What the machine itself does, beside TCP and shm."""
+    kind, _, place = row.name.partition("/")
+    bulk = kind == "iperf3"
     with ExitStack() as opened:
         ground = Ground(stage, tools.build(), stage.one_host(), options.scale, options.scale, opened)
-        requests = options.amount(20000, 50000, least=100)
+        amount = options.amount(20000, 50000, least=100)
         part = Report(report.bench, "")
-        measure = partial(_bare, ground, placements()[place], requests)
-        part.cells.append(Cell(BARE, {"row": name}, measure, {"p50": "us", "p99": "us"}))
+        measure = partial(_bare, ground, place, ["--pieces" if bulk else "--requests", str(amount)])
+        part.cells.append(Cell(BARE, {"row": row.name}, measure, UNITS))
         for variant in variants.standard(stage, (variants.TCP, variants.SHM), part):
             use = partial(variants.measured, stage, part, variant, row.make(ground, variant).run)
-            part.cells.append(Cell(variant.name, {"row": name}, use, UNITS))
+            part.cells.append(Cell(variant.name, {"row": row.name}, use, UNITS))
         interleave.run(part, options.rounds_or(3, 5), options)
-    report.cells += part.cells
-    for failure in part.failures:
-        report.fail(f"{name}: {failure}")
-    params = {"row": name}
-    for metric in ("p50", "p99"):
-        cell = report.cell(BARE, **params)
-        if cell is not None and cell.samples:
-            report.spread(f"{row.title}: {metric} of the bare machine", cell.values(metric), "us")
-        report.ratio(f"{row.title}: {metric}, shm/bare", metric, (variants.SHM, params), (BARE, params))
+    _take(report, part, row.name)
+    params = {"row": row.name}
+    for metric in ("rate",) if bulk else ("p50", "p99"):
+        cells = (variants.SHM, params), (variants.TCP, params)
+        best = (BARE, params), (variants.TCP, params)
+        if not bulk:
+            cells, best = cells[::-1], best[::-1]
+        report.ratio(f"{row.title}: {metric}, times TCP", metric, *cells)
+        report.ratio(f"{row.title}: {metric}, the bare machine's, times TCP", metric, *best)
 
 
 def run(options: interleave.Options) -> Report:
@@ -179,18 +187,12 @@ def run(options: interleave.Options) -> Report:
     )
     refusal = profile.unavailable()
     with Stage() as stage:
-        for name in chosen:
-            options.progress(name)
-            if name in PLACES:
-                if name.partition("/")[2] in placements():
-                    _pingpong(stage, report, name, options)
-                else:
-                    report.skipped[name] = "it needs two processors"
-                continue
-            row = next(row for row in ROWS if row.name == name)
-            why = refusal or row.unusable()
+        for row in (row for row in ROWS if row.name in chosen):
+            options.progress(row.name)
+            machine = row.name.startswith(_MACHINE)
+            why = row.unusable() or (None if machine else refusal)
             if why is not None:
-                report.skipped[name] = why
+                report.skipped[row.name] = why
             else:
-                _row(stage, report, row, options)
+                (_beside_bare if machine else _row)(stage, report, row, options)
     return report

@@ -1,8 +1,10 @@
 /* bare CPU CPU [--requests N] [--warmup W]: what a round trip of 64 B costs where there is nothing but the machine.
+ * bare CPU CPU --pieces N: the same of pieces of 128 KiB in one direction, by memcpy into shared memory and out of it.
  *
  * Two processes and a cache line for each direction, which has the message and its number.  On two processors each looks at
  * the other's line until it changes; on one each sleeps in futex(2) and wakes the other.  No ring, no socket, no
- * readiness: no socket's replacement takes less.  Prints a JSON object: p50 and p99, microseconds.
+ * readiness: no socket's replacement takes less.  Prints a JSON object: p50 and p99, microseconds, or rate, pieces a
+ * second.
  */
 #include "common.h"
 
@@ -12,7 +14,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-enum { MESSAGE = 60 };
+enum { MESSAGE = 60, PIECE = 128 * 1024, SLOTS = 4 };
 
 struct line {
   _Alignas(64) _Atomic uint32_t number;
@@ -55,14 +57,76 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+static void await(_Atomic uint32_t *word, uint32_t least, int sleeps) {
+  uint32_t there;
+  while ((int32_t)((there = atomic_load_explicit(word, memory_order_acquire)) - least) < 0) {
+    if (sleeps) {
+      syscall(SYS_futex, word, FUTEX_WAIT, there, NULL, NULL, 0);
+    }
+  }
+}
+
+static void advance(_Atomic uint32_t *word, uint32_t to, int sleeps) {
+  atomic_store_explicit(word, to, memory_order_release);
+  if (sleeps) {
+    syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
+  }
+}
+
+/* On one processor each goes on until the ring is full, or empty, and only then wakes the other. */
+static double bulk(size_t here, size_t there, uint32_t pieces) {
+  int sleeps = here == there;
+  uint32_t wakes = sleeps ? SLOTS : 1;
+  char *ring = mmap(NULL, SLOTS * PIECE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  struct line *words = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  char *own = aligned_alloc(4096, PIECE);
+  if (ring == MAP_FAILED || words == MAP_FAILED || own == NULL) {
+    fail("memory");
+  }
+  memset(own, 1, PIECE);
+  pieces -= pieces % SLOTS;
+  pid_t child = fork();
+  if (child < 0) {
+    fail("fork");
+  }
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    pin(there);
+    for (uint32_t i = 0; i < pieces; i++) {
+      await(&words[0].number, i + 1, sleeps);
+      memcpy(own, ring + (size_t)(i % SLOTS) * PIECE, PIECE);
+      if ((i + 1) % wakes == 0) {
+        advance(&words[1].number, i + 1, sleeps);
+      }
+    }
+    _exit(own[PIECE - 1] == 1 ? 0 : 1);
+  }
+  pin(here);
+  uint64_t begin = now_ns();
+  for (uint32_t i = 0; i < pieces; i++) {
+    await(&words[1].number, i < SLOTS ? 0 : i + 1 - SLOTS, sleeps);
+    memcpy(ring + (size_t)(i % SLOTS) * PIECE, own, PIECE);
+    if ((i + 1) % wakes == 0) {
+      advance(&words[0].number, i + 1, sleeps);
+    }
+  }
+  await(&words[1].number, pieces, sleeps);
+  return pieces / ((double)(now_ns() - begin) / 1e9);
+}
+
 int main(int argc, char **argv) {
   if (argc < 3) {
     errno = EINVAL;
-    fail("bare CPU CPU [--requests N] [--warmup W]");
+    fail("bare CPU CPU [--requests N] [--warmup W] [--pieces N]");
   }
   size_t here = (size_t)atoi(argv[1]), there = (size_t)atoi(argv[2]);
   size_t requests = number(argc, argv, "--requests", "20000"),
          warmup = number(argc, argv, "--warmup", "2000");
+  size_t pieces = number(argc, argv, "--pieces", "0");
+  if (pieces > 0) {
+    printf("{\"rate\": %.1f}\n", bulk(here, there, (uint32_t)pieces));
+    return 0;
+  }
   int sleeps = here == there;
   struct line *line = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   uint64_t *took = calloc(requests, sizeof *took);
