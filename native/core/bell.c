@@ -10,6 +10,7 @@
 #include "abroad.h"
 #include "agentc.h"
 #include "conn.h"
+#include "wait.h"
 
 /* ---- bells of others, by the agent's number ------------------------------------------------------ */
 
@@ -223,7 +224,12 @@ static bool wake(struct conn *c, int fd, uint32_t index, bool among) {
   if (armed == 0) {
     return false;
   }
-  if (ring(c, fd, s) || !among) {
+  int64_t begin = bertha_now_ns();
+  bool rung = ring(c, fd, s);
+  if (rung) {
+    spin_note_wake(bertha_now_ns() - begin);
+  }
+  if (rung || !among) {
     atomic_compare_exchange_strong(&s->armed, &armed, 0);
   }
   return true;

@@ -1,16 +1,34 @@
 /* When to spin, and for how long.
  *
- * A wait shorter than the bound is a gain (a wake-up costs far more), a wait of some bounds is a loss (the
- * spin was for nothing and shows in the CPU time), a wait of very many bounds is neither (idle: the spin is
- * lost in it), unless there is nothing but those.  To lose the processor while spinning means that another
- * task wants it: that counts for some losses.  A thread that has lost often stops; since both ends have to
- * spin for either to gain, those that have stopped try again at the same moments, which the common clock
- * gives them, a few times each. */
+ * A short wait is a gain: to sleep and to be woken would cost both ends more.  What is short is what waking costs here, and
+ * never more than the bound: it takes a waker 3 us where idle processors are kept awake by the host, and 7 to 14 where
+ * they are halted; the sleeper some three times that.  A wait of up to some bounds is a loss (the spin was for
+ * nothing and shows in the CPU time), a wait of very many bounds is neither (idle: the spin is lost in it), unless there
+ * is nothing but those.  To lose the processor while spinning means that another task wants it: that counts for some
+ * losses.  A thread that has lost often stops; since both ends have to spin for either to gain, those that have stopped
+ * try again at the same moments, which the common clock gives them, a few times each.
+ *
+ * Always for the bound: who asks one that sleeps waits for as long as waking takes before the first answer comes. */
 #include <sched.h>
 
 #include "wait.h"
 
+/* Waker's times that a wait may take to be worth the spin: sleeping costs four, and makes the other end wait for as long. */
+enum { WORTH = 8, WAKE_MAX_NS = 50000, WAKE_AVERAGE = 8 };
 enum { SCORE_MAX = 16, LONG_WAIT = 50, LONG_WAITS = 8, TRIALS = 8, LOST_PROCESSOR = 4 };
+
+static _Atomic int64_t wake_ns; /* the waker's time, on average; 0: not known yet */
+
+void spin_note_wake(int64_t ns) {
+  int64_t was = atomic_load_explicit(&wake_ns, memory_order_relaxed);
+  ns = ns < WAKE_MAX_NS ? ns : WAKE_MAX_NS; /* it lost its processor meanwhile */
+  atomic_store_explicit(&wake_ns, was == 0 ? ns : was + (ns - was) / WAKE_AVERAGE, memory_order_relaxed);
+}
+
+static int64_t worth(int64_t bound_ns) {
+  int64_t wake = atomic_load_explicit(&wake_ns, memory_order_relaxed);
+  return wake == 0 || WORTH * wake > bound_ns ? bound_ns : WORTH * wake;
+}
 
 int64_t spin_budget(struct spinner *s, int64_t now, int64_t bound_ns) {
   if (s->score >= 0) {
@@ -32,7 +50,7 @@ static void lose(struct spinner *s, int32_t by) {
 }
 
 void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns) {
-  if (waited_ns < bound_ns) {
+  if (waited_ns < worth(bound_ns)) {
     s->score = s->score < 0 ? 0 : s->score < SCORE_MAX ? s->score + 1 : s->score;
     s->idle = 0;
   } else if (waited_ns < LONG_WAIT * bound_ns) {

@@ -100,8 +100,6 @@ struct waiter *waiter_get(void) {
     w->rooms[i].used = false;
   }
   w->edges = (struct edges){.set = -1};
-  w->spin.score = 0;
-  w->first.score = 0;
   pthread_once(&key_once, make_key);
   pthread_setspecific(at_thread_end, w);
   my_waiter = w;

@@ -79,6 +79,27 @@ static void forbidden_is_forbidden(void **state) {
   assert_int_equal(spin_budget(&s, 0, 0), 0);
 }
 
+/* The last of those that learn: what waking costs is the process's. */
+static void cheap_wake_ups_make_short_spins(void **state) {
+  (void)state;
+  struct spinner s = {0};
+  for (int wakes = 0; wakes < 100; wakes++) {
+    spin_note_wake(1250);
+  }
+  spin_learn(&s, 9000, BOUND);
+  assert_int_equal(spin_budget(&s, no_trial, BOUND), BOUND);
+  for (int waits = 0; waits < 3; waits++) {
+    spin_learn(&s, 11000, BOUND); /* within the bound, but to sleep would have cost less */
+  }
+  assert_int_equal(spin_budget(&s, no_trial, BOUND), 0);
+  for (int wakes = 0; wakes < 100; wakes++) {
+    spin_note_wake(10000);
+  }
+  s = (struct spinner){0};
+  spin_learn(&s, BOUND - 1, BOUND);
+  assert_int_equal(spin_budget(&s, no_trial, BOUND), BOUND);
+}
+
 struct bound {
   int64_t environment; /* ns; -1: not given; -2: there is one processor, where nobody spins */
   uint32_t policy;     /* us; UINT32_MAX: none */
@@ -175,6 +196,7 @@ int main(void) {
       cmocka_unit_test(a_moment_has_few_trials),
       cmocka_unit_test(who_loses_the_processor_stops_soon),
       cmocka_unit_test(many_gains_bear_some_losses),
+      cmocka_unit_test(cheap_wake_ups_make_short_spins),
       cmocka_unit_test(forbidden_is_forbidden),
       cmocka_unit_test(the_bound),
       cmocka_unit_test(sleepers_are_taken_and_given_back),
