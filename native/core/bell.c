@@ -158,6 +158,14 @@ bool bell_drain(int fd) {
   return QUIET(read)(fd, &count, sizeof count) == (ssize_t)sizeof count;
 }
 
+/* The kernel tells of a reset once, to whichever call comes first.  If that is one for a bell, the program is still to be
+ * told. */
+static void keep_reset(struct conn *c) {
+  if (errno != EAGAIN && conn_kind(c) == BERTHA_CONN_SHM && !conn_ended_in_order(c)) {
+    conn_keep_error(c, -errno);
+  }
+}
+
 /* ---- ringing ----------------------------------------------------------------------------------- */
 
 /* One byte on the kernel's connection, at most one outstanding. */
@@ -187,6 +195,7 @@ void bell_on_connection(struct conn *c, int fd) {
     /* never EAGAIN: a direction switches only while the kernel has room, and two bytes are the most it holds */
     if (QUIET(send)(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1) {
       atomic_fetch_sub_explicit(&d->bells, 1, memory_order_release);
+      keep_reset(c);
     }
   }
   atomic_fetch_sub(&c->kernel_sends, 1);
@@ -313,11 +322,13 @@ void signal_space(struct conn *c, int fd) {
 
 bool bell_take_byte(struct conn *c, int fd) {
   char byte;
-  if (QUIET(recv)(fd, &byte, 1, MSG_DONTWAIT) == 1) {
+  ssize_t n = QUIET(recv)(fd, &byte, 1, MSG_DONTWAIT);
+  if (n == 1) {
     c->bells_seen++;
-    return true;
+  } else if (n < 0) {
+    keep_reset(c);
   }
-  return false;
+  return n == 1;
 }
 
 /* With the rx lock held and the ring drained: takes the byte off, unless the ring has filled meanwhile.

@@ -1,8 +1,11 @@
-"""Processes that are killed close nothing: what they had of tables and of links' slots comes back."""
+"""Processes that are killed close nothing: what they had of tables and of links' slots comes back, and it is
+the kernel that ends their connections."""
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,3 +43,50 @@ def test_living_parent(host: Host) -> None:
     log = host.finish()
     assert_carried(log, Path(sys.executable).name, role="client", min_connections=300)
     assert not any("killed" in c.raw for c in connections(log))
+
+
+_FILLS_AND_WAITS = """
+import select, socket, struct, sys
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    connection.sendall(b"x")
+    assert connection.recv(1) == b"x"
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.setblocking(False)
+    try:
+        while True:
+            connection.send(bytes(50_000))
+    except BlockingIOError:
+        print("full", flush=True)
+    poll = select.poll()
+    poll.register(connection, select.POLLOUT)
+    poll.poll()
+"""
+_READS_LATER = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+connection, _ = listener.accept()
+connection.sendall(connection.recv(1))
+sys.stdin.read(1)
+try:
+    while connection.recv(10_000):
+        pass
+    print("end")
+except ConnectionResetError:
+    print("reset")
+"""
+
+
+def test_a_reset_is_told_behind_what_the_ring_holds(host: Host) -> None:
+    """The kernel tells of it once, and not to the bell for a writer that waits for room no more."""
+    port = free_port()
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
+        server = host.spawn([sys.executable, "-c", _READS_LATER, port], stdin=source)
+        host.wait_port(server, port)
+        client = host.spawn([sys.executable, "-c", _FILLS_AND_WAITS, port])
+        client.wait_text("full")
+        time.sleep(0.3)  # it sleeps by then
+        client.kill()
+        sink.write(b"r")
+        assert server.wait() == "reset\n"
+    assert_carried(host.finish(), Path(sys.executable).name, role="server")
