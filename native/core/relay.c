@@ -187,6 +187,7 @@ __attribute__((noreturn)) static void become(struct conn *c, int fd, int word) {
   int pair[2];
   struct sockaddr_storage local;
   socklen_t size = sizeof local;
+  static const struct linger resets = {.l_onoff = 1};
   bertha_maybe_vforked = 1; /* the books are another process's */
   REAL(syscall)(SYS_setsid);
   REAL(syscall)(SYS_chdir, "/");
@@ -198,6 +199,8 @@ __attribute__((noreturn)) static void become(struct conn *c, int fd, int word) {
     char *handed[16 + 2];
     char *argv[] = {"bertha-relay", bertha.program, NULL};
     const char *preload = own_preload();
+    /* until the relay takes it off, and so also if it does not get that far */
+    REAL(setsockopt)(AT_END, SOL_SOCKET, SO_LINGER, &resets, sizeof resets);
     add(&v, "LD_PRELOAD", preload != NULL ? preload : "");
     add(&v, "BERTHA_AGENT", bertha.agent_path);
     add(&v, "BERTHA_CONNLOG", bertha.connlog);

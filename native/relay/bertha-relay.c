@@ -54,13 +54,35 @@ static void tell_what_we_have(int something) {
   }
 }
 
+static const struct linger resets = {.l_onoff = 1};
+static struct linger before; /* the connection's */
+static bool guarded;
+
+static void set_linger(int fd, const struct linger *to) {
+  setsockopt(fd, SOL_SOCKET, SO_LINGER, to, sizeof *to);
+}
+
+/* If we are killed, what we have of either end's is lost, and neither end is to take that for the other's end: the kernel
+ * resets what it then closes (core/guard.c).  PROGRAM has that from the beginning (core/relay.c).  Where CONNECTION has it
+ * already, it is the program's own, or another relay's, who takes it off. */
+static void guard(void) {
+  socklen_t size = sizeof before;
+  guarded = getsockopt(CONNECTION, SOL_SOCKET, SO_LINGER, &before, &size) == 0 &&
+            (!before.l_onoff || before.l_linger != 0);
+  if (guarded) {
+    set_linger(CONNECTION, &resets);
+  }
+}
+
 static void finish(bool reset) {
-  struct linger now = {1, 0};
-  if (reset) {
-    setsockopt(PROGRAM, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    if (holders() == 1) { /* a close by one of several ends nothing (close(2)) */
-      setsockopt(CONNECTION, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-    }
+  static const struct linger in_order = {.l_onoff = 0};
+  if (!reset) {
+    set_linger(PROGRAM, &in_order);
+  }
+  if (reset && holders() == 1) { /* a close by one of several ends nothing (close(2)) */
+    set_linger(CONNECTION, &resets);
+  } else if (guarded) {
+    set_linger(CONNECTION, &before);
   }
   close(PROGRAM);
   close(CONNECTION);
@@ -185,6 +207,7 @@ int main(void) {
     _exit(0); /* it was not needed after all */
   }
   close(WORD);
+  guard();
   tell_what_we_have(0);
   while (!in.over || !out.over) {
     struct pollfd at[2] = {{.fd = CONNECTION}, {.fd = PROGRAM}};

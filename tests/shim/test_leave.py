@@ -7,8 +7,10 @@ when the other end is busy with something else, a relay reads the ring for the p
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.harness import Host, assert_balanced, connections, eventually, free_port
@@ -82,3 +84,25 @@ def test_by_turns_with_a_relay(host: Host) -> None:
     server.wait()
     eventually(lambda: host.rehearse or len(host.connlog()) == 2, "both ends in the log")
     assert_balanced(host.finish())
+
+
+def _relays() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if child.name() == "bertha-relay"]
+
+
+@pytest.mark.parametrize("case", ["reads", "writes"])
+def test_a_killed_relay_resets(host: Host, case: str) -> None:
+    """At both ends: what it had is lost, and neither end is to take what came for all."""
+    if host.rehearse:
+        pytest.skip("no shim, no relay")
+    port, program = free_port(), [sys.executable, _HERE / "killed_relay.py"]
+    server = host.server([*program, "serve", case, port], port)
+    client = host.spawn([*program, "talk", case, port])
+    server.wait_text("there")
+    (relay,) = _relays()
+    if case == "writes":  # until it can go on no more: the client's ring is full, and so is the way there
+        time.sleep(0.5)
+    relay.kill()
+    (host.dir / "killed").touch()
+    assert client.wait(30) == "reset\n"
+    assert server.wait(30) == "there\nreset\n"
