@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from bertha_socket.reasons import Reason, text_of
 
-#: struct bertha_carrier_status: state, life, chunnels, detail.
-RECORD: Final = struct.Struct("=II616s400s")
+#: struct bertha_carrier_status: state, life, chunnels, detail (and ended).
+RECORD: Final = struct.Struct("=II616s396s4x")
 BOTTOMS: Final = {
     "tcp": {"type": "local_or_remote", "implementation": "tcp", "where": "global"},
     "udp": {"type": "local_or_remote", "implementation": "udp", "where": "global"},

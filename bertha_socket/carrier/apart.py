@@ -106,7 +106,9 @@ def _run(old: Connection, status: Status, progress: Progress, carrier: int) -> N
         if session.counted is not None:
             status.change(session.counted.changes())
 
-    connection = Connection(loop, old.tcp, old.program, session, over.append, busy, settled=settled)
+    connection = Connection(
+        loop, old.tcp, old.program, session, over.append, busy, settled=settled, ending=status.end
+    )
     connection.take_over(old)
     connection.run(session.go_on)
     loop.say(False)

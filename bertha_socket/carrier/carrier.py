@@ -149,6 +149,7 @@ class Carrier:
             self._ended,
             apart=lambda c: self._move_apart(c, carry),
             settled=settled,
+            ending=carry.status.end,
         )
         self._connections.add(connection)
         if found is None:

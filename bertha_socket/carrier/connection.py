@@ -40,6 +40,7 @@ class Connection:
         busy: Callable[[bool], None] = lambda _: None,
         apart: Callable[[Connection], None] | None = None,
         settled: Callable[[], None] = lambda: None,
+        ending: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
         self.tcp = tcp
@@ -52,6 +53,8 @@ class Connection:
         self._apart = apart
         #: Called after everything that may have changed the session.
         self._settled = settled
+        #: Called before the program is told of the end: a carrier that has not said so has died.
+        self._ending = ending
         self._timer = Timer(self._tick)
         self._open = True
         self._fin_sent = False  # the network was told of the end
@@ -214,6 +217,7 @@ class Connection:
             end(self.tcp)
         if not session.to_program and session.program_ended and not self._eof_sent:
             self._eof_sent = True
+            self._ending()
             self.program.end()
         if self._fin_sent and (self._eof_sent or self._program_gone):
             if self._program_gone or self._network_over:

@@ -28,7 +28,7 @@ HANDSHAKE_SECONDS: Final = 10.0
 #: Seconds after which a client that has said nothing is taken for one that waits for the server's first word,
 #: where plain clients are served.  A carrier speaks as soon as it is connected.
 SILENCE_SECONDS: Final = 1.0
-_DETAIL_MAX: Final = 399
+_DETAIL_MAX: Final = 395
 
 
 class State(IntEnum):

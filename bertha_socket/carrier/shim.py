@@ -31,12 +31,13 @@ _KIND_DATAGRAMS: Final = 3
 _KIND_LINK: Final = 4
 _KIND_CARRY_RING: Final = 5
 _KIND_BESIDE: Final = 6
-#: u32 state, u32 life, char[616], char[400]
+#: u32 state, u32 life, char[616], char[396], u32 ended
 STATUS_SIZE: Final = 1024
 _CHUNNELS_AT: Final = 8
 _CHUNNELS_SIZE: Final = 616
 _DETAIL_AT: Final = _CHUNNELS_AT + _CHUNNELS_SIZE
-_DETAIL_SIZE: Final = 400
+_DETAIL_SIZE: Final = 396
+_ENDED_AT: Final = _DETAIL_AT + _DETAIL_SIZE
 _WORD: Final = struct.Struct("=I")
 _REFUSED: Final = 2  # session.State
 _NO_DESCRIPTORS: Final = "the carrier has no descriptors left; raise RLIMIT_NOFILE, or have fewer connections"
@@ -90,6 +91,12 @@ class Status:
         with contextlib.suppress(OSError):
             os.pwrite(self.fd, texts, self._at + _CHUNNELS_AT)
             os.pwrite(self.fd, _WORD.pack(state), self._at)
+
+    def end(self) -> None:
+        """The program is about to be told of the stream's end."""
+        if len(self._life) == 4 and self._read_life() == self._life:
+            with contextlib.suppress(OSError):
+                os.pwrite(self.fd, _WORD.pack(1), self._at + _ENDED_AT)
 
     def change(self, changes: Iterable[tuple[int, bytes]]) -> None:
         """Writes parts of the chunnels' text, one after the other; none once it is another connection's."""

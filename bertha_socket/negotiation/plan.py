@@ -33,7 +33,7 @@ NO_WIRE: Final = "none"
 WHY_MAX: Final = 160
 #: How the line about all of them begins, and its bytes (carrier.h: bertha_carrier_status).
 LEFT_OUT: Final = "left out: "
-LEFT_OUT_MAX: Final = 399
+LEFT_OUT_MAX: Final = 395
 #: Chunnels of which a plan says that they were left out.
 OMITTED_MAX: Final = 2 * CHUNNELS_MAX
 _NAME_SHOWN: Final = 40

@@ -93,7 +93,9 @@ struct bertha_carrier_status {
   uint32_t state;
   uint32_t life;      /* written by the shim: the carrier writes nothing once it is another connection's */
   char chunnels[616]; /* JSON array of {type, implementation, where}, from the application downwards */
-  char detail[400];   /* one line */
+  char detail[396];   /* one line */
+  /* The program is being told of the stream's end: without this, what a socketpair calls its end is the carrier's. */
+  uint32_t ended;
 };
 
 /* What goes through a pair whose other end stands in the place of a UDP socket: one of these and then a datagram's

@@ -29,7 +29,7 @@ enum {
   STRANGERS_RATE = 100,
   BUCKETS_FIRST = 4, /* of other addresses: a power of two */
   DATAGRAMS_NAME_MAX = 80,
-  DETAIL_MAX = 400,
+  DETAIL_MAX = 396,
 };
 #define SECOND_NS 1000000000ll
 

@@ -222,6 +222,7 @@ ssize_t program_send(struct session *s, const void *from, size_t size) {
 }
 
 void program_end(struct session *s) {
+  session_ended(s);
   if (s->ring != NULL) {
     hop_end(s->ring, s->program);
   } else {

@@ -7,17 +7,21 @@
 
 enum { PIECE = 64 * 1024, TURNS = 16 };
 
+static struct bertha_carrier_status *status_of(const struct session *s) {
+  struct bertha_carrier_status *status =
+      s->status_index < s->shim->status_count ? &s->shim->statuses[s->status_index] : NULL;
+  bool ours = status != NULL && __atomic_load_n(&status->life, __ATOMIC_ACQUIRE) == s->life;
+  return ours ? status : NULL; /* else it is another connection's by now */
+}
+
 void session_state(struct session *s, uint32_t state, const char *why) {
   if (s->state == BERTHA_CARRIED_REFUSED || s->state == BERTHA_CARRIED_RESET) {
     return;
   }
   s->state = state;
-  if (s->status_index >= s->shim->status_count) {
+  struct bertha_carrier_status *to = status_of(s);
+  if (to == NULL) {
     return;
-  }
-  struct bertha_carrier_status *to = &s->shim->statuses[s->status_index];
-  if (__atomic_load_n(&to->life, __ATOMIC_ACQUIRE) != s->life) {
-    return; /* another connection's by now */
   }
   char left_out[sizeof to->detail] = "";
   if (state == BERTHA_CARRIED_READY || state == BERTHA_CARRIED_RESET) {
@@ -31,6 +35,13 @@ void session_state(struct session *s, uint32_t state, const char *why) {
   snprintf(to->detail, sizeof to->detail, "%s%s%s", why, why[0] != '\0' && left_out[0] != '\0' ? "; " : "",
            left_out);
   __atomic_store_n(&to->state, state, __ATOMIC_RELEASE);
+}
+
+void session_ended(struct session *s) {
+  struct bertha_carrier_status *to = status_of(s);
+  if (to != NULL) {
+    __atomic_store_n(&to->ended, 1, __ATOMIC_RELEASE);
+  }
 }
 
 bool session_push(struct session *s, const char *type, const char *wire, const struct pack_value *args,

@@ -90,7 +90,8 @@ bool session_push(struct session *s, const char *type, const char *wire, const s
                   const char **why);
 void session_free(struct session *s);
 void session_reset(int tcp);
-void session_end(int tcp); /* sends a FIN */
+void session_end(int tcp);             /* sends a FIN */
+void session_ended(struct session *s); /* the program is about to be told of the end */
 
 /* stage.c */
 bool stage_known(const char *type);

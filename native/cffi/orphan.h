@@ -13,7 +13,7 @@ struct orphan {
   int status;           /* the shim's array of statuses (native/carrier/carrier.h) */
   int64_t at;           /* this connection's in there */
   uint32_t life, state; /* it is only written while it has that life; what it is told */
-  char detail[400];
+  char detail[396];
 };
 
 /* Starts a thread that lives as long as the process.  A thread of C's: what blocks may hold the interpreter's lock.

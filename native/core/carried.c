@@ -30,9 +30,20 @@ static struct bertha_carrier_status *new_status(struct conn *c) {
   }
   struct bertha_carrier_status *s = &carrier_statuses()[conn_index(c)];
   s->state = BERTHA_CARRIED_PENDING;
+  s->ended = 0;
   s->chunnels[0] = s->detail[0] = '\0';
   s->life = atomic_load(&c->life);
   return s;
+}
+
+bool carried_cut(struct conn *c) {
+  const struct bertha_carrier_status *s = carried_status(c);
+  bool read_on = (conn_flags(c) & (CONN_CARRIED | CONN_DGRAM | CONN_CUT | CONN_RD_SHUT)) == CONN_CARRIED;
+  if (!read_on || s == NULL || c->home != NULL || __atomic_load_n(&s->ended, __ATOMIC_ACQUIRE)) {
+    return false;
+  }
+  conn_set_flag(c, CONN_CUT);
+  return true;
 }
 
 /* ---- a program's own chunnels ------------------------------------------------------------------- */

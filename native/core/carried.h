@@ -40,6 +40,8 @@ struct bertha_carrier_status;
 /* What the agent said of a client's destination that has no chunnels; empty: nothing. */
 void carried_why_not(const struct conn *c, char *to, size_t size);
 const struct bertha_carrier_status *carried_status(const struct conn *c);
+/* The end was read of a socketpair to a carrier: true, once, if that is not the stream's, for the carrier has not said so. */
+bool carried_cut(struct conn *c);
 /* For core/dgram.c.  False: nobody answers.  `plan` is a copy. */
 struct carried_answer {
   uint32_t verdict; /* enum bertha_verdict */

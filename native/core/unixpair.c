@@ -323,6 +323,9 @@ bool unix_was_reset(struct conn *c) {
       conn_take_error(c) != 0) { /* came behind a part that was told of (rx.c) */
     return true;
   }
+  if (conn_kind(c) == BERTHA_CONN_UNIX && (conn_flags(c) & CONN_CARRIED)) {
+    return carried_cut(c);
+  }
   if (c->slot == NULL || conn_kind(c) != BERTHA_CONN_UNIX ||
       (conn_flags(c) & (CONN_CARRIED | CONN_RST | CONN_RD_SHUT)) ||
       atomic_load_explicit(&conn_rx(c)->closed, memory_order_acquire) != 2) {
@@ -399,6 +402,9 @@ ssize_t unix_recv(struct conn *c, int fd, const struct iovec *iov, int count, in
       }
       n = UNLIKELY(flags & MSG_TRUNC) ? unix_discard(fd, iov_bytes(iov, count), flags)
                                       : message(REAL(recvmsg)(fd, &msg, flags));
+      if (UNLIKELY(n == 0) && unix_was_reset(c)) {
+        n = -ECONNRESET;
+      }
       if (n > 0 && !(flags & MSG_PEEK)) {
         count_bytes(&c->info.rx_bytes, (uint64_t)n);
       }

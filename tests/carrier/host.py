@@ -20,7 +20,7 @@ import msgpack
 
 from bertha_socket.negotiation.plan import Plan, PlannedChunnel
 
-STATUS = struct.Struct("=II616s400s")
+STATUS = struct.Struct("=II616s396s4x")
 PYTHON = (sys.executable, "-m", "bertha_socket.carrier")
 PENDING, READY, REFUSED, RESET, PLAIN, RAISED = range(6)
 PLAN, REQUIRED, MAYBE = range(3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -149,15 +150,17 @@ _WITHOUT = (
 
 
 def _talks_by_pairs(
-    host: Host, why: Reason, under: tuple[str, ...] = (), case: str = "half", says: str = ""
+    host: Host, why: Reason, under: tuple[str, ...] = (), case: str = "half", says: str = "", told: str = ""
 ) -> None:
     port = free_port()
     server = host.server(command("serve", case, port), port)
     client = host.spawn(command("connect", case, port), under=under)
-    assert client.wait(60) == ""
+    assert client.wait(60) == told
     assert server.wait(60) == says
     log = [c for c in host.finish() if c.role == "client"]
-    assert [(c.raw["carrier"], c.reason) for c in log] == [("socketpair", text_of(why))]
+    assert [c.raw["carrier"] for c in log] == ["socketpair"]
+    if not told:  # else the reason is the reset
+        assert [c.reason for c in log] == [text_of(why)]
 
 
 def test_a_carrier_without_the_extension(make_host: MakeHost) -> None:
@@ -168,9 +171,30 @@ def test_a_carrier_without_the_extension(make_host: MakeHost) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name, indirect=True)
-@pytest.mark.parametrize(("case", "says"), [("half", ""), ("reset", "reset\n")], ids=["half", "reset"])
-def test_a_program_without_room_for_a_link(host: Host, kind: Kind, case: str, says: str) -> None:
-    _talks_by_pairs(host, Reason.NO_MEMORY, (require_program("prlimit"), _LITTLE), case, says)
+@pytest.mark.parametrize(
+    ("case", "says", "told"),
+    [("half", "", ""), ("reset", "reset\n", ""), ("unread", "", "reset\n")],
+    ids=["half", "reset", "unread"],
+)
+def test_a_program_without_room_for_a_link(host: Host, kind: Kind, case: str, says: str, told: str) -> None:
+    _talks_by_pairs(host, Reason.NO_MEMORY, (require_program("prlimit"), _LITTLE), case, says, told)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name, indirect=True)
+def test_a_killed_carrier_resets_without_a_ring(host: Host, kind: Kind) -> None:
+    """A unix socket's end is not the stream's, if its carrier has not said so."""
+    port, under = free_port(), (require_program("prlimit"), _LITTLE)
+    server = host.spawn(command("serve", "killed", port), under=under)
+    host.wait_port(server, port)
+    client = host.spawn(command("connect", "killed", port), under=under)
+    client.wait_text("ready")
+    for pid in kind.carriers(host):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert "reset" in client.wait(30)
+    assert "reset" in server.wait(30)
+    log = host.finish()
+    assert [c.raw["carrier"] for c in log] == ["socketpair"] * 2, log
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
