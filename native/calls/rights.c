@@ -118,7 +118,8 @@ void rights_received(struct msghdr *msg) {
   }
 }
 
-/* For bertha-relay (native/relay): it is about to take bytes of its program, or has passed on what it took. */
+/* For bertha-relay (native/relay): it is about to take bytes of its program, or has passed on what it took, or
+ * (-1) ends. */
 BERTHA_EXPORT void bertha_relay_has(int fd, int something);
 void bertha_relay_has(int fd, int something) {
   struct conn *c = conn_of(fd);

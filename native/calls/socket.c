@@ -348,11 +348,11 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   }
   bool ring = c != NULL && conn_ripe(c, fd);
   if (ring && (how == SHUT_WR || how == SHUT_RDWR)) {
-    if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
-      relay_await(c);
-    }
+    bool all_there = LIKELY(!(conn_flags(c) & CONN_RELAYED)) || relay_await(c, fd);
     bool locked = bertha_lock(&c->tx_lock); /* what other threads are putting in comes before the end */
-    atomic_store_explicit(&conn_tx(c)->closed, 1, memory_order_release);
+    if (LIKELY(all_there)) {
+      atomic_store_explicit(&conn_tx(c)->closed, 1, memory_order_release);
+    }
     if (locked) { /* else it is the call's whose signal handler we are in */
       bertha_unlock(&c->tx_lock);
     }

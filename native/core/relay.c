@@ -20,7 +20,7 @@
 
 enum { HIGH = 900, PATH_ROOM = 4096, PATIENCE_SECONDS = 5 };
 /* What the relay finds where. */
-enum { AT_CONNECTION = 3, AT_END = 4, AT_WORD = 5, AT_FIRST_OTHER = 6 };
+enum { AT_CONNECTION = 3, AT_END = RELAY_END, AT_WORD = 5, AT_FIRST_OTHER = 6 };
 
 extern __thread uint32_t bertha_maybe_vforked
     __attribute__((visibility("hidden"), tls_model("initial-exec")));

@@ -15,11 +15,14 @@ bool relay_again(struct relay *r, const struct relay *first); /* its end once mo
 void relay_go(struct relay *r); /* the program has its end: from here on it copies */
 void relay_cancel(struct relay *r);
 
-/* relayed.c.  Before a byte, or an end, is sent on a connection that has (or had) a relay: what its program has written. */
-void relay_await(struct conn *c);
+enum { RELAY_END = 4 }; /* in the relay: its own end of the stream to the program */
+
+/* relayed.c.  Before a byte, or an end, is sent on a connection that has (or had) a relay: what its program has written.
+ * False: that is lost, the relay was killed, and so the connection has been reset. */
+bool relay_await(struct conn *c, int fd);
 void relay_made(struct conn *c, int end);
-void relay_has(struct conn *c,
-               bool something); /* the relay itself: it is about to take bytes, has passed them on */
+/* The relay itself: it is about to take bytes (1), has passed them on (0), ends (-1). */
+void relay_has(struct conn *c, int something);
 
 /* Two ends of a stream, both close-on-exec; TCP where it can be had. */
 bool relay_pair(int family, int pair[2]);

@@ -181,7 +181,7 @@ bool conn_take_back(struct conn *c, int fd, uint32_t why) {
     return true;
   }
   if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
-    relay_await(c);
+    relay_await(c, fd);
   }
   int saved = errno;
   bool abroad = abroad_enter(c);

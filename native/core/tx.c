@@ -332,7 +332,7 @@ ssize_t conn_send(struct conn *c, int fd, const struct iovec *iov, int count, in
     return error != 0 ? -error : kernel_verdict(fd, flags);
   }
   if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
-    relay_await(c);
+    relay_await(c, fd);
   }
   for (;;) {
     struct tx_kernel k;
@@ -471,7 +471,7 @@ static uint8_t *reserve(struct conn *c, int fd, size_t *room, int *error) {
 
 uint8_t *tx_reserve(struct conn *c, int fd, size_t *room, int *error) {
   if (UNLIKELY(conn_flags(c) & CONN_RELAYED)) {
-    relay_await(c);
+    relay_await(c, fd);
   }
   bool abroad = abroad_enter(c);
   uint8_t *to = reserve(c, fd, room, error);

@@ -84,6 +84,7 @@ static void finish(bool reset) {
   } else if (guarded) {
     set_linger(CONNECTION, &before);
   }
+  tell_what_we_have(-1);
   close(PROGRAM);
   close(CONNECTION);
   _exit(0);
@@ -204,6 +205,7 @@ int main(void) {
   sigemptyset(&none);
   sigprocmask(SIG_SETMASK, &none, NULL);
   if (read(WORD, &byte, 1) != 1) {
+    tell_what_we_have(-1);
     _exit(0); /* it was not needed after all */
   }
   close(WORD);

@@ -1,6 +1,7 @@
 """A server leaves its connection to a program without the shim; its client does not look at it meanwhile.
 
 `reads`: that program reads, slowly; `writes`: it writes more than anybody reads.  Each says what it comes to.
+`goes on`: as `writes`, and the server writes behind it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ def _told(step: Callable[[], int]) -> str:
     return "end"
 
 
+def _all_but(data: bytes, word: bytes) -> int:
+    assert word not in data  # there would be a gap before it
+    return len(data)
+
+
 def left(case: str) -> None:
     """The program without the shim."""
     with socket.socket(fileno=0) as connection:
@@ -40,8 +46,11 @@ def serve(case: str, port: int) -> None:
     time.sleep(0.4)  # what the client sends meanwhile is on the ring
     words = [sys.executable, __file__, "left", case]
     program = subprocess.Popen(words, stdin=connection, env={"PATH": "/usr/bin:/bin"})
-    connection.close()
+    if case != "goes on":
+        connection.close()
     program.wait()
+    if case == "goes on":
+        print(_told(lambda: connection.send(b"later")))
 
 
 def talk(case: str, port: int) -> None:
@@ -54,7 +63,7 @@ def talk(case: str, port: int) -> None:
         if case == "reads":
             print(_told(lambda: connection.send(b"y" * 1000) and not time.sleep(0.01)))
         else:
-            print(_told(lambda: len(connection.recv(10_000))))
+            print(_told(lambda: _all_but(connection.recv(10_000), b"later")))
 
 
 if __name__ == "__main__":
