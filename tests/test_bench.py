@@ -425,6 +425,7 @@ def test_parts_of_a_profile() -> None:
         "[vdso]": "libc",
         "[kernel.kallsyms]": "kernel",
         "[veth]": "kernel",
+        "[unknown]": "other",
         "redis-server": "other",
     }
     assert {name: profile.kind_of(name) for name in names} == names

@@ -111,7 +111,7 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options) ->
     with ExitStack() as opened:
         if row.unprivileged:
             stage = opened.enter_context(Stage(user=unprivileged()))
-        seconds = max(0.7, (1.0 if options.quick else 2.0) * options.scale)  # perf leaves the start out
+        seconds = max(1.0, (1.5 if options.quick else 3.0) * options.scale)  # perf leaves the start out
         ground = Ground(stage, tools.build(), stage.one_host(), seconds, options.scale, opened)
         part = Report(report.bench, "")
         for given in variants.standard(stage, (variants.TCP, variants.SHM), part):

@@ -24,7 +24,7 @@ _KINDS = (
     (OURS, re.compile(r"libbertha_shim|_direct\.abi3")),
     (INTERPRETER, re.compile(r"^(lib)?python3|\.cpython-|\.abi3\.so")),
     (LIBC, re.compile(r"^(libc|libpthread|libm|ld-linux[^/]*)[.-]|^\[vdso\]")),
-    (KERNEL, re.compile(r"^\[")),
+    (KERNEL, re.compile(r"^\[(?!unknown\])")),
 )
 
 
@@ -46,7 +46,7 @@ def kind_of(shared_object: str) -> str:
 
 def read(data: Path) -> Counter[str]:
     """Samples of each part."""
-    argv = [tools.find("perf"), "report", "-i", str(data), "--stdio", "-q", "--sort", "dso"]
+    argv = [tools.find("perf"), "report", "-f", "-i", str(data), "--stdio", "-q", "--sort", "dso"]
     done = subprocess.run(
         [*argv, "-F", "sample,dso", "-t", ","], capture_output=True, text=True, check=False, timeout=60
     )
