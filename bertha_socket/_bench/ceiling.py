@@ -121,17 +121,8 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options) ->
             except Failed as failed:
                 part.fail(f"{row.name} {variant.name}: {failed}")
         interleave.run(part, options.rounds_or(2, 3), options)
-    _take(report, part, row.name)
+    variants.take(report, part, row.name)
     _figures(report, row)
-
-
-def _take(report: Report, part: Report, row: str) -> None:
-    report.cells += part.cells
-    report.skipped |= part.skipped
-    for name, counts in part.carried.items():
-        report.carried.setdefault(name, variants.nothing()).update(counts)
-    for failure in part.failures:
-        report.fail(f"{row}: {failure}")
 
 
 def _figures(report: Report, row: Row) -> None:
@@ -167,7 +158,7 @@ def _beside_bare(stage: Stage, report: Report, row: Row, options: interleave.Opt
             use = partial(variants.measured, stage, part, variant, row.make(ground, variant).run)
             part.cells.append(Cell(variant.name, {"row": row.name}, use, UNITS))
         interleave.run(part, options.rounds_or(3, 5), options)
-    _take(report, part, row.name)
+    variants.take(report, part, row.name)
     params = {"row": row.name}
     for metric in ("rate",) if bulk else ("p50", "p99"):
         cells = (variants.SHM, params), (variants.TCP, params)

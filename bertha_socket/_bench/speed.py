@@ -113,13 +113,7 @@ def _row(stage: Stage, report: Report, row: Row, options: interleave.Options, co
         interleave.run(part, options.rounds_or(3, 7), options)
         if counting and "setting" not in row.name:
             _count(ground, part, row, loads)
-    for name, counts in part.carried.items():
-        report.carried.setdefault(name, variants.nothing()).update(counts)
-    report.cells += part.cells
-    report.notes += [f"{row.name}: {note}" for note in part.notes]
-    report.skipped |= part.skipped
-    for failure in part.failures:
-        report.fail(f"{row.name}: {failure}")
+    variants.take(report, part, row.name)
     for want in row.wants:
         _judge(report, row, want)
 
@@ -139,12 +133,7 @@ def _idle(stage: Stage, report: Report, options: interleave.Options) -> None:
 
         part.cells.append(Cell(variant.name, {"row": IDLE}, measure, {"idle_cpu": IDLE_UNITS["cpu"]}))
     interleave.run(part, options.rounds_or(1, 3), options)
-    report.cells += part.cells
-    for name, counts in part.carried.items():
-        report.carried.setdefault(name, variants.nothing()).update(counts)
-    report.skipped |= part.skipped
-    for failure in part.failures:
-        report.fail(f"{IDLE}: {failure}")
+    variants.take(report, part, IDLE)
     ours, plain = part.cell(variants.SHM), part.cell(variants.TCP)
     if ours is not None and plain is not None:
         beyond = [a - b for a, b in zip(ours.values("idle_cpu"), plain.values("idle_cpu"), strict=False)]

@@ -127,6 +127,17 @@ def nothing() -> Counter[str]:
     return connlog.carried([])
 
 
+def take(report: Report, part: Report, row: str) -> None:
+    """What a row's own report has goes into the whole one."""
+    report.cells += part.cells
+    report.notes += [f"{row}: {note}" for note in part.notes]
+    report.skipped |= part.skipped
+    for name, counts in part.carried.items():
+        report.carried.setdefault(name, nothing()).update(counts)
+    for failure in part.failures:
+        report.fail(f"{row}: {failure}")
+
+
 def check(report: Report, variant: Variant, log: Path, unused: bool = False) -> bool:
     """Count what a client's connection log says; everything must be what the variant expects."""
     connections = connlog.read(log, "client")

@@ -30,38 +30,15 @@ static void pin(size_t cpu) {
   }
 }
 
-static void put(struct line *l, uint32_t number, const char *message, int sleeps) {
-  memcpy(l->message, message, MESSAGE);
-  atomic_store_explicit(&l->number, number, memory_order_release);
-  if (sleeps) {
-    syscall(SYS_futex, &l->number, FUTEX_WAKE, 1, NULL, NULL, 0);
-  }
-}
-
-static void get(struct line *l, uint32_t number, char *message, int sleeps) {
-  uint32_t there;
-  while ((there = atomic_load_explicit(&l->number, memory_order_acquire)) != number) {
-    if (sleeps) {
-      syscall(SYS_futex, &l->number, FUTEX_WAIT, there, NULL, NULL, 0);
-    } else {
-#if defined(__x86_64__)
-      __builtin_ia32_pause();
-#endif
-    }
-  }
-  memcpy(message, l->message, MESSAGE);
-}
-
-static int ascending(const void *a, const void *b) {
-  uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-  return (x > y) - (x < y);
-}
-
 static void await(_Atomic uint32_t *word, uint32_t least, int sleeps) {
   uint32_t there;
   while ((int32_t)((there = atomic_load_explicit(word, memory_order_acquire)) - least) < 0) {
     if (sleeps) {
       syscall(SYS_futex, word, FUTEX_WAIT, there, NULL, NULL, 0);
+    } else {
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#endif
     }
   }
 }
@@ -71,6 +48,34 @@ static void advance(_Atomic uint32_t *word, uint32_t to, int sleeps) {
   if (sleeps) {
     syscall(SYS_futex, word, FUTEX_WAKE, 1, NULL, NULL, 0);
   }
+}
+
+static void put(struct line *l, uint32_t number, const char *message, int sleeps) {
+  memcpy(l->message, message, MESSAGE);
+  advance(&l->number, number, sleeps);
+}
+
+static void get(struct line *l, uint32_t number, char *message, int sleeps) {
+  await(&l->number, number, sleeps);
+  memcpy(message, l->message, MESSAGE);
+}
+
+/* Two processes from here on, each on its processor; true in the new one, which ends with the first. */
+static int part(size_t here, size_t there) {
+  pid_t child = fork();
+  if (child < 0) {
+    fail("fork");
+  }
+  if (child == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+  }
+  pin(child == 0 ? there : here);
+  return child == 0;
+}
+
+static int ascending(const void *a, const void *b) {
+  uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+  return (x > y) - (x < y);
 }
 
 /* On one processor each goes on until the ring is full, or empty, and only then wakes the other. */
@@ -85,13 +90,7 @@ static double bulk(size_t here, size_t there, uint32_t pieces) {
   }
   memset(own, 1, PIECE);
   pieces -= pieces % SLOTS;
-  pid_t child = fork();
-  if (child < 0) {
-    fail("fork");
-  }
-  if (child == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    pin(there);
+  if (part(here, there)) {
     for (uint32_t i = 0; i < pieces; i++) {
       await(&words[0].number, i + 1, sleeps);
       memcpy(own, ring + (size_t)(i % SLOTS) * PIECE, PIECE);
@@ -101,7 +100,6 @@ static double bulk(size_t here, size_t there, uint32_t pieces) {
     }
     _exit(own[PIECE - 1] == 1 ? 0 : 1);
   }
-  pin(here);
   uint64_t begin = now_ns();
   for (uint32_t i = 0; i < pieces; i++) {
     await(&words[1].number, i < SLOTS ? 0 : i + 1 - SLOTS, sleeps);
@@ -134,20 +132,13 @@ int main(int argc, char **argv) {
     fail("memory");
   }
   char message[MESSAGE] = "question";
-  pid_t child = fork();
-  if (child < 0) {
-    fail("fork");
-  }
-  if (child == 0) {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    pin(there);
+  if (part(here, there)) {
     for (uint32_t i = 1; i <= warmup + requests; i++) {
       get(&line[0], i, message, sleeps);
       put(&line[1], i, message, sleeps);
     }
     _exit(0);
   }
-  pin(here);
   for (uint32_t i = 1; i <= warmup + requests; i++) {
     uint64_t begin = now_ns();
     put(&line[0], i, message, sleeps);
