@@ -121,6 +121,9 @@ def test_a_killed_carrier_resets(host: Host, kind: Kind, which: slice) -> None:
             os.kill(pid, signal.SIGKILL)
     assert "reset" in client.wait(30)
     assert "reset" in server.wait(30)
+    log = host.finish()
+    for role in ("client", "server"):
+        by_ring(log, role, kind)
     by_ring(host.finish(), "server", kind)
 
 

@@ -106,3 +106,7 @@ def test_a_killed_relay_resets(host: Host, case: str) -> None:
     (host.dir / "killed").touch()
     assert client.wait(30) == "reset\n"
     assert server.wait(30) == "there\nreset\n" + ("reset\n" if case == "goes on" else "")
+    log = host.finish()
+    assert connections(log, role="client")  # a relay that is killed writes no line
+    for c in connections(log):
+        assert c.implementation == "shm", c
