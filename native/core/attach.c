@@ -259,21 +259,19 @@ static void claim_pending(struct conn *c, int fd) {
   bertha_unlock(&c->rx_lock);
 }
 
-/* `unsure`: whether the connection is established.  A claim of one that is not could outlive it: the kernel frees the port of
- * a connect() that fails, and the next one to get it would be tied to our slot. */
-static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool unsure) {
-  struct bertha_tuple tuple = {.reserved = 0};
-  if (!address_of(to, tuple.server_addr, &tuple.server_port)) {
+/* What can be said without a system call, and without the time.  `tuple`: where it goes. */
+static uint32_t why_not_claim(struct conn *c, const struct sockaddr *to, struct bertha_tuple *tuple) {
+  if (!address_of(to, tuple->server_addr, &tuple->server_port)) {
     return BERTHA_WHY_NOT_LISTED;
   }
-  any_to_loopback(tuple.server_addr);
-  memcpy(c->info.peer_addr, tuple.server_addr, 16);
-  c->info.peer_port = tuple.server_port;
+  any_to_loopback(tuple->server_addr);
+  memcpy(c->info.peer_addr, tuple->server_addr, 16);
+  c->info.peer_port = tuple->server_port;
   if (directory_generation() == 0) {
     return BERTHA_WHY_NO_AGENT;
   }
   struct dir_hit any;
-  if (find_listeners(tuple.server_addr, tuple.server_port, &any, 1) == 0) {
+  if (find_listeners(tuple->server_addr, tuple->server_port, &any, 1) == 0) {
     return BERTHA_WHY_NOT_LISTED; /* the common case of a plain destination ends here */
   }
   if (conn_flags(c) & CONN_NO_ATTACH) {
@@ -283,21 +281,27 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool un
     c->chosen = any.listener;
     return BERTHA_WHY_BRIEF;
   }
+  return 0;
+}
+
+/* `unsure`: whether the connection is established.  A claim of one that is not could outlive it: the kernel frees the port of
+ * a connect() that fails, and the next one to get it would be tied to our slot. */
+static uint32_t claim(struct conn *c, int fd, struct bertha_tuple *t, bool unsure) {
   struct sockaddr_storage local;
   socklen_t size = sizeof local;
   if (REAL(getsockname)(fd, (struct sockaddr *)&local, &size) != 0 ||
-      !address_of((struct sockaddr *)&local, tuple.client_addr, &tuple.client_port)) {
+      !address_of((struct sockaddr *)&local, t->client_addr, &t->client_port)) {
     return BERTHA_WHY_NOT_LISTED;
   }
-  memcpy(c->info.local_addr, tuple.client_addr, 16);
-  c->info.local_port = tuple.client_port;
+  memcpy(c->info.local_addr, t->client_addr, 16);
+  c->info.local_port = t->client_port;
   uint64_t netns = bertha_netns(fd);
   uint32_t why = 0;
-  uint64_t listener = choose_listener(tuple.server_addr, tuple.server_port, netns, &tuple, &why);
+  uint64_t listener = choose_listener(t->server_addr, t->server_port, netns, t, &why);
   if (listener == 0) {
     return why;
   }
-  struct link *l = link_to(c, listener, tuple.server_addr, tuple.server_port, netns, &why);
+  struct link *l = link_to(c, listener, t->server_addr, t->server_port, netns, &why);
   if (l == NULL) {
     return why;
   }
@@ -316,7 +320,7 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool un
   c->side = BERTHA_SIDE_CLIENT;
   c->slot_index = (uint32_t)s;
   c->slot = &l->slots[s];
-  slot_prepare(c->slot, &tuple, netns);
+  slot_prepare(c->slot, t, netns);
   why = l->plan.implementation == BERTHA_IMPL_UNIX ? unix_prepare(c) : 0;
   if (UNLIKELY(why != 0)) {
     slot_give_back(l, (uint32_t)s);
@@ -341,18 +345,19 @@ static uint32_t claim(struct conn *c, int fd, const struct sockaddr *to, bool un
  * established, the earlier one is dead, and the server can tell. */
 void conn_connecting(struct conn *c, int fd, const struct sockaddr *to, bool under_way) {
   bool unsure = under_way || (conn_flags(c) & CONN_BOUND);
-  int64_t began = bertha_now_ns();
+  struct bertha_tuple tuple = {.reserved = 0};
   c->info.role = BERTHA_SIDE_CLIENT;
   c->info.family = to->sa_family;
-  c->info.opened_ns = connlog_clock();
-  uint32_t why = bertha.io_uring ? BERTHA_WHY_IO_URING : BERTHA_WHY_NONE;
+  c->info.opened_ns = connlog_about();
+  uint32_t why = bertha.io_uring ? BERTHA_WHY_IO_URING : why_not_claim(c, to, &tuple);
   if (why == 0) {
-    why = claim(c, fd, to, unsure);
+    int64_t began = bertha_now_ns();
+    why = claim(c, fd, &tuple, unsure);
+    c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
   }
   if (why != 0) {
     conn_make_plain(c, why);
   }
-  c->info.setup_us = (uint32_t)((bertha_now_ns() - began) / 1000);
 }
 
 /* ---- server ------------------------------------------------------------------------------------ */

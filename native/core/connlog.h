@@ -4,6 +4,7 @@
 
 #include "shim.h"
 
+uint64_t connlog_about(void);
 uint64_t connlog_clock(void); /* CLOCK_REALTIME, ns; 0 when nobody will want it */
 /* While the descriptor is still open: a plain connection's addresses are asked of the kernel only now. */
 /* One whose process was killed, by its record alone. */
