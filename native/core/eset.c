@@ -101,6 +101,8 @@ struct eset *eset_new(int epfd) {
   }
   if (s != NULL) {
     s->epfd = epfd;
+    s->index = index;
+    s->kin_seen = kin_adoptions();
     s->pid = bertha.pid;
     s->bell_fd = -1;
     atomic_store(&s->asleep, 0);
@@ -432,6 +434,7 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
 void eset_adopt(struct eset *s) {
   s->inherited = false;
   atomic_store(&s->asleep, 0);
+  kin_adopt(s, (uint32_t)s->pid);
   s->pid = bertha.pid;
   s->bell = 0;
   s->bell_fd = -1;

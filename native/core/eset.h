@@ -58,6 +58,7 @@ struct slink { /* a link, as far as this set has connections of it */
   struct eset *set;
   struct slink *beside; /* the same link's, of another set */
   uint32_t sleeper;
+  uint32_t parents; /* in a child: the one that its parent has for this set */
   uint32_t count;
   uint32_t busy;   /* the set's `turns` when something was last found here */
   unsigned cursor; /* behind the slot last told of */
@@ -74,6 +75,7 @@ struct slink { /* a link, as far as this set has connections of it */
 
 struct eset {
   int epfd;
+  uint32_t index; /* among the sets */
   int pid;
   _Atomic uint32_t lock;
   bool plain;           /* watched from outside: everything stays with the kernel */
@@ -98,6 +100,11 @@ struct eset {
   uint32_t slink_count;
   int64_t all_seen; /* when all of them were */
   struct reg *regs;
+  bool kin;                /* other processes of the family wait in it, too (eset_kin.c) */
+  uint32_t kin_seen;       /* the family's adoptions when that was last looked at */
+  uint32_t deep;           /* of those asleep, the threads that did not know */
+  uint32_t kicked;         /* fd + 1 of a member by which one of them wakes another */
+  int64_t kick_until;      /* 0: not, or no more */
   uint32_t life;           /* another one for each set that has this record */
   uint32_t news;           /* how often something was found to have changed */
   _Atomic uint32_t outers; /* sets that look at the rings of this one, too */
@@ -158,6 +165,8 @@ void share_enlist(struct slink *k);
 bool share_unlist(struct slink *k); /* false: it has to stay, a handler has interrupted who looks at it */
 bool share_join(struct slink *k, uint32_t slot, bool exclusive); /* false: it cannot be in this one as well */
 void share_leave(struct slink *k, uint32_t slot);
+/* Another process of the family may have put its name in the place of ours: taken back, unless it sleeps under it just now. */
+void share_again(struct slink *k, uint32_t slot, bool exclusive, bool from_the_dead);
 void share_renamed(const struct slink *k, uint32_t slot, uint32_t was); /* k->sleeper is another one now */
 uint64_t share_take(struct slink *k, unsigned word);                    /* what has changed for this set */
 bool share_byte_left(struct slink *k); /* a byte lies there that keeps others from being sent */

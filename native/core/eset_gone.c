@@ -90,6 +90,7 @@ static void forget_set(struct eset *s) {
   s->inherited = false;
   atomic_store(&s->asleep, 0);
   s->asleep_outside = 0;
+  kin_forget(s);
   s->life++;
   s->epfd = -1;
   bertha_unlock(&s->lock);

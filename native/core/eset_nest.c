@@ -33,6 +33,7 @@ static bool enter(struct eset *inner) {
   if (inner->inherited) {
     eset_adopt(inner);
   }
+  kin_enter(inner);
   eset_upgrade_queued(inner);
   return true;
 }
@@ -119,6 +120,9 @@ void nest_asleep(struct eset *s, struct nap *nap) {
       }
       atomic_fetch_add(&inner->asleep, 1);
       inner->asleep_outside++;
+      nap->kicked |= inner->kicked != 0;
+      nap->inner[nap->count].deep = !inner->kin;
+      inner->deep += !inner->kin;
       eset_set_armed(inner, 1);
       nap->inner[nap->count].set = inner;
       nap->inner[nap->count++].life = inner->life;
@@ -127,13 +131,22 @@ void nest_asleep(struct eset *s, struct nap *nap) {
   }
 }
 
+static void no_longer_deep(struct eset *s, bool deep) {
+  if (deep && s->deep > 0) {
+    s->deep--;
+  }
+}
+
 void nest_awake(struct nap *nap) {
+  no_longer_deep(nap->set, nap->deep);
+  nap->deep = false;
   for (unsigned i = 0; i < nap->count; i++) {
     struct eset *inner = nap->inner[i].set;
     if (bertha_lock(&inner->lock)) {
       if (inner->life == nap->inner[i].life) { /* else it was closed meanwhile */
         atomic_fetch_sub(&inner->asleep, 1);
         inner->asleep_outside--;
+        no_longer_deep(inner, nap->inner[i].deep);
         eset_woken(inner);
       }
       bertha_unlock(&inner->lock);
@@ -176,8 +189,7 @@ uint32_t nest_judge(struct reg *r, uint32_t seen) {
   }
   bool tell = tells(r, eset_peek(inner), inner->news);
   if (!tell) {
-    struct pollfd p = {.fd = inner->epfd, .events = POLLIN};
-    tell = QUIET(poll)(&p, 1, 0) > 0;
+    tell = kin_readable(inner);
   }
   bertha_unlock(&inner->lock);
   r->just = tell;

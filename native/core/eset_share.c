@@ -11,6 +11,7 @@
  * waits in the kernel: it is for all of them. */
 #include "conn.h"
 #include "eset.h"
+#include "orphans.h"
 
 static bool has(const uint64_t *words, uint32_t slot) {
   return words[slot / 64] >> (slot % 64) & 1;
@@ -185,6 +186,48 @@ void share_renamed(const struct slink *k, uint32_t slot, uint32_t was) {
   } else {
     place_also(w, (uint16_t)k->sleeper);
   }
+}
+
+static bool sleeps(const struct bertha_sleeper *s) {
+  return atomic_load(&s->armed) != 0;
+}
+
+/* The name in `at` is ours, or was another process's and is ours now. */
+static bool take_place(struct slink *k, _Atomic uint16_t *at, bool from_the_dead) {
+  uint16_t name = atomic_load(at);
+  uint32_t index = name & ~BERTHA_WATCH_ONE;
+  if (index == k->sleeper || index == 0 || index >= BERTHA_SLEEPERS) {
+    return index == k->sleeper;
+  }
+  const struct bertha_sleeper *s = &k->link->sleepers[k->link->side][index];
+  uint32_t owner = atomic_load(&s->owner);
+  bool left = owner != (uint32_t)bertha.pid && (!sleeps(s) || (from_the_dead && orphans_gone(owner)));
+  return left &&
+         atomic_compare_exchange_strong(at, &name, (uint16_t)((name & BERTHA_WATCH_ONE) | k->sleeper));
+}
+
+/* What says something of all in the slot is changed under the lock, which is our process's alone: as for share_renamed(). */
+void share_again(struct slink *k, uint32_t slot, bool exclusive, bool from_the_dead) {
+  struct bertha_watch *w = watch_of(k, slot);
+  uint16_t mine = (uint16_t)(k->sleeper | (exclusive ? BERTHA_WATCH_ONE : 0));
+  uint16_t none = 0;
+  bool named = false;
+  if (k->sleeper == 0 || !bertha_lock(&k->link->sets_lock)) {
+    return;
+  }
+  bool alone = atomic_load(&w->more) == 0;
+  for (uint32_t i = 0; i <= BERTHA_WATCH_ALSO && !named; i++) { /* ours may be there */
+    const _Atomic uint16_t *at = i == 0 ? &w->epoll : &w->also[i - 1];
+    named = (i == 0 || !alone) && (atomic_load(at) & ~BERTHA_WATCH_ONE) == k->sleeper;
+  }
+  named = named || (alone && atomic_compare_exchange_strong(&w->epoll, &none, mine));
+  for (uint32_t i = 0; i <= BERTHA_WATCH_ALSO && !named && (i == 0 || !alone); i++) {
+    named = take_place(k, i == 0 ? &w->epoll : &w->also[i - 1], from_the_dead);
+  }
+  if (!named && from_the_dead) {
+    place_also(w, mine);
+  }
+  bertha_unlock(&k->link->sets_lock);
 }
 
 static void tell(struct slink *k, unsigned word, uint64_t bits, bool wake) {

@@ -114,8 +114,8 @@ static bool bytes_left(struct eset *s) {
 int64_t eset_sleep_cap(struct eset *s) {
   bool deaf = (s->byte_left || atomic_load(&s->sharing)) && s->bell == 0;
   if (!s->starved && !deaf && !bytes_left(s)) {
-    return -1;
+    return kin_sleep_cap(s, -1);
   }
   s->starved = false;
-  return (s->bell != 0 ? STARVED_MS : NO_BELL_MS) * (int64_t)1000000;
+  return kin_sleep_cap(s, (s->bell != 0 ? STARVED_MS : NO_BELL_MS) * (int64_t)1000000);
 }

@@ -96,6 +96,9 @@ static int sort_out(struct eset *s, const struct epoll_event *from, int count, s
     if (r == NULL || reg_data(r, (int)fd) != e.data.u64 || r->state == REG_NONE) {
       continue;
     }
+    if (UNLIKELY(e.events & EPOLLOUT) && (r->state == REG_RING || r->state == REG_OFF)) {
+      kin_kicked(s, (int)fd);
+    }
     if (r->state == REG_OFF) { /* an end that comes meanwhile comes once */
       struct conn *off = conn_of((int)fd);
       if (off != NULL && conn_index(off) + 1 == r->conn) {
@@ -208,10 +211,20 @@ static int look(struct eset *s, struct epoll_event *events, int max, bool kernel
 static void fall_asleep(struct eset *s, struct nap *nap) {
   nap->set = s;
   nap->count = 0;
+  nap->kicked = s->kicked != 0;
   if (UNLIKELY(s->inner_count > 0)) {
     nest_asleep(s, nap);
   }
+  nap->deep = !s->kin;
+  s->deep += nap->deep;
   atomic_fetch_add(&s->asleep, 1);
+}
+
+/* Asleep, without the lock. */
+static int sleep_in_kernel(const struct eset *s, struct epoll_event *events, int max, int64_t ns,
+                           const sigset_t *mask, struct nap *nap) {
+  return LIKELY(!nap->kicked) ? kernel_wait(s, events, max, ns, mask, eset_no_more_asleep, nap)
+                              : kin_sleep(s, events, max, ns, mask, eset_no_more_asleep, nap);
 }
 
 static bool has_rings(const struct eset *s) {
@@ -241,15 +254,16 @@ static int wait_kernel_only(struct eset *s, struct epoll_event *events, int max,
       return 0;
     }
     bertha_unlock(&s->lock);
-    int n = kernel_wait(s, events, max, *left, mask, eset_no_more_asleep, &nap);
+    int n = sleep_in_kernel(s, events, max, *left, mask, &nap);
     atomic_fetch_sub(&s->asleep, 1);
     bertha_lock(&s->lock); /* another thread may be bringing one to the rings */
     nest_awake(&nap);
+    kin_enter(s);
     if (n > 0) {
       n = sort_out(s, events, n, events);
       nest_all_told(s);
       eset_pass_on(s);
-    } else if (n == 0) {
+    } else if (n == 0 && !nap.kicked) {
       *left = 0;
     }
     if (n != 0 || *left == 0) {
@@ -276,6 +290,7 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
   if (s->inherited) {
     eset_adopt(s);
   }
+  kin_enter(s);
   eset_upgrade_queued(s);
   if (!has_rings(s)) {
     int64_t left;
@@ -347,17 +362,22 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       }
       continue;
     }
+    kin_enter(s);
     eset_want_bell(s);
     eset_set_armed(s, 1);
     struct nap nap;
     fall_asleep(s, &nap);
     atomic_thread_fence(memory_order_seq_cst);
     n = eset_collect(s, events, max, true);
-    if (n != 0) {
+    bool kin_came = kin_news(s);
+    if (n != 0 || UNLIKELY(kin_came)) {
       atomic_fetch_sub(&s->asleep, 1);
       eset_woken(s);
       nest_awake(&nap);
-      break;
+      if (n != 0) {
+        break;
+      }
+      continue;
     }
     int64_t ns = -1;
     if (deadline >= 0) {
@@ -371,13 +391,14 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
     struct epoll_event seen[KERNEL_EVENTS];
     bool sharing = atomic_load(&s->sharing);
     bertha_unlock(&s->lock);
-    int got = kernel_wait(s, seen, room, ns, mask, eset_no_more_asleep, &nap);
+    int got = sleep_in_kernel(s, seen, room, ns, mask, &nap);
     atomic_fetch_sub(&s->asleep, 1);
     if (!bertha_lock(&s->lock)) {
       return -EINTR;
     }
     eset_woken(s);
     nest_awake(&nap);
+    kin_enter(s);
     if (got < 0) {
       n = sharing ? eset_collect(s, events, max, true)
                   : 0; /* what one of several was rung for (EPOLLEXCLUSIVE) */

@@ -23,10 +23,13 @@ int64_t eset_spin_bound(struct eset *s);
 
 struct nap { /* a thread's sleep in a set, and in those within it */
   struct eset *set;
+  bool deep;
+  bool kicked;
   unsigned count;
   struct {
     struct eset *set;
     uint32_t life;
+    bool deep;
   } inner[INNER_MOST];
 };
 void eset_want_bell(struct eset *s);
@@ -34,6 +37,25 @@ void eset_set_armed(struct eset *s, uint32_t value);
 void eset_woken(struct eset *s); /* one that slept is awake again */
 void eset_no_more_asleep(void *nap);
 int64_t eset_sleep_cap(struct eset *s);
+
+/* eset_kin.c */
+uint32_t kin_adoptions(void);
+void kin_adopt(struct eset *s, uint32_t parent);
+void kin_forget(struct eset *s);
+void kin_look(struct eset *s); /* and everything is to be looked at */
+bool kin_readable(struct eset *s);
+void kin_kicked(struct eset *s, int fd); /* the kernel tells of it as writable */
+int64_t kin_sleep_cap(const struct eset *s, int64_t cap);
+int kin_sleep(const struct eset *s, struct epoll_event *events, int max, int64_t ns, const sigset_t *mask,
+              void (*undo)(void *), void *arg);
+static inline bool kin_news(const struct eset *s) {
+  return s->kin_seen != kin_adoptions();
+}
+static inline void kin_enter(struct eset *s) {
+  if (UNLIKELY(s->kin || kin_news(s))) {
+    kin_look(s);
+  }
+}
 
 /* eset_nest.c */
 int nest_collect(struct eset *s, struct epoll_event *events,

@@ -62,6 +62,10 @@ static bool gone(uint32_t pid) {
   return no;
 }
 
+bool orphans_gone(uint32_t pid) {
+  return gone(pid) && atomic_load(numbers_differ()) == 0;
+}
+
 /* The slot of a connection as it stands in our own memory: the pointers in the record are the dead process's, and may mean
  * something else here.  NULL: it is not mapped here, or is another connection's. */
 static struct bertha_slot *slot_of(const struct conn *c) {

@@ -23,8 +23,9 @@ _ASLEEP = ["asleep", "asleep-by-edges", "inside-and-outside", "takers", "takers-
 
 
 def _both_ways(host: Host, program: Path, scene: str, connections: int, spin: str = "50") -> None:
-    assert host.run([program, scene], shim=False, timeout=60) == "ok\n"
-    assert host.run([program, scene], timeout=60, env={"BERTHA_SPIN_US": spin}) == "ok\n"
+    words = scene.split()
+    assert host.run([program, *words], shim=False, timeout=60) == "ok\n"
+    assert host.run([program, *words], timeout=60, env={"BERTHA_SPIN_US": spin}) == "ok\n"
     log = host.finish()
     for role in ("client", "server"):
         assert_carried(log, program.name, role=role, min_connections=connections)
@@ -33,6 +34,29 @@ def _both_ways(host: Host, program: Path, scene: str, connections: int, spin: st
 @pytest.mark.parametrize("scene", [*_TOLD, *_WAITING, "child", "second-life"])
 def test_in_several_sets(host: Host, build: Build, scene: str) -> None:
     _both_ways(host, build("sets"), scene, 1)
+
+
+_KIN = [
+    *(f"{scene} {how}" for scene in ("gone", "stays") for how in ("level", "edge", "one-shot", "within")),
+    *(f"stopped-asleep {how}" for how in ("level", "edge", "within")),
+    *(f"parent-asleep {how}" for how in ("level", "edge", "within")),
+    *(f"in-turn {how}" for how in ("level", "edge", "within")),
+    *(f"takers {how}" for how in ("level", "edge", "one-shot")),
+    *("space level", "space edge", "threads-asleep", "both"),
+]
+
+
+@pytest.mark.parametrize(
+    ("scene", "spin"),
+    [*((scene, "50") for scene in _KIN), *((scene, "0") for scene in ("gone level", "in-turn edge", "both"))],
+)
+def test_a_set_of_a_parent_and_its_child(host: Host, build: Build, scene: str, spin: str) -> None:
+    _both_ways(host, build("kin"), scene, 1, spin)
+
+
+def test_a_child_that_is_killed_in_its_parents_set(host: Host, build: Build) -> None:
+    """It gives nothing back, so what it had is not in the log when the parent ends."""
+    assert host.run([build("kin"), "killed-asleep"]) == "ok\n"
 
 
 @pytest.mark.parametrize("scene", [*_LOOKED_AT, *_ASLEEP, "second-life"])
