@@ -128,7 +128,8 @@ def build_chunnel_cost(cache: Path | None = None) -> Path:
     if not (native / "chunnels").is_dir():
         raise Unavailable(f"the chunnels' sources are not installed ({native}): run this in a checkout")
     parts = [*(native / "chunnels").glob("*.[ch]"), native / "carrier/buffer.h"]
-    parts += [native / "carrier/pack.h", native / "carrier/pack.c"]
+    others = ("carrier/pack.h", "carrier/pack.c", "core/layout.h", "core/libcrypto.h", "core/libcrypto.c")
+    parts += [native / name for name in (*others, "core/records.h", "core/records.c")]
     sources = {str(path.relative_to(native)): path.read_bytes() for path in sorted(parts)}
     compiled = (CHUNNEL_COST + ".c", *(name for name in sources if name.endswith(".c")))
     program = _Program(CHUNNEL_COST, compiled, ("-lssl", "-lcrypto", "-lzstd", "-llz4"))

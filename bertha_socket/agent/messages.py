@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 MAGIC: Final = 0x41545242
 VERSION: Final = 1
-LAYOUT_VERSION: Final = 7
+LAYOUT_VERSION: Final = 8
 MESSAGE_MAX: Final = 16384
 RESOLVE_MAX: Final = 8
 

@@ -5,7 +5,9 @@
 #include <openssl/ssl.h>
 #include <stdio.h>
 
+#include "../core/records.h"
 #include "chunnel.h"
+#include "encrypt.h"
 
 enum { PIECE = 16 * 1024 };
 static const unsigned char alpn[] = "\x08"
@@ -18,7 +20,40 @@ struct encrypt {
   struct buffer *in;
   struct buffer *out;
   bool notified; /* the other end has said that it ends */
+  /* What it takes to go on without OpenSSL's session (encrypt_lend). */
+  struct bertha_records records; /* suite: 0: not noted yet */
+  uint64_t count[2];             /* records with data, [BERTHA_RECORDS_*] */
+  unsigned secrets;              /* how many of the two are noted */
+  bool odd;                 /* something else came or went after the handshake: its number is not known */
+  struct record_keys *keys; /* instead of `tls`, which is gone */
 };
+
+/* In SSLKEYLOGFILE's form: a label, the client's random bytes, the secret, both in hexadecimal. */
+static void note_secret(const SSL *tls, const char *line) {
+  struct encrypt *e = SSL_get_app_data(tls);
+  bool client = strncmp(line, "CLIENT_TRAFFIC_SECRET_0 ", 24) == 0;
+  bool server = strncmp(line, "SERVER_TRAFFIC_SECRET_0 ", 24) == 0;
+  const char *text = strrchr(line, ' ');
+  if (e == NULL || (!client && !server) || text == NULL) {
+    return;
+  }
+  int which = client == (SSL_is_server(tls) == 0) ? BERTHA_RECORDS_OUT : BERTHA_RECORDS_IN;
+  size_t size = 0;
+  bool good = OPENSSL_hexstr2buf_ex(e->records.secret[which], sizeof e->records.secret[which], &size,
+                                    text + 1, '\0') == 1;
+  e->secrets += good;
+  e->odd |= !good;
+}
+
+/* Each record of TLS 1.3 by its inner type; those of the handshake have keys, and numbers, of their own. */
+static void note_record(int out, int version, int type, const void *data, size_t size, SSL *tls, void *of) {
+  struct encrypt *e = of;
+  (void)version;
+  if (type == SSL3_RT_INNER_CONTENT_TYPE && size == 1 && SSL_is_init_finished(tls)) {
+    e->count[out ? BERTHA_RECORDS_OUT : BERTHA_RECORDS_IN]++;
+    e->odd |= *(const uint8_t *)data != SSL3_RT_APPLICATION_DATA;
+  }
+}
 
 static int take_record(BIO *bio, char *to, int room) {
   const struct encrypt *e = BIO_get_data(bio);
@@ -160,6 +195,7 @@ static SSL_CTX *make_context(const struct chunnel_config *config) {
   SSL_CTX_set_verify(context, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, NULL);
   SSL_CTX_set_num_tickets(context, 0); /* every connection proves itself */
   SSL_CTX_set_alpn_select_cb(context, choose_protocol, NULL);
+  SSL_CTX_set_keylog_callback(context, note_secret);
   bool own = config->ca == NULL || config->ca[0] == '\0';
   bool good = SSL_CTX_set_alpn_protos(context, alpn, sizeof alpn - 1) == 0 &&
               use_certificates(context, config->certificate) && use_key(context, config->key) &&
@@ -198,6 +234,8 @@ static SSL_CTX *context_for(const struct chunnel_config *config) {
 static void encrypt_close(struct chunnel *c) {
   struct encrypt *e = (struct encrypt *)c;
   SSL_free(e->tls); /* and its BIO */
+  records_close(e->keys);
+  OPENSSL_cleanse(&e->records, sizeof e->records);
   free(e);
 }
 
@@ -221,6 +259,9 @@ static struct chunnel *encrypt_open(const struct chunnel_config *config, const c
     return NULL;
   }
   SSL_set_bio(e->tls, bio, bio);
+  SSL_set_app_data(e->tls, e);
+  SSL_set_msg_callback(e->tls, note_record);
+  SSL_set_msg_callback_arg(e->tls, e);
   if (config->server) {
     SSL_set_accept_state(e->tls);
   } else {
@@ -264,8 +305,102 @@ static bool shake(struct encrypt *e) {
   return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE || failed(e, "the handshake failed");
 }
 
+static bool why_not(struct encrypt *e, const char *why) {
+  snprintf(e->base.why, sizeof e->base.why, "%s", why);
+  return false;
+}
+
+/* The same by our own records. */
+static bool records_down(struct encrypt *e, struct buffer *in, struct buffer *out, bool end) {
+  while (buffer_size(in) > 0 && buffer_size(out) < CHUNNEL_ENOUGH) {
+    size_t size = buffer_size(in) < RECORD_BYTES_MAX ? buffer_size(in) : RECORD_BYTES_MAX;
+    uint8_t *to = buffer_reserve(out, size + RECORD_MORE + RECORD_REPLY_MAX);
+    size_t n = to != NULL ? record_seal(e->keys, &e->records, buffer_data(in), size, NULL, 0, to) : 0;
+    if (n == 0) {
+      return why_not(e, "encrypt: cannot write");
+    }
+    buffer_added(out, n);
+    buffer_take(in, size);
+  }
+  if (end && !e->base.down_done && buffer_size(in) == 0) {
+    uint8_t *to = buffer_reserve(out, RECORD_REPLY_MAX);
+    size_t n = to != NULL ? record_close_notify(e->keys, &e->records, to) : 0;
+    if (n == 0) {
+      return why_not(e, "encrypt: cannot write");
+    }
+    buffer_added(out, n);
+    e->base.down_done = true;
+  }
+  return true;
+}
+
+static bool records_up(struct encrypt *e, struct buffer *in, struct buffer *out, struct buffer *back,
+                       bool end) {
+  while (!e->notified && buffer_size(out) < CHUNNEL_ENOUGH) {
+    size_t size = record_size(buffer_data(in), buffer_size(in)), n, reply;
+    if (size == 0 || (size != SIZE_MAX && size > buffer_size(in))) {
+      break;
+    }
+    uint8_t *to = size != SIZE_MAX ? buffer_reserve(out, size) : NULL;
+    uint8_t *answer = to != NULL ? buffer_reserve(back, RECORD_REPLY_MAX) : NULL;
+    if (answer == NULL) {
+      return why_not(e, size == SIZE_MAX ? "encrypt: this is no record of TLS" : "encrypt: no memory");
+    }
+    const char *why;
+    enum record_what what =
+        record_open(e->keys, &e->records, buffer_data(in), size, to, &n, answer, &reply, &why);
+    if (what == RECORD_BAD) {
+      return why_not(e, why);
+    }
+    buffer_take(in, size);
+    buffer_added(out, n);
+    buffer_added(back, reply);
+    e->notified = what == RECORD_END;
+  }
+  bool waits = !e->notified && buffer_size(out) >= CHUNNEL_ENOUGH;
+  if (end && !e->notified && !waits) {
+    return why_not(e, "encrypt: the connection was cut off");
+  }
+  e->base.up_done = e->notified;
+  return true;
+}
+
+bool encrypt_lend(struct chunnel *c, struct bertha_records *to) {
+  struct encrypt *e = (struct encrypt *)c;
+  if (e->keys == NULL) {
+    if (!SSL_is_init_finished(e->tls) || e->odd || e->secrets != 2 || SSL_has_pending(e->tls)) {
+      return false;
+    }
+    e->records.suite = SSL_CIPHER_get_protocol_id(SSL_get_current_cipher(e->tls));
+    memcpy(e->records.sequence, e->count, sizeof e->count);
+    e->keys = records_open(&e->records);
+    if (e->keys == NULL) {
+      e->odd = true;
+      return false;
+    }
+    SSL_free(e->tls);
+    e->tls = NULL;
+  }
+  *to = e->records;
+  return !e->notified && !c->down_done;
+}
+
+bool encrypt_back(struct chunnel *c, const struct bertha_records *from, bool notified) {
+  struct encrypt *e = (struct encrypt *)c;
+  uint32_t suite = e->records.suite;
+  e->records = *from;
+  e->records.suite = suite; /* the rest is the program's own loss */
+  records_close(e->keys);
+  e->keys = records_open(&e->records);
+  e->notified |= notified;
+  return e->keys != NULL;
+}
+
 static bool encrypt_down(struct chunnel *c, struct buffer *in, struct buffer *out, bool end) {
   struct encrypt *e = (struct encrypt *)c;
+  if (e->keys != NULL) {
+    return records_down(e, in, out, end);
+  }
   e->in = NULL;
   e->out = out;
   if (!shake(e)) {
@@ -292,6 +427,9 @@ static bool encrypt_down(struct chunnel *c, struct buffer *in, struct buffer *ou
 static bool encrypt_up(struct chunnel *c, struct buffer *in, struct buffer *out, struct buffer *back,
                        bool end) {
   struct encrypt *e = (struct encrypt *)c;
+  if (e->keys != NULL) {
+    return records_up(e, in, out, back, end);
+  }
   e->in = in;
   e->out = back;
   if (!shake(e)) {
@@ -331,7 +469,10 @@ static bool encrypt_up(struct chunnel *c, struct buffer *in, struct buffer *out,
 /* Its buffers are 32 KiB.  SSL_MODE_RELEASE_BUFFERS would let them go after each record, at a quarter of what a small
  * one costs. */
 static void encrypt_idle(struct chunnel *c) {
-  SSL_free_buffers(((struct encrypt *)c)->tls); /* not those that hold a part of a record */
+  const struct encrypt *e = (struct encrypt *)c;
+  if (e->tls != NULL) {
+    SSL_free_buffers(e->tls); /* not those that hold a part of a record */
+  }
 }
 
 const struct chunnel_ops chunnel_encrypt = {"encrypt",  encrypt_open,  encrypt_down,

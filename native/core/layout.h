@@ -21,7 +21,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 
-#define BERTHA_LAYOUT_VERSION 7u
+#define BERTHA_LAYOUT_VERSION 8u
 #define BERTHA_MAGIC_DIR 0x42444952u   /* "BDIR" */
 #define BERTHA_MAGIC_CLAIM 0x42434c4du /* "BCLM" */
 #define BERTHA_MAGIC_LINK 0x424c4e4bu  /* "BLNK" */
@@ -223,7 +223,48 @@ struct bertha_link_header {
   uint64_t total_size;
   _Atomic uint32_t dead;    /* set by the agent: the client process is gone */
   uint32_t left_out_offset; /* a text that ends with NUL, written by the agent; 0: there is none */
-  uint8_t pad[BERTHA_CACHELINE * 2 - 96];
+  uint64_t loan_offset;     /* between a program and a native carrier: a bertha_loan for each slot; 0: none */
+  uint8_t pad[BERTHA_CACHELINE * 2 - 104];
+};
+
+/* ---- loan --------------------------------------------------------------------------------------- */
+
+/* What TLS 1.3's record layer needs to go on where the handshake has ended (RFC 8446, 5 and 7.2). */
+#define BERTHA_RECORDS_OUT 0
+#define BERTHA_RECORDS_IN 1
+struct bertha_records {
+  uint32_t suite;        /* IANA's number */
+  uint8_t secret[2][48]; /* [BERTHA_RECORDS_*]: application_traffic_secret_N */
+  uint64_t sequence[2];
+};
+
+/* While all that runs is `encrypt`, the program may do itself what its carrier does for the connection: take from the ring,
+ * seal and send, receive, open and put into the ring.  Who has the turn has the TCP socket, this, and the carrier's side of the
+ * slot; the other one touches none of it.  The carrier offers it, the program takes it, and gives it back as soon as anything
+ * is to be done that it does not do itself (core/borrow.c, carrier/lend.c). */
+enum bertha_turn {
+  BERTHA_TURN_CARRIER = 0,
+  BERTHA_TURN_OFFERED = 1, /* the carrier's, but the program may take it */
+  BERTHA_TURN_PROGRAM = 2,
+};
+#define BERTHA_LOAN_IN (32u << 10)
+#define BERTHA_LOAN_OUT (17u << 10)
+#define BERTHA_LOAN_STRIDE (52u << 10) /* bytes from one slot's to the next's */
+struct bertha_loan {
+  _Atomic uint32_t turn;
+  _Atomic uint32_t wanted; /* the program would take it */
+  _Atomic uint32_t lock;   /* within the program: tid of the holder */
+  uint32_t owner;          /* pid that has taken it */
+  struct bertha_records records;
+  _Atomic uint64_t bytes; /* that ever were sealed and opened in the program, for the connection log */
+  uint32_t ended;         /* close_notify has come */
+  uint32_t failed;        /* what came was not TLS's */
+  int32_t error;          /* errno of the socket; 0: none */
+  uint32_t in_size;       /* received, and not a whole record yet */
+  uint32_t out_at;        /* sealed, and not taken by the kernel: from here on */
+  uint32_t out_size;
+  uint8_t in[BERTHA_LOAN_IN]; /* nearly always empty: a connection has one page of all this */
+  uint8_t out[BERTHA_LOAN_OUT];
 };
 
 /* ---- table -------------------------------------------------------------------------------------- */

@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "../chunnels/chunnel.h"
+#include "../chunnels/encrypt.h"
 
 enum { WHY_SIZE = 200 };
 
@@ -19,6 +20,7 @@ struct kit *kit_open(const char *type, bool server, const char *wire, const uint
 bool kit_add(struct kit *k, bool up, const uint8_t *data, size_t size, bool end);
 bool kit_turn(struct kit *k);
 void kit_idle(struct kit *k);
+bool kit_lend(struct kit *k);
 size_t kit_size(const struct kit *k, bool up, bool out);
 void kit_take(struct kit *k, bool up, uint8_t *to, size_t size);
 bool kit_done(const struct kit *k, bool up);
@@ -73,6 +75,13 @@ void kit_idle(struct kit *k) {
   if (k->stage->ops->idle != NULL) {
     k->stage->ops->idle(k->stage);
   }
+}
+
+/* As carrier/lend.c: a program could go on from here, and gives it back at once.  Afterwards the records are our own. */
+bool kit_lend(struct kit *k) {
+  struct bertha_records records;
+  return k->stage->ops == &chunnel_encrypt && encrypt_lend(k->stage, &records) &&
+         encrypt_back(k->stage, &records, false);
 }
 
 static const struct buffer *which(const struct kit *k, bool up, bool out) {

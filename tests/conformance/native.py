@@ -33,6 +33,7 @@ struct kit *kit_open(const char *type, bool server, const char *wire, const uint
 bool kit_add(struct kit *k, bool up, const uint8_t *data, size_t size, bool end);
 bool kit_turn(struct kit *k);
 void kit_idle(struct kit *k);
+bool kit_lend(struct kit *k);
 size_t kit_size(const struct kit *k, bool up, bool out);
 void kit_take(struct kit *k, bool up, uint8_t *to, size_t size);
 bool kit_done(const struct kit *k, bool up);
@@ -54,7 +55,8 @@ def types() -> set[str]:
 def build(directory: Path) -> Any:
     """The library, compiled into `directory`.  Raises CalledProcessError."""
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")[0]
-    sources = [*_stages(), _NATIVE / "carrier/pack.c", _NATIVE / "tests/chunnel_kit.c"]
+    others = ("carrier/pack.c", "core/records.c", "core/libcrypto.c", "tests/chunnel_kit.c")
+    sources = [*_stages(), *(_NATIVE / name for name in others)]
     target = directory / "chunnel_kit.so"
     words = [
         compiler,
@@ -71,12 +73,22 @@ def build(directory: Path) -> Any:
 
 
 class NativePipe(Pipe):
-    """One stage."""
+    """One stage.  `lends`: whenever it rests a program could go on from there, and gives it back at once."""
 
     def __init__(
-        self, library: Any, kind: str, args: Mapping[str, Any], wire: str, side: str, context: Context
+        self,
+        library: Any,
+        kind: str,
+        args: Mapping[str, Any],
+        wire: str,
+        side: str,
+        context: Context,
+        *,
+        lends: bool = False,
     ) -> None:
         super().__init__(args, wire, side, context)
+        self._lends = lends
+        self.lent = 0
         self._lib, self._kind = library, kind
         material = context.material or {}
         packed = msgpack.packb(dict(args))
@@ -175,5 +187,8 @@ class NativePipe(Pipe):
     def _rest(self) -> None:
         """Now and then a session finds that nothing is under way, and says so."""
         self._turns += 1
-        if self._turns % 5 == 0 and self._sizes()[:2] == (0, 0):
-            self._lib.kit_idle(self._kit)
+        if self._sizes()[:2] == (0, 0):
+            if self._turns % 5 == 0:
+                self._lib.kit_idle(self._kit)
+            if self._lends:
+                self.lent += self._lib.kit_lend(self._kit)

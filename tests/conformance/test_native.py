@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "compress-lz4": ("compress", "lz4/1", {}),
     "compress-lz4-hc": ("compress", "lz4/1", {"algorithm": "lz4", "level": 9}),
     "encrypt": ("encrypt", "tls1.3", {}),
+    "encrypt-lent": ("encrypt", "tls1.3", {}),
     "frame": ("frame", "u32be/1", {}),
 }
 PAIRS = {"C-C": ("C", "C"), "C-Python": ("C", "Python"), "Python-C": ("Python", "C")}
@@ -40,7 +41,9 @@ class Pair:
     def __init__(self, library: Any, kind: str, ends: tuple[str, str]) -> None:
         self._library, self._ends = library, ends
         self._type, self._wire, self._args = KINDS[kind]
+        self._lends = kind == "encrypt-lent"
         self._material = keys.material(bytes(32)) if self._type == "encrypt" else None
+        self.native: list[native.NativePipe] = []
         # A program beneath which there is C has a stream: pieces of it are the messages of frame.
         self.upper = self.lower = Interface.STREAM
 
@@ -51,7 +54,11 @@ class Pair:
             if end == "C":
                 context = Context(side, self._material, "127.0.0.1:1", "127.0.0.1:2")
                 args = {n: v for n, v in get(self._type).bound(self._args).items() if v is not None}
-                found.append([native.NativePipe(self._library, self._type, args, self._wire, side, context)])
+                pipe = native.NativePipe(
+                    self._library, self._type, args, self._wire, side, context, lends=self._lends
+                )
+                self.native.append(pipe)
+                found.append([pipe])
             else:
                 found.append(list(other))
         return found[0], found[1]
@@ -63,6 +70,8 @@ class Pair:
 def test_conforms(library: Any, kind: str, ends: str, check: str) -> None:
     pair = Pair(library, kind, PAIRS[ends])
     assert check_chunnel(pair, only=[check], seed=len(kind + ends)) == [check]
+    if kind == "encrypt-lent" and check in ("order", "large"):
+        assert all(pipe.lent > 0 for pipe in pair.native)
 
 
 def test_every_type_in_c_is_checked() -> None:
