@@ -272,6 +272,9 @@ BERTHA_EXPORT int ioctl(int fd, unsigned long request, ...) {
       } else if (c->rx_phase == PHASE_BEFORE && before < (uint64_t)kernel) {
         kernel = (int)before;
       }
+      if (UNLIKELY(conn_borrows(c))) {
+        borrow_in(c, false);
+      }
       *(int *)argument = kernel + (int)conn_readable_bytes(c);
     } else if (request == SIOCOUTQ && ring && c->tx_phase == PHASE_RING) {
       *(int *)argument = 0; /* what is in the ring has been delivered */

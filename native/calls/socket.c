@@ -362,6 +362,10 @@ BERTHA_EXPORT int shutdown(int fd, int how) {
   if (reads != 0) {
     conn_set_flag(c, reads);
   }
+  if (c != NULL) {
+    atomic_thread_fence(memory_order_seq_cst);
+    borrow_end(c);
+  }
   struct conn *by_unix = how == SHUT_RD ? conn_of(fd) : NULL;
   if (UNLIKELY(by_unix != NULL) && conn_kind(by_unix) == BERTHA_CONN_UNIX) {
     unix_hears_no_more(by_unix);

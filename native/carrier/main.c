@@ -79,6 +79,12 @@ bool carrier_watch_beside(struct datagrams *d, int fd) {
   return watch(fd, d, DATAGRAMS_BESIDE, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
 }
 
+bool carrier_watch_tcp(struct session *s, bool again) {
+  struct epoll_event e = {.events = EDGES | EPOLLOUT,
+                          .data.u64 = (uint64_t)(uintptr_t)s | (uint64_t)SESSION_TCP};
+  return epoll_ctl(poller, again ? EPOLL_CTL_MOD : EPOLL_CTL_ADD, s->tcp, &e) == 0;
+}
+
 void carrier_watch_room(struct session *s) {
   struct epoll_event e = {.events = EDGES | EPOLLOUT,
                           .data.u64 = (uint64_t)(uintptr_t)s | (uint64_t)SESSION_PROGRAM};
@@ -250,7 +256,7 @@ static void carry(struct shim *shim, const struct bertha_carrier_carry *head,
   }
   const char *not_his;
   bool serves = !s->server || trust_serves(head->listener, shim->uid, &not_his);
-  if ((head->plan_size > 0 && s->plan == NULL) || !watch(tcp, s, SESSION_TCP, EDGES | EPOLLOUT) ||
+  if ((head->plan_size > 0 && s->plan == NULL) || !carrier_watch_tcp(s, false) ||
       !watch(program, s, SESSION_PROGRAM, ring != NULL ? EDGES : EDGES | EPOLLOUT) ||
       (ring != NULL && !rings_open(s, shim, ring->link, ring->slot)) || !serves || !greeting_begin(s, &why)) {
     session_fail(s, serves ? why : not_his);
@@ -343,6 +349,11 @@ static void shim_speaks(struct shim *shim) {
 /* ---- the loop ------------------------------------------------------------------------------------ */
 
 static void session_event(struct session *s, enum what what, uint32_t events) {
+  bool ended = what == SESSION_PROGRAM && (events & EPOLLHUP);
+  s->program_gone |= ended;
+  if (s->lent && !lend_back(s)) {
+    return;
+  }
   bool more = (events & (EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0;
   bool in = more || (events & EPOLLIN) != 0;
   bool out = (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) != 0;
@@ -355,7 +366,6 @@ static void session_event(struct session *s, enum what what, uint32_t events) {
     s->program_more |= more;
     s->program_in |= in;
     s->program_out |= out;
-    s->program_gone |= (events & EPOLLHUP) != 0;
     rings_event(s, events);
   }
   carrier_queue(s);

@@ -142,7 +142,7 @@ void rings_event(struct session *s, uint32_t events) {
 static void changed(void *who, uint32_t slot) {
   const struct rings *r = who;
   struct session *s = slot < BERTHA_LINK_SLOTS ? r->sessions[slot] : NULL;
-  if (s != NULL) {
+  if (s != NULL && (!s->lent || lend_back(s))) {
     hop_asked(s->ring, s->program);
     s->program_in = s->program_out = true;
     carrier_queue(s);

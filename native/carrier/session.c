@@ -278,6 +278,13 @@ static bool turn(struct session *s, int *tcp_error, const char **why, bool *fail
 
 void session_run(struct session *s) {
   bool busy = true;
+  if (s->lent && !lend_back(s)) {
+    return;
+  }
+  if (s->lent_why != NULL || s->lent_error != 0) {
+    session_fail(s, s->lent_why != NULL ? s->lent_why : strerror(s->lent_error));
+    return;
+  }
   for (int i = 0; busy && i < TURNS; i++) {
     int tcp_error = 0;
     const char *why = "";
@@ -318,4 +325,5 @@ void session_run(struct session *s) {
     return;
   }
   warm_add(s);
+  lend_offer(s);
 }

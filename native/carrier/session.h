@@ -71,8 +71,12 @@ struct session {
   uint64_t asked; /* number of a question to the agent; 0: none */
   struct session *next_asking;
   bool sniffed;
-  bool up_open; /* the greeting is over: what comes from the network is for the chunnels */
-  bool parting; /* refused: only what is to be sent is still sent */
+  bool up_open;         /* the greeting is over: what comes from the network is for the chunnels */
+  bool parting;         /* refused: only what is to be sent is still sent */
+  bool lent;            /* the program has been offered to go on by itself, and may be doing so (lend.c) */
+  bool unwatched;       /* and the TCP socket is not in our set */
+  int lent_error;       /* what the socket had to tell the program, an errno; 0: nothing */
+  const char *lent_why; /* it cannot go on; NULL: it can */
   /* Stage 0 is the network's.  Stage i reads down[i + 1] and writes down[i]; reads up[i] and writes up[i + 1]. */
   unsigned base; /* stages below the greeting: 1 where TLS comes first */
   unsigned stages;
@@ -118,6 +122,10 @@ bool plan_chunnel(const uint8_t *plan, size_t size, bool server, unsigned i, str
 void plan_text(const uint8_t *plan, size_t size, bool at_server, char *to, size_t room);
 /* What was preferred and could not be had, and why, in one line; empty: nothing was left out. */
 void plan_left_out(const uint8_t *plan, size_t size, char *to, size_t room);
+
+/* lend.c: the program seals and opens itself */
+void lend_offer(struct session *s); /* if it can be, and the program would take it; with nothing to do */
+bool lend_back(struct session *s);  /* false: the program has the turn, and nothing is to be done here */
 
 /* rings.c: the programs' links (core/hop.h) */
 bool rings_init(void);
@@ -207,6 +215,8 @@ bool carrier_watch_beside(struct datagrams *d, int fd);
 bool carrier_watch_datagrams(struct datagrams *d, int udp, int program);
 bool carrier_watch_bell(int fd, struct rings *who);
 void carrier_unwatch(int fd);
+bool carrier_watch_tcp(struct session *s,
+                       bool again);         /* `again`: it is watched, and is to tell of what is there */
 void carrier_watch_room(struct session *s); /* of the program's socketpair */
 void carrier_forget(struct session *s);
 

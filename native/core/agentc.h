@@ -54,7 +54,8 @@ bool link_held(const struct link *link); /* its client process lives */
 /* For the log of a server's connection: what the client's go without, and why.  `link` may be no link of this process's. */
 bool link_left_out(const struct link *link, char *to, size_t size);
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side);
-int slot_take(struct link *link); /* -1: none free */
+struct bertha_loan *link_loan(const struct link *link, uint32_t slot); /* NULL: it has none */
+int slot_take(struct link *link);                                      /* -1: none free */
 void slot_give_back(struct link *link, uint32_t slot);
 void slot_leave(const struct link *link, uint32_t slot,
                 int side); /* the same for a server, or one that took no slot */

@@ -296,6 +296,14 @@ void signal_data(struct conn *c, int fd) {
     conn_set_flag(c, CONN_DUE);
     return;
   }
+  /* Behind mark_dirty()'s fence: who borrows it just now sees what is in the ring, or is seen here. */
+  if (UNLIKELY(c->link->loans != NULL) && (conn_borrows(c) ? borrow_out(c) : borrow_offered(c, fd))) {
+    errno = saved;
+    return;
+  }
+  if (UNLIKELY(c->link->loans != NULL)) {
+    mark_dirty(c); /* a carrier may have taken the mark while it was not its turn */
+  }
   wake_sets(c, fd, w);
   wake(c, fd, atomic_load(&w->rx), false);
   if (atomic_load(&w->kernel)) {

@@ -2,6 +2,7 @@
 #ifndef BERTHA_CONN_H
 #define BERTHA_CONN_H
 
+#include "borrow.h"
 #include "shim.h"
 
 /* attach.c */
@@ -60,6 +61,7 @@ static inline void conn_watch_kernel(struct conn *c) {
     uint16_t number =
         (uint16_t)(atomic_fetch_add(&c->watch_number, 1) | 0x8000u); /* the slot begins with 1 */
     atomic_store(&slot->watch[c->side].kernel, number);
+    borrow_end(c);
   }
 }
 /* Around a wait in the kernel on the descriptor itself.  A claim's: look at it once more (conn_ripe) before the sleep,

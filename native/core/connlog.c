@@ -106,18 +106,25 @@ static void write_line(const struct line *l) {
   if (link != NULL && !link->apart && link->plan.spin_us != UINT32_MAX) {
     snprintf(spin, sizeof spin, ",\"spin_us\":%u", link->plan.spin_us);
   }
+  char inside[48] = "";
+  bool lent = link != NULL && carried && atomic_load(&c->slot->loan_wanted) != BERTHA_LOAN_NEVER;
+  const struct bertha_loan *loan = lent ? link_loan(link, c->slot_index) : NULL;
+  uint64_t bytes = loan != NULL ? atomic_load_explicit(&loan->bytes, memory_order_relaxed) : 0;
+  if (bytes != 0) {
+    snprintf(inside, sizeof inside, ",\"in_program\":%llu", (unsigned long long)bytes);
+  }
   uint64_t now = connlog_clock();
   char line[3200];
   int n = snprintf(line, sizeof line,
                    "{\"time\":%llu.%06u,\"pid\":%d,\"program\":\"%s\",\"role\":\"%s\",\"proto\":\"%s\","
                    "\"local\":\"%s\",\"peer\":\"%s\",\"chunnels\":%s,\"plain\":%s,\"reason\":%s,"
-                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s%s%s}\n",
+                   "\"tx_bytes\":%llu,\"rx_bytes\":%llu,\"setup_us\":%u%s%s%s%s%s}\n",
                    (unsigned long long)(now / 1000000000u), (unsigned)(now % 1000000000u / 1000u),
                    l->pid != 0 ? l->pid : bertha.pid, program,
                    c->info.role == BERTHA_SIDE_CLIENT ? "client" : "server",
                    c->info.family & BERTHA_FAMILY_DATAGRAMS ? "udp" : "tcp", local, peer, l->chunnels,
                    l->plain ? "true" : "false", reason, (unsigned long long)c->info.tx_bytes,
-                   (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, kind, spin,
+                   (unsigned long long)c->info.rx_bytes, c->info.setup_us, hop, kind, spin, inside,
                    l->killed ? ",\"killed\":true" : "");
   if (n > 0 && (size_t)n < sizeof line) {
     connlog_put(line, (size_t)n);

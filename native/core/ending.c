@@ -105,6 +105,7 @@ void conn_last_close(struct conn *c, int fd) {
   if (conn_kind(c) != BERTHA_CONN_SHM) {
     return;
   }
+  borrow_end(c);
   struct bertha_direction *rx = conn_rx(c);
   bool unread =
       c->rx_phase != PHASE_AFTER && atomic_load_explicit(&rx->tail, memory_order_acquire) != c->rx_head;

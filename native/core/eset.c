@@ -44,6 +44,10 @@ struct eset *eset_of(int epfd) {
   return eset_by_entry(e);
 }
 
+struct eset *eset_with(int fd) {
+  return (unsigned)fd < ESET_FDS && conn_of(fd) != NULL ? eset_by_entry(eset_entry(fd)) : NULL;
+}
+
 bool eset_serves(int epfd, int fd) {
   const struct eset *s = eset_of(epfd);
   return s != NULL && ((unsigned)fd >= ESET_FDS || s->regs[fd].state != REG_NONE);
@@ -59,7 +63,7 @@ static void make_magic(void) {
     random = (uint64_t)bertha_now_ns() * 0x9e3779b97f4a7c15u;
   }
   uint64_t none = 0;
-  random = (random | 0x8000000000000000u) & 0xffffffff00000000u; /* no user-space pointer */
+  random = (random | 0x8000000000000000u) & ESET_MAGIC_BITS; /* no user-space pointer */
   __atomic_compare_exchange_n(&eset_magic, &none, random, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
 }
 
@@ -214,6 +218,7 @@ int eset_to_ring(struct eset *s, int fd, struct conn *c, int op) {
     share_leave(k, c->slot_index);
     return result;
   }
+  borrow_keep(c, s);
   r->slink = k;
   r->conn = conn_index(c) + 1;
   r->first = 1;
@@ -320,6 +325,7 @@ void eset_to_kernel(struct eset *s, int fd) {
   struct conn *c = conn_by_index(r->conn - 1);
   bool listed = r->slink->mask[c->slot_index / 64] >> (c->slot_index % 64) & 1;
   r->fired = (r->events & EPOLLONESHOT) && !listed;
+  borrow_end(c);
   eset_leave_ring(s, r, c);
   eset_kernel_reg(s, c, 1);
   conn_watch_kernel(c);
@@ -433,6 +439,7 @@ bool eset_wants_upgrade(struct conn *c, int fd) {
 /* A child that goes on with its parent's set (a daemon's second life) waits under its own name. */
 void eset_adopt(struct eset *s) {
   s->inherited = false;
+  s->adopted = true;
   atomic_store(&s->asleep, 0);
   kin_adopt(s, (uint32_t)s->pid);
   s->pid = bertha.pid;

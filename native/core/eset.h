@@ -80,11 +80,14 @@ struct eset {
   _Atomic uint32_t lock;
   bool plain;           /* watched from outside: everything stays with the kernel */
   bool inherited;       /* across a fork, and not yet used by the child */
+  bool adopted;         /* and used since: the parent may have the kernel's set still */
   bool starved;         /* somebody waits for space in a ring */
   _Atomic bool sharing; /* one of its connections is, or was, in another set, too */
   bool byte_left; /* a bell byte could not be taken off: no further one would come, so an eventfd has to do */
   _Atomic uint32_t ring_count;
-  uint32_t kernel_streams;   /* REG_KERNEL registrations */
+  uint32_t kernel_streams; /* REG_KERNEL registrations */
+  _Atomic uint32_t
+      borrowed; /* of those on rings, whose TCP sockets are in the kernel's set, too (borrow.h) */
   _Atomic uint32_t upgrades; /* list of fd + 1; others put theirs there without the lock */
   uint32_t bell;
   int bell_fd;
@@ -117,8 +120,11 @@ struct eset {
 /* The upper half of the data of our own registrations in the program's kernel set; random, per process. */
 extern uint64_t eset_magic;
 #define ESET_BELL 0xffffffffu
+#define ESET_MAGIC_BITS 0xfffffffe00000000u /* of those of the magic, the lowest says: */
+#define ESET_BORROWED 0x0000000100000000u   /* it is of a TCP socket that was borrowed (borrow.h) */
 
 struct eset *eset_of(int epfd);
+struct eset *eset_with(int fd); /* the one set that has it; NULL: none, or several */
 bool eset_serves(int epfd,
                  int fd);      /* or has served: the kernel alone does not say what is asked of it there */
 uint32_t eset_entry(int fd);   /* 0: no epoll descriptor that we know of, and no member of a set */
@@ -150,6 +156,10 @@ void eset_adopt(struct eset *s);
 static inline uint64_t reg_data(const struct reg *r, int fd) {
   return eset_magic | (uint32_t)r->use << 16 | (uint32_t)fd;
 }
+static inline uint64_t eset_borrowed_data(const struct reg *r, int fd) {
+  return reg_data(r, fd) | ESET_BORROWED;
+}
+void eset_told(struct eset *s); /* without the lock: a member has something, and threads sleep in the set */
 uint32_t eset_sticky(uint32_t events); /* what the kernel is asked of a connection on a ring */
 
 /* eset_nest.c: a set within a set. */

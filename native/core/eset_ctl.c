@@ -56,6 +56,7 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   bool exclusive = event->events & EPOLLEXCLUSIVE;
   if (was_off && !r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM &&
       share_join(r->slink, c->slot_index, exclusive)) {
+    borrow_keep(c, s);
     r->state = REG_RING;
     r->slink->fd[c->slot_index] = fd;
     s->ring_count++;

@@ -15,6 +15,9 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
   }
   struct reg *r = &s->regs[fd];
   bool mine = r->conn == conn_index(c) + 1;
+  if (mine) {
+    borrow_end(c);
+  }
   bool lives_on = atomic_load(&c->info.refs) > 1; /* so does the kernel's registration (epoll(7), Q6) */
   if (mine && r->state == REG_RING && lives_on && !s->inherited) {
     eset_to_kernel(s, fd);
@@ -44,6 +47,7 @@ static void forget_set(struct eset *s) {
     return;
   }
   nest_drop_all(s);
+  borrow_end_all(s);
   for (struct slink *k = s->slinks; k != NULL;) {
     struct slink *next = k->next;
     for (uint32_t slot = 0; k->count > 0 && slot < BERTHA_LINK_SLOTS; slot++) {
@@ -87,7 +91,7 @@ static void forget_set(struct eset *s) {
   s->byte_left = false;
   atomic_store(&s->sharing, false);
   s->plain = false;
-  s->inherited = false;
+  s->inherited = s->adopted = false;
   atomic_store(&s->asleep, 0);
   s->asleep_outside = 0;
   kin_forget(s);
@@ -287,6 +291,7 @@ void eset_plain(struct eset *s) {
       }
     }
   }
+  borrow_end_all(s); /* also what it has out of it for now */
   for (; count < s->inner_count; count++) {
     inner[count] = s->regs[s->inner_fd[count]].inner;
   }

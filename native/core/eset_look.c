@@ -33,6 +33,9 @@ static uint32_t judge(struct eset *s, struct slink *k, uint32_t slot) {
   int fd = k->fd[slot];
   struct reg *r = &s->regs[fd];
   struct conn *c = conn_by_index(r->conn - 1);
+  if (UNLIKELY(k->link->loans != NULL)) {
+    borrow_look(s, fd, c);
+  }
   bool news = eset_news(r, c) || !edge_only(r);
   uint32_t ready = (uint16_t)conn_events(c, fd, (short)(r->events & POLL_BITS));
   ready &= r->events | EPOLLERR | EPOLLHUP;
@@ -214,6 +217,10 @@ void eset_rotate(struct eset *s) {
 int64_t eset_spin_bound(struct eset *s) {
   int64_t bound = 0;
   bool lately = false;
+  uint32_t borrowed = atomic_load_explicit(&s->borrowed, memory_order_relaxed);
+  if (UNLIKELY(borrowed > 0) && borrowed >= atomic_load(&s->ring_count)) {
+    return 0; /* what comes to those the kernel tells */
+  }
   for (struct slink *k = s->warm; k != NULL; k = k->next_warm) {
     lately |= k->count > 0 && s->turns - k->busy < LATELY;
   }

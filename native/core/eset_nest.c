@@ -268,6 +268,8 @@ static bool add(struct eset *s, int fd, struct eset *inner, struct epoll_event *
   r->state = REG_SET;
   s->inner_fd[s->inner_count++] = fd;
   atomic_fetch_add(&inner->outers, 1);
+  borrow_end_all(inner);
+  borrow_end_all(s);
   uint64_t one = 1;
   int saved = errno;
   if (atomic_load(&s->asleep) != 0 && QUIET(write)(s->bell_fd, &one, sizeof one) < 0) {

@@ -93,6 +93,15 @@ void eset_pass_on_own(struct eset *s) {
   errno = saved;
 }
 
+void eset_told(struct eset *s) {
+  if (bertha_lock(&s->lock)) { /* else who has it, which we have interrupted, passes on at its end */
+    if (s->epfd >= 0) {
+      eset_pass_on_own(s);
+    }
+    bertha_unlock(&s->lock);
+  }
+}
+
 void eset_pass_on(struct eset *s) {
   if (UNLIKELY(s->inner_count > 0) && atomic_load(&s->asleep) != 0) {
     nest_pass_on(s);

@@ -81,12 +81,28 @@ static bool ring_over(const struct conn *c) {
   return atomic_load_explicit(&conn_rx(c)->ring_end, memory_order_acquire) == conn_rx_head(c);
 }
 
+/* Its TCP socket has something: what that is comes into the ring, and is found there. */
+static void borrowed_came(struct eset *s, const struct epoll_event *e) {
+  int fd = (int)((uint32_t)e->data.u64 & (ESET_FDS - 1));
+  const struct reg *r = &s->regs[fd];
+  if ((r->state == REG_RING || r->state == REG_OFF) && eset_borrowed_data(r, fd) == e->data.u64) {
+    struct conn *c = conn_by_index(r->conn - 1);
+    if (conn_borrows(c)) {
+      borrow_in(c, (e->events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
+    }
+  }
+}
+
 /* What the kernel reported: our own registrations are taken note of, the program's passed on.  `from` and
  * `to` may be the same.  Does not need the lock for members that the kernel serves. */
 static int sort_out(struct eset *s, const struct epoll_event *from, int count, struct epoll_event *to) {
   int n = 0;
   for (int i = 0; i < count; i++) {
     struct epoll_event e = from[i];
+    if (UNLIKELY((e.data.u64 & 0xffffffff00000000u) == (eset_magic | ESET_BORROWED)) && eset_magic != 0) {
+      borrowed_came(s, &e);
+      continue;
+    }
     if ((e.data.u64 & 0xffffffff00000000u) != eset_magic || eset_magic == 0) {
       to[n++] = e;
       continue;

@@ -26,7 +26,7 @@ static uint32_t sleeper_of(const struct link *l, uint32_t slot) {
   return l->apart ? HOP_SLEEPER + slot : HOP_SLEEPER;
 }
 
-static void fill_header(struct bertha_link_header *h, uint32_t index, uint32_t slots) {
+static void fill_header(struct bertha_link_header *h, uint32_t index, uint32_t slots, bool loans) {
   *h = (struct bertha_link_header){.magic = BERTHA_MAGIC_LINK,
                                    .version = BERTHA_LAYOUT_VERSION,
                                    .listener = HOP_LISTENER,
@@ -46,6 +46,10 @@ static void fill_header(struct bertha_link_header *h, uint32_t index, uint32_t s
   h->slot_offset = up_to(at, PAGE);
   h->ring_offset = up_to(h->slot_offset + slots * sizeof(struct bertha_slot), PAGE);
   h->total_size = h->ring_offset + (uint64_t)2 * slots * HOP_RING_MAX;
+  if (loans) {
+    h->loan_offset = h->total_size;
+    h->total_size += (uint64_t)slots * BERTHA_LOAN_STRIDE;
+  }
 }
 
 static struct bertha_link_reply as_reply(uint32_t index, bool apart, uint32_t spin_us) {
@@ -84,7 +88,7 @@ struct link *hop_make(bool apart, uint32_t spin_us, uint32_t *index) {
   static _Atomic uint32_t made;
   struct bertha_link_header h;
   *index = atomic_fetch_add(&made, 1) + 1;
-  fill_header(&h, *index, apart ? APART_SLOTS : BERTHA_LINK_SLOTS);
+  fill_header(&h, *index, apart ? APART_SLOTS : BERTHA_LINK_SLOTS, !apart);
   int fd = REAL(memfd_create)("bertha-hop", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (fd < 0) {
     return NULL;
@@ -110,6 +114,11 @@ void hop_prepare(struct link *l, uint32_t slot) {
   for (int side = 0; side < 2; side++) {
     atomic_store_explicit(&s->dir[side].switch_at, 0, memory_order_relaxed);
   }
+  if (atomic_load(&s->loan_wanted) != BERTHA_LOAN_NEVER && link_loan(l, slot) != NULL) {
+    memset((void *)link_loan(l, slot), 0, offsetof(struct bertha_loan, in));
+  }
+  atomic_store_explicit(&s->loan_wanted, BERTHA_LOAN_NEVER, memory_order_relaxed);
+  atomic_store_explicit(&s->loan_turn, BERTHA_TURN_CARRIER, memory_order_relaxed);
   /* what the carrier writes, too, because we may write first */
   atomic_store_explicit(&s->watch[BERTHA_SIDE_SERVER].epoll, (uint16_t)sleeper_of(l, slot),
                         memory_order_relaxed);
@@ -202,6 +211,9 @@ void hop_close(struct conn *c, int fd, bool in_order) {
     atomic_store_explicit(&conn_tx(c)->closed, 2, memory_order_release);
   }
   bell_clear(c, fd); /* a byte that is left would make the kernel reset the socketpair */
+  if (hop_loan(c) != NULL && atomic_load(&c->slot->loan_wanted) != BERTHA_LOAN_NEVER) {
+    explicit_bzero(&hop_loan(c)->records, sizeof hop_loan(c)->records);
+  }
   atomic_store_explicit(&c->slot->watch[BERTHA_SIDE_SERVER].done, 1, memory_order_release);
   conn_forget(fd);
   conn_free(c);
@@ -258,6 +270,40 @@ void hop_ring(struct conn *c, int fd) {
   if (!taken) { /* a program that was woken for another connection has found this one's data, and may sleep again */
     bell_ring_all(c, fd);
   }
+}
+
+bool hop_both_ways(const struct conn *c) {
+  return c->rx_phase == PHASE_RING && c->tx_phase == PHASE_RING &&
+         atomic_load(&conn_tx(c)->want_kernel) == BERTHA_WANT_RING &&
+         atomic_load(&conn_rx(c)->ring_end) == UINT64_MAX && atomic_load(&conn_rx(c)->closed) == 0;
+}
+
+void hop_mark(struct conn *c) {
+  uint64_t bit = (uint64_t)1 << (c->slot_index % 64);
+  atomic_fetch_or(&c->link->dirty[BERTHA_SIDE_CLIENT][c->slot_index / 64], bit);
+}
+
+_Atomic uint32_t *hop_turn(const struct conn *c) {
+  return &c->slot->loan_turn;
+}
+
+uint32_t hop_wanted(const struct conn *c) {
+  return atomic_load_explicit(&c->slot->loan_wanted, memory_order_relaxed);
+}
+
+struct bertha_loan *hop_loan(const struct conn *c) {
+  return link_loan(c->link, c->slot_index);
+}
+
+/* What the slot says is a stranger's: what does not fit is found where it is used (ring_read, ring_room).  The size of our
+ * own direction's ring is ours to change, and the program leaves it. */
+void hop_resume(struct conn *c) {
+  struct bertha_direction *d = conn_tx(c);
+  __atomic_store_n(&c->rx_head, atomic_load(&conn_rx(c)->head), __ATOMIC_RELAXED);
+  c->tx_tail = atomic_load(&d->tail);
+  c->tx_base = atomic_load(&d->base);
+  c->tx_head = atomic_load(&d->head);
+  c->tx_look_at = 0;
 }
 
 void hop_end(struct conn *c, int fd) {

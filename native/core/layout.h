@@ -200,7 +200,10 @@ struct bertha_slot {
   /* `unix`, a client with such an end that is asleep until there is an answer: after how many bytes, plus one, it sends by the
    * unix socket.  Valid once the server has set BERTHA_PROMISE_TAKEN; until then the client may take it back. */
   _Atomic uint64_t promise;
-  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 24];
+  /* To a native carrier: who has its turn, and whether the program would take it (struct bertha_loan). */
+  _Atomic uint32_t loan_turn;   /* enum bertha_turn */
+  _Atomic uint32_t loan_wanted; /* enum bertha_loan_wanted */
+  uint8_t pad0[2 * BERTHA_CACHELINE - 16 - 40 - 16 - 24 - 8];
   struct bertha_watch watch[2];
   struct bertha_direction dir[2]; /* [side that produces] */
 };
@@ -250,11 +253,14 @@ enum bertha_turn {
 #define BERTHA_LOAN_IN (32u << 10)
 #define BERTHA_LOAN_OUT (17u << 10)
 #define BERTHA_LOAN_STRIDE (52u << 10) /* bytes from one slot's to the next's */
+enum bertha_loan_wanted {
+  BERTHA_LOAN_NEVER = 0, /* the memory below is not touched: a connection does without a page of it */
+  BERTHA_LOAN_WANTED = 1,
+  BERTHA_LOAN_NOT_NOW = 2,
+};
 struct bertha_loan {
-  _Atomic uint32_t turn;
-  _Atomic uint32_t wanted; /* the program would take it */
-  _Atomic uint32_t lock;   /* within the program: tid of the holder */
-  uint32_t owner;          /* pid that has taken it */
+  _Atomic uint32_t lock; /* within the program: tid of the holder */
+  uint32_t owner;        /* pid that has taken it */
   struct bertha_records records;
   _Atomic uint64_t bytes; /* that ever were sealed and opened in the program, for the connection log */
   uint32_t ended;         /* close_notify has come */

@@ -148,6 +148,10 @@ static bool header_copy(struct bertha_link_header *h, const struct bertha_link_h
       return false;
     }
   }
+  size_t loans = h->loan_offset != 0 ? (size_t)h->slot_count * BERTHA_LOAN_STRIDE : 0;
+  if (h->loan_offset % 4096 != 0 || h->loan_offset > size || loans > size - h->loan_offset) {
+    return false;
+  }
   return h->slot_offset % 64 == 0 && h->slot_offset <= size && slots <= size - h->slot_offset &&
          h->ring_offset % 4096 == 0 && h->ring_offset <= size && rings <= size - h->ring_offset;
 }
@@ -181,6 +185,7 @@ static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
     l->sleepers[s] = (struct bertha_sleeper *)(void *)(l->base + h->sleeper_offset[s]);
   }
   l->slots = (struct bertha_slot *)(void *)(l->base + h->slot_offset);
+  l->loans = h->loan_offset != 0 ? l->base + h->loan_offset : NULL;
   l->claims = NULL;
   l->free_count = 0;
   l->next_fresh = 0;
@@ -325,6 +330,11 @@ void link_drop(struct link *link) {
 
 uint8_t *link_ring(const struct link *link, uint32_t slot, int side) {
   return link->base + link->ring_offset + ((size_t)slot * 2 + (size_t)side) * link->ring_max;
+}
+
+struct bertha_loan *link_loan(const struct link *link, uint32_t slot) {
+  return link->loans != NULL ? (struct bertha_loan *)(void *)(link->loans + (size_t)slot * BERTHA_LOAN_STRIDE)
+                             : NULL;
 }
 
 static uint32_t refused(uint64_t listener) {

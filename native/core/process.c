@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 
 #include "agentc.h"
+#include "borrow.h"
 #include "carried.h"
 #include "connlog.h"
 #include "dgram.h"
@@ -219,6 +220,7 @@ static void before_fork(void) {
   if (!bertha_in_forked_stranger()) {
     local_fork_begin();
     conn_fork_prepare();
+    borrow_end_all(NULL); /* now that all are shared, none is borrowed anew */
   }
 }
 
@@ -236,6 +238,7 @@ static void in_child(void) {
   my_tid = 0;
   agent_after_fork();
   carried_after_fork();
+  borrow_after_fork();
   dgram_after_fork();
   local_after_fork();
   wait_after_fork();

@@ -265,6 +265,9 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
     }
     bertha_unlock(&c->rx_lock);
     conn_set_flag(c, CONN_LAST_RECV_DATA);
+    if (UNLIKELY(conn_borrows(c)) && borrow_unread(c)) {
+      borrow_in(c, false);
+    }
     if (wanted) {
       signal_space(c, fd);
     }
@@ -278,6 +281,9 @@ static ssize_t recv_ring(struct conn *c, int fd, const struct iovec *iov, int co
   bertha_unlock(&c->rx_lock);
   if (n < 0) {
     return n;
+  }
+  if (UNLIKELY(conn_borrows(c)) && borrow_in(c, false)) {
+    return -EINPROGRESS;
   }
   if (conn_flags(c) & CONN_RD_SHUT) {
     return 0;

@@ -84,6 +84,7 @@ struct link { /* this process's mapping of a link */
   _Atomic uint64_t *dirty[2];
   struct bertha_sleeper *sleepers[2];
   struct bertha_slot *slots;
+  uint8_t *loans; /* of its slots; NULL: none */
   struct bertha_claims_header *claims;
   _Atomic uint32_t lock; /* of the free list */
   uint32_t free_count;
@@ -145,6 +146,7 @@ enum conn_flag {
   CONN_PENDING = 1u << 24,  /* claimed, but told to nobody: the kernel is not done with its connect() */
   CONN_PROBED = 1u << 27,   /* whether its other end, which has ended, is still there */
   CONN_RELAYED = 1u << 30,  /* a program without the shim has it by a relay (relayed.c) */
+  CONN_BORROWS = 1u << 31,  /* the program has its carrier's turn (core/borrow.h) */
   CONN_BACK = 1u << 29,     /* nothing is, or comes, in a ring: whoever has its descriptor has it all */
   /* A listener's, of what accept() returns (tcp(7), socket(7)). */
   CONN_INHERITED =

@@ -117,6 +117,7 @@ static bool ask(struct conn *c, int fd, int64_t until) {
   struct bertha_direction *d = conn_rx(c);
   atomic_store(&d->want_kernel, BERTHA_WANT_ALL_BACK);
   atomic_thread_fence(memory_order_seq_cst);
+  borrow_end(c);
   signal_data(c, fd);
   signal_space(c, fd);
   /* A producer that has never used its ring, and never will, has no end of it to tell of. */

@@ -509,6 +509,8 @@ void conn_leave_ring(struct conn *c, uint32_t why) {
   c->info.reason = why;
   uint32_t none = BERTHA_WANT_RING; /* who has asked for more meanwhile (takeback.c) waits for that */
   atomic_compare_exchange_strong(&conn_rx(c)->want_kernel, &none, BERTHA_WANT_KERNEL);
+  atomic_thread_fence(memory_order_seq_cst);
+  borrow_end(c);
   if (bertha_lock(&c->tx_lock)) {
     if (atomic_load(&c->kernel_sends) == 0 && c->tx_phase == PHASE_BEFORE) {
       atomic_store_explicit(&conn_tx(c)->switch_at, atomic_load(&c->ktx), memory_order_release);

@@ -143,6 +143,7 @@ static int sleep_on(struct waiter *w, struct conn *c, int fd, short want, int64_
     conn_watch_kernel(c);
   }
   atomic_thread_fence(memory_order_seq_cst);
+  borrow_end(c); /* by a set: it would not be told */
   int result = 0;
   if (!conn_events_any(c, fd, want)) {
     uint32_t flags = conn_flags(c);
@@ -197,6 +198,7 @@ int wait_conn(struct conn *c, int fd, short want, int64_t deadline) {
     return -ENOMEM;
   }
   uint32_t life = conn_life(c);
+  borrow_end(c);
   int64_t bound = same_processor(c->link) ? 0 : link_spin_bound(c->link);
   if (bound > 0 && w->spin.score >= 0 && look_often(c, want)) { /* sooner than the clock can be asked twice */
     spin_learn(&w->spin, 0, bound);

@@ -63,6 +63,7 @@ static void classify(struct poll_call *p) {
     if (conn_kind(c) == BERTHA_CONN_CLAIMED ? conn_ripe(c, fd) : conn_kind(c) == BERTHA_CONN_SHM) {
       p->class[i] = RING;
       p->rings++;
+      borrow_end(c);
       if (!same_processor(c->link)) {
         p->same_cpu = false;
       }
@@ -288,6 +289,12 @@ static bool arm(struct waiter *w, struct poll_call *p) {
     }
   }
   atomic_thread_fence(memory_order_seq_cst);
+  for (nfds_t i = 0; i < p->count; i++) {
+    struct conn *c = p->class[i] == RING ? conn_of(p->user[i].fd) : NULL;
+    if (c != NULL) {
+      borrow_end(c); /* by a set, meanwhile: it would not be told */
+    }
+  }
   return sure;
 }
 

@@ -10,6 +10,7 @@ import pytest
 from tests.model import alike, bell, boxes, sets, tuple_reuse, wakeup
 from tests.model.connection_state import Rules
 from tests.model.explorer import Model, TooLargeError, explore
+from tests.model.loan import Loan
 from tests.model.machine import Machine, Memory, World
 from tests.model.promise import Promise
 from tests.model.setup_protocol import SetUp
@@ -376,3 +377,18 @@ def test_a_promise_is_kept() -> None:
 @pytest.mark.parametrize("rule", ["taken back", "same end", "attached first"])
 def test_a_promise_needs(rule: str) -> None:
     fails(Promise(without(rule)))
+
+
+# ---- a carrier's turn, lent to the program -----------------------------------------------------------
+
+
+def test_a_loan_loses_nothing() -> None:
+    holds(Loan())
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["marks again", "sends what is there", "says so first", "looks for who ends", "takes its offer back"],
+)
+def test_a_loan_needs(rule: str) -> None:
+    fails(Loan(without(rule)))
