@@ -96,7 +96,7 @@ test-native: venv
 	@$(NATIVE) test
 	@$(NATIVE) test VARIANT=asan
 	@$(NATIVE) test VARIANT=tsan
-	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=3; \
+	@if command -v clang >/dev/null; then $(NATIVE) fuzz FUZZ_SECONDS=2; \
 	else echo "native: clang is not installed: no fuzzing"; fi
 
 # Two tests side by side, each in a network namespace of its own (tests/harness/workers.py), where that can be had.
