@@ -222,7 +222,7 @@ def test_every_bench(name: str, run_bench: Callable[..., tuple[int, dict[str, An
         assert sorted((c["variant"], c["params"]["kind"], c["params"]["size"]) for c in cells) == sorted(
             product(
                 ("chunnel", "library"),
-                ("zstd", "lz4", "encrypt", "frame", "reliable"),
+                ("zstd", "lz4", "encrypt", "records", "frame", "reliable"),
                 (64, 1024, 16384, 65536),
             )
         )

@@ -27,11 +27,12 @@ KINDS = {
     "zstd": "compress(zstd)",
     "lz4": "compress(lz4)",
     "encrypt": "encrypt",
+    "records": "encrypt, by the program itself",
     "frame": "frame",
     "reliable": "reliable",
 }
 #: Those that have a library to be measured against.
-_BOUND = ("zstd", "lz4", "encrypt")
+_BOUND = ("zstd", "lz4", "encrypt", "records")
 #: The last is the most that compress makes one record of: sixteen of them are a megabyte.
 SIZES = (64, 1024, 16384, 65536)
 _MEBIBYTE = 1 << 20

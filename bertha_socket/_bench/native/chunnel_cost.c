@@ -1,5 +1,5 @@
 /* What a chunnel's C implementation costs beside the library that it calls:
- *                              chunnel_cost zstd|lz4|frame|encrypt|reliable SIZE MILLISECONDS [CERTIFICATE KEY]
+ *                              chunnel_cost zstd|lz4|frame|encrypt|records|reliable SIZE MILLISECONDS [CERTIFICATE KEY]
  *
  * Messages of SIZE bytes of text go down through one end and up through another, in memory: by the functions that
  * the carrier calls (native/chunnels/), and by the library alone in a loop, a group of messages of each in turn.
@@ -17,13 +17,15 @@
 #include <zstd.h>
 
 #include "chunnels/chunnel.h"
+#include "chunnels/encrypt.h"
 #include "chunnels/reliable.h"
 
 enum { LEVEL = 3, GROUP_BYTES = 128 * 1024, GROUP_MOST = 256, SAMPLES = 65536, TLS_PIECE = 16 * 1024 };
 
-enum kind { ZSTD, LZ4, FRAME, ENCRYPT, RELIABLE, KINDS };
-static const char *const names[KINDS] = {"zstd", "lz4", "frame", "encrypt", "reliable"};
-static const char *const wires[KINDS] = {"zstd/1", "lz4/1", "u32be/1", "tls/1.3", "brel/1"};
+/* RECORDS: as ENCRYPT, once a program could have gone on by itself (native/core/records.c). */
+enum kind { ZSTD, LZ4, FRAME, ENCRYPT, RECORDS, RELIABLE, KINDS };
+static const char *const names[KINDS] = {"zstd", "lz4", "frame", "encrypt", "records", "reliable"};
+static const char *const wires[KINDS] = {"zstd/1", "lz4/1", "u32be/1", "tls/1.3", "tls/1.3", "brel/1"};
 
 static enum kind kind;
 static size_t size, count;
@@ -83,7 +85,7 @@ static void refill(struct buffer *b, size_t n) { /* what was taken of it is stil
 
 static struct chunnel *opened(bool serving) {
   static const struct chunnel_ops *const all[KINDS] = {&chunnel_compress, &chunnel_compress, &chunnel_frame,
-                                                       &chunnel_encrypt};
+                                                       &chunnel_encrypt, &chunnel_encrypt};
   static const struct pack_value none = {.kind = PACK_MAP};
   struct chunnel_config config = {serving, wires[kind], &none, certificate, key, certificate};
   const char *why;
@@ -92,6 +94,15 @@ static struct chunnel *opened(bool serving) {
     broken(why);
   }
   return c;
+}
+
+static bool is_tls(void) {
+  return kind == ENCRYPT || kind == RECORDS;
+}
+
+static void lend_and_take_back(struct chunnel *c) {
+  struct bertha_records records;
+  must(encrypt_lend(c, &records) && encrypt_back(c, &records, false), "encrypt cannot be lent");
 }
 
 static void chunnel_begin(void) {
@@ -103,6 +114,10 @@ static void chunnel_begin(void) {
     must(client->ops->down(client, &in, &wire, false), client->why);
     must(server->ops->up(server, &wire, &out, &back, false), server->why);
     must(client->ops->up(client, &back, &out, &wire, false), client->why);
+  }
+  if (kind == RECORDS) {
+    lend_and_take_back(client);
+    lend_and_take_back(server);
   }
 }
 
@@ -235,7 +250,7 @@ static void library_begin(void) {
   must(packed != NULL && packed_sizes != NULL && unpacked != NULL && packer != NULL && unpacker != NULL &&
            !LZ4F_isError(LZ4F_createDecompressionContext(&lz4_unpacker, LZ4F_VERSION)),
        "no memory");
-  if (kind != ENCRYPT) {
+  if (!is_tls()) {
     return;
   }
   BIO *up = BIO_new(BIO_s_mem()), *down = BIO_new(BIO_s_mem());
@@ -259,7 +274,7 @@ static void library_down(void) {
       LZ4F_preferences_t how = {.frameInfo.contentSize = size};
       n = LZ4F_compressFrame(to, packed_room, plain, size, &how);
       must(!LZ4F_isError(n), "LZ4F_compressFrame");
-    } else if (kind == ENCRYPT) {
+    } else if (is_tls()) {
       must(SSL_write(near_end, plain, (int)size) == (int)size, "SSL_write");
     } else {
       memcpy(to, plain, size);
@@ -270,7 +285,7 @@ static void library_down(void) {
 
 static void library_up(void) {
   uint8_t *to = unpacked, *end = unpacked + count * size;
-  if (kind == ENCRYPT) {
+  if (is_tls()) {
     while (to < end) {
       int n = SSL_read(far_end, to, end - to < TLS_PIECE ? (int)(end - to) : TLS_PIECE);
       must(n > 0, "SSL_read");
@@ -322,15 +337,16 @@ static double median(uint64_t *of, size_t n) {
 
 int main(int argc, char **argv) {
   if (argc != 4 && argc != 6) {
-    fprintf(stderr,
-            "usage: chunnel_cost zstd|lz4|frame|encrypt|reliable SIZE MILLISECONDS [CERTIFICATE KEY]\n");
+    fprintf(
+        stderr,
+        "usage: chunnel_cost zstd|lz4|frame|encrypt|records|reliable SIZE MILLISECONDS [CERTIFICATE KEY]\n");
     return 2;
   }
   for (kind = 0; kind < KINDS && strcmp(names[kind], argv[1]) != 0; kind++) {
   }
   size = (size_t)strtoull(argv[2], NULL, 10);
   uint64_t until = now_ns() + (uint64_t)strtoull(argv[3], NULL, 10) * 1000000u;
-  if (kind == KINDS || size == 0 || size > GROUP_BYTES || (kind == ENCRYPT && argc != 6)) {
+  if (kind == KINDS || size == 0 || size > GROUP_BYTES || (is_tls() && argc != 6)) {
     fprintf(stderr, "chunnel_cost: no such case\n");
     return 2;
   }
