@@ -82,6 +82,7 @@ def test_killed_as_it_waits(host: Host, side: str) -> None:
     speaks.wait_text("ready")
     speaks.process.kill()
     assert echoes.wait(60) == "the end\n"
+    _by_themselves(host.finish(), 1, ("server" if side == "connect" else "client",))
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -118,3 +119,4 @@ def test_nonsense_from_the_program(host: Host, variant: int) -> None:
     assert speaks.wait(60) == "resets\n"
     assert echoes.wait(60) == "reset\n"
     assert _carriers(host) == before
+    _by_themselves(host.finish(), 2, ("client",))

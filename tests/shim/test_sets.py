@@ -55,7 +55,7 @@ def test_a_set_of_a_parent_and_its_child(host: Host, build: Build, scene: str, s
 
 
 def test_a_child_that_is_killed_in_its_parents_set(host: Host, build: Build) -> None:
-    """It gives nothing back, so what it had is not in the log when the parent ends."""
+    """It gives nothing back, so the log has no line of it: what carries such scenes, the others' prove."""
     assert host.run([build("kin"), "killed-asleep"]) == "ok\n"
 
 
