@@ -9,6 +9,7 @@
 #include <signal.h>
 
 #include "../chunnels/encrypt.h"
+#include "../core/conn.h"
 #include "../core/hop.h"
 #include "session.h"
 
@@ -36,7 +37,7 @@ void lend_offer(struct session *s) {
   loan->error = 0;
   s->lent = true;
   atomic_store(hop_turn(s->ring), BERTHA_TURN_OFFERED);
-  hop_mark(s->ring); /* it looks when it is awake: nothing is to be done at once */
+  signal_mark(s->ring); /* it looks when it is awake: nothing is to be done at once */
 }
 
 /* Of one that has ended, by the kernel's word.  In the middle of a record, nobody knows how much of it is sent. */

@@ -265,7 +265,7 @@ static inline void wake_sets(struct conn *c, int fd, struct bertha_watch *w) {
   }
 }
 
-static void mark_dirty(struct conn *c) {
+void signal_mark(struct conn *c) {
   _Atomic uint64_t *word = &c->link->dirty[1 - c->side][c->slot_index / 64];
   uint64_t bit = (uint64_t)1 << (c->slot_index % 64);
   atomic_thread_fence(memory_order_seq_cst);
@@ -291,18 +291,18 @@ void bell_ring_all(struct conn *c, int fd) {
 void signal_data(struct conn *c, int fd) {
   int saved = errno;
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
-  mark_dirty(c);
+  signal_mark(c);
   if (UNLIKELY(bertha.is_carrier)) {
     conn_set_flag(c, CONN_DUE);
     return;
   }
-  /* Behind mark_dirty()'s fence: who borrows it just now sees what is in the ring, or is seen here. */
+  /* Behind signal_mark()'s fence: who borrows it just now sees what is in the ring, or is seen here. */
   if (UNLIKELY(c->link->loans != NULL) && (conn_borrows(c) ? borrow_out(c) : borrow_offered(c, fd))) {
     errno = saved;
     return;
   }
   if (UNLIKELY(c->link->loans != NULL)) {
-    mark_dirty(c); /* a carrier may have taken the mark while it was not its turn */
+    signal_mark(c); /* a carrier may have taken the mark while it was not its turn */
   }
   wake_sets(c, fd, w);
   wake(c, fd, atomic_load(&w->rx), false);
@@ -316,7 +316,7 @@ void signal_data(struct conn *c, int fd) {
 void signal_space(struct conn *c, int fd) {
   int saved = errno;
   struct bertha_watch *w = &c->slot->watch[1 - c->side];
-  mark_dirty(c);
+  signal_mark(c);
   if (UNLIKELY(bertha.is_carrier)) {
     conn_set_flag(c, CONN_DUE | CONN_DUE_ROOM);
     return;

@@ -203,10 +203,6 @@ static bool send_sealed(struct conn *c, struct bertha_loan *loan, const uint8_t 
   return sent == size;
 }
 
-static bool good_ring(const struct conn *c, uint32_t size) {
-  return size != 0 && (size & (size - 1)) == 0 && size <= c->link->ring_max;
-}
-
 /* Who has lacked room in the ring, as if a carrier had made it. */
 static void made_room(struct conn *c) {
   struct bertha_direction *d = conn_tx(c);
@@ -228,7 +224,7 @@ static bool send_all(struct conn *c, struct bertha_loan *loan, struct borrowed *
     }
     uint32_t size = atomic_load_explicit(&d->size, memory_order_relaxed);
     uint64_t base = atomic_load_explicit(&d->base, memory_order_relaxed);
-    if (!good_ring(c, size) || used > size) {
+    if (!ring_is_sound(c, size, used)) {
       conn_broken(c);
       return false;
     }
@@ -287,7 +283,7 @@ static size_t ring_free(const struct conn *c) {
   const struct bertha_direction *d = conn_rx(c);
   uint32_t size = atomic_load_explicit(&d->size, memory_order_relaxed);
   uint64_t used = atomic_load_explicit(&d->tail, memory_order_relaxed) - conn_rx_head(c);
-  return good_ring(c, size) && used <= size ? size - (size_t)used : 0;
+  return ring_is_sound(c, size, used) ? size - (size_t)used : 0;
 }
 
 /* There is room for it. */

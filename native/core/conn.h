@@ -130,6 +130,11 @@ static inline uint32_t tx_kernel_sends(const struct conn *c) {
 }
 void conn_leave_ring(struct conn *c, uint32_t why); /* asks both directions back to the kernel */
 
+/* What a slot says of a ring, which others write, keeps us within its memory. */
+static inline bool ring_is_sound(const struct conn *c, uint32_t size, uint64_t used) {
+  return size != 0 && (size & (size - 1)) == 0 && size <= c->link->ring_max && used <= size;
+}
+
 /* How much the producer lets lie in its ring. */
 static inline uint32_t ring_bound(const struct conn *c) {
   return c->tx_bound != 0 && c->tx_bound < c->tx_size ? c->tx_bound : c->tx_size;
@@ -177,6 +182,7 @@ void conn_kernel_events(struct conn *c, uint32_t epoll_events); /* what the kern
 bool conn_look_at_kernel(struct conn *c, int fd);               /* true: something was learnt */
 
 /* bell.c */
+void signal_mark(struct conn *c); /* the other end finds that something has changed, and is not woken */
 void signal_data(struct conn *c, int fd);
 void signal_space(struct conn *c, int fd);
 void bell_ring_all(struct conn *c, int fd); /* a carrier, for both of the above */

@@ -278,11 +278,6 @@ bool hop_both_ways(const struct conn *c) {
          atomic_load(&conn_rx(c)->ring_end) == UINT64_MAX && atomic_load(&conn_rx(c)->closed) == 0;
 }
 
-void hop_mark(struct conn *c) {
-  uint64_t bit = (uint64_t)1 << (c->slot_index % 64);
-  atomic_fetch_or(&c->link->dirty[BERTHA_SIDE_CLIENT][c->slot_index / 64], bit);
-}
-
 _Atomic uint32_t *hop_turn(const struct conn *c) {
   return &c->slot->loan_turn;
 }

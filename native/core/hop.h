@@ -45,7 +45,6 @@ _Atomic uint32_t *hop_turn(const struct conn *c); /* enum bertha_turn */
 uint32_t hop_wanted(const struct conn *c);        /* enum bertha_loan_wanted */
 void hop_resume(struct conn *c);
 bool hop_both_ways(const struct conn *c); /* both directions are on the ring, and are to stay there */
-void hop_mark(struct conn *c);            /* something has changed, of which nobody need be woken */
 /* Calls `changed` for each slot in which the program has done something since.  True: there was one. */
 bool hop_collect(struct link *l, void (*changed)(void *who, uint32_t slot), void *who);
 void hop_asked(struct conn *c, int fd); /* the program wants its ring back */

@@ -217,3 +217,12 @@ bool conn_look_at_kernel(struct conn *c, int fd) {
   abroad_leave(c, abroad);
   return learnt;
 }
+
+/* What FIONREAD would say, without the kernel's share. */
+size_t conn_readable_bytes(struct conn *c) {
+  if (c->rx_phase == PHASE_AFTER) {
+    return 0;
+  }
+  uint64_t used = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) - c->rx_head;
+  return used <= c->link->ring_max ? (size_t)used : 0;
+}

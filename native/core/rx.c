@@ -144,7 +144,7 @@ ssize_t ring_read(struct conn *c, const struct iovec *iov, int count, size_t ski
   }
   uint32_t size = atomic_load_explicit(&d->size, memory_order_relaxed);
   uint64_t base = atomic_load_explicit(&d->base, memory_order_relaxed);
-  if (size == 0 || (size & (size - 1)) != 0 || size > c->link->ring_max || used > size) {
+  if (!ring_is_sound(c, size, used)) {
     conn_broken(c);
     return -ECONNRESET;
   }
@@ -590,13 +590,4 @@ ssize_t stream_recv(struct conn *c, int fd, const struct iovec *iov, int count, 
     got += (size_t)n;
   }
   return (ssize_t)got;
-}
-
-/* What FIONREAD would say, without the kernel's share. */
-size_t conn_readable_bytes(struct conn *c) {
-  if (c->rx_phase == PHASE_AFTER) {
-    return 0;
-  }
-  uint64_t used = atomic_load_explicit(&conn_rx(c)->tail, memory_order_acquire) - c->rx_head;
-  return used <= c->link->ring_max ? (size_t)used : 0;
 }
