@@ -5,9 +5,6 @@
  * forked, executed something, closed, died, or does not keep up.  In between the program needs nobody.
  *
  * What the program writes into the loan is a stranger's: sizes are bounded, and the rest is its own loss. */
-#include <errno.h>
-#include <signal.h>
-
 #include "../chunnels/encrypt.h"
 #include "../core/conn.h"
 #include "../core/hop.h"
@@ -50,6 +47,7 @@ static void take_over(struct session *s, const struct bertha_loan *loan) {
   size_t in = loan->in_size, at = loan->out_at, out = loan->out_size;
   bool notified = loan->ended != 0;
   s->lent_error = loan->error;
+  atomic_signal_fence(memory_order_seq_cst); /* what is checked is what is used: no reading again */
   hop_resume(s->ring);
   if (loan->failed || in > sizeof loan->in || out > sizeof loan->out || at > out) {
     s->lent_why = "encrypt: what came is not what was sent";
