@@ -349,6 +349,7 @@ void bertha_init(void) {
   bertha_follow_forks();
   bertha.enabled = true;
   inherit_connections();
+  heap_keeps_large_reads();
   errno = saved;
 }
 
