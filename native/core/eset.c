@@ -255,6 +255,15 @@ void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   r->slink = NULL;
 }
 
+void eset_take_out(struct eset *s, struct reg *r, const struct conn *c) {
+  struct slink *k = r->slink;
+  ring_off(k, c->slot_index);
+  parted_begin(k, c, r->events & EPOLLEXCLUSIVE);
+  k->count--;
+  s->ring_count--;
+  r->state = REG_OFF;
+}
+
 /* The kernel is readable by itself: it holds bytes, or an end. */
 static bool kernel_tells(const struct conn *c) {
   bool bytes = c->rx_phase == PHASE_BEFORE && atomic_load(&c->krx) != atomic_load(&conn_rx(c)->switch_at);
@@ -463,6 +472,7 @@ void eset_after_fork(void) {
   for (uint32_t i = 0; i < sets_used; i++) {
     if (sets[i]->epfd >= 0) {
       atomic_store(&sets[i]->lock, 0);
+      parted_after_fork(sets[i]);
       sets[i]->inherited = true;
       sets[i]->asleep = 0;
       sets[i]->asleep_outside = 0;

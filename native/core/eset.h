@@ -64,9 +64,10 @@ struct slink { /* a link, as far as this set has connections of it */
   unsigned cursor; /* behind the slot last told of */
   uint64_t mask[ESET_WORDS];
   uint64_t pending[ESET_WORDS];
-  uint64_t in[ESET_WORDS];           /* also those that have fired; with the link's `sets_lock` */
-  uint64_t byte_left[ESET_WORDS];    /* a bell byte was left for other sets */
-  _Atomic uint64_t told[ESET_WORDS]; /* changes that another set has taken from the link's map */
+  uint64_t in[ESET_WORDS];             /* also those that have fired; with the link's `sets_lock` */
+  uint64_t byte_left[ESET_WORDS];      /* a bell byte was left for other sets */
+  _Atomic uint64_t parted[ESET_WORDS]; /* out of the set, but named in the slot (eset_parted.c) */
+  _Atomic uint64_t told[ESET_WORDS];   /* changes that another set has taken from the link's map */
   int fd[BERTHA_LINK_SLOTS];
   struct slink *next;
   bool warm; /* it has had something lately */
@@ -85,6 +86,7 @@ struct eset {
   _Atomic bool sharing; /* one of its connections is, or was, in another set, too */
   bool byte_left; /* a bell byte could not be taken off: no further one would come, so an eventfd has to do */
   _Atomic uint32_t ring_count;
+  uint32_t parted;         /* members that are out of it, and named in their slots */
   uint32_t kernel_streams; /* REG_KERNEL registrations */
   _Atomic uint32_t
       borrowed; /* of those on rings, whose TCP sockets are in the kernel's set, too (borrow.h) */
@@ -180,6 +182,18 @@ void share_again(struct slink *k, uint32_t slot, bool exclusive, bool from_the_d
 void share_renamed(const struct slink *k, uint32_t slot, uint32_t was); /* k->sleeper is another one now */
 uint64_t share_take(struct slink *k, unsigned word);                    /* what has changed for this set */
 bool share_byte_left(struct slink *k); /* a byte lies there that keeps others from being sent */
+
+static inline bool share_parted(const struct slink *k, uint32_t slot) {
+  return atomic_load_explicit(&k->parted[slot / 64], memory_order_relaxed) >> (slot % 64) & 1;
+}
+
+/* eset_parted.c: members that the program has taken out, with the lock of the set that the slink is of. */
+void parted_begin(struct slink *k, const struct conn *c, bool exclusive); /* instead of share_leave() */
+bool parted_again(struct slink *k, uint32_t slot, bool exclusive);        /* true: as good as share_join() */
+void parted_end(struct slink *k, uint32_t slot);   /* share_leave(), if that is yet to be done */
+void parted_joins(struct slink *k, uint32_t slot); /* named anew */
+void parted_all_end(struct eset *s);
+void parted_after_fork(struct eset *s);
 
 /* By memory alone, and perhaps too much. */
 static inline bool slink_changed(const struct slink *k, unsigned word) {

@@ -34,6 +34,14 @@ static int other_descriptor(const struct eset *s, const struct conn *c, int fd) 
   return -1;
 }
 
+static void end_parted(const struct eset *s, const struct conn *c) {
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->link == c->link) {
+      parted_end(k, c->slot_index);
+    }
+  }
+}
+
 static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
   struct reg *r = &s->regs[fd];
   if (r->state == REG_RING || r->state == REG_KERNEL) {
@@ -42,6 +50,9 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   uint32_t in = eset_entry(fd);
   const struct eset *other = eset_by_entry(in);
   bool many = in == SET_MANY || (other != NULL && other != s);
+  if (UNLIKELY(r->state != REG_OFF && s->parted > 0)) {
+    end_parted(s, c); /* a duplicate of it was taken out */
+  }
   int twin = conn_kind(c) == BERTHA_CONN_SHM ? other_descriptor(s, c, fd) : -1;
   r->stays = twin >= 0;
   if (twin >= 0) { /* a duplicate of it is in the set: the map of changes knows one descriptor only */
@@ -54,8 +65,12 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   r->conn = conn_index(c) + 1;
   r->use += !was_off;
   bool exclusive = event->events & EPOLLEXCLUSIVE;
-  if (was_off && !r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM &&
-      share_join(r->slink, c->slot_index, exclusive)) {
+  bool named = was_off && parted_again(r->slink, c->slot_index, exclusive);
+  bool by_ring = was_off && !r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM;
+  if (UNLIKELY(named && !by_ring)) {
+    share_leave(r->slink, c->slot_index);
+  }
+  if (by_ring && (named || share_join(r->slink, c->slot_index, exclusive))) {
     borrow_keep(c, s);
     r->state = REG_RING;
     r->slink->fd[c->slot_index] = fd;
@@ -164,10 +179,7 @@ static int ctl_del(struct eset *s, int fd, struct conn *c, struct epoll_event *e
     conn_refresh_watch(c);
     return result;
   }
-  struct slink *k = r->slink;
-  eset_leave_ring(s, r, c);
-  r->slink = k;
-  r->state = REG_OFF;
+  eset_take_out(s, r, c);
   return 0;
 }
 

@@ -25,6 +25,9 @@ static void forget_in(struct eset *s, int fd, struct conn *c) {
     eset_leave_ring(s, r, c);
   }
   bool kernel = mine && r->state == REG_KERNEL;
+  if (mine && r->state == REG_OFF) {
+    parted_end(r->slink, c->slot_index);
+  }
   if (mine && r->state == REG_OFF && lives_on && !s->inherited) {
     REAL(epoll_ctl)(s->epfd, EPOLL_CTL_DEL, fd, NULL);
   }
@@ -48,6 +51,7 @@ static void forget_set(struct eset *s) {
   }
   nest_drop_all(s);
   borrow_end_all(s);
+  parted_all_end(s);
   for (struct slink *k = s->slinks; k != NULL;) {
     struct slink *next = k->next;
     for (uint32_t slot = 0; k->count > 0 && slot < BERTHA_LINK_SLOTS; slot++) {
@@ -283,6 +287,7 @@ void eset_plain(struct eset *s) {
     return;
   }
   s->plain = true;
+  parted_all_end(s);
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
     for (uint32_t slot = 0; slot < BERTHA_LINK_SLOTS; slot++) {
       const struct reg *r = &s->regs[k->fd[slot]]; /* also one that has fired its one shot */

@@ -335,6 +335,7 @@ void kin_look(struct eset *s) {
   uint64_t me = user_of((uint32_t)bertha.pid, s);
   struct others o;
   bool known;
+  parted_all_end(s);
   do {
     s->kin_seen = atomic_load(&f->adoptions);
     s->kicked = 0;

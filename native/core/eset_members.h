@@ -20,6 +20,7 @@ void eset_ring_on(struct slink *k, uint32_t slot);
 /* From now on the rings serve it.  `op` says whether the kernel knows it already. */
 int eset_to_ring(struct eset *s, int fd, struct conn *c, int op);
 void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c);
+void eset_take_out(struct eset *s, struct reg *r, const struct conn *c); /* REG_OFF */
 /* Back to the kernel, with the program's own events; its waits must then hear the byte on the connection. */
 void eset_to_kernel(struct eset *s, int fd);
 struct epoll_event eset_kernel_event(struct reg *r, int fd);

@@ -97,11 +97,12 @@ bool share_join(struct slink *k, uint32_t slot, bool exclusive) {
   uint16_t name = (uint16_t)(k->sleeper | (exclusive ? BERTHA_WATCH_ONE : 0));
   bool others = false;
   bool inherited = false;
+  parted_joins(k, slot);
   if (!bertha_lock(&l->sets_lock)) {
     return false;
   }
   for (const struct slink *o = l->sets; o != NULL; o = o->beside) {
-    if (o != k && has(o->in, slot)) {
+    if (o != k && has(o->in, slot) && !share_parted(o, slot)) {
       others = true;
       inherited |= o->set->inherited; /* the parent's: it looks at the same map, and is told nothing by us */
     }

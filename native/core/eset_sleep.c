@@ -30,6 +30,9 @@ void eset_want_bell(struct eset *s) {
 }
 
 void eset_set_armed(struct eset *s, uint32_t value) {
+  if (value != 0 && s->parted > 0) {
+    parted_all_end(s);
+  }
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
     if (k->count > 0) {
       _Atomic uint32_t *armed = &k->link->sleepers[k->link->side][k->sleeper].armed;

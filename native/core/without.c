@@ -49,6 +49,7 @@ static void give_sets(void) {
     if (s == NULL || s->epfd != (int)i || s->inherited || !bertha_lock(&s->lock)) {
       continue;
     }
+    parted_all_end(s);
     for (uint32_t fd = 0; fd < bertha.max_fd && fd < ESET_FDS; fd++) {
       give_member(s, (int)fd);
     }
