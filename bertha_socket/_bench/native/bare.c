@@ -1,5 +1,6 @@
 /* bare CPU CPU [--requests N] [--warmup W]: what a round trip of 64 B costs where there is nothing but the machine.
- * bare CPU CPU --pieces N: the same of pieces of 128 KiB in one direction, by memcpy into shared memory and out of it.
+ * bare CPU CPU --pieces N: the same of pieces of 128 KiB in one direction, copied into shared memory and out of it, by
+ * whichever of four ways is the quickest (a quarter of the pieces each).
  *
  * Two processes and a cache line for each direction, which has the message and its number.  On two processors each looks at
  * the other's line until it changes; on one each sleeps in futex(2) and wakes the other.  No ring, no socket, no
@@ -8,13 +9,16 @@
  */
 #include "common.h"
 
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 #include <linux/futex.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-enum { MESSAGE = 60, PIECE = 128 * 1024, SLOTS = 4 };
+enum { MESSAGE = 60, PIECE = 128 * 1024, SLOTS = 8 };
 
 struct line {
   _Alignas(64) _Atomic uint32_t number;
@@ -78,8 +82,34 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+/* Which way is the quickest depends on the processor, and on how near the two are to one another. */
+typedef void copier(char *to, const char *from);
+
+static void by_memcpy(char *to, const char *from) {
+  memcpy(to, from, PIECE);
+}
+
+static void by_vectors(char *to, const char *from) {
+  size_t part = 2048;
+  __asm__("" : "+r"(part)); /* of a size that it knows the compiler makes `rep movsq` by itself */
+  for (size_t at = 0; at < PIECE; at += part) {
+    memcpy(to + at, from + at, part);
+  }
+}
+
+static void around_caches(char *to, const char *from) {
+#ifdef __SSE2__
+  for (size_t at = 0; at < PIECE; at += sizeof(__m128i)) {
+    _mm_stream_si128((void *)(to + at), _mm_loadu_si128((const void *)(from + at)));
+  }
+  _mm_sfence();
+#else
+  by_vectors(to, from);
+#endif
+}
+
 /* On one processor each goes on until the ring is full, or empty, and only then wakes the other. */
-static double bulk(size_t here, size_t there, uint32_t pieces) {
+static double bulk(size_t here, size_t there, uint32_t pieces, copier *in, copier *out) {
   int sleeps = here == there;
   uint32_t wakes = sleeps ? SLOTS : 1;
   char *ring = mmap(NULL, SLOTS * PIECE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -93,7 +123,7 @@ static double bulk(size_t here, size_t there, uint32_t pieces) {
   if (part(here, there)) {
     for (uint32_t i = 0; i < pieces; i++) {
       await(&words[0].number, i + 1, sleeps);
-      memcpy(own, ring + (size_t)(i % SLOTS) * PIECE, PIECE);
+      out(own, ring + (size_t)(i % SLOTS) * PIECE);
       if ((i + 1) % wakes == 0) {
         advance(&words[1].number, i + 1, sleeps);
       }
@@ -103,13 +133,27 @@ static double bulk(size_t here, size_t there, uint32_t pieces) {
   uint64_t begin = now_ns();
   for (uint32_t i = 0; i < pieces; i++) {
     await(&words[1].number, i < SLOTS ? 0 : i + 1 - SLOTS, sleeps);
-    memcpy(ring + (size_t)(i % SLOTS) * PIECE, own, PIECE);
+    in(ring + (size_t)(i % SLOTS) * PIECE, own);
     if ((i + 1) % wakes == 0) {
       advance(&words[0].number, i + 1, sleeps);
     }
   }
   await(&words[1].number, pieces, sleeps);
   return pieces / ((double)(now_ns() - begin) / 1e9);
+}
+
+static double quickest(size_t here, size_t there, uint32_t pieces) {
+  copier *const ways[][2] = {{by_memcpy, by_memcpy},
+                             {by_vectors, by_vectors},
+                             {around_caches, by_vectors},
+                             {around_caches, by_memcpy}};
+  const uint32_t count = sizeof ways / sizeof *ways;
+  double best = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    double rate = bulk(here, there, pieces / count, ways[i][0], ways[i][1]);
+    best = rate > best ? rate : best;
+  }
+  return best;
 }
 
 int main(int argc, char **argv) {
@@ -122,7 +166,7 @@ int main(int argc, char **argv) {
          warmup = number(argc, argv, "--warmup", "2000");
   size_t pieces = number(argc, argv, "--pieces", "0");
   if (pieces > 0) {
-    printf("{\"rate\": %.1f}\n", bulk(here, there, (uint32_t)pieces));
+    printf("{\"rate\": %.1f}\n", quickest(here, there, (uint32_t)pieces));
     return 0;
   }
   int sleeps = here == there;
