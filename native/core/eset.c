@@ -190,6 +190,7 @@ static struct slink *slink_for(struct eset *s, struct link *l) {
 }
 
 void eset_ring_on(struct slink *k, uint32_t slot) {
+  k->words = slot / 64 < k->words ? k->words : slot / 64 + 1;
   k->mask[slot / 64] |= (uint64_t)1 << (slot % 64);
   slink_mark(k, slot);
 }
@@ -246,12 +247,16 @@ void eset_kernels_room(struct eset *s, int fd, const struct conn *c) {
   }
 }
 
+static void one_less(struct eset *s, struct slink *k) {
+  s->ring_count--;
+  k->words = --k->count > 0 ? k->words : 0;
+}
+
 void eset_leave_ring(struct eset *s, struct reg *r, struct conn *c) {
   struct slink *k = r->slink;
   ring_off(k, c->slot_index);
   share_leave(k, c->slot_index);
-  k->count--;
-  s->ring_count--;
+  one_less(s, k);
   r->slink = NULL;
 }
 
@@ -259,8 +264,7 @@ void eset_take_out(struct eset *s, struct reg *r, const struct conn *c) {
   struct slink *k = r->slink;
   ring_off(k, c->slot_index);
   parted_begin(k, c, r->events & EPOLLEXCLUSIVE);
-  k->count--;
-  s->ring_count--;
+  one_less(s, k);
   r->state = REG_OFF;
 }
 

@@ -102,8 +102,8 @@ static int collect_word(struct eset *s, struct slink *k, unsigned i, uint64_t pa
 /* Each link goes on behind the slot that it last told of: where more is ready than the program takes at a time, everybody's
  * turn comes. */
 static int collect_link(struct eset *s, struct slink *k, struct epoll_event *events, int max) {
-  unsigned words = (k->link->slot_count + 63) / 64;
-  unsigned first = k->cursor < k->link->slot_count ? k->cursor : 0;
+  unsigned words = k->words;
+  unsigned first = k->cursor < words * 64 ? k->cursor : 0;
   uint64_t before = ((uint64_t)1 << (first % 64)) - 1; /* of the first word: looked at last */
   int n = 0;
   for (unsigned step = 0; k->count > 0 && step <= words && n < max; step++) {
@@ -172,7 +172,7 @@ int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all) 
 bool eset_peek(struct eset *s) {
   bool ready = false;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    for (unsigned i = 0; k->count > 0 && i < (k->link->slot_count + 63) / 64; i++) {
+    for (unsigned i = 0; k->count > 0 && i < k->words; i++) {
       for (uint64_t todo = to_look_at(s, k, i); todo != 0 && !ready; todo &= todo - 1) {
         ready = judge(s, k, i * 64 + (unsigned)__builtin_ctzll(todo)) != 0;
       }
@@ -185,12 +185,11 @@ bool eset_peek(struct eset *s) {
 bool eset_changed(const struct eset *s) {
   unsigned links = 0;
   for (const struct slink *k = s->warm; k != NULL && links < LOOK_LINKS; k = k->next_warm) {
-    const struct link *l = k->link;
     if (k->count == 0) {
       continue;
     }
     links++;
-    for (unsigned i = 0, words = (l->slot_count + 63) / 64; i < words; i++) {
+    for (unsigned i = 0; i < k->words; i++) {
       if (slink_changed(k, i)) {
         return true;
       }
