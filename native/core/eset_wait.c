@@ -7,9 +7,10 @@
 
 enum {
   KERNEL_EVENTS = 512,
-  LOOKS =
-      8, /* of those between two looks at the clock, with the lock held; the others leave it to other threads */
-  LOOKS_PER_CLOCK = 16,
+  LOOKS = 8,      /* between two at the clock, with the lock held */
+  OPEN_EVERY = 4, /* of those, after so many the lock is open */
+  PAUSES_OPEN =
+      8, /* for so long, which another thread that looks for it will see; nothing that comes meanwhile is */
 };
 /* How often a set that is kept busy by its rings asks the kernel: seldomer while that has nothing to say. */
 #define KERNEL_EVERY_NS 50000
@@ -323,6 +324,8 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
   int64_t bound = 0;
   int64_t spin_end = begin;
   bool waited = false;
+  bool at_once = false;
+  unsigned spins = 0;
   int n;
   eset_rotate(s);
   s->turns++;
@@ -359,8 +362,13 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
         bertha_pause();
         found = eset_changed(s) || (s->inner_count > 0 && nest_changed(s));
       }
+      if (found && !at_once) {
+        at_once = true; /* without the clock: but it may be nothing, and then that has to be seen to go on */
+        continue;
+      }
+      at_once = false;
       bertha_unlock(&s->lock); /* epoll_ctl of another thread gets in */
-      for (int i = LOOKS; i < LOOKS_PER_CLOCK && !found; i++) {
+      for (int i = ++spins % OPEN_EVERY == 0 ? 0 : PAUSES_OPEN; i < PAUSES_OPEN && !found; i++) {
         bertha_pause();
       }
       int64_t last = now;

@@ -1,4 +1,4 @@
-"""A member that is taken out of an epoll set and put in again: named in its slot meanwhile (core/eset_parted.c)."""
+"""A member that is taken out of an epoll set and put in again: its slot names the set meanwhile."""
 
 from __future__ import annotations
 
