@@ -7,7 +7,7 @@
  * is chance: one large block that any module has freed at start ends it.
  *
  * So one is freed here.  The threshold stays dynamic, and one that the user has set stays as it is.  Not when such a read is
- * seen: recv() may be called by a signal handler (signal-safety(7)), in the midst of malloc(). */
+ * seen: recv() may be called by a signal handler (signal-safety(7)), in the midst of malloc().  Decision 0028. */
 #include <stdlib.h>
 
 #include "shim.h"
