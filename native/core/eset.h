@@ -60,7 +60,8 @@ struct slink { /* a link, as far as this set has connections of it */
   uint32_t sleeper;
   uint32_t parents; /* in a child: the one that its parent has for this set */
   uint32_t count;
-  uint32_t words;  /* so many of each map's words may have members; slots are taken from the first on */
+  uint32_t
+      words; /* so many of each map's words may have members, 0: there are none; slots are taken from the first on */
   uint32_t busy;   /* the set's `turns` when something was last found here */
   unsigned cursor; /* behind the slot last told of */
   uint64_t mask[ESET_WORDS];

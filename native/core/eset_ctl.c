@@ -25,21 +25,16 @@ static int real_ctl(int epfd, int op, int fd, struct epoll_event *event) {
 }
 
 static int other_descriptor(const struct eset *s, const struct conn *c, int fd) {
-  for (const struct slink *k = s->slinks; k != NULL; k = k->next) {
-    if (k->link == c->link && (k->in[c->slot_index / 64] >> (c->slot_index % 64) & 1) &&
-        k->fd[c->slot_index] != fd) {
+  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
+    if (k->link != c->link || k->fd[c->slot_index] == fd) {
+      continue;
+    }
+    parted_end(k, c->slot_index); /* that one was taken out */
+    if (k->in[c->slot_index / 64] >> (c->slot_index % 64) & 1) {
       return k->fd[c->slot_index];
     }
   }
   return -1;
-}
-
-static void end_parted(const struct eset *s, const struct conn *c) {
-  for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    if (k->link == c->link) {
-      parted_end(k, c->slot_index);
-    }
-  }
 }
 
 static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *event) {
@@ -50,9 +45,6 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   uint32_t in = eset_entry(fd);
   const struct eset *other = eset_by_entry(in);
   bool many = in == SET_MANY || (other != NULL && other != s);
-  if (UNLIKELY(r->state != REG_OFF && s->parted > 0)) {
-    end_parted(s, c); /* a duplicate of it was taken out */
-  }
   int twin = conn_kind(c) == BERTHA_CONN_SHM ? other_descriptor(s, c, fd) : -1;
   r->stays = twin >= 0;
   if (twin >= 0) { /* a duplicate of it is in the set: the map of changes knows one descriptor only */
@@ -65,12 +57,8 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
   r->conn = conn_index(c) + 1;
   r->use += !was_off;
   bool exclusive = event->events & EPOLLEXCLUSIVE;
-  bool named = was_off && parted_again(r->slink, c->slot_index, exclusive);
-  bool by_ring = was_off && !r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM;
-  if (UNLIKELY(named && !by_ring)) {
-    share_leave(r->slink, c->slot_index);
-  }
-  if (by_ring && (named || share_join(r->slink, c->slot_index, exclusive))) {
+  if (was_off && !r->stays && !s->plain && conn_kind(c) == BERTHA_CONN_SHM &&
+      (parted_again(r->slink, c->slot_index, exclusive) || share_join(r->slink, c->slot_index, exclusive))) {
     borrow_keep(c, s);
     r->state = REG_RING;
     r->slink->fd[c->slot_index] = fd;
@@ -81,6 +69,9 @@ static int ctl_add(struct eset *s, int fd, struct conn *c, struct epoll_event *e
       eset_set_entry(fd, SET_MANY);
     }
     return 0;
+  }
+  if (was_off) {
+    parted_end(r->slink, c->slot_index);
   }
   int op = was_off ? EPOLL_CTL_MOD : EPOLL_CTL_ADD;
   if (was_off && exclusive) { /* which cannot be modified */

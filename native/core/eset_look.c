@@ -106,7 +106,7 @@ static int collect_link(struct eset *s, struct slink *k, struct epoll_event *eve
   unsigned first = k->cursor < words * 64 ? k->cursor : 0;
   uint64_t before = ((uint64_t)1 << (first % 64)) - 1; /* of the first word: looked at last */
   int n = 0;
-  for (unsigned step = 0; k->count > 0 && step <= words && n < max; step++) {
+  for (unsigned step = 0; words > 0 && step <= words && n < max; step++) {
     uint64_t part = step == 0 ? ~before : step == words ? before : UINT64_MAX;
     if (part != 0) {
       n += collect_word(s, k, (first / 64 + step) % words, part, events + n, max - n);
@@ -172,7 +172,7 @@ int eset_collect(struct eset *s, struct epoll_event *events, int max, bool all) 
 bool eset_peek(struct eset *s) {
   bool ready = false;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    for (unsigned i = 0; k->count > 0 && i < k->words; i++) {
+    for (unsigned i = 0; i < k->words; i++) {
       for (uint64_t todo = to_look_at(s, k, i); todo != 0 && !ready; todo &= todo - 1) {
         ready = judge(s, k, i * 64 + (unsigned)__builtin_ctzll(todo)) != 0;
       }

@@ -97,7 +97,6 @@ bool share_join(struct slink *k, uint32_t slot, bool exclusive) {
   uint16_t name = (uint16_t)(k->sleeper | (exclusive ? BERTHA_WATCH_ONE : 0));
   bool others = false;
   bool inherited = false;
-  parted_joins(k, slot);
   if (!bertha_lock(&l->sets_lock)) {
     return false;
   }
@@ -114,6 +113,7 @@ bool share_join(struct slink *k, uint32_t slot, bool exclusive) {
     place_alone(watch_of(k, slot), name);
   }
   if (placed) {
+    parted_joins(k, slot);
     k->in[slot / 64] |= bit_of(slot);
   }
   if (placed && others) {

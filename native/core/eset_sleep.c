@@ -30,7 +30,7 @@ void eset_want_bell(struct eset *s) {
 }
 
 void eset_set_armed(struct eset *s, uint32_t value) {
-  if (value != 0 && s->parted > 0) {
+  if (value != 0) {
     parted_all_end(s);
   }
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
@@ -75,7 +75,7 @@ void eset_pass_on_own(struct eset *s) {
   atomic_thread_fence(memory_order_seq_cst);
   bool more = false;
   for (struct slink *k = s->slinks; k != NULL; k = k->next) {
-    for (unsigned i = 0; k->count > 0 && i < k->words; i++) {
+    for (unsigned i = 0; i < k->words; i++) {
       more |= (k->pending[i] & k->mask[i]) != 0 || slink_changed(k, i);
     }
   }
@@ -84,7 +84,7 @@ void eset_pass_on_own(struct eset *s) {
     errno = saved;
   }
   for (struct slink *k = s->slinks; more && s->bell_fd < 0 && k != NULL; k = k->next) {
-    for (unsigned i = 0; k->count > 0 && i < k->words; i++) {
+    for (unsigned i = 0; i < k->words; i++) {
       for (uint64_t todo = k->pending[i] & k->mask[i]; todo != 0; todo &= todo - 1) {
         int fd = k->fd[i * 64 + (unsigned)__builtin_ctzll(todo)];
         struct reg *r = &s->regs[fd];

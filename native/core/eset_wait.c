@@ -7,10 +7,10 @@
 
 enum {
   KERNEL_EVENTS = 512,
-  LOOKS = 8,      /* between two at the clock, with the lock held */
-  OPEN_EVERY = 4, /* of those, after so many the lock is open */
-  PAUSES_OPEN =
-      8, /* for so long, which another thread that looks for it will see; nothing that comes meanwhile is */
+  LOOKS = 8, /* between two at the clock, with the lock held */
+  /* After so many of those the lock is open for so long that a thread which waits for it sees that; what comes is not. */
+  OPEN_EVERY = 4,
+  PAUSES_OPEN = 8,
 };
 /* How often a set that is kept busy by its rings asks the kernel: seldomer while that has nothing to say. */
 #define KERNEL_EVERY_NS 50000
@@ -368,7 +368,8 @@ int eset_wait(struct eset *s, struct epoll_event *events, int max, int64_t timeo
       }
       at_once = false;
       bertha_unlock(&s->lock); /* epoll_ctl of another thread gets in */
-      for (int i = ++spins % OPEN_EVERY == 0 ? 0 : PAUSES_OPEN; i < PAUSES_OPEN && !found; i++) {
+      bool open = ++spins % OPEN_EVERY == 0;
+      for (int i = 0; open && i < PAUSES_OPEN; i++) {
         bertha_pause();
       }
       int64_t last = now;

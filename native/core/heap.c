@@ -16,7 +16,7 @@
 enum { LARGE_READ = 260 * 1024 };
 
 void heap_keeps_large_reads(void) {
-  void *volatile block =
-      malloc(LARGE_READ); /* volatile: a compiler may leave out a pair that it sees through */
+  /* volatile: a compiler may leave out a pair that it sees through */
+  void *volatile block = malloc(LARGE_READ);
   free(block);
 }

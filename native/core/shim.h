@@ -244,7 +244,7 @@ extern struct bertha_process bertha;
 
 /* process.c */
 void bertha_init(void);
-void heap_keeps_large_reads(void);
+void heap_keeps_large_reads(void);        /* heap.c */
 void bertha_read_musts(const char *text); /* in the form of BERTHA_MUST */
 bool bertha_table_open(void);
 bool bertha_table_anew(void);         /* in a forked child that is to share nothing with its parent */

@@ -82,7 +82,8 @@ static int ascending(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
-/* Which way is the quickest depends on the processor, and on how near the two are to one another. */
+/* The ways that core/copy.c chooses among, without it: what it reaches is compared with these.  Which is the quickest depends on the
+ * processor, and on how near the two are to one another. */
 typedef void copier(char *to, const char *from);
 
 static void by_memcpy(char *to, const char *from) {
