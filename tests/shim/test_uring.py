@@ -81,5 +81,7 @@ def test_liburing_where_chunnels_are_required(host: Host, build: Build) -> None:
         return
     said = host.run([program, "sends", host.dir / "file"], check=False)
     assert "uring_submit(&ring) == 1" in said and "ok" not in said
-    for c in connections(host.finish(), role="client"):
+    found = connections(host.finish(), role="client")
+    assert found
+    for c in found:
         assert c.raw["chunnels"][0]["type"] == "compress"
