@@ -145,7 +145,8 @@ class DatagramConnection:
                 self._peers.settle(self._place, exchange)
 
     def close(self) -> None:
-        """Ends both directions.  What is not acknowledged yet goes on being sent for some seconds."""
+        """Ends both directions; who waits in `recv` or `send` is told so (EBADF).  What is not acknowledged yet
+        goes on being sent for some seconds."""
         with self._peers.locked():
             if self._closed:
                 return
@@ -159,6 +160,7 @@ class DatagramConnection:
                 os.close(self._bell)
                 self._bell = -1
             self._peers.linger(self)
+            self._peers.changed.notify_all()
 
     def fileno(self) -> int:
         """For select and its kin: readable while there is something to receive."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import select
@@ -316,6 +317,40 @@ def test_an_ordinary_client() -> None:
         client.send(b"not by the chunnel")
         with pytest.raises(TimeoutError):
             client.recv(100)
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("dag", ["udp()", "reliable()"])
+def test_closed_by_another_thread(dag: str, ended: bool) -> None:
+    """Who waits for a message is told, also where nothing is left to be said to the other end."""
+    with bertha_socket.new("server", dag).listen(("127.0.0.1", 0)) as listener:
+        assert isinstance(listener, DatagramListener)
+        client = bertha_socket.new("client").connect(listener.address) if dag != "udp()" else None
+        with socket.socket(type=socket.SOCK_DGRAM) as stranger:
+            if client is None:
+                stranger.sendto(b"a", listener.address)
+            else:
+                client.send(b"a")
+            connection = listener.accept()
+        assert connection.recv(10) == b"a"
+        if ended:
+            connection.end()
+        found: list[OSError] = []
+
+        def wait() -> None:
+            try:
+                connection.recv()
+            except OSError as error:
+                found.append(error)
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        time.sleep(0.2)
+        connection.close()
+        waiter.join(10)
+        assert [error.errno for error in found] == [errno.EBADF]
+        if client is not None:
+            client.close()
 
 
 def test_noise_hurts_nobody() -> None:
