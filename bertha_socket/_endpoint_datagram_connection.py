@@ -145,8 +145,8 @@ class DatagramConnection:
                 self._peers.settle(self._place, exchange)
 
     def close(self) -> None:
-        """Ends both directions; who waits in `recv` or `send` is told so (EBADF).  What is not acknowledged yet
-        goes on being sent for some seconds."""
+        """Ends both directions; who waits in `recv` or `send` is told so (EBADF).  What is not acknowledged
+        yet goes on being sent for some seconds."""
         with self._peers.locked():
             if self._closed:
                 return

@@ -49,6 +49,7 @@ class Reason(IntEnum):
     NO_RINGS = 31
     ALL_BY_UDP = 32
     POLICY_UNREAD = 33
+    BRIEF_PROCESS = 34
 
 
 _TEXTS: dict[int, str] = {
@@ -80,6 +81,9 @@ _TEXTS: dict[int, str] = {
     Reason.NO_CARRIER: "no carrier process could be started for the chunnels of this connection",
     Reason.CHUNNEL_FAILED: "a chunnel of this connection failed: its bytes were altered or cut off",
     Reason.BRIEF: "connections to this listener end after one exchange: plain TCP sets up faster",
+    Reason.BRIEF_PROCESS: (
+        "processes called like this one end after one exchange with this listener: plain TCP sets up faster"
+    ),
     Reason.AGENT_NEW: "the agent was started after this listener, and did not know of it yet",
     Reason.CHUNNEL_RAISED: "a chunnel's own code failed",
     Reason.SECCOMP: "the program has installed a seccomp filter, which may forbid the shim's own calls",

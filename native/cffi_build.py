@@ -80,14 +80,14 @@ _RELIABLE_PIPE = "native/cffi/reliable_pipe.h"
 _CDEF = (
     """
 struct bertha_claims_header { ...; };
-struct bertha_link_header { uint64_t total_size; uint32_t left_out_offset; ...; };
+struct bertha_link_header { uint64_t slot_offset; uint64_t total_size; uint32_t left_out_offset; ...; };
 struct reliable_held { size_t early; size_t begun; size_t early_max; };
 uint32_t bertha_dir_hash(const uint8_t *addr, uint16_t port);
 // What `bertha bench new` compares with: the calls themselves.
 ssize_t send(int fd, const void *data, size_t size, int flags);
 ssize_t recv(int fd, void *data, size_t size, int flags);
 """
-    + _declared(_AGENT_MEMORY, structs=("agent_table", "agent_conn"))
+    + _declared(_AGENT_MEMORY, structs=("agent_use", "agent_table", "agent_conn"))
     + _declared(_ORPHAN, structs=("orphan",))
     + _declared(_RELIABLE_PIPE, structs=("reliable_pipe",))
 )

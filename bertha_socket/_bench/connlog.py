@@ -16,8 +16,10 @@ from bertha_socket.reasons import Reason, text_of
 
 PLAIN = "plain"
 UNUSED = "unused"
-#: Plain by the shim's own choice: connections to that listener are over after one exchange (Reason.BRIEF).
+#: Plain by the shim's own choice: connections to that listener, or processes like that, are over after one
+#: exchange.
 BRIEF = "brief"
+_BRIEF = frozenset({text_of(Reason.BRIEF), text_of(Reason.BRIEF_PROCESS)})
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Connection:
             implementation = "+".join(upper) or (lower or [PLAIN])[0]
         if implementation == "tcp":
             implementation = PLAIN
-        if implementation == PLAIN and entry.get("reason") == text_of(Reason.BRIEF):
+        if implementation == PLAIN and entry.get("reason") in _BRIEF:
             implementation = BRIEF
         return cls(
             role=entry["role"],

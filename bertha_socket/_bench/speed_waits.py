@@ -87,6 +87,7 @@ ROWS: tuple[Row, ...] = (
         "a process for each request: exec, connect, 64 B, echo, exit",
         partial(Pair, serve=pairs.echoes("threads"), ask=pairs.oneshot),
         (Want("rate", 1.0), Want("cpu")),
+        brief=True,
         logged=False,
     ),
 )

@@ -24,6 +24,8 @@ _SEALS_READ_ONLY: Final = _SEALS | fcntl.F_SEAL_WRITE
 
 LOOPBACK: Final = int(lib.BERTHA_DIR_LOOPBACK)
 DAG: Final = int(lib.BERTHA_DIR_DAG)
+#: How many of the words by which a process was called say of what kind it is.
+BRIEF_WORDS: Final = int(lib.BERTHA_BRIEF_WORDS)
 DATAGRAMS: Final = int(lib.BERTHA_DIR_DATAGRAMS)
 DIRECTORY_ENTRIES: Final = int(lib.BERTHA_DIR_ENTRIES)
 
@@ -98,6 +100,10 @@ class Directory:
     def remove(self, index: int, listener: int) -> bool:
         """Whether that entry was that listener's."""
         return int(lib.agent_dir_remove(self._view, index, listener)) == 0
+
+    def tell_brief(self, index: int, listener: int, uid: int, args: bytes, until_ns: int) -> None:
+        """Processes called like this are brief at that listener, until then (`time.monotonic_ns`)."""
+        lib.agent_dir_brief(self._view, index, listener, uid, args, len(args), until_ns)
 
     def count(self) -> int:
         """How many entries are listed."""
@@ -175,6 +181,16 @@ def tell_left_out(fd: int, why: str) -> None:
 def link_size() -> int:
     """Bytes of addresses that a link with rings takes."""
     return int(lib.agent_link_size())
+
+
+def link_use(fd: int) -> tuple[int, int]:
+    """How many connections were made on a link, and the bytes they moved; exact while there are few."""
+    head = ffi.new("struct bertha_link_header *")
+    lib.agent_link_header(head, 1, 1, 1, True)  # the slots' place is the same in all
+    use = ffi.new("struct agent_use *")
+    slots = os.pread(fd, 2 * int(lib.SIZEOF_bertha_slot), int(head.slot_offset))
+    lib.agent_slots_read(slots, len(slots), use)
+    return int(use.connections), int(use.bytes)
 
 
 def mark_link_dead(fd: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import resource
 import secrets
@@ -10,6 +11,7 @@ import socket
 from collections.abc import Collection
 
 from bertha_socket.agent import addresses, limits, memory, messages, plans, room, sockdiag
+from bertha_socket.agent.brief import Brief
 from bertha_socket.agent.listeners import Listeners
 from bertha_socket.agent.messages import Connect, DagNeed, Resolve
 from bertha_socket.agent.model import Link, Listener, Process, Refused
@@ -30,6 +32,7 @@ class Registry:
     def __init__(self, directory: memory.Directory) -> None:
         self.directory = directory
         self.listeners = Listeners(directory)
+        self._brief = Brief(directory)
         self.processes: set[Process] = set()
         self._bells: dict[int, Process] = {}
         self._share = int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * limits.DESCRIPTOR_SHARE)
@@ -233,9 +236,10 @@ class Registry:
 
     # -- going ----------------------------------------------------------------------------------------
 
-    def end(self, process: Process, now: float) -> None:
-        """The process has ended: so does everything that it had registered."""
+    def end(self, process: Process, now: float, seconds: float = math.inf) -> None:
+        """The process has ended, `seconds` after it came: so does everything that it had registered."""
         self.processes.discard(process)
+        self._brief.ended(process, seconds)
         for listener in list(process.listeners):
             self.listeners.leave(process, listener, now)
         for link in list(process.links.values()):

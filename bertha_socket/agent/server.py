@@ -267,7 +267,7 @@ class Server:
         process, connection.process = connection.process, None
         self._remote.gone(connection)
         if process is not None:
-            self.registry.end(process, self.now)
+            self.registry.end(process, self.now, self.now - connection.since)
             self._idle_since = self.now
             self._next_orphans = self.registry.listeners.next_check()
 

@@ -63,6 +63,7 @@ static void entry_write(struct bertha_dir_entry *e, const struct bertha_dir_entr
   v->listener = value->listener;
   v->uid = value->uid;
   v->pid = value->pid;
+  v->brief = value->brief;
   write_end(e, seq);
 }
 
@@ -153,6 +154,15 @@ uint32_t agent_dir_count(const void *dir) {
   return count;
 }
 
+void agent_dir_brief(void *dir, int index, uint64_t listener, uint32_t uid, const char *args, size_t size,
+                     int64_t until_ns) {
+  if (index < 0 || (uint32_t)index >= BERTHA_DIR_ENTRIES || entries(dir)[index].listener != listener) {
+    return;
+  }
+  uint64_t word = bertha_brief_word(bertha_brief_kind(uid, args, size), until_ns);
+  atomic_store_explicit(&entries(dir)[index].brief, word, memory_order_relaxed);
+}
+
 /* ---- claims and link ---- */
 
 size_t agent_claims_size(void) {
@@ -202,6 +212,18 @@ size_t agent_link_size(void) {
   struct bertha_link_header h;
   agent_link_header(&h, 1, 1, 1, 1);
   return (size_t)h.total_size;
+}
+
+void agent_slots_read(const void *slots, size_t length, struct agent_use *out) {
+  *out = (struct agent_use){0};
+  for (size_t i = 0; (i + 1) * sizeof(struct bertha_slot) <= length; i++) {
+    struct bertha_slot s;
+    memcpy((void *)&s, (const char *)slots + i * sizeof s, sizeof s);
+    out->connections += BERTHA_SLOT_USE(atomic_load_explicit(&s.state, memory_order_relaxed));
+    for (int side = 0; side < 2; side++) {
+      out->bytes += atomic_load_explicit(&s.dir[side].tail, memory_order_relaxed);
+    }
+  }
 }
 
 /* ---- table ---- */

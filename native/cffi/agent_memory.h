@@ -25,6 +25,9 @@ int agent_dir_insert(void *dir, const uint8_t *addr, uint16_t port, uint16_t fla
                      uint64_t listener, uint32_t uid, uint32_t pid);
 /* 0, or -1 when entry `index` is not that listener's. */
 int agent_dir_remove(void *dir, int index, uint64_t listener);
+/* Says that processes called by these words (each ends with NUL) are brief there, until then (CLOCK_MONOTONIC). */
+void agent_dir_brief(void *dir, int index, uint64_t listener, uint32_t uid, const char *args, size_t size,
+                     int64_t until_ns);
 /* How many entries have a listener. */
 uint32_t agent_dir_count(const void *dir);
 
@@ -35,6 +38,12 @@ size_t agent_link_size(void); /* with rings */
 /* Its total_size says how long the link is.  Without `rings`, for what does not use them, they have a page each. */
 void agent_link_header(struct bertha_link_header *out, uint64_t listener, uint32_t index, uint32_t client_pid,
                        int rings);
+struct agent_use {
+  uint32_t connections;
+  uint64_t bytes; /* by the rings, both ways; only of those that used a slot last */
+};
+/* Of the first slots, as read from a link's descriptor. */
+void agent_slots_read(const void *slots, size_t length, struct agent_use *out);
 
 /* ---- table: copies of a header and of records, as read from a descriptor ---- */
 struct agent_table {

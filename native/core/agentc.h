@@ -10,6 +10,7 @@ uint32_t agent_call(enum bertha_op op, const void *body, size_t body_size, const
 void agent_greet(void);          /* so that agent_client_dags() knows */
 bool agent_client_dags(void);    /* this process's policy has chunnels for its connections as a client */
 bool agent_dags(uint32_t which); /* BERTHA_HELLO_*: what the agent has said of its policy */
+bool agent_is_met(void);         /* by this process; or it has something to tell the agent */
 bool agent_has_gone(void);       /* it has answered this process once, and is not there any more */
 bool agent_bring(const char *pairs,
                  size_t size); /* BRING to this agent and all later ones; false: too much */
@@ -22,6 +23,7 @@ struct dir_hit {
   uint64_t netns;
   uint32_t uid;
   uint16_t flags; /* BERTHA_DIR_* */
+  uint64_t brief; /* bertha_brief_word() */
 };
 /* Listeners that a connect() to this address may reach; those of the caller's own namespace first. */
 int directory_find(const uint8_t addr[16], uint16_t port, struct dir_hit *hits, int max);

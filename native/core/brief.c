@@ -3,8 +3,14 @@
  * a single exchange does not win back (0.63 to 0.9 of TCP's rate was measured).  So a client process counts: after RUN
  * connections in a row to one listener that were over after one small exchange, within WITHIN, the next ones stay plain and say
  * why, until one of them turns out to be longer.  Only where nobody chose: a policy that prefers or requires an implementation
- * gets it. */
+ * gets it.
+ *
+ * A process that lives for one exchange (a shell script's, PHP's) cannot count.  The agent does, by what the processes were
+ * called by (agent/brief.py), and says so in its directory for a second at a time; then even the agent is spared, whose two
+ * answers and the memory take three times as long as all the rest of such a process. */
 #include "brief.h"
+
+#include <fcntl.h>
 
 #include "conn.h"
 
@@ -60,4 +66,21 @@ void brief_closed(const struct conn *c) {
     return;
   }
   atomic_store_explicit(&places[i].run, run + 1, memory_order_relaxed);
+}
+
+bool brief_process(const struct dir_hit *hit) {
+  static _Atomic int
+      last; /* the process that was the last to ask: what makes a second connection may make many */
+  if (atomic_exchange(&last, bertha.pid) == bertha.pid || agent_is_met() || bertha.policy[0] != '\0' ||
+      bertha.must_connect) {
+    return false;
+  }
+  char args[BERTHA_BRIEF_BYTES];
+  int fd = QUIET(open)("/proc/self/cmdline", O_RDONLY | O_CLOEXEC, 0);
+  ssize_t n = fd >= 0 ? QUIET(read)(fd, args, sizeof args) : -1;
+  if (fd >= 0) {
+    QUIET(close)(fd);
+  }
+  return n > 0 &&
+         bertha_brief_holds(hit->brief, bertha_brief_kind(geteuid(), args, (size_t)n), bertha_now_ns());
 }

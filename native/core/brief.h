@@ -2,11 +2,13 @@
 #ifndef BERTHA_BRIEF_H
 #define BERTHA_BRIEF_H
 
-#include "shim.h"
+#include "agentc.h"
 
 bool brief_expected(uint64_t listener); /* the next connection of this process to it */
 void brief_closed(const struct conn *c);
 void brief_not(uint64_t listener);
+/* This is the first connection of a process like many that have made one there and ended: the agent need not be asked. */
+bool brief_process(const struct dir_hit *hit);
 
 /* More than a request in two parts: found out while the connection is open, so that the next one is not plain too. */
 enum { BRIEF_SENDS = 2 };

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "agentc.h"
+#include "brief.h"
 #include "carriers.h"
 #include "conn.h"
 #include "connlog.h"
@@ -146,13 +147,18 @@ void carried_ended(struct conn *c) {
   plan_refused(c->plan);
 }
 
-static bool worth_asking(const uint8_t addr[16], uint16_t port) {
+static bool worth_asking(struct conn *c, const uint8_t addr[16], uint16_t port) {
   struct dir_hit hits[BERTHA_RESOLVE_MAX];
   int n = directory_find(addr, port, hits, BERTHA_RESOLVE_MAX);
   for (int i = 0; i < n; i++) {
     if (hits[i].flags & BERTHA_DIR_DAG) {
       return true;
     }
+  }
+  if (n > 0 && UNLIKELY(hits[0].brief != 0) && brief_process(&hits[0])) {
+    c->info.reason = BERTHA_WHY_BRIEF_PROCESS;
+    conn_set_flag(c, CONN_NO_ATTACH);
+    return false;
   }
   if (n > 0 || bertha.policy[0] != '\0') { /* the first would greet it in any case */
     agent_greet();
@@ -172,7 +178,7 @@ enum carried_verdict carried_plan(struct conn *c, int fd, const struct sockaddr 
   uint16_t port;
   bool stays = (conn_flags(c) & CONN_NO_ATTACH) != 0;
   if (own_chunnels || !address_of(to, addr, &port) ||
-      (!bertha.must_connect && (stays || generation == 0 || !worth_asking(addr, port)))) {
+      (!bertha.must_connect && (stays || generation == 0 || !worth_asking(c, addr, port)))) {
     return CARRIED_NOT;
   }
   memcpy(c->info.peer_addr, addr, 16);

@@ -138,7 +138,13 @@ static int look(const uint8_t addr[16], uint16_t port, uint16_t datagrams, struc
     }
     if (read_entry(&table[at], &e) && e.port == port && e.listener != 0 &&
         (e.flags & BERTHA_DIR_DATAGRAMS) == datagrams && memcmp(e.addr, addr, 16) == 0) {
-      hits[found++] = (struct dir_hit){e.listener, e.netns, e.uid, e.flags};
+      hits[found++] = (struct dir_hit){
+          .listener = e.listener,
+          .netns = e.netns,
+          .uid = e.uid,
+          .flags = e.flags,
+          .brief = atomic_load_explicit(&table[at].brief, memory_order_relaxed),
+      };
     }
   }
   return found;

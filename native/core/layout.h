@@ -19,6 +19,7 @@
 #define BERTHA_LAYOUT_H
 
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define BERTHA_LAYOUT_VERSION 8u
@@ -61,13 +62,17 @@ struct bertha_dir_entry {
   uint64_t listener; /* 0: removed */
   uint32_t uid;
   uint32_t pid;
-  uint8_t pad[16];
+  /* Apart from `seq`.  Which processes have made one short connection there and ended, lately, one after the other:
+   * bertha_brief_word(), 0: none. */
+  _Atomic uint64_t brief;
+  uint8_t pad[8];
 };
 #define BERTHA_DIR_DATAGRAMS 4u /* a bound UDP socket; who looks for TCP does not see it */
 #define BERTHA_DIR_DAG 2u       /* its connections may have chunnels: to be negotiated */
 #define BERTHA_DIR_LOOPBACK 1u  /* a loopback address: only meant for its own namespace */
 
 #define BERTHA_DIR_ENTRIES 8192u
+#define BERTHA_BRIEF_MOST 2000u /* units of 2^20 ns: what is said for longer than that is not believed */
 
 /* ---- claims ------------------------------------------------------------------------------------- */
 
@@ -364,8 +369,31 @@ enum bertha_reason {
   BERTHA_WHY_NO_RINGS = 31,
   BERTHA_WHY_ALL_BY_UDP = 32,
   BERTHA_WHY_POLICY_UNREAD = 33,
+  BERTHA_WHY_BRIEF_PROCESS = 34,
   BERTHA_WHY_COUNT
 };
+
+/* Which processes are alike, for bertha_dir_entry's `brief`: of one user, and called by the same words, as far as the third
+ * (/proc/PID/cmdline: each ends with NUL).  FNV-1a; never 0. */
+#define BERTHA_BRIEF_WORDS 3
+#define BERTHA_BRIEF_BYTES 512
+static inline uint32_t bertha_brief_kind(uint32_t uid, const char *args, size_t size) {
+  uint32_t h = 2166136261u ^ uid;
+  for (size_t i = 0, words = 0; i < size && i < BERTHA_BRIEF_BYTES && words < BERTHA_BRIEF_WORDS; i++) {
+    h = (h ^ (uint8_t)args[i]) * 16777619u;
+    words += args[i] == '\0';
+  }
+  return h != 0 ? h : 1;
+}
+
+/* The kind of process, and until when (CLOCK_MONOTONIC in units of 2^20 ns, which come again after 52 days). */
+static inline uint64_t bertha_brief_word(uint32_t kind, int64_t until_ns) {
+  return (uint64_t)kind << 32 | (uint32_t)((uint64_t)until_ns >> 20);
+}
+static inline int bertha_brief_holds(uint64_t word, uint32_t kind, int64_t now_ns) {
+  uint32_t left = (uint32_t)word - (uint32_t)((uint64_t)now_ns >> 20);
+  return (uint32_t)(word >> 32) == kind && left != 0 && left <= BERTHA_BRIEF_MOST;
+}
 
 /* FNV-1a over address and port; the agent's writer and the shim's reader both call it. */
 static inline uint32_t bertha_dir_hash(const uint8_t addr[16], uint16_t port) {

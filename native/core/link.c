@@ -10,6 +10,7 @@
 #include "room.h"
 #include "trim.h"
 #include "unixmail.h"
+#include "wait.h"
 
 enum { REFUSALS = 16, RING_MIN = 256 };
 static const int64_t refusal_ns = 1000000000;
@@ -166,6 +167,7 @@ static void close_both(int a, int b) {
 static struct link *fill_link(struct link *l, struct bertha_link_header *shared,
                               const struct bertha_link_header *h, size_t size,
                               const struct bertha_link_reply *reply, int side) {
+  spin_once_linked();
   l->header = shared;
   l->base = (uint8_t *)shared;
   l->size = size;

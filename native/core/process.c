@@ -343,9 +343,6 @@ void bertha_init(void) {
       bertha_debug("BERTHA_SPIN_US=%s is not a number of microseconds from 0 to 1000000: ignored", text);
     }
   }
-  if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
-    bertha.spin_ns = 0; /* nobody could fill a ring while we look at it */
-  }
   bertha_follow_forks();
   bertha.enabled = true;
   inherit_connections();

@@ -40,6 +40,8 @@ static const char *const texts[BERTHA_WHY_COUNT] = {
     [BERTHA_WHY_NO_CARRIER] = "no carrier process could be started for the chunnels of this connection",
     [BERTHA_WHY_CHUNNEL_FAILED] = "a chunnel of this connection failed: its bytes were altered or cut off",
     [BERTHA_WHY_BRIEF] = "connections to this listener end after one exchange: plain TCP sets up faster",
+    [BERTHA_WHY_BRIEF_PROCESS] =
+        "processes called like this one end after one exchange with this listener: plain TCP sets up faster",
     [BERTHA_WHY_AGENT_NEW] = "the agent was started after this listener, and did not know of it yet",
     [BERTHA_WHY_CHUNNEL_RAISED] = "a chunnel's own code failed",
     [BERTHA_WHY_SECCOMP] =

@@ -10,6 +10,7 @@
  *
  * Always for the bound: who asks one that sleeps waits for as long as waking takes before the first answer comes. */
 #include <sched.h>
+#include <unistd.h>
 
 #include "wait.h"
 
@@ -64,6 +65,14 @@ void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns) {
 
 void spin_lost_processor(struct spinner *s) {
   lose(s, LOST_PROCESSOR);
+}
+
+/* Not when the library is loaded: most processes that are started never have a link, and the answer is in a file of sysfs. */
+void spin_once_linked(void) {
+  static _Atomic bool asked;
+  if (!atomic_exchange_explicit(&asked, true, memory_order_relaxed) && sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+    bertha.spin_ns = 0; /* nobody could fill a ring while we look at it */
+  }
 }
 
 int64_t link_spin_bound(const struct link *l) {

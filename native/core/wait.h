@@ -45,6 +45,7 @@ int64_t spin_budget(struct spinner *s, int64_t now, int64_t bound_ns);
 void spin_lost_processor(struct spinner *s);
 void spin_note_wake(int64_t ns); /* what it has taken this thread to wake another end */
 void spin_learn(struct spinner *s, int64_t waited_ns, int64_t bound_ns);
+void spin_once_linked(void); /* there is somebody to wait for */
 int64_t link_spin_bound(const struct link *l);
 /* Publishes which processor this side runs on; true when the other side last ran on the same one. */
 bool same_processor(struct link *l);

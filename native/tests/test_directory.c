@@ -92,6 +92,30 @@ static void finds_what_is_listed(void **state) {
   assert_int_equal(find(2, 80, hits, 4), 0);
 }
 
+static void brief_processes_are_told_of(void **state) {
+  (void)state;
+  struct dir_hit hits[4];
+  static const char words[] = "sh\0-c\0true\0and more";
+  static const char other[] = "sh\0-c\0false\0and more";
+  const int64_t now = INT64_C(7) << 40;
+  const int64_t second = INT64_C(1000000000);
+  uint32_t kind = bertha_brief_kind(5, words, sizeof words);
+  insert(21, 80, 11, 3)->brief = bertha_brief_word(kind, now + second);
+  insert(22, 80, 11, 3);
+  assert_int_equal(find(22, 80, hits, 4), 1);
+  assert_int_equal(hits[0].brief, 0);
+  assert_int_equal(find(21, 80, hits, 4), 1);
+  assert_true(bertha_brief_holds(hits[0].brief, kind, now));
+  assert_int_equal(kind, bertha_brief_kind(5, words, sizeof "sh" + sizeof "-c" + sizeof "true"));
+  assert_int_not_equal(kind, bertha_brief_kind(6, words, sizeof words));
+  assert_int_not_equal(kind, bertha_brief_kind(5, other, sizeof other));
+  assert_false(bertha_brief_holds(hits[0].brief, kind + 1, now));
+  assert_false(bertha_brief_holds(hits[0].brief, kind, now + second + (1 << 20)));
+  assert_false(bertha_brief_holds(hits[0].brief, kind, now - 2 * second)); /* another clock's */
+  int64_t wraps = (INT64_C(1) << 52) - second / 2;
+  assert_true(bertha_brief_holds(bertha_brief_word(kind, wraps + second), kind, wraps));
+}
+
 static void several_namespaces_may_have_one_address(void **state) {
   (void)state;
   struct dir_hit hits[4];
@@ -182,6 +206,7 @@ static void an_agent_that_left_is_not_asked(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup(finds_what_is_listed, clear),
+      cmocka_unit_test_setup(brief_processes_are_told_of, clear),
       cmocka_unit_test_setup(several_namespaces_may_have_one_address, clear),
       cmocka_unit_test_setup(a_removed_entry_does_not_end_the_search, clear),
       cmocka_unit_test_setup(a_full_directory_ends_the_search, clear),

@@ -40,3 +40,47 @@ def test_not_where_a_rule_names_shm(host: Host) -> None:
     lines = _talk(host, f"brief:{_RUN + 40}")
     assert_carried(lines, Path(sys.executable).name, "shm", _RUN + 40)
     assert {c.reason for c in lines} == {text_of(Reason.POLICY)}
+
+
+_PROCESSES = 32  # bertha_socket/agent/brief.py
+
+
+def _script(host: Host, script: str) -> list[Connection]:
+    """The clients' lines, in order, of a shell script's processes; `$one` is one."""
+    port = free_port()
+    host.server([sys.executable, _CLIENTS / "servers.py", "selectors", str(port)], port)
+    one = f"bash {_CLIENTS / 'brief_process.sh'} {port}"
+    host.run(["bash", "-ec", f"one='{one}'; {script}"], timeout=60)
+    return connections(host.finish(), role="client", port=port)
+
+
+def _reasons(lines: list[Connection]) -> list[str | None]:
+    return [None if c.implementation == "shm" else c.reason for c in lines]
+
+
+def test_processes(host: Host) -> None:
+    """A script's: after many that were brief the next ones stay plain, but for what they make besides; one
+    that is called by other words is not meant."""
+    many = f"for i in $(seq {_PROCESSES + 20}); do $one; done"
+    lines = _script(host, f"{many}; SECOND=1 $one; ${{one/bash/bash -e}}")
+    reasons = _reasons(lines)
+    assert reasons[:_PROCESSES] == [None] * _PROCESSES
+    plain = text_of(Reason.BRIEF_PROCESS)
+    # The agent hears of a process's end a moment later, and now and then one comes to it again.
+    assert reasons[_PROCESSES : _PROCESSES + 20].count(plain) >= 15, reasons
+    assert set(reasons) == {None, plain}
+    assert reasons[-3:] == [plain, None, None], reasons
+
+
+def test_processes_that_last_are_not_brief(host: Host) -> None:
+    """One of them ends the count."""
+    some = f"for i in $(seq {_PROCESSES - 4}); do $one; done"
+    lines = _script(host, f"{some}; LASTS=1 $one; {some}")
+    assert _reasons(lines) == [None] * (2 * _PROCESSES - 7)
+
+
+def test_processes_with_a_policy(host: Host) -> None:
+    """What it says cannot be known without the agent."""
+    host.set_policy('[[rule]]\nprogram = "nobody"\nprohibit = ["shm"]\n')
+    lines = _script(host, f"for i in $(seq {_PROCESSES + 10}); do $one; done")
+    assert_carried(lines, "bash", "shm", _PROCESSES + 10)
