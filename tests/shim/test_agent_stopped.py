@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
-from tests.harness import Host, assert_plain, free_port
+import pytest
+
+from tests.harness import Host, assert_carried, assert_plain, free_port
 from tests.shim.conftest import Build
 
-_CONNECTS = Path(__file__).parent / "connects.py"
+_HERE = Path(__file__).parent
+_CONNECTS = _HERE / "connects.py"
 
 
 def test_connects_while_the_agent_is_stopped(host: Host, build: Build) -> None:
@@ -31,3 +35,22 @@ def test_connects_while_the_agent_is_stopped(host: Host, build: Build) -> None:
     waited = [c.raw["setup_us"] for c in clients]
     assert len([us for us in waited if us > 100_000]) <= 5, waited
     assert sum(waited) < 5_000_000, waited
+
+
+def test_accepts_while_the_agent_is_slow(host: Host) -> None:
+    """Where a processor is hard to come by it may take the agent a second to answer.  A server that gave its
+    clients up for that would leave a whole pool of long connections plain, for good."""
+    if host.agent is None:
+        pytest.skip("there is no agent to be stopped")
+    port, count, go = free_port(), 10, host.dir / "go"
+    host.server([sys.executable, _HERE / "late_accept.py", port, count, go], port)
+    client = host.spawn([sys.executable, _HERE / "many_lines.py", port, count])
+    client.wait_text("ready")
+    host.agent.send(signal.SIGSTOP)
+    try:
+        go.touch()
+        time.sleep(0.8)
+    finally:
+        host.agent.send(signal.SIGCONT)
+    assert client.wait(20).splitlines() == ["ready", "ok"]
+    assert_carried(host.finish(), Path(sys.executable).name, "shm", 2 * count)
