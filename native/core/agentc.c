@@ -275,11 +275,11 @@ static uint32_t dial(int patience_ms) {
   return tell_brought();
 }
 
-/* Asked for each connection of a plain peer, for the reason in the log alone: so not more than once in a millisecond. */
 bool agent_is_met(void) {
   return (agent.fd >= 0 && agent.pid == bertha.pid) || agent.brings;
 }
 
+/* Asked for each connection of a plain peer, for the reason in the log alone: so not more than once in a millisecond. */
 bool agent_has_gone(void) {
   static _Atomic int64_t ask_again;
   int64_t now = bertha_now_ns();
