@@ -50,16 +50,15 @@ class Brief:
         """The process is gone, `seconds` after it came, and its links are still there."""
         if not process.links or not _is_seen(process):
             return
-        words = process.hello.argv[: int(memory.BRIEF_WORDS)]
-        links = list(process.links.values())
-        brief = len(links) == 1 and seconds < _SECONDS and _is_brief(links[0])
-        for link in links:
+        words = process.hello.argv[: memory.BRIEF_WORDS]
+        alone = len(process.links) == 1
+        for link in process.links.values():
             kind = _Kind(link.listener.id, process.peer.uid, words)
-            run = self._runs.pop(kind, 0) + 1
-            if brief:
-                self._runs[kind] = min(run, _RUN)
-            if brief and run >= _RUN:
-                self._tell(link, kind)
+            run = self._runs.pop(kind, 0)
+            if alone and seconds < _SECONDS and _is_brief(link):
+                self._runs[kind] = run = min(run + 1, _RUN)
+                if run == _RUN:
+                    self._tell(link, kind)
         while len(self._runs) > _KINDS_MAX:
             self._runs.popitem(last=False)
 

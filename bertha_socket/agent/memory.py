@@ -14,7 +14,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from bertha_socket._native import ffi, lib
 
@@ -169,13 +169,18 @@ def make_link(listener: int, index: int, client_pid: int, rings: bool = True) ->
     return _sealed("bertha-link", int(head.total_size), bytes(ffi.buffer(head)), _SEALS)
 
 
+def _any_link() -> Any:
+    """A header that says where things are in a link: it is the same in all."""
+    head = ffi.new("struct bertha_link_header *")
+    lib.agent_link_header(head, 1, 1, 1, True)
+    return head
+
+
 def tell_left_out(fd: int, why: str) -> None:
     """For the log of the server's side: what the client's connections go without, and why."""
-    head = ffi.new("struct bertha_link_header *")
-    lib.agent_link_header(head, 1, 1, 1, True)  # the text's place is the same in all
     size = int(lib.BERTHA_LEFT_OUT_SIZE)
     text = why.encode("utf-8", "replace")[: size - 1].ljust(size, b"\0")
-    os.pwrite(fd, text, int(head.left_out_offset))
+    os.pwrite(fd, text, int(_any_link().left_out_offset))
 
 
 def link_size() -> int:
@@ -185,10 +190,8 @@ def link_size() -> int:
 
 def link_use(fd: int) -> tuple[int, int]:
     """How many connections were made on a link, and the bytes they moved; exact while there are few."""
-    head = ffi.new("struct bertha_link_header *")
-    lib.agent_link_header(head, 1, 1, 1, True)  # the slots' place is the same in all
     use = ffi.new("struct agent_use *")
-    slots = os.pread(fd, 2 * int(lib.SIZEOF_bertha_slot), int(head.slot_offset))
+    slots = os.pread(fd, 2 * int(lib.SIZEOF_bertha_slot), int(_any_link().slot_offset))
     lib.agent_slots_read(slots, len(slots), use)
     return int(use.connections), int(use.bytes)
 

@@ -69,8 +69,7 @@ void brief_closed(const struct conn *c) {
 }
 
 bool brief_process(const struct dir_hit *hit) {
-  static _Atomic int
-      last; /* the process that was the last to ask: what makes a second connection may make many */
+  static _Atomic int last; /* who was the last to ask: one that makes a second connection may make many */
   if (atomic_exchange(&last, bertha.pid) == bertha.pid || agent_is_met() || bertha.policy[0] != '\0' ||
       bertha.must_connect) {
     return false;
