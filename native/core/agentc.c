@@ -58,14 +58,12 @@ static void hang_up(bool silent) {
   agent.silence = agent.silence < RETRY_MAX_NS / 2 ? 2 * agent.silence : RETRY_MAX_NS;
 }
 
-/* What stands in the way of a program's connect or first sleep is soon given up.  Not so a server's part in a link: the agent
- * has just answered the client, so it is there, and only waits for a processor; and not to have it leaves all that the
- * client has connected meanwhile plain for good (of 50 connections of 50 threads on two processors 47 once were). */
+/* What stands in the way of a program's first sleep is soon given up.  Not so a part in a link, at either end: the agent has
+ * just answered, so it is there, and only waits for a processor; and not to have it leaves all that the client connects
+ * meanwhile plain for good (of 50 connections of 50 threads on two processors 47 once were). */
 static int patience_of(enum bertha_op op) {
-  return op == BERTHA_OP_CONNECT || op == BERTHA_OP_RESOLVE || op == BERTHA_OP_BELL_NEW ||
-                 op == BERTHA_OP_BELL_GET
-             ? QUICK_ANSWER_MS
-             : ANSWER_MS;
+  return op == BERTHA_OP_RESOLVE || op == BERTHA_OP_BELL_NEW || op == BERTHA_OP_BELL_GET ? QUICK_ANSWER_MS
+                                                                                         : ANSWER_MS;
 }
 
 static void be_patient(int fd, int ms) {
