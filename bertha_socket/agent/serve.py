@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import resource
 import signal
@@ -71,7 +72,7 @@ def serve(path: str, idle_seconds: float | None = None, *, detached: bool) -> bo
     if detached:
         _let_go()
     try:
-        server = Server(listening, Registry(directory), idle_seconds or 1e9, others)
+        server = Server(listening, Registry(directory), idle_seconds or math.inf, others)
         server.run()
     finally:
         # In this order, all under the lock: nobody comes any more, nobody asks any more, the next may start.

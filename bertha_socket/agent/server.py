@@ -36,6 +36,8 @@ BACKLOG: Final = 1024
 #: Signals that end an agent in order.
 ENDING: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _STATUS_SECONDS: Final = 4.0  # our commands wait for five
+#: epoll takes no more than 24 days: an agent that never leaves wakes once a day.
+_LONGEST_WAIT_SECONDS: Final = 86400.0
 _FULL: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -141,7 +143,9 @@ class Server:
 
     def _turn(self) -> None:
         deadline = self._deadline()
-        timeout = None if deadline is None else max(0.0, deadline - time.monotonic())
+        timeout = None
+        if deadline is not None:
+            timeout = min(max(0.0, deadline - time.monotonic()), _LONGEST_WAIT_SECONDS)
         ready = self._selector.select(timeout if self._chores is None else 0)
         if not ready and self._chores is not None:
             self._do_chore(self._chores)

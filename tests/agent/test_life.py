@@ -55,6 +55,18 @@ def test_it_leaves_when_nobody_needs_it(start_agent: StartAgent) -> None:
     assert not os.path.exists(agent.path)
 
 
+@pytest.mark.parametrize("seconds", ["0", "9e8"])
+def test_it_never_leaves(start_agent: StartAgent, seconds: str) -> None:
+    """Also while it has nothing to wait for: 9e8 s are more than epoll can be told to wait."""
+    agent = start_agent(None, "--idle", seconds)
+    with pytest.raises(subprocess.TimeoutExpired):
+        agent.process.wait(0.7)
+    with agent.shim() as shim:
+        shim.resolve_nothing()
+    with pytest.raises(subprocess.TimeoutExpired):
+        agent.process.wait(0.3)
+
+
 def test_it_stays_while_a_program_is_there(start_agent: StartAgent) -> None:
     agent = start_agent(None, "--idle", "0.3")
     with agent.shim() as shim:
