@@ -157,6 +157,7 @@ void slot_prepare(struct bertha_slot *s, const struct bertha_tuple *tuple, uint6
   for (int side = 0; side < 2; side++) {
     struct bertha_watch *w = &s->watch[side];
     atomic_store_explicit(&w->epoll, 0, memory_order_relaxed);
+    atomic_store_explicit(&w->more, 0, memory_order_relaxed);
     atomic_store_explicit(&w->rx, 0, memory_order_relaxed);
     atomic_store_explicit(&w->tx, 0, memory_order_relaxed);
     atomic_store_explicit(&w->kernel, 1, memory_order_relaxed);

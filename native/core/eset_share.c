@@ -8,7 +8,10 @@
  *
  * To be woken is each set's own affair: the slot names all their sleepers (struct bertha_watch), and the other end rings
  * each that is armed.  A bell byte that lies on the connection is left there until the ring is drained, as for anybody who
- * waits in the kernel: it is for all of them. */
+ * waits in the kernel: it is for all of them.
+ *
+ * Sets of other processes are not in our memory, and could not be told of what we take.  Where a living one's stands in the
+ * slot already, ours leaves the connection to the kernel, whose byte comes for everybody. */
 #include "conn.h"
 #include "eset.h"
 #include "orphans.h"
@@ -71,8 +74,32 @@ static bool place_also(struct bertha_watch *w, uint16_t name) {
   return true;
 }
 
-/* The first one: what others have left there (a process that is gone, a connection that had the slot before) goes. */
-static void place_alone(struct bertha_watch *w, uint16_t name) {
+/* A process that is alive waits for it in a set that we do not have: our parent, whose set we have closed, or a child. */
+static bool named_elsewhere(const struct slink *k, uint32_t slot) {
+  const struct bertha_watch *w = watch_of(k, slot);
+  uint32_t more = atomic_load(&w->more);
+  uint32_t used = more < BERTHA_WATCH_ALSO ? more : BERTHA_WATCH_ALSO;
+  for (uint32_t i = 0; i <= used; i++) {
+    uint32_t index = atomic_load(i < used ? &w->also[i] : &w->epoll) & ~BERTHA_WATCH_ONE;
+    if (LIKELY(index == 0 || index >= BERTHA_SLEEPERS)) {
+      continue;
+    }
+    uint32_t owner = atomic_load(&k->link->sleepers[k->link->side][index].owner);
+    if (owner != 0 && owner != (uint32_t)bertha.pid && !orphans_gone(owner)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+/* The first one: what others have left there (a process that is gone, a connection that had the slot before) goes.  False:
+ * another process's is there, or comes just now. */
+static bool place_alone(const struct slink *k, uint32_t slot, uint16_t name) {
+  struct bertha_watch *w = watch_of(k, slot);
+  uint16_t seen = atomic_load(&w->epoll);
+  if (UNLIKELY(named_elsewhere(k, slot))) {
+    return false;
+  }
   if (UNLIKELY(atomic_load(&w->more) != 0)) {
     atomic_store(&w->more, 0);
   }
@@ -81,7 +108,7 @@ static void place_alone(struct bertha_watch *w, uint16_t name) {
       atomic_store(&w->also[i], 0);
     }
   }
-  atomic_store(&w->epoll, name);
+  return atomic_compare_exchange_strong(&w->epoll, &seen, name);
 }
 
 /* A set that slept alone may have been rung by a byte, and not be armed any more; others take the byte off from now on. */
@@ -110,7 +137,7 @@ bool share_join(struct slink *k, uint32_t slot, bool exclusive) {
   if (placed && others) {
     placed = place_also(watch_of(k, slot), name);
   } else if (placed) {
-    place_alone(watch_of(k, slot), name);
+    placed = place_alone(k, slot, name);
   }
   if (placed) {
     parted_joins(k, slot);

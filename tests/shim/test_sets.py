@@ -44,6 +44,12 @@ _KIN = [
     *(f"takers {how}" for how in ("level", "edge", "one-shot")),
     *("space level", "space edge", "threads-asleep", "both"),
 ]
+_OWN = [
+    *(f"{scene} {how}" for scene in ("gone", "stays") for how in ("level", "edge", "one-shot")),
+    *(f"{scene} {how}" for scene in ("stopped-asleep", "parent-asleep") for how in ("level", "edge")),
+    *(f"{scene} {how}" for scene in ("in-turn", "comes-second") for how in ("level", "edge")),
+    *(f"{scene} level" for scene in ("takers", "space", "threads-asleep", "both")),
+]
 
 
 @pytest.mark.parametrize(
@@ -52,6 +58,15 @@ _KIN = [
 )
 def test_a_set_of_a_parent_and_its_child(host: Host, build: Build, scene: str, spin: str) -> None:
     _both_ways(host, build("kin"), scene, 1, spin)
+
+
+@pytest.mark.parametrize(
+    ("scene", "spin"),
+    [*((scene, "50") for scene in _OWN), *((scene, "0") for scene in ("gone level", "in-turn edge"))],
+)
+def test_a_set_of_the_childs_own(host: Host, build: Build, scene: str, spin: str) -> None:
+    """The child has closed the one of its parent, who waits there still."""
+    _both_ways(host, build("kin"), f"{scene} own", 1, spin)
 
 
 def test_a_child_that_is_killed_in_its_parents_set(host: Host, build: Build) -> None:

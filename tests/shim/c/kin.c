@@ -1,4 +1,5 @@
-/* kin SCENE [EVENTS]: an epoll set that a process and its forked child both wait in, at the same time or one after the other. */
+/* kin SCENE [EVENTS [own]]: an epoll set that a process and its forked child both wait in, at the same time or one after the
+ * other.  own: the child closes it and waits in one of its own. */
 #include "one_event.h"
 #include "pair.h"
 
@@ -11,6 +12,7 @@ static const double soon = 2;
 static int from, to, set, outer = -1;
 static int tokens[2], answers[2];
 static unsigned events = EPOLLIN;
+static bool own;
 static volatile int waiter; /* who has to be asleep first */
 
 /* What the set tells of `to`, by way of the outer one if there is one.  That one may be woken by the other process's bell, once. */
@@ -95,6 +97,11 @@ static pid_t child_that(void (*what)(void)) {
   MUST(pid >= 0);
   if (pid == 0) {
     signal(SIGTERM, ends);
+    if (own) {
+      close(set);
+      set = epoll_create1(EPOLL_CLOEXEC);
+      MUST(add(set, to, events) == 0);
+    }
     what();
     _exit(0);
   }
@@ -271,6 +278,25 @@ static void takes_its_turn(void) {
   }
 }
 
+static void comes_second(void) {
+  MUST(change(EPOLL_CTL_DEL, set, to, 0) == 0);
+  for (int i = 0; i < 3; i++) {
+    pid_t child = child_that(takes_its_turn);
+    put(tokens);
+    get(answers);
+    MUST(add(set, to, events) == 0);
+    rounds(1);
+    for (int k = 1; k < ROUNDS; k++) {
+      put(tokens);
+      get(answers);
+      rounds(1);
+    }
+    ended(child);
+    rounds(3);
+    MUST(change(EPOLL_CTL_DEL, set, to, 0) == 0);
+  }
+}
+
 static void in_turn(void) {
   pid_t child = child_that(takes_its_turn);
   for (int i = 0; i < ROUNDS; i++) {
@@ -330,8 +356,9 @@ static void takers(void) {
 }
 
 int main(int argc, char **argv) {
-  MUST(argc == 2 || argc == 3);
-  const char *scene = argv[1], *how = argc == 3 ? argv[2] : "level";
+  MUST(argc >= 2 && argc <= 4);
+  const char *scene = argv[1], *how = argc >= 3 ? argv[2] : "level";
+  own = argc == 4 && strcmp(argv[3], "own") == 0;
   events |= strcmp(how, "edge") == 0 ? EPOLLET : strcmp(how, "one-shot") == 0 ? EPOLLONESHOT : 0;
   pair_make(&from, &to);
   set = epoll_create1(EPOLL_CLOEXEC);
@@ -354,6 +381,7 @@ int main(int argc, char **argv) {
                 {"threads-asleep", threads_asleep},
                 {"both", both},
                 {"in-turn", in_turn},
+                {"comes-second", comes_second},
                 {"takers", takers}};
   for (size_t i = 0; i < sizeof scenes / sizeof *scenes; i++) {
     if (strcmp(scene, scenes[i].name) == 0) {
