@@ -8,6 +8,7 @@
 
 #include "../core/parcel.h"
 #include "../core/local.h"
+#include "../core/room.h"
 #include "calls.h"
 
 #define PATH_ROOM 4096
@@ -24,13 +25,21 @@ static int failed(struct handover *h, int result) {
   int saved = errno;
   handover_failed(h);
   errno = saved;
+  room_left();
+  return result;
+}
+
+/* Of an exec without anything to hand over. */
+static int not_left(int result) {
+  room_left();
   return result;
 }
 
 BERTHA_EXPORT int execve(const char *path, char *const argv[], char *const env[]) {
   local_leave();
+  room_leave();
   if (LIKELY(!handover_due())) {
-    return REAL(execve)(path, argv, env);
+    return not_left(REAL(execve)(path, argv, env));
   }
   char *handed[length(env) + 2];
   struct handover h;
@@ -45,8 +54,9 @@ BERTHA_EXPORT int execv(const char *path, char *const argv[]) {
 BERTHA_EXPORT int execvpe(const char *file, char *const argv[], char *const env[]) {
   char path[PATH_ROOM];
   local_leave();
+  room_leave();
   if (LIKELY(!handover_due()) || !target_find(file, path, sizeof path)) {
-    return REAL(execvpe)(file, argv, env);
+    return not_left(REAL(execvpe)(file, argv, env));
   }
   char *handed[length(env) + 2];
   struct handover h;
@@ -74,8 +84,9 @@ static char *descriptor_path(char path[DESCRIPTOR_ROOM], int fd) { /* its end; s
 
 BERTHA_EXPORT int fexecve(int fd, char *const argv[], char *const env[]) {
   local_leave();
+  room_leave();
   if (LIKELY(!handover_due())) {
-    return REAL(fexecve)(fd, argv, env);
+    return not_left(REAL(fexecve)(fd, argv, env));
   }
   char *handed[length(env) + 2];
   char path[DESCRIPTOR_ROOM];
@@ -94,9 +105,10 @@ int execveat(int dir, const char *path, char *const argv[], char *const env[], i
     return fexecve(dir, argv, env);
   }
   local_leave();
+  room_leave();
   char where[DESCRIPTOR_ROOM + PATH_ROOM];
   if (LIKELY(!handover_due()) || strlen(path) >= PATH_ROOM) {
-    return REAL(execveat)(dir, path, argv, env, flags);
+    return not_left(REAL(execveat)(dir, path, argv, env, flags));
   }
   char *end = where;
   if (path[0] != '/' && dir != AT_FDCWD) {

@@ -18,6 +18,7 @@
 #include "fsize.h"
 #include "parcel.h"
 #include "relay.h"
+#include "room.h"
 #include "unixpair.h"
 
 #ifndef BERTHA_VERSION
@@ -374,7 +375,7 @@ void handover_begin(struct handover *h, const char *path, bool spawn, bool moved
     h->leaving = true;
     orphans_leaving(true);
   }
-  p.bare = target == TARGET_BARE || bertha.table_fd < 0 || !new_parcel(h);
+  p.bare = target == TARGET_BARE || bertha.table_fd < 0 || !room_stays() || !new_parcel(h);
   if (p.stranger) {
     pack_stranger(&p);
   } else {

@@ -67,6 +67,8 @@ static void end_home(struct conn *home, const struct link *l) {
     atomic_store_explicit(&slot->dir[home->side & 1].closed, 1, memory_order_release);
     atomic_store_explicit(&slot->watch[home->side & 1].done, 1, memory_order_release);
   }
+  home->link = (struct link *)(uintptr_t)l; /* that of the image before us is nowhere any more */
+  home->slot = l != NULL && home->slot_index < l->slot_count ? &l->slots[home->slot_index] : NULL;
   connlog_write(home, -1);
   conn_free_in(table, home);
 }

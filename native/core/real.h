@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
@@ -146,7 +147,10 @@
   X(sigset, sighandler_t, (int, sighandler_t))                                                               \
   X(siginterrupt, int, (int, int))                                                                           \
   X(sigignore, int, (int))                                                                                   \
-  X(mlockall, int, (int))
+  X(mlockall, int, (int))                                                                                    \
+  X(getrlimit, int, (int, struct rlimit *))                                                                  \
+  X(setrlimit, int, (int, const struct rlimit *))                                                            \
+  X(prlimit, int, (pid_t, int, const struct rlimit *, struct rlimit *))
 
 struct bertha_real {
 #define X(name, ret, params) ret(*name) params;

@@ -1,8 +1,8 @@
 /* What programs limit or demand of their memory concerns what they use, not what we have room for: a link is 2 GB of
  * addresses, of which an idle connection takes a page or two.
  *
- * RLIMIT_AS counts addresses: where ours would be more than a small part of it, there is no shared memory.  mlockall()
- * makes memory of addresses: ours are left out of it. */
+ * RLIMIT_AS counts addresses: where ours would be more than a small part of it, there is no shared memory; where the program
+ * sets it when ours are there, they are allowed for on top.  mlockall() makes memory of addresses: ours are left out of it. */
 #include "room.h"
 
 #include <errno.h>
@@ -26,9 +26,112 @@ enum { SMALL_PART = 16 };
 
 bool room_allows(size_t size) {
   struct rlimit limit;
-  return getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
+  return room_limit(NULL, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY ||
          size <= limit.rlim_cur / SMALL_PART;
 }
+
+/* ---- RLIMIT_AS ----------------------------------------------------------------------------------- */
+
+/* What the program has set, and what the kernel was told instead.  A forked child has both, and our room. */
+static struct {
+  _Atomic uint32_t lock;
+  bool is;
+  struct rlimit programs;
+  struct rlimit kernels;
+} limited;
+
+static rlim_t our_room(void) {
+  size_t sum = bertha.fds != NULL ? sizeof(struct fd_entry) * BERTHA_FDS : 0;
+  sum += bertha.table_ready ? bertha.table->conn_offset + (size_t)BERTHA_RECORD * BERTHA_CONNS : 0;
+  /* Of a copy that a raw clone() made the lock may be anybody's. */
+  bool taken = bertha_in_forked_stranger() ? bertha_try_lock(&mapped.lock) : bertha_lock(&mapped.lock);
+  for (const struct link *l = mapped.links; l != NULL; l = l->next) {
+    sum += l->base != NULL ? l->size : 0;
+  }
+  for (const struct link *l = mapped.old_links; l != NULL; l = l->next) {
+    sum += l->base != NULL ? l->size : 0;
+  }
+  if (taken) {
+    bertha_unlock(&mapped.lock);
+  }
+  return (rlim_t)sum;
+}
+
+static rlim_t more(rlim_t limit, rlim_t by) {
+  return limit > RLIM_INFINITY - by ? RLIM_INFINITY : limit + by;
+}
+
+static int set_limit(const struct rlimit *now, const struct rlimit *programs, const struct rlimit *kernels) {
+  rlim_t by = our_room();
+  struct rlimit told = {more(now->rlim_cur, by), more(now->rlim_max, by)};
+  /* Who may not raise the hard limit may keep it, whatever has been added to it since. */
+  if (now->rlim_max <= programs->rlim_max && told.rlim_max > kernels->rlim_max) {
+    told.rlim_max = kernels->rlim_max;
+    told.rlim_cur =
+        told.rlim_cur < told.rlim_max || now->rlim_cur > now->rlim_max ? told.rlim_cur : told.rlim_max;
+  }
+  int result = REAL(setrlimit)(RLIMIT_AS, &told);
+  if (result == 0 && !bertha_in_forked_stranger()) { /* whose memory may be its parent's */
+    limited.is = true;
+    limited.programs = *now;
+    limited.kernels = told;
+  }
+  return result;
+}
+
+int room_limit(const struct rlimit *now, struct rlimit *before) {
+  struct rlimit kernels;
+  bool taken = !bertha_in_forked_stranger() && bertha_lock(&limited.lock); /* or a handler's, in between */
+  int result = REAL(getrlimit)(RLIMIT_AS, &kernels);
+  struct rlimit programs = kernels;
+  if (result == 0 && limited.is && !bertha_in_forked_stranger() &&
+      memcmp(&kernels, &limited.kernels, sizeof kernels) == 0) {
+    programs = limited.programs;
+  }
+  if (result == 0 && now != NULL) {
+    result = set_limit(now, &programs, &kernels);
+  }
+  if (taken) {
+    bertha_unlock(&limited.lock);
+  }
+  if (result == 0 && before != NULL) {
+    *before = programs;
+  }
+  return result;
+}
+
+/* The soft one alone: an exec that fails could not get the hard one back. */
+static void soft(rlim_t from, rlim_t to) {
+  struct rlimit kernels;
+  int saved = errno;
+  if (limited.is && REAL(getrlimit)(RLIMIT_AS, &kernels) == 0 && kernels.rlim_cur == from) {
+    kernels.rlim_cur = to;
+    REAL(setrlimit)(RLIMIT_AS, &kernels);
+  }
+  errno = saved;
+}
+
+bool room_stays(void) {
+  bool stays = true;
+  bool taken = bertha_in_forked_stranger() ? bertha_try_lock(&mapped.lock) : bertha_lock(&mapped.lock);
+  for (const struct link *l = mapped.links; l != NULL && stays; l = l->next) {
+    stays = l->base == NULL || room_allows(l->size);
+  }
+  if (taken) {
+    bertha_unlock(&mapped.lock);
+  }
+  return stays;
+}
+
+void room_leave(void) {
+  soft(limited.kernels.rlim_cur, limited.programs.rlim_cur);
+}
+
+void room_left(void) {
+  soft(limited.programs.rlim_cur, limited.kernels.rlim_cur);
+}
+
+/* ---- mappings ------------------------------------------------------------------------------------ */
 
 /* After mlockall(MCL_FUTURE) a mapping is filled as it is made; but not one that nobody may touch.  What is at `over` is
  * replaced in one step: another thread may be looking. */

@@ -34,6 +34,18 @@ def test_addresses_are_limited(host: Host, build: Build) -> None:
         assert client.reason is not None and "a memory limit is reached" in client.reason
 
 
+@pytest.mark.parametrize("how", ["itself", "child", "exec"])
+def test_addresses_are_limited_later(host: Host, build: Build, how: str) -> None:
+    """vsftpd limits what each of its sessions may have, which then have their parent's rings."""
+    assert host.run([build("room"), "later", how]) == "ok\n"
+    lines = connections(host.finish(), program="room")
+    if host.rehearse:
+        return
+    # The second listener's link would have been too much of what the program has left.
+    assert sum(line.implementation == "shm" for line in lines) == 2, lines
+    assert sum("a memory limit is reached" in (line.reason or "") for line in lines) == 2, lines
+
+
 @pytest.mark.parametrize("kilobytes", [10_000, 60_000, 300_000, 1_000_000])
 def test_little_room_from_the_start(host: Host, build: Build, kilobytes: int) -> None:
     words = ["sh", "-c", f'ulimit -v {kilobytes}; exec "$@"', "sh", build("room"), "small"]
