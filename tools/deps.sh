@@ -95,6 +95,7 @@ look() {
         need iperf3 "program tests" has iperf3
         need wrk "program tests" has wrk
         need haproxy "program tests" has haproxy
+        need vsftpd "program tests" has vsftpd
         need apache2-utils "program tests" has ab
         need curl "program tests" has curl
         need openssl "certificates of the TLS tests" has openssl
