@@ -5,6 +5,9 @@
 #include "../core/room.h"
 #include "calls.h"
 
+/* The sanitizers' runtimes call these before they can serve our code. */
+#if !defined BERTHA_ASAN && !defined BERTHA_TSAN
+
 static bool ours(int resource) {
   return UNLIKELY(resource == RLIMIT_AS) && bertha.enabled;
 }
@@ -48,3 +51,5 @@ BERTHA_EXPORT int prlimit64(pid_t pid, enum __rlimit_resource resource, const st
                             struct rlimit64 *before) {
   return prlimit(pid, resource, (const struct rlimit *)now, (struct rlimit *)before);
 }
+
+#endif

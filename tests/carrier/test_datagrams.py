@@ -255,8 +255,13 @@ def test_a_listener_that_is_another_users(server: Program) -> None:
         assert "another user's" in program.status.detail
         host.context(listener=7, key=KEY, uids=(nobody,))
         until(lambda: not unread(host.control), host)
-        stranger.udp.send(envelope.hello(6, RELIABLE, KEY))
-        until(lambda: not stranger.quiet(0), host)
+        for _ in range(10):  # as a client does to whom nothing is said
+            stranger.udp.send(envelope.hello(6, RELIABLE, KEY))
+            with contextlib.suppress(AssertionError):
+                until(lambda: not stranger.quiet(0), host, seconds=2)
+                break
+        # Twice, of some thousand runs, one hello alone was not answered: what would tell why.
+        assert not stranger.quiet(0), (program.status.state, program.status.detail, host.checks)
         assert stranger.heard().kind == Kind.ACCEPT
 
 
