@@ -74,7 +74,7 @@ ROWS = {
     "chunnels": ("two/c4", "one/c50"),
     "python": ("asyncio/c1",),
     "datagrams": ("reliable", "compress+encrypt"),
-    "ceiling": ("pingpong/two", "redis/c50"),
+    "ceiling": ("calls", "pingpong/two", "redis/c50"),
 }
 # Variants whose programs have no shim, or (of plain-overhead) whose connections are nobody's to check.
 PLAIN = {"bare", "tcp", "tcp-alone", "tcp-nagle", "udp", "unix-socket", "none", "control", "redis-tls"}

@@ -7,6 +7,9 @@ can be faster than programs that do nothing but their own work.
 
 Ping-pong and iperf3 do no work of their own.  There the machine is what is left: `bare` is a round trip of
 two processes that share a cache line for each direction, or bytes copied into shared memory and out of it.
+
+`calls` is what this library's own calls take where nothing has to come from another processor: with the time
+of a line (half of the bare round trip), what a request costs at the least with this library as it is.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from bertha_socket._bench.variants import Variant
 
 PROGRAMS: tuple[str, ...] = ()
 BARE = "bare"
+CALLS = "calls"
 #: Rows in which one of the two ends works at a time, or both have one processor.
 _IN_TURN = frozenset({"redis/c1", "connect/w1", "asyncio/c1"})
 #: Rows of which an end is more than one process: the processors are all that bounds them.
@@ -49,7 +53,7 @@ ROWS = tuple(
     for row in ALL
     if row.name.startswith(_MACHINE) or (_has_figure(row) and not row.name.startswith(("floor/", "crowd/")))
 )
-ROW_NAMES = tuple(row.name for row in ROWS)
+ROW_NAMES = (CALLS, *(row.name for row in ROWS))
 
 
 def most(name: str, ends: list[float], processors: int) -> float:
@@ -169,6 +173,28 @@ def _beside_bare(stage: Stage, report: Report, row: Row, options: interleave.Opt
         report.ratio(f"{row.title}: {metric}, the bare machine's, times TCP", metric, *best)
 
 
+def _by_themselves(ground: Ground, count: int, shim: Shim | None) -> Sample:
+    argv = [str(ground.programs[CALLS]), "--requests", str(count)]
+    said: dict[str, float] = json.loads(ground.stage.run(argv, ground.host, shim=shim))
+    return Sample(said)
+
+
+def _calls(stage: Stage, report: Report, options: interleave.Options) -> None:
+    """What a send with its recv, and an epoll_wait, take of one thread that has both ends."""
+    with ExitStack() as opened:
+        ground = Ground(stage, tools.build(), stage.one_host(), options.scale, options.scale, opened)
+        part = Report(report.bench, "")
+        count = options.amount(50_000, 500_000, least=100)
+        for variant in variants.standard(stage, (variants.TCP, variants.SHM), part):
+            use = partial(_by_themselves, ground, count)
+            measure = partial(variants.measured, stage, part, variant, use)
+            part.cells.append(Cell(variant.name, {"row": CALLS}, measure, {"pair": "ns", "wait": "ns"}))
+        interleave.run(part, options.rounds_or(3, 5), options)
+    variants.take(report, part, CALLS)
+    title = "a send and its recv, in one thread: times TCP"
+    report.ratio(title, "pair", (variants.TCP, {"row": CALLS}), (variants.SHM, {"row": CALLS}))
+
+
 def run(options: interleave.Options) -> Report:
     chosen = [name for name in ROW_NAMES if options.chooses(name)]
     report = Report(
@@ -178,6 +204,9 @@ def run(options: interleave.Options) -> Report:
     )
     refusal = profile.unavailable()
     with Stage() as stage:
+        if CALLS in chosen:
+            options.progress(CALLS)
+            _calls(stage, report, options)
         for row in (row for row in ROWS if row.name in chosen):
             options.progress(row.name)
             machine = row.name.startswith(_MACHINE)

@@ -17,7 +17,20 @@ from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
 
-PROGRAMS = ("server", "bare", "ping", "rate", "hold", "load", "hog", "echoes", "askers", "oneshot", "burst")
+PROGRAMS = (
+    "server",
+    "bare",
+    "calls",
+    "ping",
+    "rate",
+    "hold",
+    "load",
+    "hog",
+    "echoes",
+    "askers",
+    "oneshot",
+    "burst",
+)
 CHUNNEL_COST = "chunnel_cost"
 _FLAGS = ("-std=gnu11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra")
 _PACKAGES = {
