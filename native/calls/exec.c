@@ -21,30 +21,29 @@ static size_t length(char *const list[]) {
   return n;
 }
 
+/* `h` NULL: there was nothing to hand over. */
 static int failed(struct handover *h, int result) {
   int saved = errno;
-  handover_failed(h);
-  errno = saved;
+  if (h != NULL) {
+    handover_failed(h);
+  }
   room_left();
+  errno = saved;
   return result;
 }
 
-/* Of an exec without anything to hand over. */
-static int not_left(int result) {
-  room_left();
-  return result;
-}
+/* What is called has the limits that the next image is to have: nothing of ours comes in between. */
+#define LEAVING(call) (room_leave(), call)
 
 BERTHA_EXPORT int execve(const char *path, char *const argv[], char *const env[]) {
   local_leave();
-  room_leave();
   if (LIKELY(!handover_due())) {
-    return not_left(REAL(execve)(path, argv, env));
+    return failed(NULL, LEAVING(REAL(execve)(path, argv, env)));
   }
   char *handed[length(env) + 2];
   struct handover h;
   handover_begin(&h, path, false, false, env, handed);
-  return failed(&h, REAL(execve)(path, argv, handed));
+  return failed(&h, LEAVING(REAL(execve)(path, argv, handed)));
 }
 
 BERTHA_EXPORT int execv(const char *path, char *const argv[]) {
@@ -54,14 +53,13 @@ BERTHA_EXPORT int execv(const char *path, char *const argv[]) {
 BERTHA_EXPORT int execvpe(const char *file, char *const argv[], char *const env[]) {
   char path[PATH_ROOM];
   local_leave();
-  room_leave();
   if (LIKELY(!handover_due()) || !target_find(file, path, sizeof path)) {
-    return not_left(REAL(execvpe)(file, argv, env));
+    return failed(NULL, LEAVING(REAL(execvpe)(file, argv, env)));
   }
   char *handed[length(env) + 2];
   struct handover h;
   handover_begin(&h, path, false, false, env, handed);
-  return failed(&h, REAL(execvpe)(file, argv, handed));
+  return failed(&h, LEAVING(REAL(execvpe)(file, argv, handed)));
 }
 
 BERTHA_EXPORT int execvp(const char *file, char *const argv[]) {
@@ -84,16 +82,15 @@ static char *descriptor_path(char path[DESCRIPTOR_ROOM], int fd) { /* its end; s
 
 BERTHA_EXPORT int fexecve(int fd, char *const argv[], char *const env[]) {
   local_leave();
-  room_leave();
   if (LIKELY(!handover_due())) {
-    return not_left(REAL(fexecve)(fd, argv, env));
+    return failed(NULL, LEAVING(REAL(fexecve)(fd, argv, env)));
   }
   char *handed[length(env) + 2];
   char path[DESCRIPTOR_ROOM];
   descriptor_path(path, fd);
   struct handover h;
   handover_begin(&h, path, false, false, env, handed);
-  return failed(&h, REAL(fexecve)(fd, argv, handed));
+  return failed(&h, LEAVING(REAL(fexecve)(fd, argv, handed)));
 }
 
 BERTHA_EXPORT int execveat(int dir, const char *path, char *const argv[], char *const env[], int flags);
@@ -105,10 +102,9 @@ int execveat(int dir, const char *path, char *const argv[], char *const env[], i
     return fexecve(dir, argv, env);
   }
   local_leave();
-  room_leave();
   char where[DESCRIPTOR_ROOM + PATH_ROOM];
   if (LIKELY(!handover_due()) || strlen(path) >= PATH_ROOM) {
-    return not_left(REAL(execveat)(dir, path, argv, env, flags));
+    return failed(NULL, LEAVING(REAL(execveat)(dir, path, argv, env, flags)));
   }
   char *end = where;
   if (path[0] != '/' && dir != AT_FDCWD) {
@@ -119,7 +115,7 @@ int execveat(int dir, const char *path, char *const argv[], char *const env[], i
   char *handed[length(env) + 2];
   struct handover h;
   handover_begin(&h, where, false, false, env, handed);
-  return failed(&h, REAL(execveat)(dir, path, argv, handed, flags));
+  return failed(&h, LEAVING(REAL(execveat)(dir, path, argv, handed, flags)));
 }
 
 /* The arguments up to a null pointer, as an array; `env`: behind it. */

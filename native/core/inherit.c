@@ -59,16 +59,15 @@ static struct link *link_of(const struct unpacking *u, const struct parcel_conn 
 }
 
 /* Nobody has the connection any more: what a close would have done. */
-static void end_home(struct conn *home, const struct link *l) {
+static void end_home(struct conn *home, struct link *l) {
   uint32_t kind = conn_kind(home);
   struct bertha_table_header *table = abroad_header_of(home);
-  if (l != NULL && home->slot_index < l->slot_count && kind == BERTHA_CONN_SHM) {
-    struct bertha_slot *slot = &l->slots[home->slot_index];
-    atomic_store_explicit(&slot->dir[home->side & 1].closed, 1, memory_order_release);
-    atomic_store_explicit(&slot->watch[home->side & 1].done, 1, memory_order_release);
-  }
-  home->link = (struct link *)(uintptr_t)l; /* that of the image before us is nowhere any more */
+  home->link = l; /* that of the image before us is nowhere any more */
   home->slot = l != NULL && home->slot_index < l->slot_count ? &l->slots[home->slot_index] : NULL;
+  if (home->slot != NULL && kind == BERTHA_CONN_SHM) {
+    atomic_store_explicit(&home->slot->dir[home->side & 1].closed, 1, memory_order_release);
+    atomic_store_explicit(&home->slot->watch[home->side & 1].done, 1, memory_order_release);
+  }
   connlog_write(home, -1);
   conn_free_in(table, home);
 }

@@ -40,28 +40,44 @@ static struct {
   struct rlimit kernels;
 } limited;
 
-static rlim_t our_room(void) {
-  size_t sum = bertha.fds != NULL ? sizeof(struct fd_entry) * BERTHA_FDS : 0;
-  sum += bertha.table_ready ? bertha.table->conn_offset + (size_t)BERTHA_RECORD * BERTHA_CONNS : 0;
+/* Addresses of all links, and of the largest that has connections, or may have. */
+static void links_room(size_t *all, size_t *largest) {
   /* Of a copy that a raw clone() made the lock may be anybody's. */
   bool taken = bertha_in_forked_stranger() ? bertha_try_lock(&mapped.lock) : bertha_lock(&mapped.lock);
+  *all = *largest = 0;
   for (const struct link *l = mapped.links; l != NULL; l = l->next) {
-    sum += l->base != NULL ? l->size : 0;
+    size_t size = l->base != NULL ? l->size : 0;
+    *all += size;
+    *largest = size > *largest ? size : *largest;
   }
   for (const struct link *l = mapped.old_links; l != NULL; l = l->next) {
-    sum += l->base != NULL ? l->size : 0;
+    *all += l->base != NULL ? l->size : 0;
   }
   if (taken) {
     bertha_unlock(&mapped.lock);
   }
-  return (rlim_t)sum;
+}
+
+static rlim_t our_room(void) {
+  size_t all, largest;
+  links_room(&all, &largest);
+  all += bertha.fds != NULL ? sizeof(struct fd_entry) * BERTHA_FDS : 0;
+  all += bertha.table_ready ? bertha.table->conn_offset + (size_t)BERTHA_RECORD * BERTHA_CONNS : 0;
+  return (rlim_t)all;
+}
+
+bool room_stays(void) {
+  size_t all, largest;
+  links_room(&all, &largest);
+  return room_allows(largest);
 }
 
 static rlim_t more(rlim_t limit, rlim_t by) {
   return limit > RLIM_INFINITY - by ? RLIM_INFINITY : limit + by;
 }
 
-static int set_limit(const struct rlimit *now, const struct rlimit *programs, const struct rlimit *kernels) {
+static int set_limit(const struct rlimit *now, const struct rlimit *programs, const struct rlimit *kernels,
+                     bool books) {
   rlim_t by = our_room();
   struct rlimit told = {more(now->rlim_cur, by), more(now->rlim_max, by)};
   /* Who may not raise the hard limit may keep it, whatever has been added to it since. */
@@ -71,7 +87,7 @@ static int set_limit(const struct rlimit *now, const struct rlimit *programs, co
         told.rlim_cur < told.rlim_max || now->rlim_cur > now->rlim_max ? told.rlim_cur : told.rlim_max;
   }
   int result = REAL(setrlimit)(RLIMIT_AS, &told);
-  if (result == 0 && !bertha_in_forked_stranger()) { /* whose memory may be its parent's */
+  if (result == 0 && books) {
     limited.is = true;
     limited.programs = *now;
     limited.kernels = told;
@@ -81,15 +97,15 @@ static int set_limit(const struct rlimit *now, const struct rlimit *programs, co
 
 int room_limit(const struct rlimit *now, struct rlimit *before) {
   struct rlimit kernels;
-  bool taken = !bertha_in_forked_stranger() && bertha_lock(&limited.lock); /* or a handler's, in between */
+  bool books = !bertha_in_forked_stranger();        /* whose may be its parent's */
+  bool taken = books && bertha_lock(&limited.lock); /* or a handler's, in between */
   int result = REAL(getrlimit)(RLIMIT_AS, &kernels);
   struct rlimit programs = kernels;
-  if (result == 0 && limited.is && !bertha_in_forked_stranger() &&
-      memcmp(&kernels, &limited.kernels, sizeof kernels) == 0) {
+  if (result == 0 && books && limited.is && memcmp(&kernels, &limited.kernels, sizeof kernels) == 0) {
     programs = limited.programs;
   }
   if (result == 0 && now != NULL) {
-    result = set_limit(now, &programs, &kernels);
+    result = set_limit(now, &programs, &kernels, books);
   }
   if (taken) {
     bertha_unlock(&limited.lock);
@@ -109,18 +125,6 @@ static void soft(rlim_t from, rlim_t to) {
     REAL(setrlimit)(RLIMIT_AS, &kernels);
   }
   errno = saved;
-}
-
-bool room_stays(void) {
-  bool stays = true;
-  bool taken = bertha_in_forked_stranger() ? bertha_try_lock(&mapped.lock) : bertha_lock(&mapped.lock);
-  for (const struct link *l = mapped.links; l != NULL && stays; l = l->next) {
-    stays = l->base == NULL || room_allows(l->size);
-  }
-  if (taken) {
-    bertha_unlock(&mapped.lock);
-  }
-  return stays;
 }
 
 void room_leave(void) {

@@ -7,9 +7,10 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 
-from tests.harness import Host, assert_carried, free_port, require_program
+from tests.harness import Host, assert_carried, eventually, free_port, require_program
 
 pytestmark = pytest.mark.program
 _CONFIGURATION = """
@@ -21,6 +22,11 @@ anonymous_enable=YES
 anon_root={root}
 seccomp_sandbox=NO
 """
+
+
+def _connected(pid: int, port: int) -> bool:
+    ends = psutil.Process(pid).net_connections("tcp")
+    return any(end.status == psutil.CONN_ESTABLISHED and end.raddr and end.raddr.port == port for end in ends)
 
 
 def test_sessions(host: Host) -> None:
@@ -38,7 +44,8 @@ def test_sessions(host: Host) -> None:
         # It looks for the client's claim as it accepts; its child, made by no fork(), does not.
         server.send(signal.SIGSTOP)
         client = host.spawn([curl, "-sS", "-o", got, f"ftp://127.0.0.1:{port}/file"], shim=shim)
-        time.sleep(0.5)
+        eventually(lambda client=client: _connected(client.pid, port), "curl's connection")
+        time.sleep(0.3)  # it claims as it returns from connect()
         server.send(signal.SIGCONT)
         client.wait()
         host.run([cmp, got, root / "file"], shim=False)

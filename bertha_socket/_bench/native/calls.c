@@ -1,4 +1,4 @@
-/* calls [--requests N]: what a connection's calls cost where nothing has to come from another processor.
+/* calls --requests N: what a connection's calls cost where nothing has to come from another processor.
  *
  * Both ends in one thread, 64 B each way, sent, found and received.  A server that answers as fast as others ask is paid for each
  * request with one send, one recv, a part of an epoll_wait, and the wait for the lines that the other end has written: the last
